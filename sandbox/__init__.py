@@ -1,0 +1,1 @@
+"""A local exchange that answers as the real one does, and goes wrong on demand; see `sandbox.server`."""

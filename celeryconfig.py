@@ -1,0 +1,67 @@
+"""Queue policy: how Celery is set up for work whose truth lives in the book, every value with its reason.
+
+Measured behaviour behind these values: Celery on Redis loses about one message per killed worker and
+redelivers late, so messages only wake workers up (see worker/book.py).
+"""
+
+from kombu.entity import Queue
+
+from worker.orders import Lane
+from worker.settings import RedisSettings, SettingsError, WorkerSettings
+
+try:
+    _redis = RedisSettings.from_env()
+except SettingsError:
+    WorkerSettings.from_env()  # raises with everything that is wrong, not only with what is about Redis
+    raise
+
+# -- where ------------------------------------------------------------------------------------------------
+broker_url = _redis.celery_url
+result_backend = _redis.celery_url
+imports = ("worker.tasks",)
+
+# -- what is accepted ---------------------------------------------------------------------------------------
+task_serializer = result_serializer = "json"
+accept_content = result_accept_content = ["json"]  # pickle would run what a stranger sends
+enable_utc = True
+
+# -- queues: risk first -------------------------------------------------------------------------------------
+task_queues = [Queue(Lane.RISK.queue), Queue(Lane.STRATEGY.queue)]
+task_default_queue = Lane.STRATEGY.queue
+task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
+# Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
+broker_transport_options = {
+    "queue_order_strategy": "priority",  # queues in the order above, always; the default rotates them
+    "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the book anyway
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 5,  # a worker killed while restoring must not block the others for 5 minutes
+    "socket_timeout": 5,
+    "socket_connect_timeout": 1,
+    "socket_keepalive": True,
+    "health_check_interval": 5,  # finds a half-open connection in ~10 s instead of ~50
+}
+
+# -- workers ------------------------------------------------------------------------------------------------
+worker_pool = (
+    "threads"  # one key, one connection pool, least memory; leases and HTTP deadlines bound the work
+)
+worker_concurrency = 8
+worker_prefetch_multiplier = 1  # more would hide urgent messages behind waiting ones
+task_acks_late = True  # a raw message is ours only once its order is in the book
+worker_cancel_long_running_tasks_on_connection_loss = False  # the book decides who works on what
+worker_enable_remote_control = False  # it can shut workers down; who may write to Redis should not
+worker_send_task_events = False  # a fifth of the throughput
+task_track_started = False
+worker_hijack_root_logger = True
+worker_redirect_stdouts = False
+
+# -- when Redis is away -------------------------------------------------------------------------------------
+broker_connection_retry_on_startup = False  # refuse to start without Redis, in one line
+broker_connection_max_retries = None  # later: for ever; the default gives up after 100
+broker_channel_error_retry = True  # NOREPLICAS, READONLY and OOM would end the worker
+result_backend_always_retry = True  # a result that cannot be stored is stored later, not dropped
+result_backend_max_retries = 1000
+result_backend_base_sleep_between_retries_ms = 50
+result_backend_max_sleep_between_retries_ms = 500
+result_expires = _redis.result_expires_s

@@ -1,0 +1,91 @@
+"""The record of every call the exchange received, for assertions."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as it was received, and what came of it.
+
+    `received_ms` is the machine's clock (never skewed), `duration_ms` runs until the reply was ready.
+    `status` is None while the call is under way and for a reply that was never sent.
+    `effects` are the contracts this very call removed. `reused` names what an earlier call had too.
+    """
+
+    seq: int
+    received_ms: int
+    connection: int
+    method: str
+    path: str
+    query: str
+    operation: str
+    order_ids: list[str]
+    key_id: str
+    timestamp: str
+    signature: str
+    body: str
+    status: int | None = None
+    code: str | None = None
+    bucket: str | None = None
+    tokens: int = 0
+    effects: list[dict[str, str]] = field(default_factory=list)
+    fault: str | None = None
+    reused: list[str] = field(default_factory=list)
+    duration_ms: float | None = None
+
+
+_FIELDS = tuple(item.name for item in fields(Call))
+
+
+class Calls:
+    """All calls in the order of their arrival; safe from many threads."""
+
+    def __init__(self) -> None:
+        self.kept = True
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._calls: list[Call] = []
+        self._seen: set[tuple[str, str, str]] = set()
+
+    def add(self, **fields: Any) -> Call:
+        """A new record; it is filled in while the call is served."""
+        with self._lock:
+            self._seq += 1
+            call = Call(seq=self._seq, **fields)
+            if self.kept:
+                self._calls.append(call)
+                self._note_reuse(call)
+        return call
+
+    def _note_reuse(self, call: Call) -> None:
+        for name in ("signature", "timestamp"):
+            value = getattr(call, name)
+            if value:
+                mark = (name, call.key_id, value)
+                if mark in self._seen:
+                    call.reused.append(name)
+                self._seen.add(mark)
+
+    def since(
+        self, seq: int = 0, *, operation: str | None = None, order_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The calls after number `seq` that match, oldest first."""
+        with self._lock:
+            calls = list(self._calls)
+        return [
+            {name: getattr(call, name) for name in _FIELDS}
+            for call in calls
+            if call.seq > seq
+            and (operation is None or call.operation == operation)
+            and (order_id is None or order_id in call.order_ids)
+        ]
+
+    def clear(self) -> None:
+        """Forgets all calls; numbers go on, so that `since` stays meaningful."""
+        with self._lock:
+            self._calls.clear()
+            self._seen.clear()

@@ -1,0 +1,180 @@
+"""The unsigned routes under /sandbox/: how tests, demos and users arrange the exchange and look behind it."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote
+
+from sandbox.auth import read_key
+from sandbox.faults import Fault
+from sandbox.forms import counted, fixed_point
+from sandbox.market import NewOrder, Order, history_line
+from sandbox.wire import Reply, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.floor import Floor
+
+PREFIX = "/sandbox/"
+_NUMBERS = ("count", "filled", "price")
+
+
+class NoSuchOrderError(LookupError):
+    """The control names an order that was never there."""
+
+
+def pull(floor: Floor, request: Request) -> Reply:
+    """Serves one control request; 400 with the reason for what cannot be done, 404 for what is not there."""
+    name, _, order_id = request.path.removeprefix(PREFIX).partition("/")
+    order_id, _, deed = order_id.partition("/")
+    lever = _LEVERS.get((request.method, "/".join(filter(None, (name, order_id and ":id", deed)))))
+    if lever is None:
+        return _reply(404, {"error": f"no lever {request.method} {request.path}"})
+    query = {key: values[-1] for key, values in parse_qs(request.query).items()}
+    try:
+        fields = json.loads(request.body) if request.body else {}
+        return _reply(200, lever(floor, unquote(order_id), fields, query))
+    except NoSuchOrderError as error:
+        return _reply(404, {"error": str(error)})
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation) as error:
+        return _reply(400, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _reply(status: int, body: Any) -> Reply:
+    return Reply(status, json.dumps(body, separators=(",", ":")).encode())
+
+
+def _reset(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
+    floor.reset()
+    return {}
+
+
+def _place(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
+    news = [_new_order(floor, each) for each in fields["orders"]]
+    with floor.lock:
+        moment = floor.moment()
+        placed = []
+        for new in news:
+            if new.order_group_id is not None and new.order_group_id not in floor.market.groups:
+                floor.market.add_group(group_id=new.order_group_id, exchange_index=new.exchange_index)
+            placed.append(floor.market.place(new, moment))
+        return [fixed_point(order, order.state) for order in placed]
+
+
+def _new_order(floor: Floor, fields: dict[str, Any]) -> NewOrder:
+    values = {name: value for name, value in fields.items() if value is not None}
+    values |= {name: Decimal(str(values[name])) for name in _NUMBERS if name in values}
+    values.setdefault("exchange_index", floor.settings.shard_of(values.get("ticker", NewOrder().ticker)))
+    return NewOrder(**values)
+
+
+def _orders(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        return [_truth(order) for order in floor.market.orders()]
+
+
+def _order(floor: Floor, order_id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        return _truth(_found(floor, order_id))
+
+
+def _fill(floor: Floor, order_id: str, fields: Any, _query: Any) -> Any:
+    count = fields.get("count")
+    with floor.lock:
+        order = _found(floor, order_id)
+        floor.market.fill(order, floor.moment(), None if count is None else Decimal(str(count)))
+        return _truth(order)
+
+
+def _cancel_elsewhere(floor: Floor, order_id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        order = _found(floor, order_id)
+        if order.state.status != "resting":
+            raise ValueError(f"{order_id} is {order.state.status}")
+        floor.market.cancel(order, floor.moment(), by="elsewhere")
+        return _truth(order)
+
+
+def _configure(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
+    floor.configure(fields)
+    return {}
+
+
+def _fault(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
+    return {"id": floor.arm(Fault(**fields))}
+
+
+def _faults(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        return floor.faults.armed()
+
+
+def _clear_faults(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
+    floor.clear_faults()
+    return {}
+
+
+def _calls(floor: Floor, _id: str, _fields: Any, query: dict[str, str]) -> Any:
+    return floor.calls.since(
+        int(query.get("since", "0")), operation=query.get("operation"), order_id=query.get("order_id")
+    )
+
+
+def _drain(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        now_s = floor.moment().mono_s
+        floor.budget.bucket(fields["bucket"], now_s).drain(float(fields["tokens"]), now_s)
+        return floor.budget.levels(now_s)
+
+
+def _buckets(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        return floor.budget.levels(floor.moment().mono_s)
+
+
+def _register_key(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
+    key = read_key(
+        fields["key_id"],
+        fields["public_key_pem"],
+        scope=fields.get("scope", "full"),
+        subaccount=fields.get("subaccount"),
+    )
+    floor.keys = {**floor.keys, key.key_id: key}
+    return {}
+
+
+def _found(floor: Floor, order_id: str) -> Order:
+    order = floor.market.find(order_id)
+    if order is None:
+        raise NoSuchOrderError(f"no order {order_id!r}")
+    return order
+
+
+def _truth(order: Order) -> dict[str, Any]:
+    """How an order really stands, without any lag, and how it got there."""
+    return {
+        **fixed_point(order, order.state),
+        "canceled_count_fp": counted(order.state.canceled),
+        "history": [history_line(event) for event in order.history],
+    }
+
+
+_LEVERS: dict[tuple[str, str], Callable[[Floor, str, Any, Any], Any]] = {
+    ("POST", "reset"): _reset,
+    ("POST", "orders"): _place,
+    ("GET", "orders"): _orders,
+    ("GET", "orders/:id"): _order,
+    ("POST", "orders/:id/fill"): _fill,
+    ("POST", "orders/:id/cancel"): _cancel_elsewhere,
+    ("POST", "configure"): _configure,
+    ("POST", "faults"): _fault,
+    ("GET", "faults"): _faults,
+    ("DELETE", "faults"): _clear_faults,
+    ("GET", "calls"): _calls,
+    ("POST", "drain"): _drain,
+    ("GET", "buckets"): _buckets,
+    ("POST", "keys"): _register_key,
+}

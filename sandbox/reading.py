@@ -1,0 +1,138 @@
+"""What the exchange shows: orders (lag and stale reads included), fills, pauses, and the account."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+from sandbox.forms import FORMS, trade
+from sandbox.market import Filter
+from sandbox.refusal import invalid, not_found
+
+if TYPE_CHECKING:
+    from sandbox.market import Order, State
+    from sandbox.visit import Answer, Visit
+
+STATUSES = ("resting", "canceled", "executed", "pending")
+MAX_EVENTS = 10
+MAX_LIMIT = 1000
+BALANCE_CENTS = 1_000_000
+
+
+def read_order(visit: Visit) -> Answer:
+    """One order, as reads see it at present."""
+    order = visit.market.find(visit.path_parameters["order_id"])
+    if order is None or visit.read_subaccount(None) not in {None, order.new.subaccount}:
+        raise not_found()
+    state = _view(visit, order)
+    if state is None:
+        raise not_found()
+    return 200, {"order": FORMS[visit.settings.order_form](order, state)}
+
+
+def list_orders(visit: Visit) -> Answer:
+    """A page of orders, newest first. A cursor that is garbage starts from the front, silently."""
+    query = visit.query
+    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
+    events = tuple(name for name in query.get("event_ticker", "").split(",") if name)
+    if len(events) > MAX_EVENTS:
+        raise invalid(f"event_ticker: {len(events)} of at most {MAX_EVENTS}")
+    if query.get("status", "resting") not in STATUSES:
+        raise invalid(f"status: {query['status']!r}")
+    wanted = Filter(
+        status=query.get("status"),
+        ticker=query.get("ticker"),
+        event_tickers=events,
+        min_s=visit.integer("min_ts"),
+        max_s=visit.integer("max_ts"),
+        subaccount=visit.read_subaccount(visit.integer("subaccount")),
+        exchange_index=visit.integer("exchange_index"),
+    )
+    faults = visit.floor.faults
+    faulty = faults.has("stale_read") or faults.has("not_found")
+    found, following = visit.market.page(
+        wanted,
+        moment=visit.moment,
+        before=_number_of(query.get("cursor", "")),
+        limit=limit,
+        view=(lambda order: _view(visit, order)) if faulty else None,
+    )
+    form = FORMS[visit.settings.order_form]
+    cursor = "" if following is None else _cursor_of(following)
+    return 200, {"orders": [form(order, state) for order, state in found], "cursor": cursor}
+
+
+def _view(visit: Visit, order: Order) -> State | None:
+    """What a read shows of an order, faults and lag included; None = it is not there."""
+    faults, operation = visit.floor.faults, visit.route.operation
+    if faults.strike("not_found", operation, [order.order_id]):
+        visit.record.fault = "not_found"
+        return None
+    fault = faults.strike("stale_read", operation, [order.order_id])
+    if fault and order.previous is not None:
+        age_s = (visit.moment.us - order.state.updated_us) / 1_000_000
+        if fault.seconds is None or age_s < fault.seconds:
+            visit.record.fault = "stale_read"
+            return order.previous
+    return visit.market.visible(order, visit.moment)
+
+
+def _cursor_of(number: int) -> str:
+    return base64.urlsafe_b64encode(f"n{number}".encode()).decode()
+
+
+def _number_of(cursor: str) -> int | None:
+    try:
+        text = base64.urlsafe_b64decode(cursor).decode("ascii")
+        return int(text.removeprefix("n")) if text.startswith("n") else None
+    except (binascii.Error, ValueError):
+        return None
+
+
+def list_fills(visit: Visit) -> Answer:
+    """The trades of the account, newest first, in one page."""
+    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
+    fills = [
+        trade(fill)
+        for fill in reversed(visit.market.fills)
+        if visit.query.get("order_id") in {None, fill.order.order_id}
+        and visit.query.get("ticker") in {None, fill.order.new.ticker}
+    ]
+    return 200, {"fills": fills[:limit], "cursor": ""}
+
+
+def balance(visit: Visit) -> Answer:
+    """A round sum: the sandbox keeps no money."""
+    return 200, {"balance": BALANCE_CENTS, "portfolio_value": 0, "updated_ts": visit.moment.ms // 1000}
+
+
+def positions(_visit: Visit) -> Answer:
+    """None: the sandbox keeps no positions."""
+    return 200, {"market_positions": [], "event_positions": [], "cursor": ""}
+
+
+def exchange_status(visit: Visit) -> Answer:
+    """What is paused, as a whole and shard by shard."""
+    settings = visit.settings
+    shards = [
+        {
+            "exchange_index": shard,
+            "exchange_active": settings.exchange_active(shard),
+            "trading_active": settings.trading_active(shard),
+        }
+        for shard in range(settings.shard_count)
+    ]
+    body: dict[str, Any] = {
+        "exchange_active": any(shard["exchange_active"] for shard in shards),
+        "trading_active": any(shard["trading_active"] for shard in shards),
+        "exchange_index_statuses": shards,
+    }
+    if settings.resume_time is not None:
+        body["exchange_estimated_resume_time"] = settings.resume_time
+    return 200, body
+
+
+def limits(visit: Visit) -> Answer:
+    """The account's token rates and capacities."""
+    return 200, visit.floor.budget.limits()

@@ -1,0 +1,214 @@
+"""For producers: asks for cancels and reads what became of them. Needs Redis only, never the key.
+
+    client = CancelClient.from_env()
+    pending = client.cancel("3f2c...", requested_by="mm-btc")
+    print(pending.result(timeout=10).outcome)
+
+A cancel is accepted when its entry is in the book; from then on it survives whatever happens to this
+process. The message published after that only wakes a worker up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker import bells, records
+from worker.book import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, Book, BookError, OpenCancel, connect
+from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
+from worker.settings import RedisSettings
+
+__all__ = [
+    "BadRequest",
+    "BookError",
+    "CancelClient",
+    "NotSettled",
+    "PendingCancel",
+    "PendingCancels",
+    "Status",
+]
+
+log = logging.getLogger(__name__)
+
+# For requests that name no deadline_s: how long we try before a waiter is told "unresolved".
+DEFAULT_DEADLINE_S = 10.0
+
+
+class NotSettled(TimeoutError):  # noqa: N818 - reads as what it says
+    """No outcome within the time that the caller was ready to wait; the cancel is still being worked on."""
+
+    def __init__(self, order_ids: Sequence[str]) -> None:
+        self.order_ids = tuple(order_ids)
+        shown = ", ".join(self.order_ids[:5]) + (", ..." if len(self.order_ids) > 5 else "")  # noqa: PLR2004 - a line's worth
+        super().__init__(f"no outcome yet for {shown}; still being worked on")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An order's record, where there is one, and its entry in the book while it is being worked on."""
+
+    order_id: str
+    result: CancelResult | None
+    open: OpenCancel | None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCancel:
+    """An accepted cancel of one order."""
+
+    order_id: str
+    _client: CancelClient
+
+    def result(self, timeout: float | None = None) -> CancelResult:
+        """The outcome, waited for up to ``timeout`` seconds (None: for ever); raises NotSettled."""
+        for result in self._client.results([self.order_id], timeout=timeout):
+            return result
+        raise NotSettled([self.order_id])
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCancels:
+    """Accepted cancels of several orders, each once, in the order they were asked for."""
+
+    order_ids: tuple[str, ...]
+    _client: CancelClient
+
+    def results(self, timeout: float | None = None) -> list[CancelResult]:
+        """All outcomes, in the order asked for; raises NotSettled naming those still open."""
+        found = {result.order_id: result for result in self.as_settled(timeout)}
+        missing = [order_id for order_id in self.order_ids if order_id not in found]
+        if missing:
+            raise NotSettled(missing)
+        return [found[order_id] for order_id in self.order_ids]
+
+    def as_settled(self, timeout: float | None = None) -> Iterator[CancelResult]:
+        """The outcomes as they come; ends when all are there, or silently when the time is over."""
+        return self._client.results(self.order_ids, timeout=timeout)
+
+
+class CancelClient:
+    """Asks for cancels; safe to share between threads, not across a fork.
+
+    ``requested_by`` is who asks, unless a call says otherwise; it is listed in the results.
+    """
+
+    def __init__(self, redis_url: str | RedisSettings, *, requested_by: str | None = None) -> None:
+        if isinstance(redis_url, str):
+            redis_url = RedisSettings.from_env({"REDIS_URL": redis_url})
+        self._requested_by = requested_by
+        self._server: redis.Redis = connect(redis_url)
+        self._book = Book(self._server, redis_url)
+        self._app = Celery("cancel-client", set_as_current=False)
+        self._app.conf.update(
+            broker_url=redis_url.celery_url,
+            task_serializer="json",
+            accept_content=["json"],
+            task_create_missing_queues=True,
+            # An answer within two seconds, whatever Redis does: the stock values wait for ever.
+            broker_pool_acquire_timeout=1,
+            broker_transport_options={
+                "socket_timeout": SOCKET_TIMEOUT_S,
+                "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            },
+            task_publish_retry=False,
+        )
+
+    @classmethod
+    def from_env(cls, *, requested_by: str | None = None) -> Self:
+        """A client for the Redis that the environment names (REDIS_URL); raises SettingsError."""
+        return cls(RedisSettings.from_env(), requested_by=requested_by)
+
+    def cancel(
+        self,
+        order_id: str,
+        *,
+        market_ticker: str | None = None,
+        exchange_index: int | None = None,
+        subaccount: int | None = None,
+        requested_by: str | None = None,
+        reason: str | None = None,
+        deadline_s: float | None = None,
+        lane: Lane = Lane.STRATEGY,
+    ) -> PendingCancel:
+        """Asks for one order's cancel; fields as in :class:`~worker.orders.CancelRequest`.
+
+        Raises BadRequest for fields that cannot be meant, and BookError when it was not accepted (or when
+        it may have been: asking again is always safe).
+        """
+        fields = {
+            "order_id": order_id,
+            "market_ticker": market_ticker,
+            "exchange_index": exchange_index,
+            "subaccount": subaccount,
+            "requested_by": requested_by,
+            "reason": reason,
+            "deadline_s": deadline_s,
+        }
+        self.cancel_many([fields], lane=lane)
+        return PendingCancel(order_id, self)
+
+    def cancel_many(
+        self, orders: Sequence[str | Mapping[str, Any]], *, lane: Lane = Lane.STRATEGY
+    ) -> PendingCancels:
+        """Asks for many: order ids, or mappings of the fields that :meth:`cancel` takes.
+
+        Nothing is asked for unless every one of them is well-formed. An order named twice is canceled
+        once. Raises as :meth:`cancel` does.
+        """
+        requests = _parse_all([self._fields(order) for order in orders])
+        accepted = self._book.accept(requests, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
+        fresh = [request for request in requests if request.order_id not in accepted.settled]
+        try:
+            bells.ring_for(self._app, lane, fresh, waiting=accepted.waiting_messages)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            log.warning("accepted, but no worker could be woken up; the sweep will: %s", error)
+        return PendingCancels(tuple(request.order_id for request in requests), self)
+
+    def results(self, order_ids: Sequence[str], *, timeout: float | None = None) -> Iterator[CancelResult]:
+        """The results of these orders as they come; ends early when ``timeout`` seconds are over."""
+        try:
+            yield from records.await_each(self._server, order_ids, timeout_s=timeout)
+        except redis.RedisError as error:
+            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+
+    def status(self, order_id: str) -> Status:
+        """What is known about an order's cancel now; both parts are None when nobody ever asked."""
+        try:
+            found = records.read(self._server, [order_id])
+            return Status(order_id, found.get(order_id), self._book.open_cancel(order_id))
+        except redis.RedisError as error:
+            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+
+    def close(self) -> None:
+        """Closes the connections to Redis."""
+        self._server.close()
+        self._app.close()
+
+    def _fields(self, order: str | Mapping[str, Any]) -> object:
+        fields = {"order_id": order} if isinstance(order, str) else order
+        if self._requested_by is None or not isinstance(fields, Mapping) or fields.get("requested_by"):
+            return fields
+        return {**fields, "requested_by": self._requested_by}
+
+
+def _parse_all(messages: Sequence[object]) -> list[CancelRequest]:
+    """The requests, each order once; raises one BadRequest for all that is wrong with them."""
+    requests: dict[str, CancelRequest] = {}
+    problems: dict[str, str] = {}
+    for at, message in enumerate(messages):
+        try:
+            request = CancelRequest.parse(message)
+        except BadRequest as bad:
+            place = f"orders[{at}]." if len(messages) > 1 else ""
+            problems.update({place + field: problem for field, problem in bad.problems.items()})
+        else:
+            requests.setdefault(request.order_id, request)
+    if problems:
+        raise BadRequest(problems)
+    return list(requests.values())

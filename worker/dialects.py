@@ -1,0 +1,353 @@
+"""The exchange's language: composes calls and deciphers replies, in both dialects, without any I/O.
+
+V1 is the dialect of ``/portfolio/orders`` (retired in production in June 2026), V2 that of
+``/portfolio/events/orders``; reads are common to both. A reply is bytes from a stranger: deciphering
+never raises, and what it cannot understand is UNANSWERED ("may have taken effect"), never a cancellation.
+
+What each reply means is the table :data:`MEANINGS`; what to do about it is decided in ``outcomes``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from enum import Enum, StrEnum
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from worker.orders import Order, OrderStatus, Problem, parse_count
+
+API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
+TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
+RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
+ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
+ORDER_TEXT_MAX_CHARS = 1000
+RETIRED_CODE = "deprecated_v1_order_endpoint"
+
+
+class Dialect(StrEnum):
+    """Which generation of the orders API the exchange speaks."""
+
+    V1 = "v1"
+    V2 = "v2"
+
+
+_CANCEL_PATH = {Dialect.V1: f"{API}/portfolio/orders/", Dialect.V2: f"{API}/portfolio/events/orders/"}
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where an order rests, as far as it is known; all unset means "shard 0, main account"."""
+
+    market_ticker: str | None = None
+    exchange_index: int | None = None
+    subaccount: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP exchange to be signed and sent; ``path`` is what is signed, ``query`` is not."""
+
+    method: str
+    path: str
+    query: str = ""
+
+    @property
+    def target(self) -> str:
+        """Path and query as they go on the wire."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def compose_cancel(dialect: Dialect, order_id: str, routing: Routing) -> Call:
+    """The call that cancels one order; V1 knows no routing."""
+    wanted: dict[str, str | int] = {}
+    if dialect is Dialect.V2:
+        if routing.subaccount is not None:
+            wanted["subaccount"] = routing.subaccount
+        if routing.exchange_index is not None:
+            wanted["exchange_index"] = routing.exchange_index
+        if routing.market_ticker is not None:
+            wanted["market_ticker"] = routing.market_ticker
+    return Call("DELETE", _CANCEL_PATH[dialect] + order_id, urlencode(wanted))
+
+
+def compose_read(order_id: str) -> Call:
+    """The call that reads one order back; it needs no routing."""
+    return Call("GET", f"{API}/portfolio/orders/{order_id}")
+
+
+EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status")
+ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
+ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
+LIST_ONE_ORDER = Call("GET", f"{API}/portfolio/orders", "limit=1")
+
+
+class Meaning(Enum):
+    """What a reply that is no success means for the call."""
+
+    NOT_FOUND = "nothing to cancel there: terminal, unknown, or on another shard"
+    RETIRED = "this dialect is retired"
+    CLOCK = "our timestamp is outside the exchange's window; not applied"
+    REFUSED = "permanent: our key or our request is not acceptable; not applied"
+    PAUSED = "the exchange is paused; not applied"
+    UNAVAILABLE = "the exchange is down or overloaded; may have taken effect"
+    BUSY = "over the token budget; not applied"
+    UNCLEAR = "accepted, but the body does not describe our order"
+    UNANSWERED = "no usable reply; may have taken effect"
+    NOT_SENT = "it never left us"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: a status, the start of the error code (empty: any), and the meaning."""
+
+    status: int
+    code: str
+    meaning: Meaning
+
+
+# The first row that fits counts; what no row fits is UNANSWERED. Source: kalshi-api, section 4.
+MEANINGS = (
+    Row(400, "", Meaning.REFUSED),
+    Row(401, "header_timestamp_expired", Meaning.CLOCK),
+    Row(401, "", Meaning.REFUSED),
+    Row(403, "", Meaning.REFUSED),
+    Row(404, "", Meaning.NOT_FOUND),
+    Row(409, "exchange_is_paused", Meaning.PAUSED),
+    Row(409, "trading_is_paused", Meaning.PAUSED),
+    Row(410, RETIRED_CODE, Meaning.RETIRED),
+    Row(413, "", Meaning.REFUSED),
+    Row(422, "", Meaning.REFUSED),
+    Row(429, "", Meaning.BUSY),
+    Row(503, "exchange_is_paused", Meaning.PAUSED),
+    Row(503, "trading_is_paused", Meaning.PAUSED),
+    Row(503, "", Meaning.UNAVAILABLE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """The exchange's own word that this cancel removed ``reduced_by`` contracts (above zero)."""
+
+    reduced_by: Decimal
+    ts_ms: int | None
+    order: Order | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Any reply that is no success; ``proof`` says that a 404 was the exchange's, not a proxy's."""
+
+    meaning: Meaning
+    problem: Problem
+    retry_after_s: float | None = None
+    proof: bool = False
+
+
+CancelAnswer = Canceled | Trouble
+ReadAnswer = Order | Trouble
+
+
+def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
+    """What a reply to the cancel of ``order_id`` says; either dialect's success is understood."""
+    if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
+        return _decipher_error(reply)
+    body = _json_object(reply.body)
+    if body is None:
+        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+    if isinstance(body.get("order"), Mapping):
+        return _decipher_v1_success(order_id, body, reply)
+    if body.get("order_id") != order_id:
+        return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
+    reduced_by = parse_count(body.get("reduced_by", body.get("reduced_by_fp")))
+    return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
+
+
+def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -> CancelAnswer:
+    order = parse_order(body["order"])
+    if order is None or order.order_id != order_id:
+        return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
+    if order.status is not OrderStatus.CANCELED or order.remaining_count:
+        return _trouble(
+            Meaning.UNCLEAR, reply, "contradiction", f"canceled, but the order is shown {order.status.value}"
+        )
+    reduced_by = parse_count(body.get("reduced_by_fp", body.get("reduced_by")))
+    return _canceled(reduced_by, order.last_update_ms, order, reply)
+
+
+def _canceled(
+    reduced_by: Decimal | None, ts_ms: int | None, order: Order | None, reply: Reply
+) -> CancelAnswer:
+    if reduced_by is None:
+        return _trouble(
+            Meaning.UNCLEAR, reply, "no_count", "accepted, but reduced_by is missing or unreadable"
+        )
+    if reduced_by == 0:
+        return _trouble(
+            Meaning.NOT_FOUND, reply, "nothing_removed", "accepted, but nothing was left to remove"
+        )
+    return Canceled(reduced_by, ts_ms, order)
+
+
+def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
+    """The order that a reply to its read-back shows, or what stood in the way."""
+    if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
+        return _decipher_error(reply)
+    body = _json_object(reply.body)
+    order = parse_order(body.get("order")) if body is not None else None
+    if order is None or order.order_id != order_id:
+        return _trouble(
+            Meaning.UNANSWERED, reply, "garbage", f"no such order in the body: {_text(reply.body)}"
+        )
+    return order
+
+
+def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
+    """The JSON object of a reply that is wanted whole (limits, status, costs)."""
+    if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
+        return _decipher_error(reply)
+    body = _json_object(reply.body)
+    if body is None:
+        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+    return body
+
+
+def parse_order(value: object) -> Order | None:
+    """An order in any field generation (integers, or fixed-point strings); None if it is none.
+
+    The exchange leaves null optionals out; a count that is absent or unreadable is None.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("order_id"), str):
+        return None
+    try:
+        status = OrderStatus(value.get("status", ""))
+    except ValueError:
+        return None
+
+    def count(name: str) -> Decimal | None:
+        return parse_count(value.get(f"{name}_fp", value.get(name)))
+
+    return Order(
+        order_id=value["order_id"],
+        status=status,
+        ticker=_of_type(str, value.get("ticker")),
+        exchange_index=_of_type(int, value.get("exchange_index")),
+        subaccount=_of_type(int, value.get("subaccount_number")),
+        initial_count=count("initial_count"),
+        fill_count=count("fill_count"),
+        remaining_count=count("remaining_count"),
+        last_update_ms=_parse_time_ms(value.get("last_update_time")),
+        raw=_plain_fields(value),
+    )
+
+
+def _plain_fields(order: Mapping[str, Any]) -> dict[str, Any]:
+    """The order's own fields as they came; what no documented order has (nesting, floods) is left out."""
+    return {
+        name: value
+        for name, value in list(order.items())[:ORDER_FIELDS_MAX]
+        if value is None
+        or (isinstance(value, str) and len(value) <= ORDER_TEXT_MAX_CHARS)
+        or (isinstance(value, int | float) and math.isfinite(value))
+    }
+
+
+def server_time_s(reply: Reply) -> float | None:
+    """The exchange's clock by the ``Date`` header, epoch seconds (whole ones); None without a usable one."""
+    try:
+        return parsedate_to_datetime(reply.headers["date"]).timestamp()
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+
+
+def _decipher_error(reply: Reply) -> Trouble:
+    body = _json_object(reply.body)
+    code, message = _error_words(body)
+    meaning = next(
+        (row.meaning for row in MEANINGS if row.status == reply.status and code.startswith(row.code)),
+        Meaning.UNANSWERED,
+    )
+    return Trouble(
+        meaning=meaning,
+        problem=Problem(code or f"http_{reply.status}", message or _text(reply.body), reply.status),
+        retry_after_s=_retry_after_s(reply),
+        proof=body is not None and (not code or code.startswith("not_found")),
+    )
+
+
+def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Code and message out of the four shapes: nested, flat, bare ``msg``, and the 429's string."""
+    if body is None:
+        return "", ""
+    error = body.get("error", body)
+    if isinstance(error, str):
+        return "", error[:TEXT_SHOWN_CHARS]
+    if not isinstance(error, Mapping):
+        return "", ""
+    code = _of_type(str, error.get("code")) or ""
+    message = _of_type(str, error.get("message")) or _of_type(str, error.get("msg")) or ""
+    details = _of_type(str, error.get("details"))
+    words = f"{message} ({details})" if details and details != message else message
+    return code[:TEXT_SHOWN_CHARS], words[:TEXT_SHOWN_CHARS]
+
+
+def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Trouble:
+    return Trouble(meaning, Problem(code, message[:TEXT_SHOWN_CHARS], reply.status))
+
+
+def _retry_after_s(reply: Reply) -> float | None:
+    try:
+        wish = float(reply.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return min(wish, RETRY_AFTER_MAX_S) if wish >= 0 else None  # NaN compares false: no wish
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def _parse_ts_ms(value: object) -> int | None:
+    return value if type(value) is int and 0 < value < 10**15 else None
+
+
+def _parse_time_ms(value: object) -> int | None:
+    try:
+        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
+        return round(moment.timestamp() * 1000) if moment.tzinfo else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+_T = TypeVar("_T")
+
+
+def _of_type(kind: type[_T], value: object) -> _T | None:
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+def _text(body: bytes) -> str:
+    shown = " ".join(body[:TEXT_SHOWN_CHARS].decode("utf-8", "replace").split())
+    return shown or "(empty body)"

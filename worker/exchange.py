@@ -1,0 +1,177 @@
+"""The exchange, as something one can ask to cancel an order, to show it, and for a few facts.
+
+Hides signing, the clocks' difference, the dialects and the transport. Every method returns what the
+exchange said, or a :class:`~worker.dialects.Trouble`; nothing is asked twice and nothing is raised: what
+a trouble means for an order is decided by ``outcomes``, when to ask again by the desk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worker.dialects import (
+    EXCHANGE_STATUS,
+    Call,
+    CancelAnswer,
+    Dialect,
+    Meaning,
+    ReadAnswer,
+    Reply,
+    Routing,
+    Trouble,
+    compose_cancel,
+    compose_read,
+    decipher_cancel,
+    decipher_object,
+    decipher_read,
+    server_time_s,
+)
+from worker.orders import Problem
+from worker.settings import WorkerSettings
+from worker.signing import RequestSigner, load_private_key
+from worker.transport import NotSent, Transport, TransportError
+
+log = logging.getLogger(__name__)
+
+# The exchange accepts +-10 s; a difference this large is worth an operator's look long before.
+SKEW_WORTH_A_WARNING_MS = 2_000
+
+
+class Exchange:
+    """One account at one exchange; shared by all threads of a process."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        signer: RequestSigner,
+        *,
+        dialect: Dialect = Dialect.V2,
+        call_deadline_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._transport = transport
+        self._signer = signer
+        self._call_deadline_s = call_deadline_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.dialect = dialect
+        self._skew_range_ms: tuple[float, float] | None = None
+        self._correction_ms = 0
+        self._warned_skew_ms = 0
+        self._refusals_told: set[str] = set()
+
+    @classmethod
+    def from_settings(cls, settings: WorkerSettings) -> Exchange:
+        """The exchange that the environment describes; raises KeyProblem for a key that cannot sign."""
+        transport = Transport(
+            settings.base_url,
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            max_body_bytes=settings.max_body_bytes,
+            pool_size=settings.pool_size,
+            proxy_url=settings.http_proxy,
+            trust_env=settings.trust_env,
+            ca_bundle=settings.ca_bundle,
+        )
+        key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
+        return cls(
+            transport,
+            RequestSigner(settings.api_key_id, key),
+            dialect=Dialect(settings.orders_api),
+            call_deadline_s=settings.call_deadline_s,
+        )
+
+    def cancel(self, order_id: str, routing: Routing, *, time_left_s: float) -> CancelAnswer:
+        """What the exchange says to one cancel of one order."""
+        dialect = self.dialect
+        reply = self._ask(compose_cancel(dialect, order_id, routing), time_left_s)
+        answer = reply if isinstance(reply, Trouble) else decipher_cancel(order_id, reply)
+        if isinstance(answer, Trouble):
+            if answer.meaning is Meaning.RETIRED and dialect is Dialect.V1:
+                self._move_to_v2()
+            if answer.meaning is Meaning.REFUSED:
+                self._tell_refusal(answer.problem)
+        return answer
+
+    def read_order(self, order_id: str, *, time_left_s: float) -> ReadAnswer:
+        """The order as the exchange shows it now; reads lag writes."""
+        reply = self._ask(compose_read(order_id), time_left_s)
+        return reply if isinstance(reply, Trouble) else decipher_read(order_id, reply)
+
+    def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
+        """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""
+        reply = self._ask(call, self._call_deadline_s)
+        return reply if isinstance(reply, Trouble) else decipher_object(reply)
+
+    def warm_up(self) -> Mapping[str, Any] | Trouble:
+        """Opens a connection and measures the clocks' difference before the first cancel needs either."""
+        return self.fetch(EXCHANGE_STATUS)
+
+    @property
+    def skew_ms(self) -> int | None:
+        """The exchange's clock minus ours: within half a second at first, milliseconds later; or None."""
+        measured = self._skew_range_ms
+        return None if measured is None else round(sum(measured) / 2)
+
+    def now_ms(self) -> int:
+        """This moment on the exchange's clock, as well as it is known (``skew_ms`` None: not at all)."""
+        return round(self._clock() * 1000) + (self.skew_ms or 0)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def _ask(self, call: Call, time_left_s: float) -> Reply | Trouble:
+        """One signed HTTP exchange; timestamp and signature are made afresh for each."""
+        started_s = self._clock()
+        timestamp_ms = round(started_s * 1000) + self._correction_ms
+        headers = self._signer.headers(call.method, call.path, timestamp_ms=timestamp_ms)
+        try:
+            reply = self._transport.send(call, headers, time_left_s=min(time_left_s, self._call_deadline_s))
+        except TransportError as error:
+            meaning = Meaning.NOT_SENT if isinstance(error, NotSent) else Meaning.UNANSWERED
+            return Trouble(meaning, Problem(meaning.name.lower(), str(error)))
+        self._measure_skew(reply, started_s, self._clock())
+        return reply
+
+    def _measure_skew(self, reply: Reply, sent_s: float, received_s: float) -> None:
+        """Narrows the difference down: `Date` is cut to whole seconds, but many of them agree on one."""
+        server_s = server_time_s(reply)
+        if server_s is None:
+            return
+        low, high = (server_s - received_s) * 1000, (server_s + 1 - sent_s) * 1000
+        with self._lock:
+            known = self._skew_range_ms or (low, high)
+            narrowed = (max(low, known[0]), min(high, known[1]))
+            self._skew_range_ms = narrowed if narrowed[0] < narrowed[1] else (low, high)  # a clock was set
+        skew_ms = self.skew_ms or 0
+        if reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]:  # noqa: PLR2004 - HTTP's Unauthorized
+            self._correction_ms = skew_ms
+            log.warning("timestamps are corrected by the exchange's clock: %+d ms", skew_ms)
+        elif abs(skew_ms - self._warned_skew_ms) >= SKEW_WORTH_A_WARNING_MS:
+            self._warned_skew_ms = skew_ms
+            log.warning("this host's clock is off: the exchange's differs by %+d ms", skew_ms)
+
+    def _move_to_v2(self) -> None:
+        with self._lock:
+            if self.dialect is Dialect.V2:
+                return
+            self.dialect = Dialect.V2
+        log.critical(
+            "the exchange has retired the V1 orders API; cancels go to V2 now: set KALSHI_ORDERS_API=v2"
+        )
+
+    def _tell_refusal(self, problem: Problem) -> None:
+        """Says a permanent refusal of key or scope once, loudly; the orders' own results tell it each."""
+        if problem.http_status not in (401, 403):
+            return
+        words = f"{problem.http_status} {problem.code}: {problem.message}"
+        with self._lock:
+            if words in self._refusals_told or len(self._refusals_told) >= 100:  # noqa: PLR2004 - bounded memory
+                return
+            self._refusals_told.add(words)
+        log.critical("the exchange refuses this key: %s", words, extra={"key_id": self._signer.key_id})

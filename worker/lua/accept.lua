@@ -1,0 +1,87 @@
+-- accept: enters cancel requests into the book, or joins them to the entries that are there already.
+--
+-- ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane · 4 record's life, seconds
+--       5 key of the lane's queue · then five for each request:
+--       order_id · request (JSON) · requested_by (a JSON string, or empty) · deadline from now, ms ·
+--       task id that wants the result too (or empty)
+-- returns { messages waiting in the queue, then for each request: the final record's JSON, or "" when open }
+--
+-- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
+-- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
+-- record is final is answered from it; a record that is not final goes, because work on it starts again.
+
+local prefix, record_prefix, lane, life_s, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function with(list_json, value)  -- a JSON list of texts, with one more unless it is there
+  if list_json == '[]' then return '[' .. cjson.encode(value) .. ']' end
+  local list = cjson.decode(list_json)
+  for _, known in ipairs(list) do if known == value then return list_json end end
+  if #list >= 1000 then return list_json end
+  list[#list + 1] = value
+  return cjson.encode(list)
+end
+
+local function reply_from(record, task_id)
+  local meta = string.match(record, '^(.*"task_id":)') .. cjson.encode(task_id) .. '}'
+  local key = 'celery-task-meta-' .. task_id
+  redis.call('SETEX', key, life_s, meta)
+  redis.call('PUBLISH', key, meta)
+end
+
+local function join(entry, order_id, request, requested_by, deadline_ms, task_id)
+  local known = redis.call('HMGET', entry, 'request', 'requested_by', 'reply_to', 'lane', 'deadline_ms', 'token', 'reported')
+  local merged, changed = cjson.decode(known[1]), false
+  for field, value in pairs(cjson.decode(request)) do
+    if merged[field] == nil then merged[field] = value; changed = true end
+  end
+  if changed then redis.call('HSET', entry, 'request', cjson.encode(merged)) end
+  if requested_by ~= '' then
+    redis.call('HSET', entry, 'requested_by', with(known[2], cjson.decode(requested_by)))
+  end
+  if task_id ~= '' then redis.call('HSET', entry, 'reply_to', with(known[3], task_id)) end
+  if deadline_ms > tonumber(known[5]) then redis.call('HSET', entry, 'deadline_ms', deadline_ms) end
+  local home = known[4]
+  if lane == 'risk' and home ~= 'risk' then
+    local due = redis.call('ZSCORE', prefix .. ':due:' .. home, order_id)
+    redis.call('ZREM', prefix .. ':due:' .. home, order_id)
+    redis.call('ZADD', prefix .. ':due:risk', due, order_id)
+    redis.call('HSET', entry, 'lane', 'risk')
+    home = 'risk'
+  end
+  if known[7] == '1' then  -- given up on its first deadline: asked again, it is tried again
+    redis.call('HSET', entry, 'reported', 0)
+    if known[6] == '' then redis.call('ZADD', prefix .. ':due:' .. home, now_ms, order_id) end
+  end
+end
+
+local answer = { redis.call('LLEN', queue) }
+for at = 6, #ARGV, 5 do
+  local order_id, request, requested_by, deadline_ms, task_id =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], now_ms + ARGV[at + 3], ARGV[at + 4]
+  local entry = prefix .. ':entry:' .. order_id
+  local record_key = record_prefix .. order_id
+  if redis.call('EXISTS', entry) == 1 then
+    if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
+    join(entry, order_id, request, requested_by, deadline_ms, task_id)
+    answer[#answer + 1] = ''
+  else
+    local record = redis.call('GET', record_key)
+    local outcome = record and string.match(record, '"outcome":"([%a_]+)"')
+    if outcome == 'canceled' or outcome == 'too_late' then
+      if task_id ~= '' then reply_from(record, task_id) end
+      answer[#answer + 1] = record
+    else
+      if record then redis.call('DEL', record_key) end
+      redis.call('HSET', entry,
+        'request', request, 'lane', lane, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
+        'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
+        'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
+        'case', '', 'token', '', 'sent', 0, 'reported', 0)
+      redis.call('ZADD', prefix .. ':due:' .. lane, now_ms, order_id)
+      answer[#answer + 1] = ''
+    end
+  end
+end
+return answer

@@ -1,0 +1,23 @@
+-- sweep: finds the lanes in which something can be claimed and nobody is coming to claim it.
+--
+-- ARGV  1 prefix · 2 patience, ms · then two for each lane: lane · key of its queue
+-- returns for each lane: 1 a wake-up is to be published (by this caller alone), 0 it is not
+--
+-- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
+-- goes on until nothing is due. Asked to ring, a caller that dies is replaced after the patience.
+
+local prefix, patience_ms = ARGV[1], tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local answer = {}
+for at = 3, #ARGV, 2 do
+  local lane, queue = ARGV[at], ARGV[at + 1]
+  local first = redis.call('ZRANGE', prefix .. ':due:' .. lane, 0, 0, 'WITHSCORES')
+  local claimed_ms = tonumber(redis.call('GET', prefix .. ':claimed_ms:' .. lane) or 0)
+  local ring = first[2] and tonumber(first[2]) <= now_ms
+    and redis.call('LLEN', queue) == 0
+    and now_ms - claimed_ms >= patience_ms
+    and redis.call('SET', prefix .. ':rung:' .. lane, now_ms, 'NX', 'PX', patience_ms)
+  answer[#answer + 1] = ring and 1 or 0
+end
+return answer

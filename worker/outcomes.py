@@ -1,0 +1,294 @@
+"""The outcome rules: decides from each answer whether a cancel is settled, and if not, what to ask next.
+
+Pure functions over answers. The rules, in one breath: "canceled" is said only when the exchange said so,
+to the cancel or on a read-back; a 404 is never an outcome by itself but a reason to read the order back;
+an attempt without a usable reply may have taken effect, so what comes after it is read in that light.
+
+A :class:`Case` is what we know about one cancel so far. Feeding it an answer gives a :class:`Verdict`, or
+:class:`Next`: the wiser case, with the step to take and the kind of pause before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
+from enum import Enum, StrEnum, auto
+
+from worker.dialects import CancelAnswer, Canceled, Meaning, ReadAnswer, Routing, Trouble
+from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
+
+# A 404 on a read proves nothing by itself (reads lag writes): so many, over at least the read lag, do.
+NOT_FOUND_READS_FOR_PROOF = 3
+# `Date` has whole seconds, and the measured skew inherits that: closer than this is not "clearly before".
+CLOCK_MARGIN_MS = 2_000
+
+
+class Step(StrEnum):
+    """What to ask the exchange next."""
+
+    CANCEL = "cancel"
+    READ_BACK = "read_back"
+
+
+class Pause(Enum):
+    """How long to wait before the next step."""
+
+    NONE = auto()  # the answer already told where to go: at once
+    BACK_OFF = auto()  # growing, jittered
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known about one cancel; ``*_ms`` are moments on the exchange's clock.
+
+    ``unanswered_ms``: when an attempt of ours last ended without a usable reply, so may have taken effect.
+    ``accepted_ms``: when a cancel was accepted by a reply that does not describe our order.
+    ``not_found_ms``: when a cancel last got a 404.
+    ``refused``: a permanent error that still needs a read-back before it may be reported.
+    ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
+    """
+
+    request: CancelRequest
+    routing: Routing
+    step: Step = Step.CANCEL
+    attempts: int = 0
+    back_offs: int = 0
+    first_attempt_ms: int | None = None
+    unanswered_ms: int | None = None
+    accepted_ms: int | None = None
+    not_found_ms: int | None = None
+    unknown_reads: int = 0
+    first_unknown_ms: int | None = None
+    refused: Problem | None = None
+    last_problem: Problem | None = None
+    seen: bool = False
+    order: Order | None = None
+
+    @classmethod
+    def of(cls, request: CancelRequest) -> Case:
+        """A case nothing is known about but the request."""
+        return cls(request, Routing(request.market_ticker, request.exchange_index, request.subaccount))
+
+    def to_json(self) -> str:
+        """What was learned, as the book keeps it between two hands; the request is kept beside it."""
+        learned = {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) not in (None, 0)}
+        nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
+        return json.dumps({**learned, **nested, "routing": asdict(self.routing)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, request: CancelRequest, text: str) -> Case:
+        """The case that :meth:`to_json` wrote; an empty text is a case nothing is known about."""
+        case = cls.of(request)
+        if not text:
+            return case
+        learned = json.loads(text)
+        problems = {name: Problem(**learned.pop(name)) for name in _PROBLEMS if name in learned}
+        # Routing that a later request added fills what was not known.
+        routing = {
+            name: learned["routing"][name] if learned["routing"][name] is not None else asked
+            for name, asked in asdict(case.routing).items()
+        }
+        known = {**learned, **problems, "routing": Routing(**routing), "step": Step(learned["step"])}
+        return replace(case, **known)
+
+    def interrupted(self, first_attempt_ms: int | None, now_ms: int) -> Case:
+        """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
+        first = self.first_attempt_ms if self.attempts else first_attempt_ms
+        return replace(self, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
+
+    def sending(self, now_ms: int | None) -> Case:
+        """The case once a cancel is about to be sent; ``now_ms`` None: the exchange's clock is not known."""
+        first = now_ms if self.attempts == 0 else self.first_attempt_ms
+        return replace(self, attempts=self.attempts + 1, first_attempt_ms=first)
+
+
+_NUMBERS = (
+    "attempts",
+    "back_offs",
+    "first_attempt_ms",
+    "unanswered_ms",
+    "accepted_ms",
+    "not_found_ms",
+    "unknown_reads",
+    "first_unknown_ms",
+    "seen",
+    "step",
+)
+_PROBLEMS = ("refused", "last_problem")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A known outcome; ``order`` is the exchange's order where one was seen."""
+
+    outcome: Outcome
+    status: OrderStatus | None = None
+    reduced_by: Decimal | None = None
+    confirmed_by: ConfirmedBy | None = None
+    exchange_ts_ms: int | None = None
+    problem: Problem | None = None
+    order: Order | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Not known yet: the case with what was just learned and the step to take, and the pause before it."""
+
+    case: Case
+    pause: Pause
+    at_least_s: float = 0.0
+
+
+def after_cancel(case: Case, answer: CancelAnswer, now_ms: int) -> Verdict | Next:
+    """What an answer to the cancel means for ``case``."""
+    if isinstance(answer, Canceled):
+        return Verdict(
+            Outcome.CANCELED,
+            OrderStatus.CANCELED,
+            answer.reduced_by,
+            ConfirmedBy.CANCEL,
+            answer.ts_ms,
+            order=answer.order,
+        )
+    return _AFTER_CANCEL[answer.meaning](replace(case, last_problem=answer.problem), answer, now_ms)
+
+
+def _at_once(case: Case, step: Step) -> Next:
+    return Next(replace(case, step=step), Pause.NONE)
+
+
+def _back_off(case: Case, step: Step, at_least_s: float = 0.0) -> Next:
+    return Next(replace(case, step=step, back_offs=case.back_offs + 1), Pause.BACK_OFF, at_least_s)
+
+
+def _ask_again_later(case: Case, answer: Trouble, _now_ms: int) -> Next:
+    return _back_off(case, Step.CANCEL, answer.retry_after_s or 0.0)
+
+
+def _ask_again_perhaps_applied(case: Case, answer: Trouble, now_ms: int) -> Next:
+    return _ask_again_later(replace(case, unanswered_ms=now_ms), answer, now_ms)
+
+
+def _read_back(case: Case, _answer: Trouble, now_ms: int) -> Next:
+    return _at_once(replace(case, not_found_ms=now_ms), Step.READ_BACK)
+
+
+def _read_back_accepted(case: Case, _answer: Trouble, now_ms: int) -> Next:
+    # The known response bug: the cancel did happen, the body tells of another order (its ts_ms too).
+    return _at_once(replace(case, unanswered_ms=now_ms, accepted_ms=now_ms), Step.READ_BACK)
+
+
+def _refuse(case: Case, answer: Trouble, _now_ms: int) -> Verdict | Next:
+    if (
+        case.unanswered_ms is not None
+    ):  # an earlier attempt may have canceled it: only a read-back may say what is true
+        return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
+    return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
+
+
+_AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, int], Verdict | Next]] = {
+    Meaning.NOT_FOUND: _read_back,
+    Meaning.RETIRED: _ask_again_later,  # the exchange client has moved to the other dialect
+    Meaning.CLOCK: _ask_again_later,  # the exchange client has corrected its clock
+    Meaning.REFUSED: _refuse,
+    Meaning.PAUSED: _ask_again_later,
+    Meaning.UNAVAILABLE: _ask_again_perhaps_applied,
+    Meaning.BUSY: _ask_again_later,
+    Meaning.UNCLEAR: _read_back_accepted,
+    Meaning.UNANSWERED: _ask_again_perhaps_applied,
+    Meaning.NOT_SENT: _ask_again_later,
+}
+
+
+def after_read(case: Case, answer: ReadAnswer, now_ms: int, *, read_lag_ms: int) -> Verdict | Next:
+    """What an answer to the read-back means; ``read_lag_ms``: how long reads may show an older state."""
+    if isinstance(answer, Order):
+        case = replace(case, order=answer, seen=True, unknown_reads=0, first_unknown_ms=None)
+        if answer.status is OrderStatus.EXECUTED:
+            return _too_late(answer)
+        if answer.status is OrderStatus.CANCELED:
+            return _already_canceled(case, answer)
+        return _still_resting(case, answer, now_ms, read_lag_ms)
+    case = replace(case, last_problem=answer.problem)
+    if answer.meaning is Meaning.NOT_FOUND and answer.proof:
+        return _unknown(case, now_ms, read_lag_ms)
+    if answer.meaning is Meaning.REFUSED and case.unanswered_ms is None:
+        return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
+    return _back_off(case, Step.READ_BACK, answer.retry_after_s or 0.0)
+
+
+def _too_late(order: Order) -> Verdict:
+    return Verdict(
+        Outcome.TOO_LATE,
+        order.status,
+        Decimal(0),
+        ConfirmedBy.READ_BACK,
+        order.last_update_ms,
+        order=order,
+    )
+
+
+def _already_canceled(case: Case, order: Order) -> Verdict:
+    """Ours if a cancel of ours can have done it, else somebody was there before us."""
+    if case.unanswered_ms is None or _clearly_before_us(case, order):
+        return _too_late(order)
+    known = order.initial_count is not None and order.fill_count is not None
+    return Verdict(
+        Outcome.CANCELED,
+        order.status,
+        order.initial_count - order.fill_count if known else None,  # type: ignore[operator]  # `known`
+        ConfirmedBy.READ_BACK,
+        order.last_update_ms,
+        order=order,
+    )
+
+
+def _clearly_before_us(case: Case, order: Order) -> bool:
+    if order.last_update_ms is None or case.first_attempt_ms is None:
+        return False
+    return order.last_update_ms < case.first_attempt_ms - CLOCK_MARGIN_MS
+
+
+def _still_resting(case: Case, order: Order, now_ms: int, read_lag_ms: int) -> Verdict | Next:
+    """Resting: elsewhere than where we asked, or shown as it was before (a stale read)."""
+    asked_there = _asked_where_it_rests(case.routing, order)
+    contradicted_ms = [
+        case.accepted_ms,
+        case.not_found_ms if asked_there else None,
+        case.unanswered_ms if case.refused else None,
+    ]
+    if any(moment is not None and now_ms - moment < read_lag_ms for moment in contradicted_ms):
+        return _back_off(case, Step.READ_BACK)
+    if case.refused is not None:
+        return Verdict(Outcome.REFUSED, problem=case.refused, order=order)
+    there = Routing(
+        case.routing.market_ticker if order.ticker is None else order.ticker,
+        case.routing.exchange_index if order.exchange_index is None else order.exchange_index,
+        case.routing.subaccount if order.subaccount is None else order.subaccount,
+    )
+    case = replace(case, routing=there, accepted_ms=None, not_found_ms=None)
+    return _back_off(case, Step.CANCEL) if asked_there else _at_once(case, Step.CANCEL)
+
+
+def _asked_where_it_rests(asked: Routing, order: Order) -> bool:
+    """Whether a cancel with this routing reaches the order: without shard and ticker it goes to shard 0."""
+    if asked.market_ticker is not None and asked.market_ticker != order.ticker:
+        return False
+    if (asked.subaccount or 0) != (order.subaccount or 0):
+        return False
+    auto_routed = asked.exchange_index == -1 or (
+        asked.exchange_index is None and asked.market_ticker is not None
+    )
+    return auto_routed or (asked.exchange_index or 0) == (order.exchange_index or 0)
+
+
+def _unknown(case: Case, now_ms: int, read_lag_ms: int) -> Verdict | Next:
+    """Unknown once enough reads over enough time agree, and none ever showed the order."""
+    first_ms = now_ms if case.first_unknown_ms is None else case.first_unknown_ms
+    case = replace(case, unknown_reads=case.unknown_reads + 1, first_unknown_ms=first_ms)
+    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and now_ms - first_ms >= read_lag_ms
+    if long_enough and not case.seen:
+        return Verdict(Outcome.UNKNOWN_ORDER, confirmed_by=ConfirmedBy.READ_BACK, problem=case.last_problem)
+    return _back_off(case, Step.READ_BACK)

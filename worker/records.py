@@ -1,0 +1,95 @@
+"""The records of outcomes by order, in Celery's own result format, as anybody may read and await them.
+
+A record is what ``AsyncResult("cancel:" + order_id)`` reads: the JSON that Celery's Redis backend keeps
+under ``celery-task-meta-{task id}`` and publishes on the channel of the same name. Only the book writes
+records, in the step that removes the entry; this module knows the format, reads, and waits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import redis
+
+from worker.orders import CancelResult
+
+RECORD_KEY_PREFIX = "celery-task-meta-cancel:"
+_MGET_AT_ONCE = 500
+# Between looks at the records themselves: a published notice can be lost with its connection.
+_LOOK_AGAIN_S = 2.0
+
+
+def record_key(order_id: str) -> str:
+    """The Redis key of an order's record, which is its channel too."""
+    return RECORD_KEY_PREFIX + order_id
+
+
+def record_parts(result: CancelResult, *, date_done: str) -> tuple[str, str]:
+    """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``."""
+    value = result.to_json()
+    del value["requested_by"]  # filled in by the book, which knows who has joined
+    head = json.dumps(value, separators=(",", ":"))[:-1] + ',"requested_by":'
+    tail = f'}},"traceback":null,"children":[],"date_done":"{date_done}","task_id":'
+    return '{"status":"SUCCESS","result":' + head, tail
+
+
+def parse_record(text: str | bytes) -> CancelResult:
+    """The result in a record's JSON; raises ValueError when it is not one of ours."""
+    try:
+        return CancelResult.from_json(json.loads(text)["result"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a record of a cancel: {error!r}") from error
+
+
+def read(server: redis.Redis, order_ids: Collection[str]) -> dict[str, CancelResult]:
+    """The records there are, by order id."""
+    found: dict[str, CancelResult] = {}
+    for some in _portions(order_ids):
+        texts = server.mget([record_key(order_id) for order_id in some])
+        found.update(
+            {order_id: parse_record(text) for order_id, text in zip(some, texts, strict=True) if text}
+        )
+    return found
+
+
+def await_each(
+    server: redis.Redis, order_ids: Collection[str], *, timeout_s: float | None
+) -> Iterator[CancelResult]:
+    """Each order's result as it is stored, those already there first; ends early when time is over."""
+    give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    missing = dict.fromkeys(order_ids)
+    early = read(server, missing)
+    yield from early.values()
+    missing = {order_id: None for order_id in missing if order_id not in early}
+    if not missing:
+        return
+    with server.pubsub(ignore_subscribe_messages=True) as notices:
+        for some in _portions(missing):
+            notices.subscribe(*(record_key(order_id) for order_id in some))
+        look_again = 0.0  # at once: a record may have come between the first look and the subscription
+        while missing:
+            now = time.monotonic()
+            if now >= look_again:
+                look_again = now + _LOOK_AGAIN_S
+                for order_id, result in read(server, missing).items():
+                    del missing[order_id]
+                    yield result
+                continue
+            if give_up is not None and now >= give_up:
+                return
+            wait_s = min(look_again, give_up or look_again) - now
+            notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
+            if notice is not None:
+                result = parse_record(notice["data"])
+                if result.order_id in missing:
+                    del missing[result.order_id]
+                    yield result
+
+
+def _portions(order_ids: Iterable[str]) -> Iterator[list[str]]:
+    ids = list(order_ids)
+    for start in range(0, len(ids), _MGET_AT_ONCE):
+        yield ids[start : start + _MGET_AT_ONCE]

@@ -1,0 +1,120 @@
+"""The queue's surface: messages in, results out.
+
+A message from our own producers only wakes a worker up: its order is in the book already. A raw message,
+from anybody who speaks Celery, is entered into the book first, and its own task id gets the result too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore, Reject
+
+from worker.app import app
+from worker.bells import ENTERED_HEADER, ring_for
+from worker.lifecycle import desk
+from worker.orders import (
+    BadRequest,
+    CancelRequest,
+    CancelResult,
+    Lane,
+    Outcome,
+    Problem,
+    utc_text,
+)
+
+log = logging.getLogger(__name__)
+
+
+@app.task(bind=True, name="cancel_order")
+def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any]:
+    """Cancels one order; fields as in CancelRequest. The value is the order's result."""
+    if _entered(self):
+        desk().work()
+        raise Ignore
+    parsed = _parse(_one_message(args, fields))
+    if isinstance(parsed, CancelResult):
+        return _refused(parsed)
+    reply_to = "" if self.request.ignore_result else self.request.id
+    accepted = desk().accept([parsed], lane=_lane(self), reply_to=reply_to)
+    if parsed.order_id in accepted.settled:
+        return accepted.settled[parsed.order_id].to_json()
+    desk().work()
+    raise Ignore  # the book stores the result under this task's id when the order is settled
+
+
+@app.task(bind=True, name="cancel_orders")
+def cancel_orders(self: Task, *args: Any, **fields: Any) -> list[dict[str, Any]]:
+    """Cancels a list of orders; the value has one result for each, in the order they are first named."""
+    parsed = [_parse(message) for message in _many_messages(args, fields)]
+    requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
+    ids = list(dict.fromkeys(each.order_id for each in parsed if isinstance(each, CancelRequest)))
+    lane = _lane(self)
+    accepted = desk().accept([requests[order_id] for order_id in ids], lane=lane)
+    fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
+    ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
+    refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
+    if self.request.ignore_result:
+        desk().work()
+        raise Ignore
+    found = desk().work_until_settled(list(requests.values()))
+    if len(found) < len(ids):
+        raise Reject("shutting down", requeue=True)  # the orders are in the book; the list comes later
+    return [found[order_id].to_json() for order_id in ids] + refused
+
+
+@app.task(name="wake_up")
+def wake_up() -> None:
+    """Works on what is due; published by the sweep when nobody else is coming."""
+    desk().work()
+    raise Ignore
+
+
+def _entered(task: Task) -> bool:
+    return bool(task.request.get(ENTERED_HEADER))
+
+
+def _lane(task: Task) -> Lane:
+    return Lane.of_queue((task.request.delivery_info or {}).get("routing_key"))
+
+
+def _one_message(args: tuple[Any, ...], fields: dict[str, Any]) -> object:
+    """The message's fields; the order id alone may also come as the one positional argument."""
+    if len(args) == 1 and "order_id" not in fields:
+        return {"order_id": args[0], **fields}
+    return {**fields, "positional arguments": list(args)} if args else fields
+
+
+def _many_messages(args: tuple[Any, ...], fields: dict[str, Any]) -> list[object]:
+    """The messages of ``orders``; what is none of that is one message that will be refused by name."""
+    orders = args[0] if len(args) == 1 and not fields else fields.get("orders")
+    if len(args) > 1 or set(fields) - {"orders"} or not isinstance(orders, list):
+        return [{**fields, "orders": orders}]
+    return [{"order_id": order} if isinstance(order, str) else order for order in orders]
+
+
+def _parse(message: object) -> CancelRequest | CancelResult:
+    """The request, or the refusal that answers a message which is none."""
+    try:
+        return CancelRequest.parse(message)
+    except BadRequest as bad:
+        now = utc_text(time.time())
+        order_id = message.get("order_id") if isinstance(message, Mapping) else None
+        return CancelResult(
+            order_id=order_id if isinstance(order_id, str) else None,
+            outcome=Outcome.REFUSED,
+            requested_at=now,
+            settled_at=now,
+            error=Problem("invalid_request", str(bad)),
+        )
+
+
+def _refused(result: CancelResult) -> dict[str, Any]:
+    """The refusal as a value, stored for whoever waits for the order as well."""
+    log.warning("refused: %s", result.error and result.error.message)
+    desk().refuse(result)
+    return result.to_json()

@@ -1,0 +1,232 @@
+"""One HTTP exchange over a warm keep-alive pool, within a total deadline and a bounded size.
+
+What `requests` does not offer is added at the connection (urllib3's own seam):
+
+- a deadline for the whole reply, status line and headers included: a socket timeout only bounds the
+  silence between two bytes, so a dripping reply would never end;
+- the phase in which a call failed, which decides whether asking again is safe::
+
+    TransportError
+    ├── NotSent    not a byte of the request has left us: it cannot have taken effect
+    └── NoReply    sent, and no complete reply came back: it may have taken effect
+
+Nothing here asks again: retries have one owner, and it is not the transport.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import math
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from worker.dialects import Call, Reply
+
+USER_AGENT = "kalshi-cancel"
+# A call that has less time than this cannot be answered: it is not sent at all.
+MIN_TIME_S = 0.01
+
+
+class TransportError(Exception):
+    """A call that brought no complete reply."""
+
+
+class NotSent(TransportError):  # noqa: N818 - named after the phase, see the tree above
+    """Nothing of the request has left us."""
+
+
+class NoReply(TransportError):  # noqa: N818 - named after the phase, see the tree above
+    """The request was sent, wholly or in part, and no complete reply came back."""
+
+
+class Transport:
+    """Sends calls to one exchange; shared by all threads of a process.
+
+    Timeouts are seconds: ``connect_timeout_s`` to reach the exchange, ``read_timeout_s`` the longest
+    silence. ``base_url`` is scheme and host.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        max_body_bytes: int,
+        pool_size: int,
+        proxy_url: str | None = None,
+        trust_env: bool = False,
+        ca_bundle: str | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._connect_timeout_s = connect_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._max_body_bytes = max_body_bytes
+        self._session = requests.Session()
+        # Off by default: a stray HTTP_PROXY or .netrc must not see signed calls, and looking costs 0.1 ms.
+        self._session.trust_env = trust_env
+        self._session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
+        self._verify: bool | str = ca_bundle or True
+        adapter = _WatchedAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def send(self, call: Call, headers: Mapping[str, str], *, time_left_s: float) -> Reply:
+        """The complete reply to ``call``, within ``time_left_s``; raises NotSent or NoReply.
+
+        ``headers`` hold the signature of ``call.path``; a path that would not go on the wire byte for
+        byte as it was signed is NotSent.
+        """
+        if time_left_s < MIN_TIME_S:
+            raise NotSent("no time left to send it")
+        _call.sent = False
+        _call.deadline = time.monotonic() + time_left_s
+        request = requests.Request(
+            call.method,
+            self._base_url + call.target,
+            headers={**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+        ).prepare()
+        if request.path_url != call.target:
+            raise NotSent("the path would be sent differently from how it was signed")
+        timeouts_s = (min(self._connect_timeout_s, time_left_s), self._read_timeout_s)
+        options = self._session.merge_environment_settings(
+            request.url, {}, stream=True, verify=self._verify, cert=None
+        )
+        options["verify"] = self._verify if self._verify is not True else options["verify"]
+        try:
+            response = self._session.send(request, timeout=timeouts_s, allow_redirects=False, **options)
+            with response:
+                return self._read(response)
+        except (
+            requests.RequestException,
+            HTTPError,
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ) as error:
+            kind = NoReply if _call.sent else NotSent
+            raise kind(_reason(error)) from None  # the chain holds the request, and so the signature
+
+    def _read(self, response: requests.Response) -> Reply:
+        # Not decoded: a compressed body was not asked for, and may be a bomb.
+        body = response.raw.read(self._max_body_bytes + 1, decode_content=False)
+        if len(body) > self._max_body_bytes:
+            raise NoReply(f"a body of more than {self._max_body_bytes} bytes")
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, headers, body)
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._session.close()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words, without addresses of objects and without headers."""
+    while True:
+        inner = getattr(error, "reason", None) or next(
+            (arg for arg in error.args if isinstance(arg, BaseException)), None
+        )
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    words = str(error).rsplit(">: ", 1)[-1]
+    return f"{type(error).__name__}: {words}"[:300] if words else type(error).__name__
+
+
+class _CallOfThisThread(threading.local):
+    deadline: float = math.inf  # time.monotonic() by which the whole reply must be here
+    sent: bool = False
+
+
+_call = _CallOfThisThread()
+
+
+class _BoundedReader(io.RawIOBase):
+    """The bytes of a reply, until the call's deadline."""
+
+    def __init__(self, raw: Any, sock: socket.socket) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._silence_s = sock.gettimeout() or math.inf
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = _call.deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the reply did not end in time")
+        self._sock.settimeout(min(left_s, self._silence_s))
+        got: int | None = self._raw.readinto(buffer)
+        return got
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock))
+
+
+class _Watched:
+    """Notes when the first byte of a request leaves; a proxy's CONNECT does not count."""
+
+    response_class: Any = _BoundedResponse
+    sock: socket.socket | None
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]  # a mixin before urllib3's connections
+        _call.sent = False
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        _call.sent = True
+        super().send(data)  # type: ignore[misc]  # see connect
+
+
+class _WatchedHTTPConnection(_Watched, HTTPConnection):
+    pass
+
+
+class _WatchedHTTPSConnection(_Watched, HTTPSConnection):
+    pass
+
+
+class _WatchedHTTPPool(HTTPConnectionPool):
+    ConnectionCls = _WatchedHTTPConnection
+
+
+class _WatchedHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedHTTPSConnection
+
+
+_POOLS = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
+
+
+class _WatchedAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        keep_alive = [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        ]
+        super().init_poolmanager(*args, socket_options=keep_alive, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
