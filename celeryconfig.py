@@ -43,6 +43,7 @@ broker_transport_options = {
 }
 
 # -- workers ------------------------------------------------------------------------------------------------
+worker_consumer = "worker.consumer:CancelConsumer"
 worker_pool = (
     "threads"  # one key, one connection pool, least memory; leases and HTTP deadlines bound the work
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
+import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -250,7 +251,14 @@ class Stack:
             *key,
         ]
         self._exchange = Part(command, log_path=self.folder / "exchange.log")
-        self._exchange.wait_ready(lambda: "sandbox exchange on" in self.exchange.log_text(), "the sandbox")
+        self._exchange.wait_ready(self._exchange_answers, "the sandbox")
+
+    def _exchange_answers(self) -> bool:
+        try:
+            self.control.buckets()
+        except requests.ConnectionError:
+            return False
+        return True
 
     @property
     def exchange(self) -> Part:

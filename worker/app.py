@@ -2,8 +2,8 @@
 
 from celery import Celery
 
-from worker import lifecycle
+from worker.consumer import Sweep
 
 app = Celery("worker")
 app.config_from_object("celeryconfig")
-lifecycle.attach(app)
+app.steps["consumer"].add(Sweep)

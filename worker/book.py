@@ -9,6 +9,10 @@ on how long the book is. Keys, under the configured prefix P:
 
 - ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token
 - ``P:due:{lane}``          sorted set: order ids by the moment they are due, ms
+- ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
+- ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
+- ``P:unreadable``          list: the latest messages that nobody could understand
+- ``P:gate:{worker}``       why a worker holds cancels back, for a few seconds
 - ``P:fence``               the last token given out
 - ``P:claimed_ms:{lane}``, ``P:rung:{lane}``    when the lane was last claimed from, and last swept
 """
@@ -16,17 +20,18 @@ on how long the book is. Keys, under the configured prefix P:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker import records
-from worker.orders import CancelRequest, CancelResult, Lane, utc_text
+from worker.orders import CancelRequest, CancelResult, Lane, Problem, utc_text
 from worker.settings import RedisSettings
 
 # Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
@@ -35,6 +40,8 @@ CONNECT_TIMEOUT_S = 0.5
 # Orders entered by one script: it runs for about 5 ms, and Redis serves nobody else meanwhile.
 ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
+UNREADABLE_MOST = 100
+GATE_NOTE_LIFE_S = 10  # a closed gate is noted about every second
 
 
 class BookError(Exception):
@@ -69,34 +76,104 @@ class Entry:
     first_sent_ms: int | None
     lane: Lane
     requested_at: str
+    age_s: float
     deadline_left_s: float
     reported: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought; ``next_due_s`` is when there may be more (None: nothing is waiting)."""
+    """What one claim brought.
+
+    ``next_due_s`` is when there may be more (0: now; None: nothing is in the book); ``waiting_messages``
+    are in the queues, on their way to a hand.
+    """
 
     entries: tuple[Entry, ...]
     next_due_s: float | None
+    waiting_messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class Conclusion:
-    """What a hand does with an entry: settles it, or gives it back to be due again after ``due_s``.
-
-    ``result`` is stored in either case where there is one: settled, or unresolved so far.
-    """
+class Settle:
+    """The outcome is known: the record is stored and the entry goes."""
 
     entry: Entry
-    result: CancelResult | None
-    due_s: float | None = None
-    learned: str = ""
+    result: CancelResult
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line."""
+
+    entry: Entry
+    learned: str
+    pause_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Too old to be worked on: kept as a dead letter."""
+
+    entry: Entry
+    learned: str
+
+
+Conclusion = Settle | GiveBack | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """An open entry whose deadline has passed without its waiters being told."""
+
+    order_id: str
+    learned: str
+    requested_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What was learned about an open cancel, as far as an operator wants to know it.
+
+    ``history`` holds the latest troubles: the moment (ms, the exchange's clock) and the code of each.
+    """
+
+    attempts: int = 0
+    last_problem: Problem | None = None
+    history: tuple[tuple[int, str], ...] = ()
+
+    @classmethod
+    def parse(cls, learned: str) -> Self:
+        """Out of the JSON that the desk keeps with an entry; empty: nothing yet."""
+        if not learned:
+            return cls()
+        fields = json.loads(learned)
+        problem = fields.get("last_problem")
+        return cls(
+            fields.get("attempts", 0),
+            problem and Problem(**problem),
+            tuple((at_ms, code) for at_ms, code in fields.get("history", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A cancel that was given up unresolved; times are ISO 8601 UTC."""
+
+    order_id: str
+    requested_by: tuple[str, ...]
+    requested_at: str
+    died_at: str
+    request: CancelRequest
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class OpenCancel:
-    """An entry of the book as an operator sees it; times are ISO 8601 UTC."""
+    """An entry of the book as an operator sees it; times are ISO 8601 UTC.
+
+    ``next_due_s`` from now: the next try, or for what is in a hand, the end of its lease.
+    """
 
     order_id: str
     lane: Lane
@@ -107,7 +184,7 @@ class OpenCancel:
     in_hand: bool
     unresolved: bool
     request: CancelRequest
-    learned: str
+    progress: Progress
 
 
 def connect(settings: RedisSettings) -> redis.Redis:
@@ -134,20 +211,15 @@ class Book:
         self._claim = _script(server, "claim")
         self._extend = _script(server, "extend")
         self._conclude = _script(server, "conclude")
+        self._overdue = _script(server, "overdue")
+        self._report = _script(server, "report")
+        self._retry = _script(server, "retry")
         self._sweep = _script(server, "sweep")
         self._refuse = _script(server, "refuse")
 
-    @property
-    def server(self) -> redis.Redis:
-        """The Redis client, for reading records."""
-        return self._server
-
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
-        try:
-            self._server.ping()
-        except redis.RedisError as error:
-            raise BookError(str(error), may_be_accepted=False) from None
+        self._call(self._server.ping)
 
     def accept(
         self,
@@ -196,7 +268,7 @@ class Book:
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
-        head, tail = records.record_parts(result, date_done=result.settled_at or "")
+        head, tail = _record_parts(result)
         record = (
             head
             + json.dumps(list(result.requested_by))
@@ -212,16 +284,18 @@ class Book:
 
         ``exchange_ms``, this moment on the exchange's clock, is recorded with the first claim of each.
         """
-        args = [
+        args: list[Any] = [
             self._prefix,
             at_most,
             round(lease_s * 1000),
             "" if exchange_ms is None else exchange_ms,
-            *(lane.value for lane in lanes),
         ]
-        now_ms, next_due_ms, claimed = self._run(self._claim, args)
+        for lane in lanes:
+            args += (lane.value, lane.queue)
+        now_ms, waiting, next_due_ms, claimed = self._run(self._claim, args)
         entries = tuple(_parse_entry(fields, now_ms) for fields in claimed)
-        return Claim(entries, max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None)
+        next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
+        return Claim(entries, next_due_s, waiting)
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is in another hand by now."""
@@ -234,12 +308,73 @@ class Book:
         """Puts entries out of the hand; False for each that was in another hand by now (nothing is done)."""
         args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
         for each in conclusions:
-            head, tail = "", ""
-            if each.result is not None:
-                head, tail = records.record_parts(each.result, date_done=each.result.settled_at or "")
-            due_ms = "" if each.due_s is None else round(each.due_s * 1000)
-            args += (each.entry.order_id, each.entry.token, due_ms, each.learned, head, tail)
+            args += (each.entry.order_id, each.entry.token)
+            match each:
+                case Settle():
+                    args += ("settled", "", *_record_parts(each.result))
+                case GiveBack():
+                    args += (round(each.pause_s * 1000), each.learned, "", "")
+                case GiveUp():
+                    args += ("dead", each.learned, "", "")
         return [bool(done) for done in self._run(self._conclude, args)]
+
+    def keep_unreadable(self, message: str) -> None:
+        """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""
+        pipeline = self._server.pipeline()
+        pipeline.lpush(f"{self._prefix}:unreadable", message)
+        pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
+        self._call(pipeline.execute)
+
+    def note_gate(self, worker: str, state: str) -> None:
+        """Shows that a worker holds cancels back, and why; forgotten after a while unless noted again."""
+        self._call(lambda: self._server.setex(f"{self._prefix}:gate:{worker}", GATE_NOTE_LIFE_S, state))
+
+    def gates(self) -> dict[str, str]:
+        """The workers that noted their gate lately, with its state."""
+        keys = [str(key) for key in self._server.scan_iter(f"{self._prefix}:gate:*")]
+        states = self._server.mget(keys) if keys else []
+        start = len(f"{self._prefix}:gate:")
+        return {key[start:]: str(state) for key, state in zip(keys, states, strict=True) if state}
+
+    def overdue(self, *, at_most: int) -> list[Overdue]:
+        """Open entries whose waiters are to be told ``unresolved``."""
+        return [
+            Overdue(order_id, learned, utc_text(int(accepted_ms) / 1000))
+            for order_id, learned, accepted_ms in self._run(self._overdue, [self._prefix, at_most])
+        ]
+
+    def report(self, results: Sequence[CancelResult]) -> int:
+        """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
+        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+        for result in results:
+            args += (result.order_id, *_record_parts(result))
+        return int(self._run(self._report, args))
+
+    def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
+        """Puts dead letters back; the ids of those that were dead."""
+        return list(self._run(self._retry, [self._prefix, round(deadline_s * 1000), *order_ids]))
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """What was given up, oldest first; read in portions."""
+        start = 0
+        while dead := self._range("dead", start):
+            start += len(dead)
+            pipeline = self._server.pipeline(transaction=False)
+            for order_id, _ in dead:
+                pipeline.hmget(
+                    f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
+                )
+            for (order_id, died_ms), fields in zip(dead, pipeline.execute(), strict=True):
+                request, requested_by, accepted_ms, learned = fields
+                if request is not None:
+                    yield DeadLetter(
+                        order_id,
+                        tuple(json.loads(requested_by)),
+                        utc_text(int(accepted_ms) / 1000),
+                        utc_text(died_ms / 1000),
+                        CancelRequest.parse(json.loads(request)),
+                        Progress.parse(learned),
+                    )
 
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> list[Lane]:
         """The lanes where something can be claimed and nobody is coming; each is told to one caller only."""
@@ -248,11 +383,23 @@ class Book:
             args += (lane.value, lane.queue)
         return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring]
 
+    def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
+        """The records of these orders as they come; ends early when the time is over. Raises BookError."""
+        try:
+            yield from records.await_each(self._server, order_ids, timeout_s=timeout_s)
+        except redis.RedisError as error:
+            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+
+    def record(self, order_id: str) -> CancelResult | None:
+        """The record of one order, if there is one."""
+        found: dict[str, CancelResult] = self._call(lambda: records.read(self._server, [order_id]))
+        return found.get(order_id)
+
     def open_cancels(self) -> Iterator[OpenCancel]:
         """Every entry, risk first, in the order they are due; read in portions, without a lock."""
         for lane in Lane:
             start = 0
-            while due := self._due(lane, start):
+            while due := self._range(f"due:{lane}", start):
                 start += len(due)
                 yield from self._listed(lane, due)
 
@@ -264,10 +411,11 @@ class Book:
                 return next(self._listed(lane, [(order_id, due)]), None)
         return None
 
-    def _due(self, lane: Lane, start: int) -> list[tuple[str, float]]:
-        end = start + LIST_AT_ONCE - 1
-        due: Any = self._server.zrange(f"{self._prefix}:due:{lane}", start, end, withscores=True)
-        return [(str(order_id), float(due_ms)) for order_id, due_ms in due]
+    def _range(self, index: str, start: int) -> list[tuple[str, float]]:
+        members: Any = self._server.zrange(
+            f"{self._prefix}:{index}", start, start + LIST_AT_ONCE - 1, withscores=True
+        )
+        return [(str(order_id), float(score)) for order_id, score in members]
 
     def _listed(self, lane: Lane, due: Sequence[tuple[str, float]]) -> Iterator[OpenCancel]:
         pipeline = self._server.pipeline(transaction=False)
@@ -275,7 +423,7 @@ class Book:
         for order_id, _ in due:
             pipeline.hmget(
                 f"{self._prefix}:entry:{order_id}",
-                ["request", "requested_by", "accepted_ms", "token", "reported", "case"],
+                ["request", "requested_by", "accepted_ms", "token", "reported", "learned"],
             )
         (seconds, micros), *entries = pipeline.execute()
         now_ms = seconds * 1000 + micros // 1000
@@ -293,12 +441,15 @@ class Book:
                 bool(token),
                 reported == "1",
                 CancelRequest.parse(json.loads(request)),
-                learned,
+                Progress.parse(learned),
             )
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
+        return self._call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+
+    def _call(self, ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
         try:
-            return script(args=args)
+            return ask()
         except redis.ResponseError as error:  # READONLY, OOM, NOPERM ...: refused before anything was written
             raise BookError(f"Redis refuses: {error}", may_be_accepted=False) from None
         except redis.ConnectionError as error:
@@ -306,6 +457,10 @@ class Book:
             raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted and not refused) from None
         except redis.RedisError as error:
             raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted) from None
+
+
+def _record_parts(result: CancelResult) -> tuple[str, str]:
+    return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
 
 
 def _script(server: redis.Redis, name: str) -> Any:
@@ -323,6 +478,7 @@ def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
         first_sent_ms=int(first_sent_ms) if first_sent_ms else None,
         lane=Lane(lane),
         requested_at=utc_text(int(accepted_ms) / 1000),
+        age_s=(now_ms - int(accepted_ms)) / 1000,
         deadline_left_s=(int(deadline_ms) - now_ms) / 1000,
         reported=reported == "1",
     )

@@ -19,8 +19,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from worker import bells, records
-from worker.book import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, Book, BookError, OpenCancel, connect
+from worker import bells
+from worker.book import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, Book, BookError, DeadLetter, OpenCancel, connect
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.settings import RedisSettings
 
@@ -164,31 +164,45 @@ class CancelClient:
         requests = _parse_all([self._fields(order) for order in orders])
         accepted = self._book.accept(requests, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
         fresh = [request for request in requests if request.order_id not in accepted.settled]
-        try:
-            bells.ring_for(self._app, lane, fresh, waiting=accepted.waiting_messages)
-        except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("accepted, but no worker could be woken up; the sweep will: %s", error)
+        self._ring(lane, fresh, waiting=accepted.waiting_messages)
         return PendingCancels(tuple(request.order_id for request in requests), self)
 
     def results(self, order_ids: Sequence[str], *, timeout: float | None = None) -> Iterator[CancelResult]:
         """The results of these orders as they come; ends early when ``timeout`` seconds are over."""
-        try:
-            yield from records.await_each(self._server, order_ids, timeout_s=timeout)
-        except redis.RedisError as error:
-            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+        return self._book.await_records(order_ids, timeout_s=timeout)
 
     def status(self, order_id: str) -> Status:
         """What is known about an order's cancel now; both parts are None when nobody ever asked."""
-        try:
-            found = records.read(self._server, [order_id])
-            return Status(order_id, found.get(order_id), self._book.open_cancel(order_id))
-        except redis.RedisError as error:
-            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+        return Status(order_id, self._book.record(order_id), self._book.open_cancel(order_id))
+
+    def open_cancels(self) -> Iterator[OpenCancel]:
+        """Everything that is accepted and not settled, risk first, in the order it is due."""
+        return self._book.open_cancels()
+
+    def held_back(self) -> dict[str, str]:
+        """The workers that hold cancels back at this moment, and why."""
+        return {worker: state for worker, state in self._book.gates().items() if state != "open"}
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """What was given up unresolved, oldest first."""
+        return self._book.dead_letters()
+
+    def retry(self, order_ids: Sequence[str]) -> list[str]:
+        """Has dead letters worked on again; the ids of those that were dead."""
+        revived = self._book.retry(order_ids, deadline_s=DEFAULT_DEADLINE_S)
+        self._ring(Lane.STRATEGY, [CancelRequest(order_id) for order_id in revived], waiting=0)
+        return revived
 
     def close(self) -> None:
         """Closes the connections to Redis."""
         self._server.close()
         self._app.close()
+
+    def _ring(self, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
+        try:
+            bells.ring_for(self._app, lane, requests, waiting=waiting)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            log.warning("accepted, but no worker could be woken up; the sweep will: %s", error)
 
     def _fields(self, order: str | Mapping[str, Any]) -> object:
         fields = {"order_id": order} if isinstance(order, str) else order

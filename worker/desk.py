@@ -8,19 +8,32 @@ the order in hand; before a long one the order goes back into the book, due when
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from worker import records
-from worker.book import Accepted, Book, BookError, Conclusion, Entry
+from worker.book import (
+    Accepted,
+    Book,
+    BookError,
+    Conclusion,
+    Entry,
+    GiveBack,
+    GiveUp,
+    Overdue,
+    Progress,
+    Settle,
+)
+from worker.dialects import Canceled, Trouble
 from worker.exchange import Exchange
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem, utc_text
+from worker.gate import Gate, GateState
+from worker.orders import CancelRequest, CancelResult, Lane, Order, Outcome, Problem, utc_text
 from worker.outcomes import Case, Next, Pause, Step, Verdict, after_cancel, after_read
 
 log = logging.getLogger(__name__)
@@ -28,6 +41,7 @@ log = logging.getLogger(__name__)
 # Back-off with full jitter: up to 50 ms at first (reads lag writes by about 360 ms), doubling.
 BACK_OFF_FIRST_S = 0.05
 BACK_OFF_MOST_S = 2.0  # while somebody waits for the result
+BACK_OFF_MOST_READ_S = 0.5  # reads catch up within the read lag, a second or two
 BACK_OFF_MOST_OVERDUE_S = 30.0  # once the waiters were told "unresolved"
 # Longer pauses are spent in the book: a hand full of waiting orders would keep risk out.
 PATIENCE_S = 0.25
@@ -36,6 +50,11 @@ LINGER_S = 1.0
 # A vanished worker's orders are due again after this; kept alive while the hand lives.
 LEASE_S = 2.5
 LEASE_EXTEND_EVERY_S = 0.5
+# A call with less time than this is not worth starting for somebody who then hears "unresolved".
+WORTH_A_CALL_S = 0.05
+# What became claimable without anybody coming is noticed after this, by the next sweep.
+SWEEP_PATIENCE_S = 1.0
+REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
@@ -46,33 +65,72 @@ class Desk:
     """Works the book's open cancels at the exchange; one per process, shared by its threads."""
 
     def __init__(
-        self, book: Book, exchange: Exchange, *, cancel_deadline_s: float, read_lag_s: float
+        self,
+        book: Book,
+        exchange: Exchange,
+        *,
+        cancel_deadline_s: float,
+        cancel_max_age_s: float,
+        read_lag_s: float,
+        lanes: Sequence[Lane] = tuple(Lane),
+        hands: int = 1,
+        call_hand: Callable[[Lane], None] = lambda _lane: None,
+        name: str = "",
     ) -> None:
         self._book = book
         self._exchange = exchange
         self._cancel_deadline_s = cancel_deadline_s
+        self._cancel_max_age_s = cancel_max_age_s
         self._read_lag_ms = round(read_lag_s * 1000)
+        self._lanes = lanes
+        self._hands = _Hands(hands)
+        self._call_hand = call_hand
         self._stopping = threading.Event()
         self._leases = _Leases(book)
+        self._name = name
+        self._gate = Gate(exchange.warm_up, self._tell_gate)
 
     def accept(self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: str = "") -> Accepted:
-        """Enters the requests of a message into the book."""
-        return self._book.accept(
-            requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
-        )
+        """Enters the requests of a message into the book; raises BookError only when stopping."""
+        while True:
+            try:
+                return self._book.accept(
+                    requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
+                )
+            except BookError as error:
+                log.warning("a message cannot be entered yet: %s", error)
+                if self._stopping.wait(STORE_AGAIN_EVERY_S):
+                    raise
 
     def refuse(self, result: CancelResult) -> None:
         """Stores the outcome of a request that cannot be understood where its waiter looks, if it can."""
         if result.order_id is not None and len(result.order_id) <= REFUSED_ID_MAX_CHARS:
             self._book.refuse(result)
 
-    def work(self, lanes: Sequence[Lane] = tuple(Lane)) -> None:
+    def keep_unreadable(self, message: str) -> None:
+        """Keeps a message that nobody can understand, for inspection."""
+        self._book.keep_unreadable(message)
+
+    def work(self) -> None:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be."""
+        try:
+            with self._hands.busy():
+                self._work()
+        except BookError as error:
+            log.warning("no work without the book: %s", error)  # the sweep wakes somebody up when it is back
+
+    def _work(self) -> None:
+        called = False
         while not self._stopping.is_set():
-            exchange_ms = None if self._exchange.skew_ms is None else self._exchange.now_ms()
+            if not self._gate.is_open and not self._gate.keep_watch(self._stopping):
+                return
             asked = time.monotonic()
-            claim = self._book.claim(lanes, at_most=1, lease_s=LEASE_S, exchange_ms=exchange_ms)
+            claim = self._book.claim(self._lanes, at_most=1, lease_s=LEASE_S, exchange_ms=self._exchange_ms())
             for entry in claim.entries:
+                more_is_due = claim.next_due_s == 0.0
+                if more_is_due and not called and not claim.waiting_messages and self._hands.any_idle:
+                    called = True
+                    self._call_hand(entry.lane)
                 with self._leases.holding(entry, since=asked):
                     self._conclude(self._see_through(entry))
             if not claim.entries:
@@ -86,18 +144,44 @@ class Desk:
         missing = [request.order_id for request in requests]
         while missing and not self._stopping.is_set():
             self.work()
-            for result in records.await_each(self._book.server, missing, timeout_s=LOOK_FOR_RESULTS_EVERY_S):
-                found[str(result.order_id)] = result
+            try:
+                for result in self._book.await_records(missing, timeout_s=LOOK_FOR_RESULTS_EVERY_S):
+                    found[str(result.order_id)] = result
+            except BookError as error:
+                log.warning("no results to be seen: %s", error)
+                self._stopping.wait(STORE_AGAIN_EVERY_S)
             missing = [order_id for order_id in missing if order_id not in found]
         return found
+
+    def tell_overdue(self) -> None:
+        """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on."""
+        while overdue := self._book.overdue(at_most=REPORT_AT_ONCE):
+            self._book.report([_unresolved(each) for each in overdue])
+            if len(overdue) < REPORT_AT_ONCE:
+                break
+
+    def lanes_to_wake(self) -> list[Lane]:
+        """The lanes where something can be claimed and nobody is coming."""
+        if not self._gate.is_open:
+            return []
+        return self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:
         """Ends every :meth:`work` after the call it is in; what is in hand goes back into the book."""
         self._stopping.set()
 
+    def _tell_gate(self, state: GateState) -> None:
+        try:
+            self._book.note_gate(self._name, state.value)
+        except BookError as error:
+            log.warning("the gate's state cannot be shown: %s", error)
+
+    def _exchange_ms(self) -> int | None:
+        return None if self._exchange.skew_ms is None else self._exchange.now_ms()
+
     def _see_through(self, entry: Entry) -> Conclusion:
         """Asks, and asks again after short pauses, until the outcome is known or the pause is a long one."""
-        walk = _Walk(self._case_of(entry), entry, time.monotonic() + entry.deadline_left_s)
+        walk = _Walk(self._case_of(entry), entry)
         retrying = Retrying(
             retry=retry_if_exception_type(_NotKnownYet),
             wait=self._pause_s,
@@ -109,26 +193,23 @@ class Desk:
             verdict = retrying(self._take_step, walk)
         except _NotKnownYet as open_still:
             return self._give_back(walk, self._pause_after(open_still))
-        return Conclusion(entry, _result(entry, walk.case, verdict))
+        return Settle(entry, _result(entry, walk.case, verdict))
 
     def _take_step(self, walk: _Walk) -> Verdict:
         """One signed exchange and what follows from it; raises _NotKnownYet."""
         entry, case = walk.entry, walk.case
-        left_s = walk.deadline - time.monotonic()
         if not self._leases.is_held(entry):
             # Frozen past the lease: another hand is at it, and what this one knows is old.
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
-        if left_s <= 0 and not entry.reported:
-            raise _NotKnownYet(walk, Next(case, Pause.NONE))
-        time_left_s = float("inf") if entry.reported else left_s
+        answer: Canceled | Order | Trouble
         if case.step is Step.CANCEL:
-            skew_known = self._exchange.skew_ms is not None
-            case = case.sending(self._exchange.now_ms() if skew_known else None)
-            answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=time_left_s)
+            case = case.sending(self._exchange_ms())
+            answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
             learned = after_cancel(case, answer, self._exchange.now_ms())
         else:
-            seen = self._exchange.read_order(entry.order_id, time_left_s=time_left_s)
-            learned = after_read(case, seen, self._exchange.now_ms(), read_lag_ms=self._read_lag_ms)
+            answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
+            learned = after_read(case, answer, self._exchange.now_ms(), read_lag_ms=self._read_lag_ms)
+        self._gate.note(answer)
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
             raise _NotKnownYet(walk, learned)
@@ -156,29 +237,27 @@ class Desk:
         learned, walk = open_still.learned, open_still.walk
         if learned.pause is Pause.NONE:
             return 0.0
-        most_s = BACK_OFF_MOST_OVERDUE_S if walk.entry.reported else BACK_OFF_MOST_S
+        most_s = BACK_OFF_MOST_READ_S if walk.case.step is Step.READ_BACK else BACK_OFF_MOST_S
+        if walk.is_overdue():
+            most_s = BACK_OFF_MOST_OVERDUE_S
         ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(learned.case.back_offs - 1, 20), most_s)
         pause_s = random.uniform(0, ceiling_s)  # noqa: S311 - jitter, not a secret
         return max(pause_s, learned.at_least_s)
 
     def _enough_for_now(self, state: RetryCallState) -> bool:
-        open_still = _raised(state)
-        overdue = not open_still.walk.entry.reported and time.monotonic() >= open_still.walk.deadline
-        return open_still.abandoned or overdue or state.upcoming_sleep > PATIENCE_S or self._stopping.is_set()
+        return (
+            _raised(state).abandoned
+            or state.upcoming_sleep > PATIENCE_S
+            or self._stopping.is_set()
+            or not self._gate.is_open
+        )
 
     def _give_back(self, walk: _Walk, pause_s: float) -> Conclusion:
-        """The entry for the book again; the waiters are told once their deadline has passed."""
-        entry = walk.entry
-        left_s = walk.deadline - time.monotonic()
+        """The entry for the book again, at its old place while the gate is closed; or too old for it."""
         learned = walk.case.to_json()
-        if entry.reported:
-            return Conclusion(entry, None, pause_s, learned)
-        if left_s > 0:
-            return Conclusion(entry, None, min(pause_s, left_s), learned)
-        verdict = Verdict(
-            Outcome.UNRESOLVED, problem=walk.case.last_problem or _NO_ANSWER_YET, order=walk.case.order
-        )
-        return Conclusion(entry, _result(entry, walk.case, verdict), pause_s, learned)
+        if walk.entry.age_s > self._cancel_max_age_s:
+            return GiveUp(walk.entry, learned)
+        return GiveBack(walk.entry, learned, pause_s if self._gate.is_open else 0.0)
 
     def _conclude(self, conclusion: Conclusion) -> None:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
@@ -195,19 +274,20 @@ class Desk:
                     if time.monotonic() > give_up:
                         return  # still in the book: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
-        result = conclusion.result
         if not done:
-            log.warning("another hand has taken over", extra={"order_id": entry.order_id})
-        elif result is not None:
-            level = logging.INFO if result.outcome.final else logging.WARNING
-            fields = {
-                "order_id": entry.order_id,
-                "outcome": result.outcome.value,
-                "attempts": result.attempts,
-                "lane": entry.lane.value,
-                "code": result.error and result.error.code,
-            }
-            log.log(level, "%(order_id)s: %(outcome)s", fields, extra=fields)
+            log.warning("%s: another hand has taken over", entry.order_id)
+        elif isinstance(conclusion, Settle):
+            result = conclusion.result
+            log.log(
+                logging.INFO if result.outcome.final else logging.WARNING,
+                "%s: %s after %d attempts%s",
+                entry.order_id,
+                result.outcome.value,
+                result.attempts,
+                f" ({result.error.code})" if result.error else "",
+            )
+        elif isinstance(conclusion, GiveUp):
+            log.error("%s: given up unresolved after %.0f s", entry.order_id, entry.age_s)
 
 
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
@@ -216,10 +296,18 @@ _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange c
 class _Walk:
     """One entry in hand: what is known so far, and by when its waiters want to hear."""
 
-    def __init__(self, case: Case, entry: Entry, deadline: float) -> None:
+    def __init__(self, case: Case, entry: Entry) -> None:
         self.case = case
         self.entry = entry
-        self.deadline = deadline
+        self._deadline = time.monotonic() + entry.deadline_left_s
+
+    def is_overdue(self) -> bool:
+        """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""
+        return self.entry.reported or self._deadline - time.monotonic() < WORTH_A_CALL_S
+
+    def time_left_s(self) -> float:
+        """How long a call may take."""
+        return math.inf if self.is_overdue() else self._deadline - time.monotonic()
 
 
 class _NotKnownYet(Exception):  # noqa: N818 - no error, the reason to ask again
@@ -237,6 +325,17 @@ def _raised(state: RetryCallState) -> _NotKnownYet:
     error = state.outcome.exception() if state.outcome else None
     assert isinstance(error, _NotKnownYet)
     return error
+
+
+def _unresolved(overdue: Overdue) -> CancelResult:
+    progress = Progress.parse(overdue.learned)
+    return CancelResult(
+        order_id=overdue.order_id,
+        outcome=Outcome.UNRESOLVED,
+        attempts=progress.attempts,
+        requested_at=overdue.requested_at,
+        error=progress.last_problem or _NO_ANSWER_YET,
+    )
 
 
 def _result(entry: Entry, case: Case, verdict: Verdict) -> CancelResult:
@@ -308,3 +407,28 @@ class _Leases:
                 for entry, still in zip(entries, held, strict=True):
                     if entry in self._valid_until:
                         self._valid_until[entry] = asked + LEASE_S if still else 0.0
+
+
+class _Hands:
+    """How many of this process' threads are at work in the book."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._lock = threading.Lock()
+        self._busy = 0
+
+    @property
+    def any_idle(self) -> bool:
+        """Whether one more message would find a thread."""
+        return self._busy < self._number
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Counts the body's thread as busy."""
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1

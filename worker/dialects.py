@@ -27,6 +27,7 @@ TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
 RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
 ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
 ORDER_TEXT_MAX_CHARS = 1000
+ORDER_NUMBER_MAX_BITS = 64
 RETIRED_CODE = "deprecated_v1_order_endpoint"
 
 
@@ -262,7 +263,8 @@ def _plain_fields(order: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in list(order.items())[:ORDER_FIELDS_MAX]
         if value is None
         or (isinstance(value, str) and len(value) <= ORDER_TEXT_MAX_CHARS)
-        or (isinstance(value, int | float) and math.isfinite(value))
+        or (isinstance(value, int) and value.bit_length() <= ORDER_NUMBER_MAX_BITS)
+        or (isinstance(value, float) and math.isfinite(value))
     }
 
 

@@ -1,14 +1,16 @@
-"""A worker process' life: refuses to start unfit, has one desk, sweeps the book, and stops in good order."""
+"""A worker process' life: refuses to start unfit, has one desk, and stops in good order."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from typing import Any
 
-from celery import Celery, bootsteps, signals
+from celery import Celery, signals
+from celery.app import app_or_default
 
 from worker import bells, book
 from worker.book import Book, BookError
@@ -21,17 +23,8 @@ from worker.signing import KeyProblem, permission_warning
 
 log = logging.getLogger(__name__)
 
-# What became claimable is noticed within two seconds: half a second for the look, one of patience.
-SWEEP_EVERY_S = 0.5
-SWEEP_PATIENCE_S = 1.0
-
 _desks: dict[int, Desk] = {}
 _desks_lock = threading.Lock()
-
-
-def attach(app: Celery) -> None:
-    """Gives the application's workers their sweep."""
-    app.steps["consumer"].add(Sweep)
 
 
 def desk() -> Desk:
@@ -39,19 +32,28 @@ def desk() -> Desk:
     with _desks_lock:
         mine = _desks.get(os.getpid())
         if mine is None:
-            settings = WorkerSettings.from_env()
-            exchange = Exchange.from_settings(settings)
-            shown = exchange.warm_up()
-            if isinstance(shown, Trouble):
-                log.warning("the exchange does not answer yet: %s", shown.problem.message)
-            mine = Desk(
-                Book(book.connect(settings.redis), settings.redis),
-                exchange,
-                cancel_deadline_s=settings.cancel_deadline_s,
-                read_lag_s=settings.read_lag_s,
-            )
-            _desks[os.getpid()] = mine
+            mine = _desks[os.getpid()] = _open_desk(WorkerSettings.from_env(), app_or_default())
         return mine
+
+
+def _open_desk(settings: WorkerSettings, app: Celery) -> Desk:
+    exchange = Exchange.from_settings(settings)
+    shown = exchange.warm_up()
+    if isinstance(shown, Trouble):
+        log.warning("the exchange does not answer yet: %s", shown.problem.message)
+    consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
+    return Desk(
+        Book(book.connect(settings.redis), settings.redis),
+        exchange,
+        cancel_deadline_s=settings.cancel_deadline_s,
+        cancel_max_age_s=settings.cancel_max_age_s,
+        read_lag_s=settings.read_lag_s,
+        # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
+        lanes=[lane for lane in Lane if lane in consumed],
+        hands=app.conf.worker_concurrency,
+        call_hand=lambda lane: bells.wake_up(app, lane),
+        name=f"{socket.gethostname()}:{os.getpid()}",
+    )
 
 
 @signals.worker_init.connect
@@ -77,39 +79,11 @@ def _warm_up(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _give_back(**_: Any) -> None:
+    """Stops the desk; ends the process anyway if something hangs: what it holds comes back by its lease."""
+    settings = WorkerSettings.from_env()
+    last_resort = threading.Timer(settings.shutdown_s, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
     mine = _desks.get(os.getpid())
     if mine is not None:
         mine.stop()
-
-
-class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Rings for what is claimable when nobody is coming; on the consumer's timer of every worker."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:
-        super().__init__(consumer, **kwargs)
-        self._timer: Any = None
-        self._book: Book | None = None
-
-    def start(self, consumer: Any) -> None:
-        """Starts the timer; called again after every reconnect."""
-        settings = WorkerSettings.from_env()
-        self._book = Book(book.connect(settings.redis), settings.redis)
-        self._timer = consumer.timer.call_repeatedly(SWEEP_EVERY_S, self._sweep, (consumer.app,))
-
-    def stop(self, _consumer: Any) -> None:
-        """Stops the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _sweep(self, app: Celery) -> None:
-        assert self._book is not None
-        try:
-            for lane in self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S):
-                log.info("waking up for the %s lane", lane.value)
-                bells.wake_up(app, lane)
-        except BookError as error:
-            log.warning("no sweep: %s", error)
-        except app.connection_for_write().connection_errors as error:
-            log.warning("no wake-up: %s", error)

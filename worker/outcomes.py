@@ -23,6 +23,7 @@ from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcom
 NOT_FOUND_READS_FOR_PROOF = 3
 # `Date` has whole seconds, and the measured skew inherits that: closer than this is not "clearly before".
 CLOCK_MARGIN_MS = 2_000
+HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
 
 
 class Step(StrEnum):
@@ -47,6 +48,7 @@ class Case:
     ``accepted_ms``: when a cancel was accepted by a reply that does not describe our order.
     ``not_found_ms``: when a cancel last got a 404.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
+    ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
     """
 
@@ -63,6 +65,7 @@ class Case:
     first_unknown_ms: int | None = None
     refused: Problem | None = None
     last_problem: Problem | None = None
+    history: tuple[tuple[int, str], ...] = ()
     seen: bool = False
     order: Order | None = None
 
@@ -73,7 +76,7 @@ class Case:
 
     def to_json(self) -> str:
         """What was learned, as the book keeps it between two hands; the request is kept beside it."""
-        learned = {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) not in (None, 0)}
+        learned = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) not in (None, 0, ())}
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         return json.dumps({**learned, **nested, "routing": asdict(self.routing)}, separators=(",", ":"))
 
@@ -90,13 +93,22 @@ class Case:
             name: learned["routing"][name] if learned["routing"][name] is not None else asked
             for name, asked in asdict(case.routing).items()
         }
+        learned["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
         known = {**learned, **problems, "routing": Routing(**routing), "step": Step(learned["step"])}
         return replace(case, **known)
+
+    def troubled(self, problem: Problem, now_ms: int) -> Case:
+        """The case with one more trouble in its history."""
+        history = (*self.history, (now_ms, problem.code))[-HISTORY_MOST:]
+        return replace(self, last_problem=problem, history=history)
 
     def interrupted(self, first_attempt_ms: int | None, now_ms: int) -> Case:
         """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
         first = self.first_attempt_ms if self.attempts else first_attempt_ms
-        return replace(self, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
+        case = self.troubled(
+            Problem("interrupted", "a worker vanished while it may have been sending"), now_ms
+        )
+        return replace(case, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
 
     def sending(self, now_ms: int | None) -> Case:
         """The case once a cancel is about to be sent; ``now_ms`` None: the exchange's clock is not known."""
@@ -104,7 +116,7 @@ class Case:
         return replace(self, attempts=self.attempts + 1, first_attempt_ms=first)
 
 
-_NUMBERS = (
+_PLAIN = (
     "attempts",
     "back_offs",
     "first_attempt_ms",
@@ -113,6 +125,7 @@ _NUMBERS = (
     "not_found_ms",
     "unknown_reads",
     "first_unknown_ms",
+    "history",
     "seen",
     "step",
 )
@@ -152,7 +165,7 @@ def after_cancel(case: Case, answer: CancelAnswer, now_ms: int) -> Verdict | Nex
             answer.ts_ms,
             order=answer.order,
         )
-    return _AFTER_CANCEL[answer.meaning](replace(case, last_problem=answer.problem), answer, now_ms)
+    return _AFTER_CANCEL[answer.meaning](case.troubled(answer.problem, now_ms), answer, now_ms)
 
 
 def _at_once(case: Case, step: Step) -> Next:
@@ -211,7 +224,7 @@ def after_read(case: Case, answer: ReadAnswer, now_ms: int, *, read_lag_ms: int)
         if answer.status is OrderStatus.CANCELED:
             return _already_canceled(case, answer)
         return _still_resting(case, answer, now_ms, read_lag_ms)
-    case = replace(case, last_problem=answer.problem)
+    case = case.troubled(answer.problem, now_ms)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
         return _unknown(case, now_ms, read_lag_ms)
     if answer.meaning is Meaning.REFUSED and case.unanswered_ms is None:

@@ -40,7 +40,7 @@ def parse_record(text: str | bytes) -> CancelResult:
     """The result in a record's JSON; raises ValueError when it is not one of ours."""
     try:
         return CancelResult.from_json(json.loads(text)["result"])
-    except (KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"not a record of a cancel: {error!r}") from error
 
 
@@ -81,7 +81,11 @@ def await_each(
             if give_up is not None and now >= give_up:
                 return
             wait_s = min(look_again, give_up or look_again) - now
-            notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
+            try:
+                notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
+            except redis.ConnectionError:
+                look_again = 0.0  # notices may be lost; the next call connects and subscribes again
+                continue
             if notice is not None:
                 result = parse_record(notice["data"])
                 if result.order_id in missing:

@@ -99,6 +99,16 @@ VARIABLES: Final = (
         meaning="After how many seconds without proof a cancel is unresolved, if it sets no deadline_s.",
     ),
     Variable(
+        name="KALSHI_CANCEL_MAX_AGE_S",
+        default="86400",
+        meaning="After how many seconds an unresolved cancel is given up and kept as a dead letter.",
+    ),
+    Variable(
+        name="KALSHI_SHUTDOWN_S",
+        default="8",
+        meaning="How many seconds after SIGTERM a worker has ended, whatever it was doing.",
+    ),
+    Variable(
         name="KALSHI_READ_LAG_S",
         default="2",
         meaning="For how many seconds after a cancel a read may still show the order's older state.",
@@ -245,6 +255,8 @@ class WorkerSettings:
     read_timeout_s: float
     call_deadline_s: float
     cancel_deadline_s: float
+    cancel_max_age_s: float
+    shutdown_s: float
     read_lag_s: float
     max_body_bytes: int
     pool_size: int
@@ -276,6 +288,8 @@ class WorkerSettings:
             read_timeout_s=reader.number("KALSHI_READ_TIMEOUT_S", low=0.01, high=60),
             call_deadline_s=reader.number("KALSHI_CALL_DEADLINE_S", low=0.01, high=120),
             cancel_deadline_s=reader.number("KALSHI_CANCEL_DEADLINE_S", low=0.1, high=DAY_S),
+            cancel_max_age_s=reader.number("KALSHI_CANCEL_MAX_AGE_S", low=1, high=365 * DAY_S),
+            shutdown_s=reader.number("KALSHI_SHUTDOWN_S", low=0.5, high=3600),
             read_lag_s=reader.number("KALSHI_READ_LAG_S", low=0, high=60),
             max_body_bytes=reader.integer("KALSHI_MAX_BODY_BYTES", low=1024, high=2**30, unit="bytes"),
             pool_size=reader.integer("KALSHI_POOL_SIZE", low=1, high=1024, unit="connections"),

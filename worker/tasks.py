@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Task
@@ -16,6 +16,7 @@ from celery.exceptions import Ignore, Reject
 
 from worker.app import app
 from worker.bells import ENTERED_HEADER, ring_for
+from worker.book import Accepted, BookError
 from worker.lifecycle import desk
 from worker.orders import (
     BadRequest,
@@ -40,7 +41,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any]:
     if isinstance(parsed, CancelResult):
         return _refused(parsed)
     reply_to = "" if self.request.ignore_result else self.request.id
-    accepted = desk().accept([parsed], lane=_lane(self), reply_to=reply_to)
+    accepted = _accept([parsed], _lane(self), reply_to=reply_to)
     if parsed.order_id in accepted.settled:
         return accepted.settled[parsed.order_id].to_json()
     desk().work()
@@ -54,7 +55,7 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> list[dict[str, Any]]
     requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
     ids = list(dict.fromkeys(each.order_id for each in parsed if isinstance(each, CancelRequest)))
     lane = _lane(self)
-    accepted = desk().accept([requests[order_id] for order_id in ids], lane=lane)
+    accepted = _accept([requests[order_id] for order_id in ids], lane)
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
     ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
     refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
@@ -72,6 +73,13 @@ def wake_up() -> None:
     """Works on what is due; published by the sweep when nobody else is coming."""
     desk().work()
     raise Ignore
+
+
+def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: str = "") -> Accepted:
+    try:
+        return desk().accept(requests, lane=lane, reply_to=reply_to)
+    except BookError as error:
+        raise Reject(str(error), requeue=True) from None  # not ours yet: the message must not be lost
 
 
 def _entered(task: Task) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import http.client
 import io
 import math
+import re
 import socket
 import threading
 import time
@@ -139,7 +140,7 @@ def _reason(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    words = str(error).rsplit(">: ", 1)[-1]
+    words = re.split(r"[>)]: ", str(error))[-1]  # urllib3 puts the connection object before its words
     return f"{type(error).__name__}: {words}"[:300] if words else type(error).__name__
 
 

@@ -41,7 +41,10 @@ local function join(entry, order_id, request, requested_by, deadline_ms, task_id
     redis.call('HSET', entry, 'requested_by', with(known[2], cjson.decode(requested_by)))
   end
   if task_id ~= '' then redis.call('HSET', entry, 'reply_to', with(known[3], task_id)) end
-  if deadline_ms > tonumber(known[5]) then redis.call('HSET', entry, 'deadline_ms', deadline_ms) end
+  if deadline_ms > tonumber(known[5]) then
+    redis.call('HSET', entry, 'deadline_ms', deadline_ms)
+    redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
+  end
   local home = known[4]
   if lane == 'risk' and home ~= 'risk' then
     local due = redis.call('ZSCORE', prefix .. ':due:' .. home, order_id)
@@ -52,6 +55,7 @@ local function join(entry, order_id, request, requested_by, deadline_ms, task_id
   end
   if known[7] == '1' then  -- given up on its first deadline: asked again, it is tried again
     redis.call('HSET', entry, 'reported', 0)
+    redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
     if known[6] == '' then redis.call('ZADD', prefix .. ':due:' .. home, now_ms, order_id) end
   end
 end
@@ -78,8 +82,12 @@ for at = 6, #ARGV, 5 do
         'request', request, 'lane', lane, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
         'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
         'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
-        'case', '', 'token', '', 'sent', 0, 'reported', 0)
+        'learned', '', 'token', '', 'sent', 0, 'reported', 0)
       redis.call('ZADD', prefix .. ':due:' .. lane, now_ms, order_id)
+      redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
+      if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then
+        redis.call('DEL', prefix .. ':dead:' .. order_id)
+      end
       answer[#answer + 1] = ''
     end
   end

@@ -1,10 +1,12 @@
--- conclude: puts claimed entries out of the hand, each settled (record stored, entry gone) or given back.
+-- conclude: puts claimed entries out of the hand: settled, given back, or given up.
 --
 -- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then six for each entry:
---       order_id · token · due again in, ms (empty: settled) · case (JSON) ·
---       the record up to and after its requested_by (both empty: no record is written)
+--       order_id · token · "settled", "dead", or the pause before it is due again, ms · what was learned (JSON)
+--       · the record up to and after its requested_by (only when settled)
 -- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched
 --
+-- Settled: the record is stored and the entry goes, in this one step. Given back without a pause, an entry
+-- has its old place in the line. Dead: it is kept, with what was learned, until somebody asks again.
 -- The record ends in `"task_id":` so that the same text serves every task that wants the result; who
 -- requested it is filled in here, because further requests may have joined since the claim.
 
@@ -19,30 +21,33 @@ end
 
 local answer = {}
 for at = 4, #ARGV, 6 do
-  local order_id, token, due_ms, case, head, tail =
+  local order_id, token, fate, learned, head, tail =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
-  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to')
+  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms')
+  local due = prefix .. ':due:' .. (held[2] or '')
   if held[1] ~= token then
     answer[#answer + 1] = 0
-  else
-    if head ~= '' then
-      local record = head .. held[3] .. tail
-      store(record_prefix .. order_id, record .. '"cancel:' .. order_id .. '"}')
-      if held[4] ~= '[]' then
-        for _, task_id in ipairs(cjson.decode(held[4])) do
-          store('celery-task-meta-' .. task_id, record .. cjson.encode(task_id) .. '}')
-        end
+  elseif fate == 'settled' then
+    local record = head .. held[3] .. tail
+    store(record_prefix .. order_id, record .. '"cancel:' .. order_id .. '"}')
+    if held[4] ~= '[]' then
+      for _, task_id in ipairs(cjson.decode(held[4])) do
+        store('celery-task-meta-' .. task_id, record .. cjson.encode(task_id) .. '}')
       end
     end
-    local due = prefix .. ':due:' .. held[2]
-    if due_ms == '' then
+    redis.call('ZREM', due, order_id)
+    redis.call('ZREM', prefix .. ':deadline', order_id)
+    redis.call('DEL', entry)
+    answer[#answer + 1] = 1
+  else
+    redis.call('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
+    if fate == 'dead' then
       redis.call('ZREM', due, order_id)
-      redis.call('DEL', entry)
+      redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
+      redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
     else
-      redis.call('HSET', entry, 'case', case, 'token', '', 'sent', 0)
-      if head ~= '' then redis.call('HSET', entry, 'reported', 1) end
-      redis.call('ZADD', due, 'XX', now_ms + due_ms, order_id)
+      redis.call('ZADD', due, 'XX', fate == '0' and held[5] or now_ms + fate, order_id)
     end
     answer[#answer + 1] = 1
   end

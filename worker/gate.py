@@ -1,0 +1,105 @@
+"""Holds cancels back while the exchange cannot take them: unreachable, or paused.
+
+A circuit breaker with a watch. After several calls in a row without a usable reply, or at the exchange's
+word that it is paused, the gate closes: nothing is claimed, so everything keeps its place in the line. One
+hand of the process keeps watch, asks for the exchange's status about once a second, and opens the gate when
+the exchange is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from worker.dialects import Canceled, Meaning, Trouble
+from worker.orders import Order
+
+log = logging.getLogger(__name__)
+
+# One lost reply is one order's trouble; this many in a row, over all orders, are the exchange's.
+FAILURES_TO_CLOSE = 5
+# Between looks, with jitter: back within two seconds, without hammering what is down.
+LOOK_EVERY_S = 1.0
+_FAILURES = (Meaning.NOT_SENT, Meaning.UNANSWERED, Meaning.UNAVAILABLE)
+
+
+class GateState(StrEnum):
+    """Whether cancels pass, and if not, why."""
+
+    OPEN = "open"
+    UNREACHABLE = "unreachable"
+    PAUSED = "paused"
+
+
+class Gate:
+    """The gate of one process; ``look`` asks for the exchange's status, ``tell`` makes the state visible."""
+
+    def __init__(
+        self,
+        look: Callable[[], Mapping[str, Any] | Trouble],
+        tell: Callable[[GateState], None] = lambda _state: None,
+    ) -> None:
+        self._look = look
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._watch = threading.Lock()
+        self._failures = 0
+        self._active_at = float("-inf")
+        self.state = GateState.OPEN
+
+    @property
+    def is_open(self) -> bool:
+        """Whether cancels pass."""
+        return self.state is GateState.OPEN
+
+    def note(self, answer: Canceled | Order | Trouble) -> None:
+        """Learns from an answer of the exchange, or from there being none."""
+        meaning = answer.meaning if isinstance(answer, Trouble) else None
+        with self._lock:
+            self._failures = self._failures + 1 if meaning in _FAILURES else 0
+            if self._failures >= FAILURES_TO_CLOSE:
+                self._move(GateState.UNREACHABLE)
+            # "Paused" for one shard, while the status says active, is that order's trouble alone.
+            elif meaning is Meaning.PAUSED and time.monotonic() - self._active_at > LOOK_EVERY_S:
+                self._move(GateState.PAUSED)
+
+    def keep_watch(self, stopping: threading.Event) -> bool:
+        """Waits until the gate is open, looking after the exchange; False for all hands but one, at once."""
+        if not self._watch.acquire(blocking=False):
+            return False
+        try:
+            while not self.is_open and not stopping.is_set():
+                self._see(self._look())
+                self._tell(self.state)
+                if not self.is_open:
+                    stopping.wait(LOOK_EVERY_S * random.uniform(0.75, 1.0))  # noqa: S311 - jitter
+            return self.is_open
+        finally:
+            self._watch.release()
+
+    def _see(self, shown: Mapping[str, Any] | Trouble) -> None:
+        with self._lock:
+            meaning = shown.meaning if isinstance(shown, Trouble) else None
+            paused = isinstance(shown, Mapping) and shown.get("exchange_active") is False
+            if meaning in _FAILURES:
+                self._move(GateState.UNREACHABLE)
+            elif paused or meaning is Meaning.PAUSED:
+                self._move(GateState.PAUSED)
+            else:
+                self._active_at = time.monotonic()
+                self._failures = 0
+                self._move(GateState.OPEN)
+
+    def _move(self, state: GateState) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        if state is GateState.OPEN:
+            log.warning("the exchange is back: cancels go on")
+        else:
+            log.error("the exchange is %s: cancels are held in the book", state.value)
