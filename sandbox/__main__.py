@@ -60,11 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 2
-    with server:
+    try:
         print(f"sandbox exchange on {server.url}", flush=True)
         if arguments.sample:
             _place_samples(server.url)
         stop.wait()
+    finally:
+        server.stop()
     return 0
 
 

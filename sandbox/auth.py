@@ -39,7 +39,10 @@ class Key:
 
 def read_key(key_id: str, public_key_pem: str, *, scope: str = "full", subaccount: int | None = None) -> Key:
     """A key from its public PEM; ValueError when it is neither RSA nor Ed25519."""
-    public_key = serialization.load_pem_public_key(public_key_pem.encode())
+    try:
+        public_key = serialization.load_pem_public_key(public_key_pem.encode())
+    except ValueError as error:
+        raise ValueError("a public key in PEM is needed (BEGIN PUBLIC KEY)") from error
     if not isinstance(public_key, rsa.RSAPublicKey | ed25519.Ed25519PublicKey):
         found = type(public_key).__name__
         raise ValueError(f"an RSA or Ed25519 public key is needed, not {found}")  # noqa: TRY004  # the PEM is at fault

@@ -73,9 +73,9 @@ class Exchange:
             record.fault = skew.kind if skew else None
             reply = self._served(visit, skew_s)
         else:
-            record.fault = fault.kind
-            reply = self._struck(fault, visit, skew_s)
-            record.code = _code_in(reply)
+            shape = fault.shape or visit.settings.error_shape
+            reply = self._struck(replace(fault, shape=shape) if shape else fault, visit, skew_s)
+            record.fault, record.code = fault.kind, _code_in(reply)
         return replace(reply, offset_s=visit.settings.skew_s + skew_s, released=released)
 
     def _struck(self, fault: Fault, visit: Visit, skew_s: float) -> Reply:

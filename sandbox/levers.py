@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sandbox.floor import Floor
 
 PREFIX = "/sandbox/"
-_NUMBERS = ("count", "filled", "price")
+_DECIMALS = ("count", "filled", "price")
+_INTEGERS = ("exchange_index", "subaccount")
 
 
 class NoSuchOrderError(LookupError):
@@ -66,7 +67,8 @@ def _place(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
 
 def _new_order(floor: Floor, fields: dict[str, Any]) -> NewOrder:
     values = {name: value for name, value in fields.items() if value is not None}
-    values |= {name: Decimal(str(values[name])) for name in _NUMBERS if name in values}
+    values |= {name: Decimal(str(values[name])) for name in _DECIMALS if name in values}
+    values |= {name: int(values[name]) for name in _INTEGERS if name in values}
     values.setdefault("exchange_index", floor.settings.shard_of(values.get("ticker", NewOrder().ticker)))
     return NewOrder(**values)
 

@@ -13,7 +13,7 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -178,10 +178,6 @@ class Market:
         """The order with this id, as it truly is."""
         return self._orders.get(order_id)
 
-    def find_client_order(self, client_order_id: str) -> Order | None:
-        """The order with this client_order_id."""
-        return self._by_client_id.get(client_order_id)
-
     def orders(self) -> Iterable[Order]:
         """All orders, oldest first."""
         return self._by_number.values()
@@ -244,6 +240,8 @@ class Market:
         `lag_s`: how long reads do not see it. ValueError when the numbers contradict each other,
         DuplicateOrderError when one of its ids is taken.
         """
+        if new.status not in get_args(Status) or new.side not in get_args(Side):
+            raise ValueError(f"status {new.status!r}, side {new.side!r}")
         remaining = new.count - new.filled if new.status == "resting" else ZERO
         filled = new.count if new.status == "executed" else new.filled
         if new.count <= 0 or not ZERO <= filled <= new.count or (new.status == "resting" and remaining <= 0):

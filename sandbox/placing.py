@@ -45,8 +45,8 @@ def create_batch(visit: Visit) -> Answer:
 
 def amend(visit: Visit) -> Answer:
     """A resting order's total count (filled ones included) and price."""
-    order = visit.locate_by_query()
     fields = visit.fields()
+    order = visit.locate_by_query(ticker=as_text(fields.get("ticker"), "ticker"))
     total = as_decimal(fields.get("count"), "count")
     price = as_decimal(fields.get("price"), "price", places=4)
     visit.market.resize(order, visit.moment, total=total, price=price, call=visit.record.seq)

@@ -105,7 +105,11 @@ class SandboxServer:
     def _accept(self) -> None:
         assert self._listener is not None
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # out of descriptors, or the client is gone already
+                self.floor.wait(POLL_S)
+                continue
             if self.floor.ended.is_set():
                 connection.close()
                 return

@@ -75,6 +75,9 @@ class Settings:
         for name, choices in _CHOICES.items():
             if name in changes and changes[name] not in choices:
                 raise ValueError(f"{name} must be one of {choices}, not {changes[name]!r}")
+        for name, value in changes.items():
+            if name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name} must be a number, not {value!r}")
         settings = replace(self, **changes)
         settings.budget()
         return settings
@@ -103,6 +106,9 @@ class Settings:
             return self.max_batch
         budget = self.budget()
         return int(budget.rates["write"][1] // 2) if budget.enforced else 1000
+
+
+_NUMBERS = frozenset(item.name for item in fields(Settings) if type(item.default) in {int, float})
 
 
 def _covers(pause: bool | list[int], shard: int) -> bool:  # noqa: FBT001  # the setting's own type

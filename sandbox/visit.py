@@ -98,12 +98,12 @@ class Visit:
         allowed = self.key.subaccount if self.key else None
         return self.write_subaccount(named) if allowed is not None else named
 
-    def locate_by_query(self) -> Order:
-        """The resting order that the path names, on the shard that the query leads to."""
+    def locate_by_query(self, *, ticker: str | None = None) -> Order:
+        """The resting order that the path names, where the query leads to (or else the body's `ticker`)."""
         return self.locate(
             self.path_parameters["order_id"],
             exchange_index=self.integer("exchange_index", least=-1),
-            market_ticker=self.query.get("market_ticker"),
+            market_ticker=self.query.get("market_ticker", ticker),
             subaccount=self.write_subaccount(self.integer("subaccount")),
         )
 

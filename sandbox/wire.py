@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 Manner = Literal["whole", "close", "reset", "hang", "drip", "truncated", "endless"]
 
 JSON = "application/json"
-MAX_HEADERS = 200
 
 
 class BadRequestError(ValueError):

@@ -1,4 +1,4 @@
-"""Hides the service behind one command, `cancelctl`: asks for cancels, shows what is known, finds what is wrong.
+"""Hides the service behind one command, `cancelctl`: ask for cancels, see what is known, find what is wrong.
 
 Exit codes, the worst first; of several that apply, the first of this list is given:
 
@@ -36,10 +36,10 @@ from typing import Any, TypeAlias
 
 import redis
 
-from worker.book import Book, connect
-from worker.client import DEFAULT_DEADLINE_S, BadRequest, BookError, CancelClient, DeadLetter, Status
+from worker.book import DeadLetter, OpenCancel
+from worker.client import DEFAULT_DEADLINE_S, BadRequest, BookError, CancelClient, Status
 from worker.orders import CancelResult, Lane, Outcome, Problem, count_text
-from worker.settings import RedisSettings, SettingsError
+from worker.settings import SettingsError
 
 WAIT_BEYOND_DEADLINE_S = 5.0  # a worker says "unresolved" at the deadline; its answer needs a moment
 DEFAULT_REQUESTER = "cancelctl"
@@ -127,7 +127,7 @@ def _words_of(bad: BadRequest) -> str:
 
 # --- The command line -------------------------------------------------------------------------------------
 
-_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
 _Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 
@@ -320,7 +320,8 @@ def _add_status(commands: _Subparsers) -> None:
         "status",
         _status,
         about="show what became of orders' cancels, and what is still being done about them",
-        examples="  cancelctl status 3f2c1e0a-...\n  cancelctl status --json 3f2c1e0a-... | jq .result.outcome",
+        examples="  cancelctl status 3f2c1e0a-...\n"
+        "  cancelctl status --json 3f2c1e0a-... | jq .result.outcome",
     )
     _add_order_ids(command)
     _add_json(command)
@@ -353,15 +354,18 @@ def _exit_of_status(status: Status) -> Exit:
 
 def _status_cells(status: Status) -> list[str]:
     result, entry = status.result, status.open
-    cells = (
-        [status.order_id, "-", "-", "-", "-", "-"] if result is None else _outcome_cells(result)[:-1]
-    )
+    cells = [status.order_id, *"-----"] if result is None else _outcome_cells(result)[:-1]
     if entry is not None:
-        attempts, problem = _learned(entry.learned)
-        cells[5] = str(attempts)
-        return [*cells, _duration(entry.age_s), _next_try(entry), _state(entry), _problem_text(problem)]
+        cells[-1] = str(entry.progress.attempts)
+        return [
+            *cells,
+            _duration(entry.age_s),
+            _next_try(entry),
+            _state(entry),
+            _problem_text(entry.progress.last_problem),
+        ]
     state = "nobody asked" if result is None else "not open"
-    return [*cells, "-", "-", state, _problem_text(result.error) if result else ""]
+    return [*cells, "-", "-", state, _problem_text(result.error if result else None)]
 
 
 def _add_open(commands: _Subparsers) -> None:
@@ -369,50 +373,321 @@ def _add_open(commands: _Subparsers) -> None:
         commands,
         "open",
         _open,
-        about="list the cancels that are accepted and not settled, in the order they are due",
-        examples="  cancelctl open\n  cancelctl open --json | jq 'select(.unresolved) | .order_id'",
+        about="list the cancels that are accepted and not settled, risk first, in the order they are due",
+        examples="  cancelctl open\n  cancelctl open --json | jq -r 'select(.unresolved) | .order_id'",
     )
     _add_json(command)
 
 
 def _open(arguments: argparse.Namespace) -> int:
-    settings = RedisSettings.from_env()
-    entries = Book(connect(settings), settings).open_cancels()
+    client = CancelClient.from_env()
     if arguments.json:
-        for entry in entries:
+        for entry in client.open_cancels():
             _print_json(_open_json(entry))
-        return Exit.SETTLED
-    rows = [
-        [
-            entry.order_id,
-            entry.lane,
-            _duration(entry.age_s),
-            str(attempts),
-            _next_try(entry),
-            _state(entry),
-            _names(entry.requested_by),
-            _problem_text(problem),
-        ]
-        for entry in entries
-        for attempts, problem in [_learned(entry.learned)]
-    ]
-    titles = ("ORDER", "LANE", "AGE", "ATTEMPTS", "NEXT TRY", "STATE", "WHO", "LAST ANSWER")
-    _print_table(titles, rows, nothing="nothing is open")
+    else:
+        titles = ("ORDER", "LANE", "AGE", "ATTEMPTS", "NEXT TRY", "STATE", "WHO", "LAST ANSWER")
+        rows = map(_open_cells, client.open_cancels())
+        _print_table(titles, rows, nothing="nothing is open")
+    for worker, why in client.held_back().items():
+        print(f"cancelctl: {_clean(worker)} holds cancels back: {_clean(why)}", file=sys.stderr)
     return Exit.SETTLED
 
 
-def _open_json(entry: Any) -> dict[str, Any]:
-    attempts, problem = _learned(entry.learned)
+def _open_cells(entry: OpenCancel) -> list[str]:
+    return [
+        entry.order_id,
+        entry.lane,
+        _duration(entry.age_s),
+        str(entry.progress.attempts),
+        _next_try(entry),
+        _state(entry),
+        _names(entry.requested_by),
+        _problem_text(entry.progress.last_problem),
+    ]
+
+
+def _open_json(entry: OpenCancel) -> dict[str, Any]:
     return {
         "order_id": entry.order_id,
         "lane": entry.lane,
         "requested_by": entry.requested_by,
         "requested_at": entry.requested_at,
         "age_s": entry.age_s,
-        "next_due_s": entry.next_due_s,
+        "next_try_s": None if entry.in_hand else max(entry.next_due_s, 0.0),
         "in_hand": entry.in_hand,
         "unresolved": entry.unresolved,
-        "attempts": attempts,
-        "last_problem": _problem_json(problem),
+        **_progress_json(entry),
         "request": entry.request.fields(),
     }
+
+
+def _next_try(entry: OpenCancel) -> str:
+    if entry.in_hand:
+        return "now"
+    return f"in {_duration(entry.next_due_s)}" if entry.next_due_s > 0 else "due"
+
+
+def _state(entry: OpenCancel) -> str:
+    state = "in hand" if entry.in_hand else "waiting"
+    return f"{state}, unresolved" if entry.unresolved else state
+
+
+# --- dead, retry ------------------------------------------------------------------------------------------
+
+
+def _add_dead(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "dead",
+        _dead,
+        about="list the cancels that were given up unresolved, oldest first",
+        examples="  cancelctl dead\n  cancelctl dead --json | jq -r .order_id | cancelctl retry -",
+    )
+    _add_json(command)
+
+
+def _dead(arguments: argparse.Namespace) -> int:
+    letters = CancelClient.from_env().dead_letters()
+    if arguments.json:
+        for letter in letters:
+            _print_json(_dead_json(letter))
+    else:
+        titles = ("ORDER", "REQUESTED", "GIVEN UP", "ATTEMPTS", "WHO", "LAST ANSWER")
+        _print_table(titles, map(_dead_cells, letters), nothing="nothing was given up")
+    return Exit.SETTLED
+
+
+def _dead_cells(letter: DeadLetter) -> list[str]:
+    return [
+        letter.order_id,
+        letter.requested_at,
+        letter.died_at,
+        str(letter.progress.attempts),
+        _names(letter.requested_by),
+        _problem_text(letter.progress.last_problem),
+    ]
+
+
+def _dead_json(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "order_id": letter.order_id,
+        "requested_by": letter.requested_by,
+        "requested_at": letter.requested_at,
+        "died_at": letter.died_at,
+        **_progress_json(letter),
+        "request": letter.request.fields(),
+    }
+
+
+def _add_retry(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "retry",
+        _retry,
+        about="have cancels that were given up worked on again",
+        examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all",
+    )
+    _add_order_ids(command, nargs="*")
+    command.add_argument("--all", action="store_true", help="every one that was given up")
+    _add_json(command)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    if arguments.all and arguments.order_ids:
+        raise _UsageError("give order ids or --all, not both")
+    client = CancelClient.from_env()
+    if arguments.all:
+        order_ids = [letter.order_id for letter in client.dead_letters()]
+    else:
+        order_ids = _order_ids(arguments)
+    revived = set(client.retry(order_ids)) if order_ids else set()
+    if arguments.json:
+        for order_id in order_ids:
+            _print_json({"order_id": order_id, "retried": order_id in revived})
+    else:
+        rows = [[each, "worked on again" if each in revived else "no dead letter"] for each in order_ids]
+        _print_table(("ORDER", "NOW"), rows, nothing="nothing was given up")
+    # With --all, what is gone from the list meanwhile was retried by somebody else.
+    return Exit.SETTLED if arguments.all or len(revived) == len(order_ids) else Exit.NOT_KNOWN_HERE
+
+
+# --- doctor -----------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "doctor",
+        _doctor,
+        about="examine settings, Redis, the key and the account, and say what to do about what is wrong",
+        examples="  cancelctl doctor\n"
+        "  cancelctl doctor --producer\n"
+        "  cancelctl doctor --json | jq -r 'select(.health != \"ok\") | .advice'",
+    )
+    command.add_argument("--producer", action="store_true", help="only what a producer needs: Redis")
+    _add_json(command)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from worker.doctor import Health, examine  # noqa: PLC0415 - HTTP and keys are no part of the producers' side
+
+    logging.getLogger("worker").setLevel(logging.CRITICAL)  # the findings say it all
+    code = Exit.SETTLED
+    for finding in examine(producer=arguments.producer):
+        if finding.health is Health.FAILED:
+            code = Exit.REFUSED
+        if arguments.json:
+            _print_json(finding.to_json())
+            continue
+        _print_line([finding.health, finding.check, finding.found], _DOCTOR_WIDTHS)
+        if finding.advice:
+            _print_line(["", "", f"-> {finding.advice}"], _DOCTOR_WIDTHS)
+    return code
+
+
+_DOCTOR_WIDTHS = (len("warning"), len("redis version"), 0)
+
+
+# --- sandbox ----------------------------------------------------------------------------------------------
+
+
+def _add_sandbox(commands: _Subparsers) -> None:
+    _add(
+        commands,
+        "sandbox",
+        _sandbox,
+        about="run a local exchange to try things on; takes the arguments of `python -m sandbox`",
+        examples="  cancelctl sandbox --sample\n"
+        "  cancelctl sandbox --port 8765 --tier basic\n"
+        "  cancelctl sandbox --help",
+        add_help=False,  # --help is the sandbox's own
+    )
+
+
+def _sandbox(arguments: argparse.Namespace) -> int:
+    """Runs the sandbox as a child; without a key of the caller's own, with one made for this run."""
+    if importlib.util.find_spec("sandbox") is None:
+        raise _UsageError("the sandbox is not installed here: it comes with the project's repository")
+    with tempfile.TemporaryDirectory(prefix="cancelctl-sandbox-") as folder:
+        options, exports = list(arguments.beyond), {}
+        if not any(option.startswith(("--key-id", "--public-key")) for option in options):
+            key_id, private_path, public_path = _make_key(Path(folder))
+            options += ["--key-id", key_id, "--public-key", str(public_path)]
+            exports = {"KALSHI_API_KEY_ID": key_id, "KALSHI_PRIVATE_KEY_PATH": str(private_path)}
+        return _run_sandbox(options, exports)
+
+
+def _run_sandbox(options: Sequence[str], exports: dict[str, str]) -> int:
+    """Passes the sandbox's output on, with the environment it asks for; its exit code."""
+    sandbox = subprocess.Popen(  # noqa: S603 - our own program, with the caller's own arguments
+        [sys.executable, "-m", "sandbox", *options], stdout=subprocess.PIPE, text=True
+    )
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: sandbox.terminate())
+    assert sandbox.stdout is not None
+    try:
+        for line in sandbox.stdout:
+            print(line, end="", flush=True)
+            _, found, url = line.strip().partition("sandbox exchange on ")
+            if found:
+                print("# for a worker and for cancelctl doctor, besides REDIS_URL:")
+                for name, value in {"KALSHI_BASE_URL": url, **exports}.items():
+                    print(f"export {name}={shlex.quote(value)}", flush=True)
+    finally:
+        if sys.exc_info()[0] is not None:
+            sandbox.terminate()
+        code = sandbox.wait()
+    return code
+
+
+def _make_key(folder: Path) -> tuple[str, Path, Path]:
+    """A key id, and the files of a new private key and its public one."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see _doctor
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415 - see _doctor
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private_path, public_path = folder / "key.pem", folder / "key.pub.pem"
+    private_path.touch(mode=0o600)
+    private_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    public_path.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return str(uuid.uuid4()), private_path, public_path
+
+
+# In the order of the help text.
+_COMMANDS: tuple[Callable[[_Subparsers], None], ...] = (
+    _add_cancel,
+    _add_status,
+    _add_open,
+    _add_dead,
+    _add_retry,
+    _add_doctor,
+    _add_sandbox,
+)
+
+
+# --- Output -----------------------------------------------------------------------------------------------
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def _print_line(cells: Sequence[str], widths: Sequence[int]) -> None:
+    padded = (f"{_clean(cell):<{width}}" for cell, width in zip(cells, widths, strict=False))
+    print("  ".join(padded).rstrip(), flush=True)
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, nothing: str = "") -> None:
+    """The rows under their titles, or ``nothing`` where there are none."""
+    all_rows = [titles, *rows]
+    if len(all_rows) == 1:
+        print(nothing)
+        return
+    widths = [max(len(row[column]) for row in all_rows) for column in range(len(titles))]
+    for row in all_rows:
+        _print_line(row, widths)
+
+
+def _clean(text: str) -> str:
+    """Text that cannot steer a terminal: the exchange's words and order ids are strangers'."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _problem_text(problem: Problem | None) -> str:
+    return "" if problem is None else f"{problem.code}: {problem.message}"
+
+
+def _progress_json(entry: OpenCancel | DeadLetter) -> dict[str, Any]:
+    progress = entry.progress
+    return {
+        "attempts": progress.attempts,
+        "last_problem": progress.last_problem and asdict(progress.last_problem),
+        "history": [{"ts_ms": at_ms, "code": code} for at_ms, code in progress.history],
+    }
+
+
+def _names(who: Sequence[str]) -> str:
+    more = len(who) - NAMES_SHOWN
+    return (", ".join(who[:NAMES_SHOWN]) or "-") + (f" and {more} more" if more > 0 else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{max(seconds, 0):.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest_s:02} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

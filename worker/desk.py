@@ -162,8 +162,8 @@ class Desk:
 
     def lanes_to_wake(self) -> list[Lane]:
         """The lanes where something can be claimed and nobody is coming."""
-        if not self._gate.is_open:
-            return []
+        if not self._gate.is_open and self._gate.is_watched:
+            return []  # the hand on watch goes on when the exchange is back
         return self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:

@@ -57,6 +57,11 @@ class Gate:
         """Whether cancels pass."""
         return self.state is GateState.OPEN
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a hand looks after the exchange, and goes on when it is back."""
+        return self._watch.locked()
+
     def note(self, answer: Canceled | Order | Trouble) -> None:
         """Learns from an answer of the exchange, or from there being none."""
         meaning = answer.meaning if isinstance(answer, Trouble) else None

@@ -8,6 +8,7 @@ records, in the step that removes the entry; this module knows the format, reads
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ RECORD_KEY_PREFIX = "celery-task-meta-cancel:"
 _MGET_AT_ONCE = 500
 # Between looks at the records themselves: a published notice can be lost with its connection.
 _LOOK_AGAIN_S = 2.0
+_CONNECT_AGAIN_S = 0.2
 
 
 def record_key(order_id: str) -> str:
@@ -58,39 +60,47 @@ def read(server: redis.Redis, order_ids: Collection[str]) -> dict[str, CancelRes
 def await_each(
     server: redis.Redis, order_ids: Collection[str], *, timeout_s: float | None
 ) -> Iterator[CancelResult]:
-    """Each order's result as it is stored, those already there first; ends early when time is over."""
-    give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    """Each order's result as it is stored, those already there first; ends early when time is over.
+
+    A lost connection is made anew while there is time; raises redis' error when it is lost at the end.
+    """
+    give_up = math.inf if timeout_s is None else time.monotonic() + timeout_s
     missing = dict.fromkeys(order_ids)
-    early = read(server, missing)
-    yield from early.values()
-    missing = {order_id: None for order_id in missing if order_id not in early}
-    if not missing:
-        return
-    with server.pubsub(ignore_subscribe_messages=True) as notices:
-        for some in _portions(missing):
-            notices.subscribe(*(record_key(order_id) for order_id in some))
-        look_again = 0.0  # at once: a record may have come between the first look and the subscription
-        while missing:
-            now = time.monotonic()
-            if now >= look_again:
-                look_again = now + _LOOK_AGAIN_S
-                for order_id, result in read(server, missing).items():
+    while missing:
+        try:
+            for order_id, result in _watch(server, tuple(missing), give_up):
+                if order_id in missing:
                     del missing[order_id]
                     yield result
-                continue
-            if give_up is not None and now >= give_up:
-                return
-            wait_s = min(look_again, give_up or look_again) - now
-            try:
-                notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
-            except redis.ConnectionError:
-                look_again = 0.0  # notices may be lost; the next call connects and subscribes again
-                continue
+                if not missing:
+                    return
+        except (redis.ConnectionError, redis.TimeoutError):
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(_CONNECT_AGAIN_S)
+        else:
+            return  # time is over
+
+
+def _watch(
+    server: redis.Redis, order_ids: Collection[str], give_up: float
+) -> Iterator[tuple[str, CancelResult]]:
+    """Looks at the records, subscribes, and looks again now and then; some may be seen twice."""
+    yield from read(server, order_ids).items()
+    with server.pubsub(ignore_subscribe_messages=True) as notices:
+        for some in _portions(order_ids):
+            notices.subscribe(*(record_key(order_id) for order_id in some))
+        look_again = (
+            time.monotonic()
+        )  # at once: one may have come between the first look and the subscription
+        while (now := time.monotonic()) < give_up:
+            if now >= look_again:
+                look_again = now + _LOOK_AGAIN_S
+                yield from read(server, order_ids).items()
+            wait_s = min(look_again, give_up) - time.monotonic()
+            notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
             if notice is not None:
-                result = parse_record(notice["data"])
-                if result.order_id in missing:
-                    del missing[result.order_id]
-                    yield result
+                yield str(notice["channel"])[len(RECORD_KEY_PREFIX) :], parse_record(notice["data"])
 
 
 def _portions(order_ids: Iterable[str]) -> Iterator[list[str]]:
