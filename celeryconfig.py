@@ -4,7 +4,7 @@ Measured behaviour behind these values: Celery on Redis loses about one message 
 redelivers late, so messages only wake workers up (see worker/book.py).
 """
 
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 
 from worker.orders import Lane
 from worker.settings import RedisSettings, SettingsError, WorkerSettings
@@ -26,7 +26,8 @@ accept_content = result_accept_content = ["json"]  # pickle would run what a str
 enable_utc = True
 
 # -- queues: risk first -------------------------------------------------------------------------------------
-task_queues = [Queue(Lane.RISK.queue), Queue(Lane.STRATEGY.queue)]
+# Exchange and routing key as any Celery producer makes them up for `queue=`: one of each per queue.
+task_queues = [Queue(lane.queue, Exchange(lane.queue), routing_key=lane.queue) for lane in Lane]
 task_default_queue = Lane.STRATEGY.queue
 task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
 # Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
