@@ -29,7 +29,9 @@ lint: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv from requirements-dev.lock (once; about a minute) ..."
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements-dev.lock
+	@{ $(BIN)/pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements-dev.lock 2>&1 \
+	    || touch .venv/failed; } | tee .venv/install.log | grep --line-buffered -Eo '^(Collecting|Installing) [^ ]+' || true
+	@test ! -e .venv/failed || { tail -n 20 .venv/install.log; exit 1; }
 	@$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -13,7 +13,8 @@ class Call:
 
     `received_ms` is the machine's clock (never skewed), `duration_ms` runs until the reply was ready.
     `status` is None while the call is under way and for a reply that was never sent.
-    `effects` are the contracts this very call removed. `reused` names what an earlier call had too.
+    `effects` are the contracts this very call removed. `reused` names what an earlier call had
+    too: the signature, or the timestamp for the same method and path.
     """
 
     seq: int
@@ -49,7 +50,7 @@ class Calls:
         self._lock = threading.Lock()
         self._seq = 0
         self._calls: list[Call] = []
-        self._seen: set[tuple[str, str, str]] = set()
+        self._seen: set[tuple[str, ...]] = set()
 
     def add(self, **fields: Any) -> Call:
         """A new record; it is filled in while the call is served."""
@@ -62,13 +63,16 @@ class Calls:
         return call
 
     def _note_reuse(self, call: Call) -> None:
-        for name in ("signature", "timestamp"):
-            value = getattr(call, name)
-            if value:
-                mark = (name, call.key_id, value)
-                if mark in self._seen:
-                    call.reused.append(name)
-                self._seen.add(mark)
+        if not call.signature:
+            return
+        # Two orders may well be canceled in the same millisecond; the same call may not be repeated in it.
+        for name, mark in (
+            ("signature", (call.key_id, call.signature)),
+            ("timestamp", (call.key_id, call.timestamp, call.method, call.path)),
+        ):
+            if mark in self._seen:
+                call.reused.append(name)
+            self._seen.add(mark)
 
     def since(
         self, seq: int = 0, *, operation: str | None = None, order_id: str | None = None

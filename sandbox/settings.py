@@ -44,9 +44,7 @@ class Settings:
     latency_s: float = 0.0  # added to every call before it is looked at
     skew_s: float = 0.0  # how far the exchange's clock is ahead of this machine's
     timestamp_window_s: float = 10.0  # accepted distance of a request's timestamp from the exchange's clock
-    refuse_reuse: str = (
-        "note"  # of a signature or timestamp: "note" it in the call | "refuse" it (401) | "off"
-    )
+    refuse_reuse: str = "note"  # of a signature: "note" it in the call | "refuse" it (401) | "off"
     # -- pauses: True = everywhere, or a list of shards
     exchange_paused: bool | list[int] = False
     trading_paused: bool | list[int] = False

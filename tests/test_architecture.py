@@ -1,0 +1,123 @@
+"""The direction of imports: who may know whom, and that nobody else does."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sandbox.stack import ROOT
+
+# What each module of worker/ may import of ours; a new module is given its place here. Arrows point one
+# way: values at the bottom, the exchange and the book side by side, the desk above both, the queue on top.
+MAY_IMPORT = {
+    "__init__": set(),
+    "orders": set(),
+    "settings": set(),
+    "signing": set(),
+    "dialects": {"orders"},
+    "transport": {"dialects"},
+    "outcomes": {"dialects", "orders"},
+    "gate": {"dialects", "orders"},
+    "exchange": {"dialects", "orders", "settings", "signing", "transport"},
+    "records": {"orders"},
+    "book": {"orders", "records", "settings"},
+    "bells": {"orders"},
+    "desk": {"book", "dialects", "exchange", "gate", "orders", "outcomes", "records"},
+    # The worker process, and the queue's surface.
+    "lifecycle": {"bells", "book", "desk", "dialects", "exchange", "orders", "settings", "signing"},
+    "consumer": {"bells", "book", "lifecycle"},
+    "app": {"consumer"},
+    "tasks": {"app", "bells", "book", "lifecycle", "orders"},
+    # The producers' side: no key, no HTTP to the exchange.
+    "client": {"bells", "book", "orders", "records", "settings"},
+    # The operator's side; `doctor` looks at everything a worker needs.
+    "cli": {"book", "client", "doctor", "orders", "settings"},
+    "doctor": {"book", "dialects", "exchange", "orders", "settings", "signing"},
+}
+MODULES = sorted((ROOT / "worker").rglob("*.py"))
+PRODUCERS = ("client",)
+NEVER_ON_THE_PRODUCERS_SIDE = {"exchange", "signing", "transport", "dialects", "outcomes", "desk"}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT / "worker").with_suffix("").parts)
+
+
+def imported(path):
+    """The dotted names that a module imports, wherever in it, with what it takes from them."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where an arrow goes"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(path):
+    """The modules of worker/ that a module imports."""
+    parts = (name.split(".") for name in imported(path))
+    return {each[1] if len(each) > 1 else "__init__" for each in parts if each[0] == "worker"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_its_place_allows(path):
+    assert name_of(path) in MAY_IMPORT, "a new module: give it its place in the table"
+    assert ours(path) - MAY_IMPORT[name_of(path)] == set()
+
+
+def test_the_table_has_no_circle():
+    placed = set()
+    while left := {name for name in MAY_IMPORT if name not in placed}:
+        free = {name for name in left if MAY_IMPORT[name] <= placed}
+        assert free, f"these import each other in a circle: {sorted(left)}"
+        placed |= free
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_the_producers_side_reaches_nothing_that_signs_or_talks_to_the_exchange(name):
+    reached, todo = set(), {name}
+    while todo:
+        reached |= todo
+        todo = {each for one in todo for each in MAY_IMPORT[one]} - reached
+    assert reached & NEVER_ON_THE_PRODUCERS_SIDE == set()
+
+
+@pytest.mark.parametrize("path", [*MODULES, ROOT / "celeryconfig.py"], ids=lambda path: path.stem)
+def test_the_sandbox_and_the_tests_are_not_known_to_what_runs_in_production(path):
+    assert {name for name in imported(path) if name.split(".")[0] in ("sandbox", "tests")} == set()
+
+
+def test_the_queues_policy_knows_orders_and_settings_only():
+    assert ours(ROOT / "celeryconfig.py") == {"orders", "settings"}
+
+
+def test_only_the_settings_read_the_environment():
+    readers = {
+        name_of(path)
+        for path in MODULES
+        if {"os.environ", "os.getenv"} & imported(path)
+        or any(
+            isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+    }
+    assert readers == {"settings"}
+
+
+def test_a_producers_process_loads_no_http_client_and_no_cryptography():
+    script = "import sys, worker.client; print(*sys.modules)"
+    environment = {"PATH": os.environ["PATH"]}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = set(ran.stdout.split())
+    assert "worker.client" in loaded
+    assert loaded & {"requests", "urllib3"} == set()
+    # redis-py looks whether the package is there; that loads none of its code.
+    assert {name for name in loaded if name.startswith("cryptography.hazmat")} == set()

@@ -1,0 +1,610 @@
+"""The command line, run as a process of its own against real parts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from sandbox.stack import ROOT, Keys, RedisServer, free_port, wait_until
+from worker import cli
+from worker.book import Book, GiveBack, GiveUp, connect
+from worker.cli import Exit
+from worker.doctor import Health, examine
+from worker.orders import CancelRequest, CancelResult, Lane, Outcome
+from worker.settings import RedisSettings
+
+COMMAND = [sys.executable, "-m", "worker.cli"]
+WITHIN_S = 60
+
+
+class CommandLine:
+    """Runs `cancelctl` in one environment."""
+
+    def __init__(self, env):
+        self.env = dict(env)
+
+    def start(self, *arguments, **options):
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=self.env,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def __call__(self, *arguments, stdin=""):
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.env,
+            cwd=ROOT,
+            text=True,
+            input=stdin,
+            capture_output=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+
+def objects(done) -> list[dict]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def ctl(stack, control):
+    """The command line beside a working service."""
+    return CommandLine(stack.environment)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    """A Redis at which no worker works: what is accepted stays open."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def idle_env(redis_server, stack):
+    environment = {name: value for name, value in stack.environment.items() if not name.startswith("KALSHI_")}
+    return {
+        **environment,
+        "REDIS_URL": redis_server.url,
+        "KALSHI_KEY_PREFIX": f"test-{uuid.uuid4().hex[:8]}",
+    }
+
+
+@pytest.fixture
+def idle(idle_env):
+    """The command line without any worker."""
+    return CommandLine(idle_env)
+
+
+@pytest.fixture
+def book(idle_env):
+    """The book that `idle` writes into."""
+    settings = RedisSettings.from_env(idle_env)
+    return Book(connect(settings), settings)
+
+
+@pytest.fixture
+def here(idle_env, monkeypatch, capsys):
+    """Runs a command in this process, which is quicker; what it printed and its exit code."""
+    for name in ("REDIS_URL", "KALSHI_KEY_PREFIX"):
+        monkeypatch.setenv(name, idle_env[name])
+
+    def run(*arguments):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def claim_one(book):
+    [entry] = book.claim(tuple(Lane), at_most=1, lease_s=60, exchange_ms=None).entries
+    return entry
+
+
+LEARNED = json.dumps(
+    {
+        "attempts": 4,
+        "last_problem": {"code": "http_502", "message": "Bad \x1b[31mGateway", "http_status": 502},
+        "history": [[1_700_000_000_000, "http_502"]],
+    }
+)
+
+
+# --- cancel -----------------------------------------------------------------------------------------------
+
+
+def test_orders_that_are_canceled_or_too_late_are_printed_as_they_settle_and_exit_0(ctl, control, order_id):
+    executed = str(uuid.uuid4())
+    control.place(order_id, count="7.00")
+    control.place(executed, status="executed", filled="10.00")
+    done = ctl("cancel", order_id, executed)
+    titles, *lines = done.stdout.splitlines()
+    assert titles.split() == [
+        *("ORDER", "OUTCOME", "STATUS", "REDUCED", "BY", "KNOWN", "BY", "ATTEMPTS", "ERROR"),
+    ]
+    assert {tuple(line.split()) for line in lines} == {
+        (order_id, "canceled", "canceled", "7.00", "cancel", "1"),
+        (executed, "too_late", "executed", "0.00", "read_back", "1"),
+    }
+    outcomes = {line[titles.index("OUTCOME") :].split()[0] for line in lines}
+    assert outcomes == {"canceled", "too_late"}, "columns stand under their titles"
+    assert done.stderr == ""
+    assert done.returncode == Exit.SETTLED
+
+
+def test_json_lines_are_the_results_by_the_fields_that_everybody_reads(ctl, control, client, order_id):
+    control.place(order_id)
+    done = ctl("cancel", "--json", order_id)
+    [value] = objects(done)
+    assert CancelResult.from_json(value) == client.status(order_id).result
+    assert value["requested_by"] == ["cancelctl"]
+    assert done.returncode == Exit.SETTLED
+
+
+def test_the_worst_of_several_outcomes_makes_the_exit_code(ctl, control, order_id):
+    unknown, refused = str(uuid.uuid4()), str(uuid.uuid4())
+    control.place(order_id)
+    control.place(refused)
+    control.fault("status", order_id=refused, operation="cancel", status=400, code="invalid_parameters")
+    only_unknown = ctl("cancel", "--json", order_id, unknown)
+    assert {value["outcome"] for value in objects(only_unknown)} == {"canceled", "unknown_order"}
+    assert only_unknown.returncode == Exit.UNKNOWN_ORDER
+    all_three = ctl("cancel", order_id, unknown, refused)
+    assert re.search(rf"{refused} +refused .*invalid_parameters", all_three.stdout)
+    assert all_three.returncode == Exit.REFUSED
+
+
+def test_an_order_without_proof_at_the_deadline_is_unresolved_and_status_sees_it_settle(
+    ctl, control, client, order_id
+):
+    control.place(order_id)
+    control.fault("http_429", order_id=order_id, retry_after="1")
+    done = ctl("cancel", "--json", "--deadline", "0.3", order_id)
+    [value] = objects(done)
+    assert value["outcome"] == "unresolved"
+    assert done.returncode == Exit.NOT_SETTLED
+
+    status = ctl("status", "--json", order_id)
+    [value] = objects(status)
+    assert value["result"]["outcome"] == "unresolved"
+    assert value["open"]["unresolved"]
+    assert value["open"]["attempts"] >= 1
+    assert value["open"]["last_problem"]["http_status"] == 429
+    assert status.returncode == Exit.NOT_SETTLED
+
+    control.clear_faults()
+    wait_until(lambda: client.status(order_id).open is None, what="the order to settle")
+    status = ctl("status", order_id)
+    assert re.search(rf"{order_id} +canceled +canceled +10\.00", status.stdout)
+    assert status.returncode == Exit.SETTLED
+
+
+def test_every_option_reaches_the_request(ctl, control, client, order_id):
+    ticker = "KXBTC-26NOV22-T100000"
+    control.place(order_id, ticker=ticker, exchange_index=2, subaccount=1)
+    options = ["--ticker", ticker, "--shard", "2", "--subaccount", "1", "--deadline", "5", "--timeout", "20"]
+    done = ctl("cancel", "--json", *options, "--requested-by", "desk 7", "--reason", "limit", order_id)
+    [value] = objects(done)
+    assert value["outcome"] == "canceled"
+    assert value["requested_by"] == ["desk 7"]
+    [call] = control.calls("cancel", order_id)
+    for part in ("exchange_index=2", f"market_ticker={ticker}", "subaccount=1"):
+        assert part in call["query"]
+
+
+def test_the_risk_lane_deadline_and_reason_are_in_the_book(idle, book, order_id):
+    idle("cancel", "--no-wait", "--risk", "--reason", "limit", "--deadline", "7", order_id)
+    entry = book.open_cancel(order_id)
+    assert entry.lane is Lane.RISK
+    assert entry.request.reason == "limit"
+    [claimed] = book.claim([Lane.RISK], at_most=1, lease_s=1, exchange_ms=None).entries
+    assert 0 < claimed.deadline_left_s <= 7
+
+
+def test_ids_are_read_from_stdin_and_each_is_asked_for_once(ctl, control):
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    control.place_many([{"order_id": each} for each in ids])
+    done = ctl("cancel", "--json", ids[0], "-", stdin=f"{ids[1]}\n{ids[2]} {ids[0]}\n\n")
+    assert sorted(value["order_id"] for value in objects(done)) == sorted(ids)
+    assert done.returncode == Exit.SETTLED
+
+
+def test_without_waiting_accepted_is_enough_and_what_is_settled_already_is_shown(ctl, control, order_id):
+    control.place(order_id)
+    assert ctl("cancel", order_id).returncode == Exit.SETTLED
+    done = ctl("cancel", "--no-wait", order_id)
+    assert re.search(rf"{order_id} +canceled", done.stdout)
+    assert done.returncode == Exit.SETTLED
+
+
+def test_without_a_worker_no_wait_says_accepted(idle, order_id):
+    done = idle("cancel", "--no-wait", order_id)
+    assert re.search(rf"{order_id} +accepted", done.stdout)
+    assert (done.stderr, done.returncode) == ("", Exit.SETTLED)
+
+
+def test_what_is_not_settled_in_time_is_named_and_still_worked_on(here, order_id):
+    code, out, err = here("cancel", "--timeout", "0.1", order_id)
+    assert re.search(rf"{order_id} +not settled", out)
+    assert err == "cancelctl: 1 not settled in time; still being worked on\n"
+    assert code == Exit.NOT_SETTLED
+    code, out, _ = here("cancel", "--timeout", "0.1", "--json", order_id)
+    assert json.loads(out) == {"order_id": order_id, "outcome": None}
+    assert code == Exit.NOT_SETTLED
+
+
+def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_accepted(idle, book, order_id):
+    running = idle.start("cancel", order_id)
+    assert running.stdout.readline().startswith("ORDER")  # accepted, and waiting now
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=WITHIN_S)
+    assert err == "cancelctl: interrupted; what was accepted is still being worked on\n"
+    assert running.returncode == Exit.INTERRUPTED
+    assert book.open_cancel(order_id) is not None
+
+
+# --- what is wrong, in one line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cancel", "a/b"], "order_id: expected 1 to 128 letters"),
+        (["cancel", "ok", "a/b"], "orders[1].order_id: expected"),
+        (["cancel", *[f"a/{n}" for n in range(5)]], "; and 2 more"),
+        (["cancel", "--shard", "-2", "ok"], "exchange_index: expected a shard number"),
+        (["cancel", "--deadline", "0", "ok"], "deadline_s: expected seconds, above 0"),
+        (["cancel", "--timeout", "soon", "ok"], "argument --timeout: expected seconds, got 'soon'"),
+        (["cancel", "--timeout", "nan", "ok"], "expected seconds, got 'nan'"),
+        (["cancel", "--timeout", "1", "--no-wait", "ok"], "not allowed with"),
+        (["cancel", "ok", "--wait"], "unrecognized arguments: --wait"),
+        (["cancel"], "the following arguments are required: ORDER_ID"),
+        (["retry"], "no order ids were given"),
+        (["retry", "--all", "ok"], "not both"),
+        ([], "the following arguments are required: COMMAND"),
+        (["mass"], "invalid choice: 'mass'"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_what_was_expected(here, book, arguments, words):
+    code, out, err = here(*arguments)
+    assert (code, out) == (Exit.USAGE, "")
+    assert words in err.splitlines()[-1]
+    assert list(book.open_cancels()) == [], "nothing is asked for unless all of it is right"
+
+
+def test_missing_settings_exit_2_in_one_line(idle):
+    del idle.env["REDIS_URL"]
+    done = idle("open")
+    assert done.stderr.startswith("cancelctl: REDIS_URL is not set")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    "arguments", [["cancel", "x"], ["status", "x"], ["open"], ["dead"], ["retry", "x"], ["retry", "--all"]]
+)
+def test_a_redis_that_is_not_there_exits_5_in_one_line(here, monkeypatch, arguments):
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    code, out, err = here(*arguments)
+    assert (code, out) == (Exit.REDIS, "")
+    assert re.fullmatch(r"cancelctl: .*refused\.?\n", err)
+    assert ("not accepted" in err) == (arguments[0] == "cancel")
+
+
+def test_a_silent_redis_is_told_from_one_that_refuses_because_it_may_have_accepted(
+    tmp_path, here, monkeypatch
+):
+    server = RedisServer(tmp_path).start()
+    monkeypatch.setenv("REDIS_URL", server.url)
+    try:
+        server.part.signal(signal.SIGSTOP)
+        code, out, err = here("cancel", "x", "y")
+    finally:
+        server.stop()
+    assert (code, out) == (Exit.REDIS, "")
+    assert err.startswith("cancelctl: whether it was accepted is not known (asking again is always safe): ")
+
+
+def test_a_redis_that_goes_away_while_waiting_leaves_no_doubt_that_the_cancel_was_accepted(
+    tmp_path, idle, order_id
+):
+    server = RedisServer(tmp_path).start()
+    idle.env["REDIS_URL"] = server.url
+    running = idle.start("cancel", "--timeout", "1", order_id)
+    assert running.stdout.readline().startswith("ORDER")
+    server.kill()
+    _, err = running.communicate(timeout=WITHIN_S)
+    assert err.startswith("cancelctl: accepted, but the outcomes cannot be read: ")
+    assert running.returncode == Exit.REDIS
+
+
+# --- status, open, dead, retry ----------------------------------------------------------------------------
+
+
+def test_an_order_that_nobody_asked_for_has_an_exit_code_of_its_own(here, order_id):
+    code, out, _ = here("status", order_id)
+    assert "nobody asked" in out
+    assert code == Exit.NOT_KNOWN_HERE
+    code, out, _ = here("status", "--json", order_id)
+    assert json.loads(out) == {"order_id": order_id, "result": None, "open": None}
+    assert code == Exit.NOT_KNOWN_HERE
+
+
+def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
+    assert here("open") == (0, "nothing is open\n", "")
+    assert here("open", "--json") == (0, "", "")
+    for order_id, *options in (["waits"], ["tried", "--deadline", "0.001"], ["held", "--risk"]):
+        here("cancel", "--no-wait", order_id, *options, "--requested-by", f"desk of {order_id}")
+    held = claim_one(book)
+    assert held.order_id == "held"
+    for entry in book.claim([Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
+        learned, pause_s = (LEARNED, 90) if entry.order_id == "tried" else ("", 0)
+        book.conclude([GiveBack(entry, learned, pause_s)])
+    unresolved = CancelResult("tried", Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")
+    wait_until(lambda: book.report([unresolved]), what="its deadline to pass")
+
+    code, out, err = here("open")
+    titles, *lines = out.splitlines()
+    assert titles.split() == [
+        "ORDER",
+        "LANE",
+        "AGE",
+        "ATTEMPTS",
+        "NEXT",
+        "TRY",
+        "STATE",
+        "WHO",
+        "LAST",
+        "ANSWER",
+    ]
+    assert [re.sub(r"\b\d+\.\d s\b", "T", re.sub(" {2,}", "|", line)) for line in lines] == [
+        "held|risk|T|0|now|in hand|desk of held",
+        "waits|strategy|T|0|due|waiting|desk of waits",
+        "tried|strategy|T|4|in 1 min 30 s|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
+    ]
+    assert (code, err) == (0, "")
+
+    code, out, _ = here("open", "--json")
+    held, waits, tried = map(json.loads, out.splitlines())
+    assert held["in_hand"]
+    assert held["next_try_s"] is None
+    assert waits["next_try_s"] == 0
+    assert 80 < tried["next_try_s"] <= 90
+    assert tried["last_problem"] == {"code": "http_502", "message": "Bad \x1b[31mGateway", "http_status": 502}
+    assert tried["history"] == [{"ts_ms": 1_700_000_000_000, "code": "http_502"}]
+    assert tried["request"] == {"order_id": "tried"}
+    assert tried["requested_by"] == ["desk of tried"]
+
+    code, out, _ = here("status", "waits", "tried")
+    _, waits, tried = out.splitlines()
+    assert re.search(r"waits  - .* due +waiting$", waits)
+    assert re.search(r"tried  unresolved .* 4 .* in 1 min 30 s +waiting, unresolved +http_502", tried)
+    assert code == Exit.NOT_SETTLED
+
+
+def test_open_says_which_workers_hold_cancels_back(here, book):
+    book.note_gate("worker1@host", "exchange paused")
+    assert here("open") == (
+        0,
+        "nothing is open\n",
+        "cancelctl: worker1@host holds cancels back: exchange paused\n",
+    )
+
+
+def test_dead_letters_are_listed_and_put_back(here, book):
+    assert here("dead") == (0, "nothing was given up\n", "")
+    assert here("retry", "--all") == (0, "nothing was given up\n", "")
+    book.accept([CancelRequest("gone", requested_by="desk 7")], lane=Lane.RISK, default_deadline_s=1)
+    book.conclude([GiveUp(claim_one(book), LEARNED)])
+
+    code, out, _ = here("dead")
+    titles, line = out.splitlines()
+    assert titles.split() == ["ORDER", "REQUESTED", "GIVEN", "UP", "ATTEMPTS", "WHO", "LAST", "ANSWER"]
+    assert re.search(r"gone .*Z .*Z +4 +desk 7 +http_502: Bad \?\[31mGateway", line)
+    assert code == 0
+    letter = json.loads(here("dead", "--json")[1])
+    assert (letter["order_id"], letter["requested_by"], letter["attempts"]) == ("gone", ["desk 7"], 4)
+    assert letter["last_problem"]["code"] == "http_502"
+    assert letter["request"] == {"order_id": "gone"}
+
+    code, out, _ = here("retry", "gone", "other")
+    assert re.findall(r"^(\w+) +(.*)$", out, re.MULTILINE) == [
+        ("ORDER", "NOW"),
+        ("gone", "worked on again"),
+        ("other", "no dead letter"),
+    ]
+    assert code == Exit.NOT_KNOWN_HERE
+    assert book.open_cancel("gone").lane is Lane.RISK
+
+    book.conclude([GiveUp(claim_one(book), "")])
+    code, out, _ = here("retry", "--all", "--json")
+    assert json.loads(out) == {"order_id": "gone", "retried": True}
+    assert code == 0
+    assert here("dead")[1] == "nothing was given up\n"
+
+
+def test_many_who_asked_are_shortened_in_tables_only(here, order_id):
+    for name in ("a", "b", "c", "d", "e"):
+        here("cancel", "--no-wait", "--requested-by", name, order_id)
+    assert "a, b, c and 2 more" in here("open")[1]
+    assert json.loads(here("open", "--json")[1])["requested_by"] == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (2.04, "2.0 s"), (59.9, "59.9 s"), (61, "1 min 01 s"), (3725, "1 h 02 min")],
+)
+def test_durations_are_written_for_eyes(seconds, text):
+    assert cli._duration(seconds) == text
+
+
+# --- as a good citizen of a shell -------------------------------------------------------------------------
+
+
+def test_a_reader_that_goes_away_ends_it_without_a_word(idle, book):
+    requests = [CancelRequest(f"order-{n}", reason="x" * 500) for n in range(600)]
+    book.accept(requests, lane=Lane.STRATEGY, default_deadline_s=600)
+    running = idle.start("open", "--json")
+    assert running.stdout.readline().startswith("{")
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait(WITHIN_S) == Exit.READER_GONE
+    running.stderr.close()
+
+
+def test_a_terminal_of_another_alphabet_does_not_end_a_table(idle, order_id):
+    idle.env |= {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    idle("cancel", "--no-wait", "--requested-by", "Zoë", order_id)
+    done = idle("open")
+    assert "Zo\\xeb" in done.stdout
+    assert done.returncode == 0
+
+
+def test_what_strangers_wrote_cannot_steer_the_terminal(here):
+    _, out, _ = here("status", "\x1b[2Jorder\r")
+    assert "\x1b" not in out
+    assert "?[2Jorder?" in out
+
+
+# --- exit codes and help ----------------------------------------------------------------------------------
+
+
+def test_the_help_lists_every_exit_code_in_the_order_in_which_they_win(here):
+    code, out, _ = here("--help")
+    assert code == 0
+    listed = [int(number) for number in re.findall(r"^ +(\d+)  \w", out, re.MULTILINE)]
+    assert set(listed) == set(Exit)
+    assert [number for number in listed if number in cli._WORST_FIRST] == list(cli._WORST_FIRST)
+
+
+def test_every_outcome_has_an_exit_code_and_the_worst_wins():
+    assert set(cli._EXIT_OF) == set(Outcome)
+    for worse, better in itertools.combinations(cli._WORST_FIRST, 2):
+        assert cli._worst({better, worse}) == worse
+    assert cli._worst(set()) == Exit.SETTLED
+
+
+@pytest.mark.parametrize("command", ["cancel", "status", "open", "dead", "retry", "doctor"])
+def test_the_help_of_every_command_has_examples_and_offers_json(here, command):
+    code, out, _ = here(command, "--help")
+    assert code == 0
+    assert f"examples:\n  cancelctl {command}" in out
+    assert "--json" in out
+
+
+# --- doctor -----------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_a_working_service_fit(ctl):
+    done = ctl("doctor", "--json")
+    findings = objects(done)
+    assert {finding["health"] for finding in findings} == {"ok"}
+    assert set(findings[0]) == {"check", "health", "found", "advice"}
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_the_doctor_says_what_to_do_and_exits_1_when_something_failed(ctl):
+    ctl.env["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+    done = ctl("doctor", "--producer")
+    settings, failed, advice = done.stdout.splitlines()
+    assert re.match(r"ok +settings ", settings)
+    assert re.match(r"failed +redis .*refused", failed)
+    assert advice.strip().startswith("-> check that Redis runs there")
+    assert done.returncode == 1
+
+
+def test_a_warning_of_the_doctor_is_no_failure_and_is_told_once(ctl, tmp_path):
+    ctl.env["KALSHI_ORDERS_API"] = "v1"
+    done = ctl("doctor")
+    assert re.search(r"^warning +settings ", done.stdout, re.MULTILINE)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+# --- sandbox ----------------------------------------------------------------------------------------------
+
+
+def read_until(stream, pattern):
+    """The lines up to the one that matches."""
+    lines = []
+    while not lines or not re.search(pattern, lines[-1]):
+        line = stream.readline()
+        assert line, f"ended before {pattern}: {lines}"
+        lines.append(line)
+    return lines
+
+
+def test_the_sandbox_prints_the_environment_with_which_a_worker_is_fit(idle):
+    running = idle.start("sandbox", "--sample", "--tier", "basic")
+    try:
+        lines = read_until(running.stdout, "sample-fractional")
+        exports = [shlex.split(line)[1].split("=", 1) for line in lines if line.startswith("export ")]
+        env = {**dict(exports), "REDIS_URL": idle.env["REDIS_URL"]}
+        assert {finding.health for finding in examine(env)} == {Health.OK}
+    finally:
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=WITHIN_S)
+    assert (err, running.returncode) == ("", 0)
+    assert not Path(env["KALSHI_PRIVATE_KEY_PATH"]).exists(), "the key was made for this run"
+
+
+def test_the_sandbox_takes_a_key_of_the_caller_s_own(idle, tmp_path):
+    keys = Keys(tmp_path)
+    running = idle.start("sandbox", "--key-id", "mine", "--public-key", str(keys.public_path))
+    try:
+        *_, last = read_until(running.stdout, "^export ")
+        env = {
+            "REDIS_URL": idle.env["REDIS_URL"],
+            "KALSHI_BASE_URL": shlex.split(last)[1].partition("=")[2],
+            "KALSHI_API_KEY_ID": "mine",
+            "KALSHI_PRIVATE_KEY_PATH": str(keys.private_path),
+        }
+        assert {finding.health for finding in examine(env)} == {Health.OK}
+    finally:
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=WITHIN_S)
+    assert "export" not in out
+    assert (err, running.returncode) == ("", 0)
+
+
+def test_the_sandbox_s_own_errors_and_help_are_passed_on(idle):
+    wrong = idle("sandbox", "--tier", "golden")
+    assert "invalid choice: 'golden'" in wrong.stderr
+    assert wrong.returncode == Exit.USAGE
+    shown = idle("sandbox", "--help")
+    assert "--public-key" in shown.stdout
+    assert shown.returncode == 0
+
+
+def test_a_sandbox_whose_output_nobody_reads_any_more_ends(idle):
+    running = idle.start("sandbox", "--sample")
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait(WITHIN_S) == Exit.READER_GONE
+    running.stderr.close()
+
+
+def test_an_installation_without_the_sandbox_says_so(here, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    code, _, err = here("sandbox")
+    assert err == "cancelctl: the sandbox is not installed here: it comes with the project's repository\n"
+    assert code == Exit.USAGE

@@ -1,0 +1,679 @@
+"""The outcome rules: row by row, and against an exchange that loses answers, lags and is not alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.dialects import Canceled, Meaning, Routing, Trouble
+from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
+from worker.outcomes import (
+    CLOCK_MARGIN_MS,
+    NOT_FOUND_READS_FOR_PROOF,
+    Case,
+    Next,
+    Pause,
+    Step,
+    Verdict,
+    after_cancel,
+    after_read,
+)
+
+ORDER_ID = "order-1"
+TICKER = "KXBTC-26NOV22-B"
+T0 = 1_795_352_400_000  # a moment on the exchange's clock, ms
+LAG_MS = 1_000
+PROBLEM = Problem("some_code", "some words", 500)
+RESTING, CANCELED, EXECUTED = OrderStatus.RESTING, OrderStatus.CANCELED, OrderStatus.EXECUTED
+
+
+def case_of(**request):
+    return Case.of(CancelRequest(ORDER_ID, **request))
+
+
+def sent(case=None, at_ms=T0):
+    return (case or case_of()).sending(at_ms)
+
+
+def trouble(meaning, code="some_code", retry_after_s=None, *, proof=True):
+    return Trouble(meaning, Problem(code, "some words", 500), retry_after_s, proof)
+
+
+NOT_FOUND = trouble(Meaning.NOT_FOUND, "not_found")
+LOST = trouble(Meaning.UNANSWERED)
+
+
+def order(status, **known):
+    fields = {
+        "ticker": TICKER,
+        "exchange_index": 0,
+        "subaccount": 0,
+        "initial_count": Decimal(10),
+        "fill_count": Decimal(0),
+        "remaining_count": Decimal(10) if status is RESTING else Decimal(0),
+        "last_update_ms": T0 + 50,
+    }
+    return Order(order_id=ORDER_ID, status=status, raw={"order_id": ORDER_ID}, **{**fields, **known})
+
+
+def after_read_at(case, answer, now_ms):
+    return after_read(case, answer, now_ms, read_lag_ms=LAG_MS)
+
+
+def onward(learned):
+    """The case of an answer that settled nothing."""
+    assert isinstance(learned, Next)
+    return learned.case
+
+
+def lost_then_404():
+    """Sent at T0, its answer lost at T0 + 1,000; sent again, a 404 at T0 + 1,200."""
+    lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    return onward(after_cancel(lost.sending(T0 + 1_100), NOT_FOUND, T0 + 1_200))
+
+
+def a_404():
+    """Sent at T0, a 404 at T0 + 100."""
+    return onward(after_cancel(sent(), NOT_FOUND, T0 + 100))
+
+
+# -- the cancel's own answer
+
+
+def test_the_exchanges_own_word_settles_a_cancel():
+    shown = order(CANCELED)
+    assert after_cancel(sent(), Canceled(Decimal("7.50"), T0 + 5, shown), T0 + 9) == Verdict(
+        Outcome.CANCELED, CANCELED, Decimal("7.50"), ConfirmedBy.CANCEL, T0 + 5, order=shown
+    )
+
+
+def test_the_exchanges_own_word_counts_whatever_came_before():
+    verdict = after_cancel(lost_then_404().sending(T0 + 2_000), Canceled(Decimal(3), None, None), T0 + 2_100)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(3))
+    assert verdict.confirmed_by is ConfirmedBy.CANCEL
+
+
+NOT_APPLIED = [Meaning.RETIRED, Meaning.CLOCK, Meaning.PAUSED, Meaning.BUSY, Meaning.NOT_SENT]
+PERHAPS_APPLIED = [Meaning.UNAVAILABLE, Meaning.UNANSWERED]
+
+
+@pytest.mark.parametrize("meaning", [*NOT_APPLIED, *PERHAPS_APPLIED])
+def test_an_answer_that_asks_for_patience_is_followed_by_another_cancel_after_a_pause(meaning):
+    learned = after_cancel(sent(), trouble(meaning), T0 + 70)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.0)
+    assert learned.case.step is Step.CANCEL
+    assert learned.case.back_offs == 1
+    assert learned.case.last_problem is not None
+    assert learned.case.last_problem.code == "some_code"
+
+
+@pytest.mark.parametrize("meaning", NOT_APPLIED)
+def test_what_was_not_applied_leaves_no_doubt_behind(meaning):
+    case = onward(after_cancel(sent(), trouble(meaning), T0 + 70))
+    assert (case.unanswered_ms, case.accepted_ms, case.not_found_ms) == (None, None, None)
+
+
+@pytest.mark.parametrize("meaning", [*PERHAPS_APPLIED, Meaning.UNCLEAR])
+def test_what_may_have_been_applied_is_remembered_with_its_moment(meaning):
+    assert onward(after_cancel(sent(), trouble(meaning), T0 + 70)).unanswered_ms == T0 + 70
+
+
+@pytest.mark.parametrize("meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.PAUSED])
+def test_a_retry_after_is_the_least_pause(meaning):
+    learned = after_cancel(sent(), trouble(meaning, retry_after_s=1.5), T0)
+    assert isinstance(learned, Next)
+    assert learned.at_least_s == 1.5
+
+
+def test_back_offs_are_counted_over_all_answers():
+    case = case_of()
+    for n in range(5):
+        case = onward(after_cancel(case.sending(T0 + n), trouble(Meaning.BUSY), T0 + n))
+    assert (case.back_offs, case.attempts, case.first_attempt_ms) == (5, 5, T0)
+
+
+def test_a_404_is_no_outcome_but_is_read_back_at_once():
+    learned = after_cancel(sent(), NOT_FOUND, T0 + 100)
+    assert isinstance(learned, Next)
+    assert learned.pause is Pause.NONE
+    assert (learned.case.step, learned.case.not_found_ms) == (Step.READ_BACK, T0 + 100)
+    assert learned.case.unanswered_ms is None
+
+
+def test_an_answer_about_another_order_is_read_back_at_once():
+    learned = after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
+    assert isinstance(learned, Next)
+    assert learned.pause is Pause.NONE
+    assert (learned.case.step, learned.case.accepted_ms) == (Step.READ_BACK, T0 + 100)
+
+
+def test_a_permanent_error_is_the_outcome_when_no_answer_was_lost():
+    verdict = after_cancel(sent(), trouble(Meaning.REFUSED), T0)
+    assert verdict == Verdict(Outcome.REFUSED, problem=PROBLEM)
+
+
+def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reported():
+    lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    learned = after_cancel(lost.sending(T0 + 1_100), trouble(Meaning.REFUSED), T0 + 1_200)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
+    canceled = after_read_at(learned.case, order(CANCELED, fill_count=Decimal(4)), T0 + 1_300)
+    assert isinstance(canceled, Verdict)
+    assert (canceled.outcome, canceled.reduced_by) == (Outcome.CANCELED, Decimal(6))
+
+
+def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
+    lost = onward(after_cancel(sent(), LOST, T0))
+    refused = onward(after_cancel(lost.sending(T0 + 10), trouble(Meaning.REFUSED), T0 + 20))
+    early = after_read_at(refused, order(RESTING), T0 + LAG_MS - 1)
+    assert isinstance(early, Next)
+    assert (early.case.step, early.pause) == (Step.READ_BACK, Pause.BACK_OFF)
+    late = after_read_at(early.case, order(RESTING), T0 + LAG_MS)
+    assert isinstance(late, Verdict)
+    assert (late.outcome, late.problem) == (Outcome.REFUSED, PROBLEM)
+
+
+def test_every_meaning_has_a_rule():
+    for meaning in Meaning:
+        assert isinstance(after_cancel(sent(), trouble(meaning), T0), Verdict | Next)
+        assert isinstance(after_read_at(a_404(), trouble(meaning), T0), Verdict | Next)
+
+
+# -- a read-back that shows a terminal order
+
+
+def test_an_executed_order_is_too_late_and_nothing_was_removed():
+    shown = order(EXECUTED, fill_count=Decimal(10), last_update_ms=T0 + 20)
+    assert after_read_at(a_404(), shown, T0 + 200) == Verdict(
+        Outcome.TOO_LATE, EXECUTED, Decimal(0), ConfirmedBy.READ_BACK, T0 + 20, order=shown
+    )
+
+
+def test_an_executed_order_is_too_late_even_after_a_lost_answer():
+    verdict = after_read_at(lost_then_404(), order(EXECUTED, fill_count=Decimal(10)), T0 + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.TOO_LATE, Decimal(0))
+
+
+def test_a_404_without_a_lost_answer_and_then_canceled_is_too_late():
+    verdict = after_read_at(a_404(), order(CANCELED, fill_count=Decimal(4)), T0 + 200)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.status) == (Outcome.TOO_LATE, CANCELED)
+    assert verdict.reduced_by == Decimal(0)
+    assert verdict.confirmed_by is ConfirmedBy.READ_BACK
+
+
+def test_a_lost_answer_then_a_404_then_canceled_is_ours_with_what_the_order_says_was_removed():
+    shown = order(CANCELED, initial_count=Decimal("10.50"), fill_count=Decimal("4.25"))
+    assert after_read_at(lost_then_404(), shown, T0 + 1_300) == Verdict(
+        Outcome.CANCELED, CANCELED, Decimal("6.25"), ConfirmedBy.READ_BACK, T0 + 50, order=shown
+    )
+
+
+@pytest.mark.parametrize("unknown", [{"initial_count": None}, {"fill_count": None}])
+def test_what_was_removed_is_null_when_the_order_does_not_tell(unknown):
+    verdict = after_read_at(lost_then_404(), order(CANCELED, **unknown), T0 + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
+
+
+def test_a_cancellation_clearly_before_our_first_attempt_is_somebody_elses():
+    shown = order(CANCELED, last_update_ms=T0 - CLOCK_MARGIN_MS - 1)
+    verdict = after_read_at(lost_then_404(), shown, T0 + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.TOO_LATE, Decimal(0))
+
+
+@pytest.mark.parametrize("last_update_ms", [T0 - CLOCK_MARGIN_MS, T0 - 1, T0 + 5, None])
+def test_within_the_clocks_margin_a_cancellation_counts_as_ours(last_update_ms):
+    verdict = after_read_at(lost_then_404(), order(CANCELED, last_update_ms=last_update_ms), T0 + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.CANCELED
+
+
+def test_without_knowing_the_exchanges_clock_no_cancellation_is_clearly_before_ours():
+    lost = onward(after_cancel(case_of().sending(None), LOST, T0 + 1_000))
+    verdict = after_read_at(
+        onward(after_cancel(lost.sending(T0 + 1_100), NOT_FOUND, T0 + 1_200)),
+        order(CANCELED, last_update_ms=T0 - 3_600_000),
+        T0 + 1_300,
+    )
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.CANCELED
+
+
+def test_a_200_about_another_order_is_ours_once_the_order_reads_canceled():
+    case = onward(after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
+    verdict = after_read_at(case, order(CANCELED, fill_count=Decimal(1)), T0 + 200)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(9))
+
+
+def test_a_vanished_hands_attempt_is_perhaps_ours():
+    taken_over = case_of().interrupted(T0, T0 + 5_000)
+    assert (taken_over.attempts, taken_over.first_attempt_ms, taken_over.unanswered_ms) == (
+        1,
+        T0,
+        T0 + 5_000,
+    )
+    case = onward(after_cancel(taken_over.sending(T0 + 5_001), NOT_FOUND, T0 + 5_100))
+    assert case.attempts == 2
+    verdict = after_read_at(case, order(CANCELED), T0 + 5_200)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(10))
+
+
+def test_a_hand_that_vanished_later_does_not_move_the_first_attempt():
+    case = onward(after_cancel(sent(), LOST, T0 + 1_000)).interrupted(T0 + 3_000, T0 + 5_000)
+    assert case.first_attempt_ms == T0
+
+
+# -- a read-back that shows a resting order
+
+
+@pytest.mark.parametrize(
+    ("asked", "rests", "goes_to"),
+    [
+        ({}, {"exchange_index": 2}, Routing(TICKER, 2, 0)),
+        ({"exchange_index": 0}, {"exchange_index": 3}, Routing(TICKER, 3, 0)),
+        ({"exchange_index": 2}, {"exchange_index": 0}, Routing(TICKER, 0, 0)),
+        ({"market_ticker": "KXOTHER"}, {"exchange_index": 2}, Routing(TICKER, 2, 0)),
+        ({"market_ticker": "KXOTHER", "exchange_index": -1}, {}, Routing(TICKER, 0, 0)),
+        ({}, {"subaccount": 4}, Routing(TICKER, 0, 4)),
+        ({"subaccount": 4}, {"subaccount": 0}, Routing(TICKER, 0, 0)),
+        (
+            {"exchange_index": 1, "subaccount": 1},
+            {"exchange_index": 2, "subaccount": 2},
+            Routing(TICKER, 2, 2),
+        ),
+    ],
+)
+def test_an_order_that_rests_elsewhere_is_canceled_again_there_at_once(asked, rests, goes_to):
+    case = onward(after_cancel(sent(case_of(**asked)), NOT_FOUND, T0 + 100))
+    learned = after_read_at(case, order(RESTING, **rests), T0 + 101)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.CANCEL)
+    assert learned.case.routing == goes_to
+
+
+@pytest.mark.parametrize(
+    ("asked", "rests"),
+    [
+        ({}, {"exchange_index": 0}),
+        ({}, {"exchange_index": None, "subaccount": None}),
+        ({"exchange_index": 2}, {"exchange_index": 2}),
+        ({"exchange_index": -1, "market_ticker": TICKER}, {"exchange_index": 3}),
+        ({"market_ticker": TICKER}, {"exchange_index": 3}),
+        ({"subaccount": 4}, {"subaccount": 4}),
+    ],
+)
+def test_a_read_that_shows_it_resting_where_we_asked_is_stale_until_the_lag_has_passed(asked, rests):
+    case = onward(after_cancel(sent(case_of(**asked)), NOT_FOUND, T0 + 100))
+    stale = after_read_at(case, order(RESTING, **rests), T0 + 100 + LAG_MS - 1)
+    assert isinstance(stale, Next)
+    assert (stale.pause, stale.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+    fresh = after_read_at(stale.case, order(RESTING, **rests), T0 + 100 + LAG_MS)
+    assert isinstance(fresh, Next)
+    assert (fresh.pause, fresh.case.step) == (Pause.BACK_OFF, Step.CANCEL)
+
+
+def test_a_stale_read_that_turns_canceled_settles():
+    stale = onward(after_read_at(lost_then_404(), order(RESTING), T0 + 1_250))
+    verdict = after_read_at(stale, order(CANCELED), T0 + 1_600)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(10))
+
+
+def test_an_accepted_cancel_makes_every_resting_read_within_the_lag_stale_even_elsewhere():
+    case = onward(after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
+    learned = after_read_at(case, order(RESTING, exchange_index=2), T0 + 200)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+
+
+def test_once_canceled_elsewhere_the_404_of_the_first_place_is_forgotten():
+    first = onward(after_cancel(sent(), NOT_FOUND, T0 + 100))
+    there = onward(after_read_at(first, order(RESTING, exchange_index=2), T0 + 110))
+    assert there.not_found_ms is None
+    verdict = after_cancel(there.sending(T0 + 120), Canceled(Decimal(10), T0 + 130, None), T0 + 140)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.CANCELED
+
+
+# -- a read-back without an order
+
+
+def test_one_404_on_a_read_is_no_proof():
+    learned = after_read_at(a_404(), NOT_FOUND, T0 + 60_000)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+
+
+def test_an_order_is_unknown_once_enough_reads_over_the_lag_agree():
+    case = a_404()
+    moments = [T0 + 200 + n * LAG_MS for n in range(NOT_FOUND_READS_FOR_PROOF)]
+    for now_ms in moments[:-1]:
+        case = onward(after_read_at(case, NOT_FOUND, now_ms))
+    verdict = after_read_at(case, NOT_FOUND, moments[-1])
+    assert verdict == Verdict(
+        Outcome.UNKNOWN_ORDER, confirmed_by=ConfirmedBy.READ_BACK, problem=NOT_FOUND.problem
+    )
+
+
+def test_many_404s_within_the_lag_are_no_proof():
+    case = a_404()
+    for n in range(50):
+        case = onward(after_read_at(case, NOT_FOUND, T0 + 200 + n * LAG_MS // 51))
+    assert isinstance(after_read_at(case, NOT_FOUND, T0 + 200 + LAG_MS), Verdict)
+
+
+def test_a_404_that_is_not_the_exchanges_own_is_no_proof_however_often():
+    case = a_404()
+    for n in range(10):
+        case = onward(after_read_at(case, trouble(Meaning.NOT_FOUND, proof=False), T0 + n * LAG_MS))
+    assert case.step is Step.READ_BACK
+
+
+def test_an_order_that_was_ever_seen_is_never_unknown():
+    case = onward(after_read_at(a_404(), order(RESTING), T0 + 200))
+    for n in range(10):
+        case = onward(after_read_at(case, NOT_FOUND, T0 + 300 + n * LAG_MS))
+    assert case.step is Step.READ_BACK
+
+
+def test_an_order_that_is_seen_makes_earlier_404s_void():
+    case = a_404()
+    for n in range(2):
+        case = onward(after_read_at(case, NOT_FOUND, T0 + 200 + n * LAG_MS))
+    case = onward(after_read_at(case, order(RESTING), T0 + 200 + 2 * LAG_MS))
+    assert (case.unknown_reads, case.first_unknown_ms) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.UNANSWERED, Meaning.NOT_SENT, Meaning.CLOCK]
+)
+def test_a_read_that_fails_is_asked_again_as_a_read(meaning):
+    learned = after_read_at(a_404(), trouble(meaning, retry_after_s=0.5), T0 + 200)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.5)
+    assert learned.case.step is Step.READ_BACK
+    assert learned.case.unanswered_ms is None  # a read that is lost changes nothing at the exchange
+
+
+def test_a_read_that_is_refused_settles_only_when_no_answer_was_lost():
+    verdict = after_read_at(a_404(), trouble(Meaning.REFUSED), T0 + 200)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.REFUSED
+    learned = after_read_at(lost_then_404(), trouble(Meaning.REFUSED), T0 + 1_300)
+    assert isinstance(learned, Next)
+    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+
+
+# -- what the book keeps between two hands
+
+moments = st.none() | st.integers(1, 10**14)
+problems = st.none() | st.builds(
+    Problem, st.text(max_size=9), st.text(max_size=9), st.none() | st.integers(100, 599)
+)
+requests = st.builds(
+    CancelRequest,
+    order_id=st.just(ORDER_ID),
+    market_ticker=st.none() | st.just("KXASKED"),
+    exchange_index=st.none() | st.integers(-1, 5),
+    subaccount=st.none() | st.integers(0, 5),
+)
+routings = st.builds(
+    Routing,
+    st.none() | st.just(TICKER),
+    st.none() | st.integers(-1, 5),
+    st.none() | st.integers(0, 5),
+)
+
+
+@st.composite
+def cases(draw):
+    request = draw(requests)
+    blank = Case.of(request)
+    seen_at = draw(routings)
+    routing = Routing(
+        *(
+            getattr(seen_at, name) if getattr(seen_at, name) is not None else getattr(blank.routing, name)
+            for name in ("market_ticker", "exchange_index", "subaccount")
+        )
+    )
+    return replace(
+        blank,
+        routing=routing,
+        step=draw(st.sampled_from(Step)),
+        attempts=draw(st.integers(0, 99)),
+        back_offs=draw(st.integers(0, 99)),
+        first_attempt_ms=draw(moments),
+        unanswered_ms=draw(moments),
+        accepted_ms=draw(moments),
+        not_found_ms=draw(moments),
+        unknown_reads=draw(st.integers(0, 9)),
+        first_unknown_ms=draw(moments),
+        refused=draw(problems),
+        last_problem=draw(problems),
+        seen=draw(st.booleans()),
+    )
+
+
+@given(cases())
+def test_a_case_survives_its_json(case):
+    assert Case.from_json(case.request, case.to_json()) == case
+
+
+@given(cases())
+def test_the_order_itself_is_not_kept_but_that_it_was_seen_is(case):
+    seen = replace(case, order=order(RESTING), seen=True)
+    kept = Case.from_json(seen.request, seen.to_json())
+    assert kept == replace(seen, order=None)
+    assert "order" not in json.loads(seen.to_json())
+
+
+def test_an_empty_text_is_a_case_nothing_is_known_about():
+    request = CancelRequest(ORDER_ID, exchange_index=2)
+    assert Case.from_json(request, "") == Case.of(request)
+
+
+def test_routing_that_a_later_request_adds_fills_only_what_is_not_known():
+    learned = replace(case_of(), routing=Routing(exchange_index=2)).to_json()
+    later = CancelRequest(ORDER_ID, market_ticker="KXLATER", exchange_index=0, subaccount=3)
+    assert Case.from_json(later, learned).routing == Routing("KXLATER", 2, 3)
+
+
+# -- a random walk: the verdict never contradicts what really happened
+
+MEAN_STEP_MS = 120
+
+
+@dataclass
+class Truth:
+    """One order at an exchange of our own making, with everything that ever happened to it."""
+
+    exists: bool
+    home: int
+    subaccount: int
+    initial: Decimal
+    fill: Decimal
+    now_ms: int = T0
+    status: OrderStatus = RESTING
+    remaining: Decimal = Decimal(0)
+    updated_ms: int = T0 - 3_600_000
+    removed_by_us: Decimal = Decimal(0)
+    foreign_ms: int | None = None
+    first_sent_ms: int | None = None
+    unanswered: int = 0
+
+    def __post_init__(self):
+        self.remaining = self.initial - self.fill
+        self.past = []
+        self.note()
+
+    def note(self):
+        """Keeps what a read may still show for a while."""
+        shown = Order(
+            order_id=ORDER_ID,
+            status=self.status,
+            ticker=TICKER,
+            exchange_index=self.home,
+            subaccount=self.subaccount,
+            initial_count=self.initial,
+            fill_count=self.fill,
+            remaining_count=self.remaining,
+            last_update_ms=self.updated_ms,
+            raw={},
+        )
+        self.past.append((self.now_ms, shown))
+
+    def end(self, status):
+        self.status, self.remaining, self.updated_ms = status, Decimal(0), self.now_ms
+        self.note()
+
+    def trade(self, count):
+        if self.status is not RESTING:
+            return
+        count = min(count, self.remaining)
+        self.fill += count
+        self.remaining -= count
+        self.updated_ms = self.now_ms
+        if self.remaining:
+            self.note()
+        else:
+            self.end(EXECUTED)
+
+    def cancel_elsewhere(self):
+        if self.status is RESTING:
+            self.foreign_ms = self.now_ms
+            self.end(CANCELED)
+
+    def reached_by(self, routing):
+        if not self.exists or self.status is not RESTING or (routing.subaccount or 0) != self.subaccount:
+            return False
+        auto = routing.exchange_index == -1 or (routing.exchange_index is None and routing.market_ticker)
+        if auto:
+            return routing.market_ticker in (None, TICKER)
+        return (routing.exchange_index or 0) == self.home
+
+    def cancel(self, routing):
+        """What an undisturbed cancel gets."""
+        if not self.reached_by(routing):
+            return NOT_FOUND
+        removed, self.removed_by_us = self.remaining, self.remaining
+        self.end(CANCELED)
+        return Canceled(removed, self.now_ms, None)
+
+    def read(self, lag_ms):
+        """What an undisturbed read gets, as it was up to `lag_ms` ago."""
+        if not self.exists:
+            return NOT_FOUND
+        return [shown for at_ms, shown in self.past if at_ms <= max(self.now_ms - lag_ms, self.past[0][0])][
+            -1
+        ]
+
+
+MISHAPS = (
+    ["none"] * 4
+    + ["lost before", "lost after", "wrong body", "503 before", "503 after", "refused"]
+    + ["busy", "paused", "not sent", "clock"]
+)
+
+
+def ask_to_cancel(truth, routing, mishap):
+    if mishap in ("lost before", "503 before"):
+        truth.unanswered += 1
+    elif mishap in ("none", "lost after", "wrong body", "503 after"):
+        answer = truth.cancel(routing)
+        if mishap == "none" or (mishap == "wrong body" and answer is NOT_FOUND):
+            return answer
+        truth.unanswered += 1
+    return {
+        "lost before": LOST,
+        "lost after": LOST,
+        "wrong body": trouble(Meaning.UNCLEAR, "wrong_order"),
+        "503 before": trouble(Meaning.UNAVAILABLE),
+        "503 after": trouble(Meaning.UNAVAILABLE),
+        "refused": trouble(Meaning.REFUSED),
+        "busy": trouble(Meaning.BUSY),
+        "paused": trouble(Meaning.PAUSED),
+        "not sent": trouble(Meaning.NOT_SENT),
+        "clock": trouble(Meaning.CLOCK),
+    }[mishap]
+
+
+def check_verdict(verdict, truth, clock_error_ms):
+    """The verdict against what really happened; the one ambiguity that is documented is let through."""
+    if verdict.outcome is Outcome.UNKNOWN_ORDER:
+        assert not truth.exists
+        return
+    if verdict.outcome is Outcome.REFUSED:
+        assert truth.removed_by_us == 0
+        return
+    assert truth.exists
+    assert verdict.status is truth.status
+    if verdict.outcome is Outcome.TOO_LATE:
+        assert truth.removed_by_us == 0
+        assert verdict.reduced_by == 0
+    elif truth.removed_by_us:
+        assert verdict.reduced_by == truth.removed_by_us
+    else:
+        # Somebody else canceled it while an attempt of ours, without effect, was unanswered: who can tell?
+        assert verdict.confirmed_by is ConfirmedBy.READ_BACK
+        assert truth.unanswered
+        assert truth.foreign_ms is not None
+        assert truth.foreign_ms >= truth.first_sent_ms - CLOCK_MARGIN_MS - abs(clock_error_ms)
+        assert verdict.reduced_by == truth.initial - truth.fill
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
+    draw = data.draw
+    initial = draw(st.decimals("0.01", 100, places=2), "initial")
+    truth = Truth(
+        exists=draw(st.sampled_from([True] * 5 + [False]), "exists"),
+        home=draw(st.integers(0, 2), "home"),
+        subaccount=draw(st.integers(0, 1), "subaccount"),
+        initial=initial,
+        fill=min(draw(st.decimals(0, 100, places=2), "fill"), initial - Decimal("0.01")),
+    )
+    clock_error_ms = draw(st.integers(-900, 900), "clock error")
+    case = Case.of(draw(requests, "request"))
+    troubled_steps = draw(st.integers(0, 25), "troubled steps")
+    for step in range(troubled_steps + 40):
+        troubled = step < troubled_steps
+        event = draw(st.sampled_from(["none"] * 6 + ["fill", "execute", "foreign"]), "event")
+        truth.now_ms += draw(st.integers(0, MEAN_STEP_MS * 2), "pause") if troubled else MEAN_STEP_MS
+        if troubled and truth.exists:
+            if event == "fill":
+                truth.trade(Decimal("0.01"))
+            elif event == "execute":
+                truth.trade(initial)
+            elif event == "foreign":
+                truth.cancel_elsewhere()
+        if troubled and draw(st.sampled_from([False] * 9 + [True]), "another hand takes over"):
+            case = Case.from_json(case.request, case.to_json())
+        ours_ms = truth.now_ms + clock_error_ms
+        if case.step is Step.CANCEL:
+            if truth.first_sent_ms is None:
+                truth.first_sent_ms = truth.now_ms
+            case = case.sending(ours_ms)
+            mishap = draw(st.sampled_from(MISHAPS), "mishap") if troubled else "none"
+            learned = after_cancel(case, ask_to_cancel(truth, case.routing, mishap), ours_ms)
+        else:
+            lag_ms = draw(st.integers(0, LAG_MS), "lag")
+            failed = troubled and draw(st.sampled_from([False] * 4 + [True]), "read fails")
+            learned = after_read_at(case, LOST if failed else truth.read(lag_ms), ours_ms)
+        if isinstance(learned, Verdict):
+            check_verdict(learned, truth, clock_error_ms)
+            return
+        case = learned.case
+    pytest.fail("the exchange behaved for 40 steps and the outcome is still not known")

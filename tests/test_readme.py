@@ -1,0 +1,222 @@
+"""README says what is true: its tests exist, its tables are the code's, its examples run as they stand."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import uuid
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from sandbox.stack import ROOT, wait_until
+from worker import cli
+from worker.orders import CancelRequest, CancelResult, Outcome
+from worker.settings import VARIABLES, Variable
+
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FIRST_SCREEN = README[: README.index("\n## ")]
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables in a text: rows of cells, without the heads."""
+    found = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in row.strip("|").split(" |")] for row in table.splitlines()[2:]]
+        for table in found
+    ]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+
+
+def code_words(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def names_of_all_tests() -> Counter[str]:
+    return Counter(
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    )
+
+
+def run_python(text: str, folder: Path, **environment: str) -> str:
+    """What a program prints, run where none of our code is beside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=folder,
+        env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- promises
+
+
+def test_each_promise_names_a_test_that_exists_once():
+    suite = names_of_all_tests()
+    [promises] = tables(FIRST_SCREEN)
+    assert len(promises) >= 10
+    for condition, consequence, test in promises:
+        assert consequence, condition
+        assert [suite[name] for name in code_words(test)] == [1], test
+
+
+def test_every_test_that_is_named_anywhere_exists_once():
+    suite = names_of_all_tests()
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", README))
+    assert named
+    assert {name: suite[name] for name in named if suite[name] != 1} == {}
+
+
+def test_the_first_two_commands_are_made_by_the_makefile():
+    commands = blocks(FIRST_SCREEN, "sh")[0].splitlines()
+    assert [command.split("#")[0].split() for command in commands] == [["make", "demo"], ["make", "test"]]
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make ([a-z]+)`", README)) | {"demo", "test"} <= set(targets)
+
+
+# -- examples
+
+
+def test_the_clients_three_lines_give_the_result_that_is_shown(stack, control, tmp_path):
+    [code] = blocks(FIRST_SCREEN, "python")
+    shown = ast.literal_eval(blocks(FIRST_SCREEN, "text")[0])
+    assert len(code.splitlines()) == 3
+    order_id = str(uuid.uuid4())
+    control.place(order_id)
+    printed = run_python(
+        code.replace(shown["order_id"], order_id), tmp_path, REDIS_URL=stack.redis.url, PYTHONPATH=str(ROOT)
+    )
+    result = ast.literal_eval(printed)
+    moments = ("order_id", "requested_at", "settled_at", "exchange_ts_ms")
+    assert list(result) == list(shown)
+    assert {**result, **dict.fromkeys(moments)} == {**shown, **dict.fromkeys(moments)}
+
+
+def test_the_raw_producer_gets_the_result_under_both_ids(stack, control, tmp_path):
+    [code] = blocks(section("Messages"), "python")
+    order_id = str(uuid.uuid4())
+    control.place(order_id)
+    code = code.replace("redis://localhost:6379/0", stack.redis.url).replace("5b1f...", order_id)
+    assert run_python(code, tmp_path).split() == ["canceled", "canceled"]
+
+
+@pytest.mark.parametrize("queue", ["cancels", "risk"])
+def test_the_message_for_any_other_language_is_served_as_it_stands(stack, control, queue):
+    [text] = blocks(section("Messages"), "json")
+    order_id, message_id = str(uuid.uuid4()), str(uuid.uuid4())
+    control.place(order_id)
+    text = text.replace("5b1f...", order_id).replace(json.loads(text)["headers"]["id"], message_id)
+    with stack.redis.client() as server:
+        server.lpush(queue, text)
+        for task_id in (f"cancel:{order_id}", message_id):
+            record = wait_until(lambda key=f"celery-task-meta-{task_id}": server.get(key), what=task_id)
+            assert json.loads(record)["result"]["outcome"] == "canceled"
+
+
+def test_the_environment_of_the_walk_through_is_what_a_worker_requires():
+    exported = re.findall(r"export (\w+)=", section("With a real account"))
+    required = {variable.name for variable in VARIABLES if variable.required}
+    assert set(exported) == required | {"KALSHI_PRIVATE_KEY_PATH"}
+
+
+# -- tables
+
+
+def configuration_row(variable: Variable) -> str:
+    default = f"`{variable.default}`" if variable.default else ""
+    value = "**required**" if variable.required else default
+    meaning = variable.meaning + (" Secret." if variable.secret else "")
+    return f"| `{variable.name}` | {variable.who} | {value} | {meaning} |"
+
+
+def test_the_configuration_table_is_the_one_of_the_settings():
+    found = [line for line in section("Configuration").splitlines() if line.startswith("| `")]
+    expected = [configuration_row(variable) for variable in VARIABLES]
+    assert found == expected, "README's table should be:\n" + "\n".join(expected)
+
+
+def test_the_message_table_names_exactly_the_fields_of_a_request():
+    [rows] = tables(section("Messages"))
+    assert [code_words(row[0])[0] for row in rows] == [each.name for each in fields(CancelRequest)]
+
+
+def test_the_result_table_names_exactly_the_fields_of_a_result():
+    [rows] = tables(section("Results"))
+    assert [code_words(row[0])[0] for row in rows] == list(CancelResult("", Outcome.REFUSED).to_json())
+    assert {outcome.value for outcome in Outcome} <= set(code_words(rows[1][1]))
+
+
+def test_the_exit_codes_are_those_of_the_command():
+    [rows] = tables(section("Command line"))
+    in_help = re.findall(r"^ +(\d+)  (.+)$", cli.__doc__, re.MULTILINE)
+    assert [(code, meaning) for code, meaning in rows] == in_help
+    assert {int(code) for code, _ in rows} == {code.value for code in cli.Exit}
+
+
+def test_the_commands_are_those_of_the_command_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    commands = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
+    named = re.search(r"`cancelctl ([a-z |]+)`", section("Command line"))[1].split(" | ")
+    assert named == commands
+    assert set(re.findall(r"`cancelctl ([a-z]+)", README)) <= set(commands)
+
+
+def test_every_dependency_is_listed_with_its_reason():
+    rows = tables(section("Repository"))[1]
+    listed = {name: "(dev)" in cell for cell, reason in rows for name in code_words(cell) if reason}
+    wanted = {Requirement(each).name: False for each in PROJECT["project"]["dependencies"]}
+    wanted |= {Requirement(each).name: True for each in PROJECT["dependency-groups"]["dev"]}
+    assert listed == wanted
+
+
+def test_every_place_of_the_repository_is_listed():
+    rows = tables(section("Repository"))[0]
+    listed = {name.rstrip("/") for row in rows for name in code_words(row[0])}
+    assert {name for name in listed if not (ROOT / name).exists()} == set()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()  # nothing where it is no clone
+    assert {path.split("/")[0] for path in tracked if (ROOT / path).exists()} - listed == set()
+
+
+def test_links_lead_somewhere():
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+
+
+def test_files_that_are_named_exist():
+    named = set(re.findall(r"`((?:worker|sandbox|tests|docs|bench|deploy)/[\w./]+)`", README))
+    assert {name for name in named if not (ROOT / name).exists()} == set()

@@ -1,0 +1,976 @@
+"""Every answer that a cancel can get, through a real worker: what the record says, and what is true."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import time
+import uuid
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count, pairwise
+
+import pytest
+
+from sandbox.stack import wait_until
+from worker.client import CancelClient, Lane
+
+TICKER = "KXTEST-26NOV22-A"  # of the orders that the sandbox places
+PATIENCE_S = 20.0
+NOT_FOUND = {"code": "not_found", "message": "not found", "http_status": 404}
+_NOTHING_KNOWN = {
+    "status": None,
+    "reduced_by": None,
+    "fill_count": None,
+    "remaining_count": None,
+    "confirmed_by": None,
+    "attempts": 1,
+    "exchange_ts_ms": None,
+    "requested_by": ["test"],
+    "error": None,
+    "order": None,
+}
+
+
+@pytest.fixture
+def settle(client, celery_producer):
+    """Cancels an order and gives its result, after a look at the record that everybody else reads."""
+
+    def settle(order_id, **fields):
+        value = client.cancel(order_id, **fields).result(timeout=PATIENCE_S).to_json()
+        assert celery_producer.AsyncResult(f"cancel:{order_id}").get(timeout=PATIENCE_S) == value
+        return value
+
+    return settle
+
+
+_databases = count(1)
+
+
+@pytest.fixture
+def own_worker(stack, control, tmp_path):
+    """Starts a worker of the test's own, on a database and with a key id of its own; gives its client."""
+
+    @contextmanager
+    def own_worker(*, public_key=None, scope="full", **environment):
+        url = stack.redis.url.removesuffix("/0") + f"/{next(_databases)}"
+        key_id = str(uuid.uuid4())
+        control.register_key(key_id, public_key or stack.keys.public_path.read_text(), scope)
+        worker = stack.start_worker(REDIS_URL=url, KALSHI_API_KEY_ID=key_id, **environment)
+        client = CancelClient(url, requested_by="test")
+        client.worker = worker
+        try:
+            yield client
+        finally:
+            client.close()
+            worker.stop()
+            stack.workers.remove(worker)
+
+    return own_worker
+
+
+# -- what is true, and what a record has to say about it
+
+
+def says(value, order_id, outcome, **known):
+    """Asserts on every field of a result; what is not named is not known, or the usual."""
+    times = {"requested_at": value["requested_at"], "settled_at": value["settled_at"]}
+    if outcome == "unresolved":
+        assert times["settled_at"] is None
+    else:
+        requested, settled = (datetime.fromisoformat(text) for text in times.values())
+        assert requested <= settled
+        assert requested.utcoffset().total_seconds() == 0
+        assert abs(settled.timestamp() - time.time()) < 60
+    assert value == {"order_id": order_id, "outcome": outcome, **_NOTHING_KNOWN, **known, **times}
+
+
+def by_cancel(truth, **more):
+    """What a record knows of an order whose cancel was answered with a 200."""
+    return {
+        "outcome": "canceled",
+        "status": "canceled",
+        "reduced_by": truth["canceled_count_fp"],
+        "remaining_count": "0.00",
+        "confirmed_by": "cancel",
+        "exchange_ts_ms": truth["history"][-1]["at_ms"],
+        **more,
+    }
+
+
+def by_read_back(truth, *, ours, **more):
+    """What a record knows of an order that was read back; ``ours``: a cancel of ours did it."""
+    shown = {name: value for name, value in truth.items() if name not in ("canceled_count_fp", "history")}
+    return {
+        "outcome": "canceled" if ours else "too_late",
+        "status": truth["status"],
+        "reduced_by": truth["canceled_count_fp"] if ours else "0.00",
+        "fill_count": truth["fill_count_fp"],
+        "remaining_count": truth["remaining_count_fp"],
+        "confirmed_by": "read_back",
+        "exchange_ts_ms": updated_ms(truth),
+        "order": shown,
+        **more,
+    }
+
+
+def updated_ms(order):
+    """When an order last changed, on the exchange's clock."""
+    return round(datetime.fromisoformat(order["last_update_time"]).timestamp() * 1000)
+
+
+def cancellations(control, order_id):
+    """What canceled the order, as often as it happened."""
+    history = control.order(order_id)["history"]
+    return [event["by"] for event in history if event["event"] == "canceled"]
+
+
+def cancels(control, order_id):
+    """The cancels that reached the exchange for an order."""
+    return [call for call in control.calls(order_id=order_id) if call["method"] == "DELETE"]
+
+
+def statuses(control, order_id):
+    """What each of them was answered."""
+    return [call["status"] for call in cancels(control, order_id)]
+
+
+def reads(control, order_id):
+    """How often an order was read back."""
+    return len(control.calls("read", order_id))
+
+
+# -- 200
+
+
+@pytest.mark.parametrize(
+    ("placed", "reduced_by"),
+    [
+        ({}, "10.00"),
+        ({"filled": "3.00"}, "7.00"),
+        ({"count": "2.75", "filled": "0.01"}, "2.74"),
+        ({"count": "1000000000.00"}, "1000000000.00"),
+    ],
+    ids=["resting", "partly filled", "fractional", "large"],
+)
+def test_a_200_is_a_cancellation_confirmed_by_the_cancel_itself(
+    control, settle, order_id, placed, reduced_by
+):
+    control.place(order_id, **placed)
+    value = settle(order_id)
+    truth = control.order(order_id)
+    says(value, order_id, **by_cancel(truth, reduced_by=reduced_by))
+    assert truth["canceled_count_fp"] == reduced_by
+    assert cancellations(control, order_id) == ["cancel"]
+    assert statuses(control, order_id) == [200]
+    assert reads(control, order_id) == 0
+
+
+def test_a_200_that_describes_another_order_is_read_back(control, settle, order_id):
+    control.place(order_id, filled="4.00")
+    control.fault("wrong_body", order_id=order_id, times=1)
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True, reduced_by="6.00"))
+    assert cancellations(control, order_id) == ["cancel"]
+    assert statuses(control, order_id) == [200]
+    assert reads(control, order_id) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"order_id": None}, {"order": {}}, {"order_id": "?", "reduced_by": "many"}, {"reduced_by": -1}],
+    ids=json.dumps,
+)
+def test_a_200_without_a_readable_count_of_our_order_is_read_back(control, settle, order_id, body):
+    control.place(order_id)
+    body = {name: order_id if value == "?" else value for name, value in body.items()}
+    control.fault(
+        "status", order_id=order_id, operation="cancel", status=200, body=body, effect="before", times=1
+    )
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True))
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+def test_a_200_that_removed_nothing_is_no_cancellation(control, settle, order_id):
+    control.place(order_id, status="executed", filled="10.00")
+    body = {"order_id": order_id, "reduced_by": "0.00", "ts_ms": 1715793660456}
+    control.fault("status", order_id=order_id, operation="cancel", status=200, body=body, times=1)
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=False, status="executed"))
+
+
+# -- 404
+
+
+@pytest.mark.parametrize(
+    ("placed", "status", "fill_count"),
+    [
+        ({"status": "executed", "filled": "10.00"}, "executed", "10.00"),
+        ({"status": "canceled", "filled": "4.00"}, "canceled", "4.00"),
+        ({"status": "canceled"}, "canceled", "0.00"),
+    ],
+    ids=["executed", "partly filled, then canceled", "canceled"],
+)
+def test_a_404_for_a_terminal_order_is_too_late_with_the_status_that_the_read_back_shows(
+    control, settle, order_id, *, placed, status, fill_count
+):
+    control.place(order_id, **placed)
+    before = control.order(order_id)
+    value = settle(order_id)
+    says(
+        value,
+        order_id,
+        **by_read_back(before, ours=False, status=status, fill_count=fill_count, reduced_by="0.00"),
+    )
+    assert control.order(order_id) == before
+    assert statuses(control, order_id) == [404]
+
+
+def test_an_order_in_the_older_integer_form_is_understood(control, settle, order_id):
+    control.configure(order_form="int")
+    control.place(order_id, status="executed", filled="10.00")
+    value = settle(order_id)
+    shown = value["order"]
+    assert shown["fill_count"] == 10
+    says(
+        value,
+        order_id,
+        "too_late",
+        status="executed",
+        reduced_by="0.00",
+        fill_count="10.00",
+        remaining_count="0.00",
+        confirmed_by="read_back",
+        exchange_ts_ms=value["exchange_ts_ms"],
+        order=shown,
+    )
+
+
+def test_a_404_for_an_order_that_no_read_ever_shows_is_an_unknown_order(control, settle, order_id):
+    value = settle(order_id)
+    says(value, order_id, "unknown_order", confirmed_by="read_back", error=NOT_FOUND)
+    assert reads(control, order_id) >= 3  # a single 404 on a read proves nothing
+    first, *_, last = control.calls("read", order_id)
+    assert last["received_ms"] - first["received_ms"] >= 450  # nor do several within the read lag
+
+
+def test_an_order_that_reads_show_late_is_not_an_unknown_order(control, settle, order_id):
+    control.place(order_id, exchange_index=2)
+    control.fault("not_found", order_id=order_id, times=2)
+    value = settle(order_id)
+    assert (value["outcome"], value["confirmed_by"]) == ("canceled", "cancel")
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+def test_a_404_page_of_a_proxy_proves_nothing(control, settle, client, order_id):
+    page = {"status": 404, "body": "<html>404</html>", "content_type": "text/html"}
+    control.fault("status", order_id=order_id, operation="read", **page)
+    value = settle(order_id, deadline_s=1)
+    assert value["outcome"] == "unresolved"
+    control.clear_faults()
+    assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "unknown_order"
+
+
+@pytest.mark.parametrize(
+    ("placed", "asked"),
+    [
+        ({"exchange_index": 2}, {}),
+        ({"exchange_index": 2}, {"exchange_index": 1}),
+        ({"exchange_index": 0}, {"exchange_index": 3}),
+        ({"exchange_index": 1}, {"market_ticker": "KXOTHER-26NOV22-B"}),
+        ({"subaccount": 3}, {}),
+        ({"subaccount": 0}, {"subaccount": 5}),
+        ({"exchange_index": 3, "subaccount": 7}, {"exchange_index": 0, "market_ticker": "KXOTHER-1-A"}),
+    ],
+    ids=str,
+)
+def test_an_order_that_rests_elsewhere_is_canceled_there(control, settle, order_id, placed, asked):
+    control.place(order_id, **placed)
+    value = settle(order_id, **asked)
+    shown = value["order"]  # as it was when it was read back: not the final state, if it is told at all
+    says(value, order_id, **by_cancel(control.order(order_id), attempts=2, order=shown))
+    assert cancellations(control, order_id) == ["cancel"]
+    assert statuses(control, order_id) == [404, 200]
+    _, there = cancels(control, order_id)
+    assert f"exchange_index={placed.get('exchange_index', 0)}" in there["query"].split("&")
+    assert f"market_ticker={TICKER}" in there["query"].split("&")
+    assert f"subaccount={placed.get('subaccount', 0)}" in there["query"].split("&")
+
+
+@pytest.mark.parametrize(
+    ("placed", "asked", "query"),
+    [
+        ({}, {}, ""),
+        ({"exchange_index": 2}, {"exchange_index": 2}, "exchange_index=2"),
+        ({"exchange_index": 2}, {"market_ticker": TICKER}, f"market_ticker={TICKER}"),
+        (
+            {"exchange_index": 3, "subaccount": 4},
+            {"market_ticker": TICKER, "exchange_index": -1, "subaccount": 4},
+            f"subaccount=4&exchange_index=-1&market_ticker={TICKER}",
+        ),
+    ],
+    ids=["none", "shard", "ticker", "all"],
+)
+def test_the_routing_that_a_producer_knows_is_passed_on(control, settle, order_id, *, placed, asked, query):
+    control.place(order_id, **placed)
+    says(settle(order_id, **asked), order_id, **by_cancel(control.order(order_id)))
+    [call] = cancels(control, order_id)
+    assert sorted(call["query"].split("&")) == sorted(query.split("&"))
+
+
+# -- 401, 403, 400, 413, 422: permanent
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "invalid_parameters"),
+        (401, "authentication_error"),
+        (401, "signature_is_missing_from_headers"),
+        (403, "forbidden"),
+        (413, "payload_too_large"),
+        (422, "user_not_found:_5d8c6a0e"),
+    ],
+)
+@pytest.mark.parametrize("shape", ["nested", "flat"])
+def test_a_permanent_error_is_refused_at_once_and_not_asked_again(
+    control, settle, order_id, *, status, code, shape
+):
+    control.place(order_id)
+    words = {"code": code, "message": "no", "details": "WHY", "shape": shape}
+    control.fault("status", order_id=order_id, status=status, **words)
+    value = settle(order_id)
+    says(value, order_id, "refused", error={"code": code, "message": "no (WHY)", "http_status": status})
+    assert statuses(control, order_id) == [status]
+    assert control.order(order_id)["status"] == "resting"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [("msg", "no"), ("html", "<html>"), ("empty", "(empty body)"), ("string", "no")]
+)
+def test_a_permanent_error_without_a_code_is_named_after_its_status(
+    control, settle, order_id, shape, message
+):
+    control.place(order_id)
+    control.fault("status", order_id=order_id, status=403, message="no", shape=shape)
+    value = settle(order_id)
+    assert value["error"]["message"].startswith(message)
+    error = {"code": "http_403", "message": value["error"]["message"], "http_status": 403}
+    says(value, order_id, "refused", error=error)
+
+
+def test_a_permanent_error_after_a_lost_answer_does_not_hide_our_own_cancellation(control, settle, order_id):
+    control.place(order_id)
+    control.fault("drop_after", order_id=order_id, operation="cancel", times=1)
+    control.fault("status", order_id=order_id, operation="cancel", status=403, code="forbidden", times=1)
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True, attempts=2))
+
+
+def test_a_read_only_key_is_refused_and_the_worker_says_so_once(control, own_worker):
+    order_ids = [str(uuid.uuid4()) for _ in range(3)]
+    for order_id in order_ids:
+        control.place(order_id)
+    with own_worker(scope="read_only") as client:
+        for order_id in order_ids:
+            value = client.cancel(order_id).result(timeout=PATIENCE_S).to_json()
+            message = "forbidden (the key is read-only)"
+            says(
+                value,
+                order_id,
+                "refused",
+                error={"code": "forbidden", "message": message, "http_status": 403},
+            )
+            assert statuses(control, order_id) == [403]
+            assert control.order(order_id)["status"] == "resting"
+        assert client.worker.log_text().count("the exchange refuses this key: 403") == 1
+
+
+# -- 401: the clock
+
+
+def test_a_clock_outside_the_exchanges_window_is_corrected_by_its_date_header(control, own_worker):
+    with own_worker() as client:
+        for skew_s in (-30, 45, 0):
+            control.configure(skew_s=skew_s)
+            first, second = str(uuid.uuid4()), str(uuid.uuid4())
+            control.place_many([{"order_id": first}, {"order_id": second}])
+            value = client.cancel(first).result(timeout=PATIENCE_S).to_json()
+            says(value, first, **by_cancel(control.order(first), attempts=2))
+            codes = [call["code"] for call in cancels(control, first)]
+            assert codes == ["header_timestamp_expired", None]
+            value = client.cancel(second).result(timeout=PATIENCE_S).to_json()
+            says(value, second, **by_cancel(control.order(second)))  # it has learned
+        log = client.worker.log_text()
+        assert "timestamps are corrected by the exchange's clock: -" in log
+        assert "timestamps are corrected by the exchange's clock: +" in log
+
+
+def test_a_single_answer_with_a_wrong_clock_is_survived(control, settle, order_id):
+    control.place(order_id)
+    control.fault("skew", order_id=order_id, operation="cancel", seconds=60, times=1)
+    value = settle(order_id)
+    assert (value["outcome"], value["confirmed_by"]) == ("canceled", "cancel")
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+# -- 410: the dialects
+
+
+def test_the_old_dialect_is_spoken_until_it_is_retired_and_then_left_loudly_and_once(control, own_worker):
+    with own_worker(KALSHI_ORDERS_API="v1") as client:
+        for form in ("alive_int", "alive_fp"):
+            control.configure(v1=form)
+            order_id = str(uuid.uuid4())
+            control.place(order_id, filled="4.00")
+            value = client.cancel(order_id).result(timeout=PATIENCE_S).to_json()
+            [call] = cancels(control, order_id)
+            assert call["path"] == f"/trade-api/v2/portfolio/orders/{order_id}"
+            shown = value["order"]
+            assert (shown["order_id"], shown["status"]) == (order_id, "canceled")
+            assert ("reduced_by" in shown, "fill_count" in shown) == (False, form == "alive_int")
+            known = {"reduced_by": "6.00", "fill_count": "4.00", "order": shown}
+            known["exchange_ts_ms"] = updated_ms(shown)
+            says(value, order_id, **by_cancel(control.order(order_id), **known))
+        control.configure(v1="retired")
+        order_ids = [str(uuid.uuid4()) for _ in range(3)]
+        control.place_many([{"order_id": order_id} for order_id in order_ids])
+        values = [client.cancel(each).result(timeout=PATIENCE_S).to_json() for each in order_ids]
+        assert client.worker.log_text().count("the exchange has retired the V1 orders API") == 1
+    for order_id, value, attempts in zip(order_ids, values, (2, 1, 1), strict=True):
+        says(value, order_id, **by_cancel(control.order(order_id), attempts=attempts))
+    assert [statuses(control, order_id) for order_id in order_ids] == [[410, 200], [200], [200]]
+
+
+# -- 409, 503: paused or down
+
+
+@pytest.mark.parametrize("pause_status", [409, 503])
+def test_a_cancel_is_held_while_the_exchange_is_paused_and_goes_through_afterwards(
+    control, client, order_id, pause_status
+):
+    control.place(order_id)
+    control.configure(exchange_paused=True, pause_status=pause_status)
+    pending = client.cancel(order_id)
+    wait_until(lambda: cancels(control, order_id), what="an attempt")
+    assert client.status(order_id).result is None
+    control.configure(exchange_paused=False)
+    value = pending.result(timeout=PATIENCE_S).to_json()
+    says(value, order_id, **by_cancel(control.order(order_id), attempts=len(cancels(control, order_id))))
+    assert set(statuses(control, order_id)[:-1]) == {pause_status}
+
+
+def test_cancels_work_during_a_trading_pause(control, settle, order_id):
+    control.place(order_id)
+    control.configure(trading_paused=True)
+    says(settle(order_id), order_id, **by_cancel(control.order(order_id)))
+
+
+# -- 429
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "at_least_ms"), [(None, 0), ("1", 1000), ("0", 0), ("soon", 0), ("-5", 0)]
+)
+def test_a_429_was_not_applied_and_is_asked_again_not_before_retry_after(
+    control, settle, order_id, retry_after, at_least_ms
+):
+    control.place(order_id)
+    control.fault("http_429", order_id=order_id, times=1, retry_after=retry_after)
+    value = settle(order_id)
+    says(value, order_id, **by_cancel(control.order(order_id), attempts=2))
+    assert statuses(control, order_id) == [429, 200]
+    first, second = cancels(control, order_id)
+    assert second["received_ms"] - first["received_ms"] >= at_least_ms
+
+
+def test_a_burst_beyond_the_token_budget_is_seen_through(control, client):
+    control.configure(buckets={"write": [100, 10]})
+    order_ids = [str(uuid.uuid4()) for _ in range(30)]
+    control.place_many([{"order_id": order_id} for order_id in order_ids])
+    for result in client.cancel_many(order_ids).results(timeout=PATIENCE_S):
+        assert (result.outcome, result.confirmed_by) == ("canceled", "cancel")
+    assert all(control.order(order_id)["status"] == "canceled" for order_id in order_ids)
+
+
+# -- unknown whether it took effect
+
+
+SPOILERS = [
+    ("http_500", {}),
+    ("http_500", {"shape": "flat"}),
+    ("http_500", {"shape": "msg"}),
+    ("http_500", {"shape": "empty"}),
+    ("http_502_html", {}),
+    ("http_503", {}),
+    ("status", {"status": 504, "shape": "html"}),
+    ("status", {"status": 520, "body": ""}),
+    ("status", {"status": 409, "code": "conflict"}),
+    ("status", {"status": 418}),
+    ("status", {"status": 200, "body": ""}),
+    ("status", {"status": 200, "body": "[]"}),
+    ("status", {"status": 200, "body": "<html>ok</html>", "content_type": "text/html"}),
+    ("status", {"status": 200, "body": '{"order_id":NaN}'}),
+    ("status", {"status": 201, "body": "{}"}),
+    ("garbage", {}),
+    ("truncated", {}),
+    ("redirect", {}),
+    ("redirect", {"status": 307, "location": "http://127.0.0.1:1/elsewhere"}),
+    ("headers_flood", {}),
+    ("gzip_bomb", {"megabytes": 8}),
+]
+
+
+def _spoiler(value):
+    return value if isinstance(value, str) else "-".join(map(str, value.values()))[:30]
+
+
+@pytest.mark.parametrize(("kind", "fields"), SPOILERS, ids=_spoiler)
+def test_an_unusable_answer_to_a_cancel_without_effect_is_asked_again(
+    control, settle, order_id, kind, fields
+):
+    control.place(order_id)
+    control.fault(kind, order_id=order_id, operation="cancel", effect="none", times=1, **fields)
+    value = settle(order_id)
+    says(value, order_id, **by_cancel(control.order(order_id), attempts=2))
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+@pytest.mark.parametrize(("kind", "fields"), SPOILERS, ids=_spoiler)
+def test_an_unusable_answer_to_a_cancel_with_effect_is_found_out_to_be_our_own_cancellation(
+    control, settle, order_id, kind, fields
+):
+    control.place(order_id, filled="2.50")
+    control.fault(kind, order_id=order_id, operation="cancel", effect="before", times=1, **fields)
+    value = settle(order_id)
+    says(
+        value,
+        order_id,
+        **by_read_back(control.order(order_id), ours=True, attempts=2, reduced_by="7.50"),
+    )
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_connection_lost_before_the_effect_is_asked_again(control, settle, order_id, how):
+    control.place(order_id)
+    control.fault("drop_before", order_id=order_id, operation="cancel", how=how, times=2)
+    says(settle(order_id), order_id, **by_cancel(control.order(order_id), attempts=3))
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_connection_lost_after_the_effect_is_found_out_to_be_our_own_cancellation(
+    control, settle, order_id, how
+):
+    control.place(order_id, filled="3.00")
+    control.fault("drop_after", order_id=order_id, operation="cancel", how=how, times=1)
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True, attempts=2, reduced_by="7.00"))
+    assert cancellations(control, order_id) == ["cancel"]
+    first, second = cancels(control, order_id)
+    assert first["signature"] != second["signature"]
+    assert first["timestamp"] != second["timestamp"]
+
+
+def test_an_order_that_was_filled_while_our_answer_was_lost_is_too_late(control, settle, order_id):
+    control.place(order_id, filled="3.00")
+    control.fault("drop_after_fill", order_id=order_id, operation="cancel", times=1)
+    value = settle(order_id)
+    says(
+        value,
+        order_id,
+        **by_read_back(
+            control.order(order_id), ours=False, attempts=2, status="executed", fill_count="10.00"
+        ),
+    )
+    assert cancellations(control, order_id) == []
+
+
+def test_slow_silent_and_endless_answers_are_given_up_and_what_became_of_the_orders_found_out(
+    control, client
+):
+    faults = {
+        "hang without effect": ("hang", {"effect": "none"}),
+        "hang after the effect": ("hang", {"effect": "before"}),
+        "dripping after the effect": ("drip", {"effect": "before"}),
+        "endless after the effect": ("endless", {"effect": "before"}),
+    }
+    order_ids = {name: str(uuid.uuid4()) for name in faults}
+    for name, (kind, fields) in faults.items():
+        control.place(order_ids[name])
+        control.fault(kind, order_id=order_ids[name], operation="cancel", times=1, **fields)
+    asked = time.monotonic()
+    pending = {name: client.cancel(order_id) for name, order_id in order_ids.items()}
+    for name, each in pending.items():
+        value = each.result(timeout=PATIENCE_S).to_json()
+        truth = control.order(order_ids[name])
+        expected = by_cancel if faults[name][1]["effect"] == "none" else by_read_back
+        ours = {} if expected is by_cancel else {"ours": True}
+        says(value, order_ids[name], **expected(truth, attempts=2, **ours))
+        assert cancellations(control, order_ids[name]) == ["cancel"]
+    assert time.monotonic() - asked < 10  # the default deadline: nobody was told "unresolved" meanwhile
+
+
+def test_a_slow_answer_within_its_time_is_taken(control, settle, order_id):
+    control.place(order_id)
+    control.fault("slow", order_id=order_id, operation="cancel", seconds=0.7, times=1)
+    says(settle(order_id), order_id, **by_cancel(control.order(order_id)))
+
+
+# -- reads lag writes
+
+
+def test_a_stale_read_after_a_lost_answer_is_waited_out(control, settle, order_id):
+    control.place(order_id, read_lag_s=0.36)
+    control.fault("drop_after", order_id=order_id, operation="cancel", times=1)
+    value = settle(order_id)
+    attempts = len(cancels(control, order_id))
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True, attempts=attempts))
+    assert reads(control, order_id) >= 2
+    assert cancellations(control, order_id) == ["cancel"]
+
+
+def test_a_stale_read_after_a_200_that_describes_another_order_is_waited_out(control, settle, order_id):
+    control.place(order_id, read_lag_s=0.36)
+    control.fault("wrong_body", order_id=order_id, times=1)
+    value = settle(order_id)
+    attempts = len(cancels(control, order_id))
+    says(value, order_id, **by_read_back(control.order(order_id), ours=True, attempts=attempts))
+
+
+def test_a_stale_read_does_not_turn_an_execution_into_a_cancellation(control, settle, order_id):
+    control.place(order_id, read_lag_s=0.36)
+    control.fill(order_id)
+    value = settle(order_id)
+    attempts = len(cancels(control, order_id))
+    says(value, order_id, **by_read_back(control.order(order_id), ours=False, attempts=attempts))
+    assert value["status"] == "executed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("http_500", {}),
+        ("http_429", {}),
+        ("drop_before", {}),
+        ("garbage", {}),
+        ("truncated", {}),
+        ("status", {"status": 200, "body": {"order": {"order_id": "another", "status": "canceled"}}}),
+        ("status", {"status": 200, "body": {"order": {"order_id": "?", "status": "perhaps"}}}),
+    ],
+    ids=_spoiler,
+)
+def test_an_unusable_read_back_is_asked_again(control, settle, order_id, kind, fields):
+    control.place(order_id, status="executed", filled="10.00")
+    control.fault(kind, order_id=order_id, operation="read", times=2, **fields)
+    value = settle(order_id)
+    says(value, order_id, **by_read_back(control.order(order_id), ours=False))
+    assert reads(control, order_id) == 3
+
+
+# -- deadlines
+
+
+def test_without_proof_at_its_deadline_a_cancel_is_unresolved_and_worked_on_until_it_is_settled(
+    control, client
+):
+    faults = {
+        "http_500": ({}, "internal_server_error", 500),
+        "http_429": ({}, "http_429", 429),
+        "drop_before": ({}, "unanswered", None),
+        "hang": ({"effect": "none"}, "unanswered", None),
+    }
+    order_ids = {kind: str(uuid.uuid4()) for kind in faults}
+    for kind, (fields, _, _) in faults.items():
+        control.place(order_ids[kind])
+        control.fault(kind, order_id=order_ids[kind], operation="cancel", **fields)
+    asked = time.monotonic()
+    pending = client.cancel_many([{"order_id": each, "deadline_s": 1} for each in order_ids.values()])
+    told = {}
+    for result in pending.as_settled(timeout=PATIENCE_S):
+        assert 0.95 <= time.monotonic() - asked <= 2
+        told[result.order_id] = result.to_json()
+    for kind, (_, code, http_status) in faults.items():
+        value, status = told[order_ids[kind]], client.status(order_ids[kind])
+        assert (value["error"]["code"], value["error"]["http_status"]) == (code, http_status)
+        attempts = value["attempts"]
+        assert attempts >= 1
+        says(value, order_ids[kind], "unresolved", attempts=attempts, error=value["error"])
+        assert status.open is not None
+        assert status.open.unresolved
+        assert control.order(order_ids[kind])["status"] == "resting"
+    control.clear_faults()
+    for order_id, value in told.items():
+        wait_until(lambda: client.status(order_id).open is None, what="the cancel is settled")  # noqa: B023 - called at once
+        final = client.status(order_id).result.to_json()
+        assert (final["outcome"], final["status"]) == ("canceled", "canceled")
+        assert final["requested_at"] == value["requested_at"]
+        assert cancellations(control, order_id) == ["cancel"]
+
+
+def test_a_deadline_of_its_own_is_kept_while_others_wait_longer(control, client):
+    patient, hasty = str(uuid.uuid4()), str(uuid.uuid4())
+    control.place_many([{"order_id": patient}, {"order_id": hasty}])
+    control.configure(exchange_paused=True)
+    waiting = client.cancel(patient, deadline_s=30)
+    asked = time.monotonic()
+    value = client.cancel(hasty, deadline_s=0.5).result(timeout=PATIENCE_S).to_json()
+    assert 0.45 <= time.monotonic() - asked <= 1.5
+    assert (value["outcome"], value["error"]["code"]) == ("unresolved", "exchange_is_paused")
+    assert client.status(patient).result is None
+    control.configure(exchange_paused=False)
+    assert waiting.result(timeout=PATIENCE_S).outcome == "canceled"
+    wait_until(lambda: client.status(hasty).open is None, what="the other cancel is settled too")
+
+
+# -- duplicates, and who asked
+
+
+def test_an_order_asked_for_many_times_is_canceled_once_and_everybody_is_named(
+    control, stack, celery_producer, order_id
+):
+    control.place(order_id)
+    control.fault("slow", order_id=order_id, operation="cancel", seconds=0.5, effect="after", times=1)
+    desks = [CancelClient(stack.redis.url, requested_by=f"desk-{n % 3}") for n in range(5)]
+    pending = [desk.cancel(order_id) for desk in desks]
+    raw = [
+        celery_producer.send_task("cancel_order", kwargs=fields, queue=queue)
+        for queue in ("cancels", "risk")
+        for fields in [{"order_id": order_id, "requested_by": f"raw-{queue}"}]
+    ]
+    values = [each.result(timeout=PATIENCE_S).to_json() for each in pending]
+    values += [each.get(timeout=PATIENCE_S) for each in raw]
+    assert all(value == values[0] for value in values)
+    assert sorted(values[0]["requested_by"]) == ["desk-0", "desk-1", "desk-2", "raw-cancels", "raw-risk"]
+    says(
+        values[0],
+        order_id,
+        **by_cancel(control.order(order_id), requested_by=values[0]["requested_by"]),
+    )
+    assert len(cancels(control, order_id)) == 1
+
+
+# -- raw messages: producers that have none of our code
+
+
+def test_a_raw_message_gets_its_result_under_its_own_task_id_and_under_the_orders(
+    control, celery_producer, order_id
+):
+    control.place(order_id)
+    sent = celery_producer.send_task("cancel_order", kwargs={"order_id": order_id}, queue="cancels")
+    value = sent.get(timeout=PATIENCE_S)
+    says(value, order_id, **by_cancel(control.order(order_id), requested_by=[]))
+    assert celery_producer.AsyncResult(f"cancel:{order_id}").get(timeout=PATIENCE_S) == value
+    again = celery_producer.send_task("cancel_order", kwargs={"order_id": order_id}, queue="cancels")
+    assert again.get(timeout=PATIENCE_S) == value
+    assert len(cancels(control, order_id)) == 1
+
+
+def test_a_raw_message_may_carry_any_task_id_and_the_order_id_as_its_only_argument(
+    control, celery_producer, order_id
+):
+    control.place(order_id)
+    task_id = f'any "thing" {order_id} \u00fc'
+    sent = celery_producer.send_task("cancel_order", args=[order_id], queue="cancels", task_id=task_id)
+    assert sent.get(timeout=PATIENCE_S)["outcome"] == "canceled"
+    assert celery_producer.AsyncResult(task_id).get(timeout=PATIENCE_S)["order_id"] == order_id
+
+
+def test_a_raw_messages_fields_are_served_like_our_clients(control, celery_producer, order_id):
+    control.place(order_id, exchange_index=2, subaccount=4)
+    fields = {
+        "order_id": order_id,
+        "market_ticker": TICKER,
+        "exchange_index": 2,
+        "subaccount": 4,
+        "requested_by": "raw",
+        "reason": "a test",
+        "deadline_s": 5.5,
+    }
+    sent = celery_producer.send_task("cancel_order", kwargs=fields, queue="risk")
+    says(sent.get(timeout=PATIENCE_S), order_id, **by_cancel(control.order(order_id), requested_by=["raw"]))
+    [call] = cancels(control, order_id)
+    assert set(call["query"].split("&")) == {"exchange_index=2", "subaccount=4", f"market_ticker={TICKER}"}
+
+
+def test_a_raw_message_that_ignores_its_result_is_served(control, client, celery_producer, order_id):
+    control.place(order_id)
+    sent = celery_producer.send_task(
+        "cancel_order", kwargs={"order_id": order_id}, queue="cancels", ignore_result=True
+    )
+    wait_until(lambda: client.status(order_id).result, what="the record")
+    assert control.order(order_id)["status"] == "canceled"
+    assert not celery_producer.backend.client.exists(f"celery-task-meta-{sent.id}")
+
+
+def test_a_process_that_has_none_of_our_code_publishes_a_cancel_and_gets_its_result(
+    control, stack, order_id, tmp_path
+):
+    control.place(order_id)
+    script = tmp_path / "producer.py"
+    script.write_text(
+        f"""
+import importlib.util, json, sys
+sys.path.append({sysconfig.get_path("purelib")!r})
+assert importlib.util.find_spec("worker") is None
+from celery import Celery
+app = Celery(broker={stack.redis.url!r}, backend={stack.redis.url!r})
+sent = app.send_task("cancel_order", kwargs={{"order_id": {order_id!r}}}, queue="cancels")
+print(json.dumps([sent.get(timeout=20), app.AsyncResult("cancel:" + {order_id!r}).get(timeout=20)]))
+"""
+    )
+    # -I: no working directory, no environment; -S: no .pth files, so no editable installation of ours.
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    own, by_order = json.loads(ran.stdout)
+    assert own == by_order
+    says(own, order_id, **by_cancel(control.order(order_id), requested_by=[]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, ["order_id"]),
+        ({"order_id": 7}, ["order_id"]),
+        ({"order_id": None}, ["order_id"]),
+        ({"order_id": "a/../b", "exchange_index": "2"}, ["order_id", "exchange_index"]),
+        ({"order_id": "?", "subacount": 1}, ["subacount"]),
+        ({"order_id": "?", "exchange_index": 1.0, "subaccount": -1}, ["exchange_index", "subaccount"]),
+        ({"order_id": "?", "market_ticker": "a b", "requested_by": ["x"]}, ["market_ticker", "requested_by"]),
+        ({"order_id": "?", "deadline_s": 0, "reason": "\x00"}, ["deadline_s", "reason"]),
+        ({"order_id": "?", "deadline_s": "NaN"}, ["deadline_s"]),
+    ],
+    ids=str,
+)
+def test_a_raw_message_with_fields_that_cannot_be_meant_is_refused_by_name_and_nothing_is_sent(
+    control, celery_producer, order_id, fields, named
+):
+    control.place(order_id)
+    fields = {name: order_id if value == "?" else value for name, value in fields.items()}
+    value = celery_producer.send_task("cancel_order", kwargs=fields, queue="cancels").get(timeout=PATIENCE_S)
+    assert (value["outcome"], value["error"]["code"]) == ("refused", "invalid_request")
+    assert all(name in value["error"]["message"] for name in named)
+    asked_for = fields.get("order_id")
+    assert value["order_id"] == (asked_for if isinstance(asked_for, str) else None)
+    assert control.calls() == []
+    if isinstance(asked_for, str):
+        assert celery_producer.AsyncResult(f"cancel:{asked_for}").get(timeout=PATIENCE_S) == value
+
+
+def test_a_list_in_one_message_answers_for_each_order_once_and_refuses_only_the_bad_ones(
+    control, celery_producer
+):
+    resting, executed, elsewhere, unknown = (str(uuid.uuid4()) for _ in range(4))
+    control.place(resting)
+    control.place(executed, status="executed", filled="10.00")
+    control.place(elsewhere, exchange_index=2)
+    orders = [
+        {"order_id": resting},
+        {"order_id": executed, "requested_by": "list"},
+        {"order_id": resting, "reason": "again"},
+        {"order_id": 7},
+        {"order_id": elsewhere, "exchange_index": 2},
+        {"order_id": str(uuid.uuid4()), "sharde": 1},
+        unknown,
+        resting,
+        None,
+        {"order_id": "a?b"},
+    ]
+    sent = celery_producer.send_task("cancel_orders", kwargs={"orders": orders}, queue="cancels")
+    values = sent.get(timeout=PATIENCE_S)
+    good, bad = values[:4], values[4:]
+    assert [value["order_id"] for value in good] == [resting, executed, elsewhere, unknown]
+    assert [value["outcome"] for value in good] == ["canceled", "too_late", "canceled", "unknown_order"]
+    says(good[0], resting, **by_cancel(control.order(resting), requested_by=[]))
+    says(good[1], executed, **by_read_back(control.order(executed), ours=False, requested_by=["list"]))
+    says(good[2], elsewhere, **by_cancel(control.order(elsewhere), requested_by=[]))
+    assert {(value["outcome"], value["error"]["code"]) for value in bad} == {("refused", "invalid_request")}
+    words = [value["error"]["message"] for value in bad]
+    assert len(words) == 4
+    for named, message in zip(("order_id", "sharde", "message", "order_id"), words, strict=True):
+        assert named in message
+    assert len(cancels(control, resting)) == 1
+    for value in good:
+        record = celery_producer.AsyncResult(f"cancel:{value['order_id']}")
+        assert record.get(timeout=PATIENCE_S) == value
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"orders": None}, {"orders": "x"}, {"orders": {}}, {"order_ids": []}], ids=str
+)
+def test_a_list_message_that_has_no_list_is_refused(control, celery_producer, kwargs):
+    sent = celery_producer.send_task("cancel_orders", kwargs=kwargs, queue="cancels")
+    [value] = sent.get(timeout=PATIENCE_S)
+    assert (value["outcome"], value["error"]["code"]) == ("refused", "invalid_request")
+    assert "orders" in value["error"]["message"]
+
+
+def test_an_empty_list_is_answered_with_an_empty_list(control, celery_producer):
+    sent = celery_producer.send_task("cancel_orders", kwargs={"orders": []}, queue="cancels")
+    assert sent.get(timeout=PATIENCE_S) == []
+
+
+@pytest.mark.parametrize("queue", ["cancels", "risk"])
+def test_five_hundred_orders_in_one_message_are_all_canceled(control, celery_producer, queue):
+    order_ids = [str(uuid.uuid4()) for _ in range(500)]
+    control.place_many([{"order_id": order_id} for order_id in order_ids])
+    orders = [{"order_id": order_id, "exchange_index": 0} for order_id in order_ids]
+    sent = celery_producer.send_task("cancel_orders", kwargs={"orders": orders}, queue=queue)
+    values = sent.get(timeout=60)
+    assert [value["order_id"] for value in values] == order_ids
+    truth = {order["order_id"]: order for order in control.orders()}
+    for order_id, value in zip(order_ids, values, strict=True):
+        says(value, order_id, **by_cancel(truth[order_id], requested_by=[]))
+    assert all(truth[order_id]["status"] == "canceled" for order_id in order_ids)
+
+
+def test_the_risk_lane_is_served_through_our_client_too(control, settle, order_id):
+    control.place(order_id)
+    says(settle(order_id, lane=Lane.RISK), order_id, **by_cancel(control.order(order_id)))
+
+
+# -- one order's trouble is not another's
+
+
+@pytest.mark.parametrize("producer", ["client", "raw"])
+def test_a_cancel_goes_out_at_once_while_many_others_are_asked_again_and_again(
+    control, client, celery_producer, producer
+):
+    stuck = [str(uuid.uuid4()) for _ in range(20)]
+    control.place_many([{"order_id": order_id} for order_id in stuck])
+    for order_id in stuck:
+        control.fault("http_429", order_id=order_id, operation="cancel")
+    pending = client.cancel_many([{"order_id": order_id, "deadline_s": 30} for order_id in stuck])
+    wait_until(
+        lambda: all(len(control.calls("cancel", each)) >= 3 for each in stuck), what="a third attempt of each"
+    )
+    for _ in range(3):
+        order_id = str(uuid.uuid4())
+        control.place(order_id)
+        asked = time.monotonic()
+        if producer == "client":
+            client.cancel(order_id).result(timeout=PATIENCE_S)
+        else:
+            kwargs = {"order_id": order_id}
+            celery_producer.send_task("cancel_order", kwargs=kwargs, queue="cancels").get(timeout=PATIENCE_S)
+        assert time.monotonic() - asked < 0.6
+    control.clear_faults()
+    assert {each.outcome for each in pending.results(timeout=40)} == {"canceled"}
+
+
+# -- signatures
+
+
+def test_in_a_flood_no_two_calls_share_a_signature_or_a_timestamp(control, client):
+    order_ids = [str(uuid.uuid4()) for _ in range(200)]
+    control.place_many([{"order_id": order_id} for order_id in order_ids])
+    client.cancel_many(order_ids).results(timeout=60)
+    calls = control.calls()
+    for earlier, later in pairwise(sorted(calls, key=lambda call: call["timestamp"])):
+        assert earlier["timestamp"] != later["timestamp"], (earlier["path"], later["path"])
+    assert len({call["signature"] for call in calls}) == len(calls)
