@@ -235,13 +235,14 @@ def test_a_record_that_comes_later_is_told_when_it_comes(server, admin):
 
 
 def test_a_notice_wakes_the_waiter_long_before_the_next_look(server, admin):
+    admin.config_resetstat()
     waiting = Waiting(server, ["later"])
     wait_for_a_waiter(admin, "later")
     wait_until(lambda: reads_of(admin) >= 2, what="the look after the subscription")
     started = time.monotonic()
     store(admin, "later")
     waiting.results()
-    assert time.monotonic() - started < 1.0  # the next look would be 2 s after the last
+    assert time.monotonic() - started < 1.5  # the next look would be 2 s after the last
 
 
 def reads_of(admin):
