@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from worker.book import connect
+from worker.scripts import connect
 from worker.dialects import (
     ACCOUNT_LIMITS,
     API,
