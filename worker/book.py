@@ -14,7 +14,7 @@ on how long the book is. Keys, under the configured prefix P:
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
 - ``P:unreadable``          list: the latest messages that nobody could understand
-- ``P:gate:{worker}``       why a worker holds cancels back, for a few seconds
+- ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
 - ``P:fence``               the last token given out
 - ``P:claimed_ms:{lane}``, ``P:rung:{lane}``    when the lane was last claimed from, and last swept
 """
@@ -31,8 +31,25 @@ import redis
 
 from worker import records, scripts
 from worker.orders import CancelRequest, CancelResult, Lane, Problem, utc_text, write_path
-from worker.scripts import BookError
+from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
+
+__all__ = [
+    "Accepted",
+    "Book",
+    "BookError",
+    "Claim",
+    "Conclusion",
+    "DeadLetter",
+    "Entry",
+    "GiveBack",
+    "GiveUp",
+    "OpenCancel",
+    "Overdue",
+    "Progress",
+    "Settle",
+    "connect",
+]
 
 # Orders entered by one script: it runs for about 5 ms, and Redis serves nobody else meanwhile.
 ACCEPT_AT_ONCE = 200
@@ -97,12 +114,15 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line."""
+    """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line.
+
+    ``path`` names the bucket that pays for the next call (empty: the same as before).
+    """
 
     entry: Entry
     learned: str
-    path: str
     pause_s: float = 0.0
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +288,9 @@ class Book:
         at_most: int,
         lease_s: float,
         exchange_ms: int | None,
-        risk_reserve: float,
-        cancel_cost: float,
-        read_cost: float,
+        risk_reserve: float = 0.0,
+        cancel_cost: float = 2.0,
+        read_cost: float = 2.0,
     ) -> Claim:
         """Takes tokens and the due entries that they pay for, for one call, the first lane first.
 
@@ -323,15 +343,16 @@ class Book:
         scripts.call(pipeline.execute)
 
     def note_gate(self, worker: str, state: str) -> None:
-        """Shows that a worker holds cancels back, and why; forgotten after a while unless noted again."""
-        scripts.call(lambda: self._server.setex(f"{self._prefix}:gate:{worker}", GATE_NOTE_LIFE_S, state))
+        """Shows whether a worker holds cancels back, and why; closed gates are noted again and again."""
+        noted = json.dumps([state, time.time()])
+        scripts.call(lambda: self._server.hset(f"{self._prefix}:gates", worker, noted))
 
     def gates(self) -> dict[str, str]:
         """The workers that noted their gate lately, with its state."""
-        keys = [str(key) for key in self._server.scan_iter(f"{self._prefix}:gate:*")]
-        states = self._server.mget(keys) if keys else []
-        start = len(f"{self._prefix}:gate:")
-        return {key[start:]: str(state) for key, state in zip(keys, states, strict=True) if state}
+        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:gates"))
+        oldest = time.time() - GATE_NOTE_LIFE_S
+        states = {worker: json.loads(note) for worker, note in noted.items()}
+        return {worker: str(state) for worker, (state, at) in states.items() if at >= oldest}
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
         """Open entries whose waiters are to be told ``unresolved``."""
@@ -361,7 +382,7 @@ class Book:
                 pipeline.hmget(
                     f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
                 )
-            for (order_id, died_ms), fields in zip(dead, pipeline.execute(), strict=True):
+            for (order_id, died_ms), fields in zip(dead, scripts.call(pipeline.execute), strict=True):
                 request, requested_by, accepted_ms, learned = fields
                 if request is not None:
                     yield DeadLetter(
@@ -414,8 +435,9 @@ class Book:
         return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths")))
 
     def _range(self, index: str, start: int) -> list[tuple[str, float]]:
-        members: Any = self._server.zrange(
-            f"{self._prefix}:{index}", start, start + LIST_AT_ONCE - 1, withscores=True
+        end = start + LIST_AT_ONCE - 1
+        members = scripts.call(
+            lambda: self._server.zrange(f"{self._prefix}:{index}", start, end, withscores=True)
         )
         return [(str(order_id), float(score)) for order_id, score in members]
 
@@ -427,7 +449,7 @@ class Book:
                 f"{self._prefix}:entry:{order_id}",
                 ["request", "requested_by", "accepted_ms", "token", "reported", "learned"],
             )
-        (seconds, micros), *entries = pipeline.execute()
+        (seconds, micros), *entries = scripts.call(pipeline.execute)
         now_ms = seconds * 1000 + micros // 1000
         for (order_id, due_ms), fields in zip(due, entries, strict=True):
             request, requested_by, accepted_ms, token, reported, learned = fields

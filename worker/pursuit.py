@@ -210,7 +210,7 @@ class Pursuit:
         learned = walk.case.to_json()
         if walk.entry.age_s > self._cancel_max_age_s:
             return GiveUp(walk.entry, learned)
-        return GiveBack(walk.entry, learned, _bucket(walk.case), pause_s if self._gate.is_open else 0.0)
+        return GiveBack(walk.entry, learned, pause_s if self._gate.is_open else 0.0, _bucket(walk.case))
 
 
 class BatchSize:

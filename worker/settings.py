@@ -111,7 +111,7 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_READ_TOKENS_PER_S",
         default="200",
-        meaning="Read tokens a second that the account has, while the exchange cannot be asked for its limits.",
+        meaning="Read tokens a second that the account has, while the exchange cannot be asked.",
     ),
     Variable(
         name="KALSHI_READ_TOKENS_CAPACITY",

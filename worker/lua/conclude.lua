@@ -1,7 +1,7 @@
 -- conclude: puts claimed entries out of the hand: settled, given back, or given up.
 --
 -- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then seven for each entry:
---       order_id · token · "settled", "dead", or the pause before it is due again, ms · its path from now on ·
+--       order_id · token · "settled", "dead", or the pause before it is due again, ms · its path from now on (empty: as it was) ·
 --       what was learned (JSON) · the record up to · and after its requested_by (only when settled)
 -- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched
 --
@@ -47,7 +47,7 @@ for at = 4, #ARGV, 7 do
       redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
       redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
     else
-      if path ~= held[6] then
+      if path ~= '' and path ~= held[6] then
         redis.call('HSET', entry, 'path', path)
         redis.call('SADD', prefix .. ':paths', path)
         redis.call('ZREM', due, order_id)

@@ -10,7 +10,7 @@ local answer = {}
 for at = 3, #ARGV do
   local order_id = ARGV[at]
   local entry = prefix .. ':entry:' .. order_id
-  if redis.call('ZREM', prefix .. ':dead', order_id) == 1 and redis.call('EXISTS', entry) == 0 then
+  if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then
     redis.call('RENAME', prefix .. ':dead:' .. order_id, entry)
     redis.call('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + ARGV[2], 'reported', 0)
     local home = redis.call('HMGET', entry, 'lane', 'path')
