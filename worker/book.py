@@ -8,11 +8,13 @@ Each operation is one Lua script, under ``worker/lua`` with its contract above i
 on how long the book is. Keys, under the configured prefix P:
 
 - ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token
-- ``P:due:{lane}``          sorted set: order ids by the moment they are due, ms
+- ``P:due:{lane}:{path}``   sorted set: order ids by the moment they are due, ms
+- ``P:paths``               set: the paths there are, named after the bucket that pays: ``write`` (unscoped),
+                            ``write:{shard}``, and ``read`` for what is to be read back
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
 - ``P:unreadable``          list: the latest messages that nobody could understand
-- ``P:gate:{worker}``       why a worker holds cancels back, for a few seconds
+- ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
 - ``P:fence``               the last token given out
 - ``P:claimed_ms:{lane}``, ``P:rung:{lane}``    when the lane was last claimed from, and last swept
 """
@@ -21,35 +23,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from worker import records
-from worker.orders import CancelRequest, CancelResult, Lane, Problem, utc_text
+from worker import records, scripts
+from worker.orders import CancelRequest, CancelResult, Lane, Problem, utc_text, write_path
+from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
 
-# Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
-SOCKET_TIMEOUT_S = 1.0
-CONNECT_TIMEOUT_S = 0.5
+__all__ = [
+    "Accepted",
+    "Book",
+    "BookError",
+    "Claim",
+    "Conclusion",
+    "DeadLetter",
+    "Entry",
+    "GiveBack",
+    "GiveUp",
+    "OpenCancel",
+    "Overdue",
+    "Progress",
+    "Settle",
+    "connect",
+]
+
 # Orders entered by one script: it runs for about 5 ms, and Redis serves nobody else meanwhile.
 ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
 UNREADABLE_MOST = 100
 GATE_NOTE_LIFE_S = 10  # a closed gate is noted about every second
-
-
-class BookError(Exception):
-    """Redis did not do what was asked; ``may_be_accepted``: it may have, and only the answer was lost."""
-
-    def __init__(self, message: str, *, may_be_accepted: bool) -> None:
-        super().__init__(message)
-        self.may_be_accepted = may_be_accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +91,17 @@ class Entry:
 class Claim:
     """What one claim brought.
 
-    ``next_due_s`` is when there may be more (0: now; None: nothing is in the book); ``waiting_messages``
-    are in the queues, on their way to a hand.
+    ``next_due_s`` is when there may be more (0: now; None: nothing is in the book); ``tokens_in_s`` when
+    the tokens for it may be there (0: nothing waits for tokens); ``waiting_messages`` are in the queues, on
+    their way to a hand. The call for these entries is paid for: ``tokens`` from ``bucket``.
     """
 
     entries: tuple[Entry, ...]
     next_due_s: float | None
+    tokens_in_s: float
     waiting_messages: int
+    bucket: str
+    tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +114,15 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line."""
+    """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line.
+
+    ``path`` names the bucket that pays for the next call (empty: the same as before).
+    """
 
     entry: Entry
     learned: str
     pause_s: float = 0.0
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +201,6 @@ class OpenCancel:
     progress: Progress
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
-    """A client that fails within about a second instead of hanging, and asks nothing twice by itself."""
-    return redis.Redis.from_url(
-        settings.redis_url,
-        decode_responses=True,
-        encoding_errors="surrogateescape",
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
-
-
 class Book:
     """The book under one prefix; safe to share between threads."""
 
@@ -207,19 +208,19 @@ class Book:
         self._server = server
         self._prefix = settings.key_prefix
         self._record_life_s = settings.result_expires_s
-        self._accept = _script(server, "accept")
-        self._claim = _script(server, "claim")
-        self._extend = _script(server, "extend")
-        self._conclude = _script(server, "conclude")
-        self._overdue = _script(server, "overdue")
-        self._report = _script(server, "report")
-        self._retry = _script(server, "retry")
-        self._sweep = _script(server, "sweep")
-        self._refuse = _script(server, "refuse")
+        self._accept = scripts.load(server, "accept")
+        self._claim = scripts.load(server, "buckets", "claim")
+        self._extend = scripts.load(server, "extend")
+        self._conclude = scripts.load(server, "conclude")
+        self._overdue = scripts.load(server, "overdue")
+        self._report = scripts.load(server, "report")
+        self._retry = scripts.load(server, "retry")
+        self._sweep = scripts.load(server, "sweep")
+        self._refuse = scripts.load(server, "refuse")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
-        self._call(self._server.ping)
+        scripts.call(self._server.ping)
 
     def accept(
         self,
@@ -252,6 +253,7 @@ class Book:
                 args += (
                     request.order_id,
                     json.dumps(fields),
+                    write_path(request.exchange_index),
                     json.dumps(requested_by) if requested_by else "",
                     round(deadline_s * 1000),
                     reply_to,
@@ -279,23 +281,38 @@ class Book:
         args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, result.order_id, record]
         return bool(self._run(self._refuse, args))
 
-    def claim(self, lanes: Iterable[Lane], *, at_most: int, lease_s: float, exchange_ms: int | None) -> Claim:
-        """Takes up to ``at_most`` due entries, the first lane first, oldest first, for ``lease_s``.
+    def claim(
+        self,
+        lanes: Iterable[Lane],
+        *,
+        at_most: int,
+        lease_s: float,
+        exchange_ms: int | None,
+        risk_reserve: float = 0.0,
+        cancel_cost: float = 2.0,
+        read_cost: float = 2.0,
+    ) -> Claim:
+        """Takes tokens and the due entries that they pay for, for one call, the first lane first.
 
-        ``exchange_ms``, this moment on the exchange's clock, is recorded with the first claim of each.
+        Up to ``at_most`` cancels, or one read-back, for ``lease_s``; ``exchange_ms``, this moment on the
+        exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each
+        write bucket that only the risk lane may touch.
         """
         args: list[Any] = [
             self._prefix,
             at_most,
             round(lease_s * 1000),
             "" if exchange_ms is None else exchange_ms,
+            risk_reserve,
+            cancel_cost,
+            read_cost,
         ]
         for lane in lanes:
             args += (lane.value, lane.queue)
-        now_ms, waiting, next_due_ms, claimed = self._run(self._claim, args)
+        now_ms, waiting, next_due_ms, held_up_ms, bucket, tokens, claimed = self._run(self._claim, args)
         entries = tuple(_parse_entry(fields, now_ms) for fields in claimed)
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
-        return Claim(entries, next_due_s, waiting)
+        return Claim(entries, next_due_s, held_up_ms / 1000, waiting, bucket, float(tokens))
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is in another hand by now."""
@@ -311,11 +328,11 @@ class Book:
             args += (each.entry.order_id, each.entry.token)
             match each:
                 case Settle():
-                    args += ("settled", "", *_record_parts(each.result))
+                    args += ("settled", "", "", *_record_parts(each.result))
                 case GiveBack():
-                    args += (round(each.pause_s * 1000), each.learned, "", "")
+                    args += (round(each.pause_s * 1000), each.path, each.learned, "", "")
                 case GiveUp():
-                    args += ("dead", each.learned, "", "")
+                    args += ("dead", "", each.learned, "", "")
         return [bool(done) for done in self._run(self._conclude, args)]
 
     def keep_unreadable(self, message: str) -> None:
@@ -323,18 +340,19 @@ class Book:
         pipeline = self._server.pipeline()
         pipeline.lpush(f"{self._prefix}:unreadable", message)
         pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
-        self._call(pipeline.execute)
+        scripts.call(pipeline.execute)
 
     def note_gate(self, worker: str, state: str) -> None:
-        """Shows that a worker holds cancels back, and why; forgotten after a while unless noted again."""
-        self._call(lambda: self._server.setex(f"{self._prefix}:gate:{worker}", GATE_NOTE_LIFE_S, state))
+        """Shows whether a worker holds cancels back, and why; closed gates are noted again and again."""
+        noted = json.dumps([state, time.time()])
+        scripts.call(lambda: self._server.hset(f"{self._prefix}:gates", worker, noted))
 
     def gates(self) -> dict[str, str]:
         """The workers that noted their gate lately, with its state."""
-        keys = [str(key) for key in self._server.scan_iter(f"{self._prefix}:gate:*")]
-        states = self._server.mget(keys) if keys else []
-        start = len(f"{self._prefix}:gate:")
-        return {key[start:]: str(state) for key, state in zip(keys, states, strict=True) if state}
+        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:gates"))
+        oldest = time.time() - GATE_NOTE_LIFE_S
+        states = {worker: json.loads(note) for worker, note in noted.items()}
+        return {worker: str(state) for worker, (state, at) in states.items() if at >= oldest}
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
         """Open entries whose waiters are to be told ``unresolved``."""
@@ -364,7 +382,7 @@ class Book:
                 pipeline.hmget(
                     f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
                 )
-            for (order_id, died_ms), fields in zip(dead, pipeline.execute(), strict=True):
+            for (order_id, died_ms), fields in zip(dead, scripts.call(pipeline.execute), strict=True):
                 request, requested_by, accepted_ms, learned = fields
                 if request is not None:
                     yield DeadLetter(
@@ -392,28 +410,34 @@ class Book:
 
     def record(self, order_id: str) -> CancelResult | None:
         """The record of one order, if there is one."""
-        found: dict[str, CancelResult] = self._call(lambda: records.read(self._server, [order_id]))
+        found: dict[str, CancelResult] = scripts.call(lambda: records.read(self._server, [order_id]))
         return found.get(order_id)
 
     def open_cancels(self) -> Iterator[OpenCancel]:
         """Every entry, risk first, in the order they are due; read in portions, without a lock."""
         for lane in Lane:
-            start = 0
-            while due := self._range(f"due:{lane}", start):
-                start += len(due)
-                yield from self._listed(lane, due)
+            for path in self._paths():
+                start = 0
+                while due := self._range(f"due:{lane}:{path}", start):
+                    start += len(due)
+                    yield from self._listed(lane, due)
 
     def open_cancel(self, order_id: str) -> OpenCancel | None:
         """The entry of one order, or None when nothing is open for it."""
-        for lane in Lane:
-            due = self._server.zscore(f"{self._prefix}:due:{lane}", order_id)
-            if due is not None:
-                return next(self._listed(lane, [(order_id, due)]), None)
-        return None
+        home = scripts.call(lambda: self._server.hmget(f"{self._prefix}:entry:{order_id}", ["lane", "path"]))
+        if home[0] is None:
+            return None
+        lane = Lane(home[0])
+        due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{home[1]}", order_id))
+        return None if due is None else next(self._listed(lane, [(order_id, due)]), None)
+
+    def _paths(self) -> list[str]:
+        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths")))
 
     def _range(self, index: str, start: int) -> list[tuple[str, float]]:
-        members: Any = self._server.zrange(
-            f"{self._prefix}:{index}", start, start + LIST_AT_ONCE - 1, withscores=True
+        end = start + LIST_AT_ONCE - 1
+        members = scripts.call(
+            lambda: self._server.zrange(f"{self._prefix}:{index}", start, end, withscores=True)
         )
         return [(str(order_id), float(score)) for order_id, score in members]
 
@@ -425,7 +449,7 @@ class Book:
                 f"{self._prefix}:entry:{order_id}",
                 ["request", "requested_by", "accepted_ms", "token", "reported", "learned"],
             )
-        (seconds, micros), *entries = pipeline.execute()
+        (seconds, micros), *entries = scripts.call(pipeline.execute)
         now_ms = seconds * 1000 + micros // 1000
         for (order_id, due_ms), fields in zip(due, entries, strict=True):
             request, requested_by, accepted_ms, token, reported, learned = fields
@@ -445,26 +469,11 @@ class Book:
             )
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
-        return self._call(lambda: script(args=args), may_be_accepted=may_be_accepted)
-
-    def _call(self, ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
-        try:
-            return ask()
-        except redis.ResponseError as error:  # READONLY, OOM, NOPERM ...: refused before anything was written
-            raise BookError(f"Redis refuses: {error}", may_be_accepted=False) from None
-        except redis.ConnectionError as error:
-            refused = isinstance(error.__cause__ or error.__context__, ConnectionRefusedError)
-            raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted and not refused) from None
-        except redis.RedisError as error:
-            raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted) from None
+        return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
 
 
 def _record_parts(result: CancelResult) -> tuple[str, str]:
     return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
-
-
-def _script(server: redis.Redis, name: str) -> Any:
-    return server.register_script(resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8"))
 
 
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:

@@ -20,8 +20,9 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker import bells
-from worker.book import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, Book, BookError, DeadLetter, OpenCancel, connect
+from worker.book import Book, DeadLetter, OpenCancel
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
+from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, connect
 from worker.settings import RedisSettings
 
 __all__ = [

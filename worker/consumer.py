@@ -17,8 +17,8 @@ from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 
 from worker import bells
-from worker.book import BookError
 from worker.lifecycle import desk
+from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -52,11 +52,12 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP exchange to be signed and sent; ``path`` is what is signed, ``query`` is not."""
+    """One HTTP exchange to be signed and sent; of it, method and ``path`` are signed."""
 
     method: str
     path: str
     query: str = ""
+    body: bytes = b""  # JSON; neither it nor the query is signed
 
     @property
     def target(self) -> str:
@@ -75,15 +76,29 @@ class Reply:
 
 def compose_cancel(dialect: Dialect, order_id: str, routing: Routing) -> Call:
     """The call that cancels one order; V1 knows no routing."""
-    wanted: dict[str, str | int] = {}
-    if dialect is Dialect.V2:
-        if routing.subaccount is not None:
-            wanted["subaccount"] = routing.subaccount
-        if routing.exchange_index is not None:
-            wanted["exchange_index"] = routing.exchange_index
-        if routing.market_ticker is not None:
-            wanted["market_ticker"] = routing.market_ticker
+    wanted = _routing_fields(routing) if dialect is Dialect.V2 else {}
     return Call("DELETE", _CANCEL_PATH[dialect] + order_id, urlencode(wanted))
+
+
+def compose_batch(dialect: Dialect, orders: Sequence[tuple[str, Routing]]) -> Call:
+    """The call that cancels several orders; V1 knows no routing."""
+    if dialect is Dialect.V1:
+        content: dict[str, Any] = {"ids": [order_id for order_id, _ in orders]}
+    else:
+        content = {
+            "orders": [{"order_id": order_id, **_routing_fields(routing)} for order_id, routing in orders]
+        }
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return Call("DELETE", _CANCEL_PATH[dialect] + "batched", body=body)
+
+
+def _routing_fields(routing: Routing) -> dict[str, str | int]:
+    named = {
+        "subaccount": routing.subaccount,
+        "exchange_index": routing.exchange_index,
+        "market_ticker": routing.market_ticker,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def compose_read(order_id: str) -> Call:
@@ -176,6 +191,52 @@ def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
         return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
     reduced_by = parse_count(body.get("reduced_by", body.get("reduced_by_fp")))
     return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
+
+
+def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAnswer] | Trouble:
+    """What a reply to a batch says of each order, matched by id alone; or a trouble of the whole batch.
+
+    An order that the reply does not mention is UNANSWERED; entries about other orders are passed over.
+    """
+    if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
+        return _decipher_error(reply)
+    body = _json_object(reply.body)
+    entries = body.get("orders") if body is not None else None
+    if not isinstance(entries, list):
+        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+    wanted = set(order_ids)
+    answers: dict[str, CancelAnswer] = {}
+    for entry in entries:
+        order_id = _entry_order_id(entry)
+        if order_id in wanted and order_id not in answers:
+            answers[order_id] = _decipher_entry(order_id, entry, reply)
+    unmentioned = _trouble(
+        Meaning.UNANSWERED, reply, "unmentioned", "the batch's answer leaves this order out"
+    )
+    return {order_id: answers.get(order_id, unmentioned) for order_id in order_ids}
+
+
+def _entry_order_id(entry: object) -> str:
+    if not isinstance(entry, Mapping):
+        return ""
+    order = entry.get("order")
+    own = entry.get("order_id", order.get("order_id") if isinstance(order, Mapping) else None)
+    return own if isinstance(own, str) else ""
+
+
+def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> CancelAnswer:
+    error = entry.get("error")
+    if error:
+        code, message = _error_words({"error": error})
+        meaning = next(
+            (row.meaning for row in MEANINGS if row.code and code.startswith(row.code)),
+            Meaning.NOT_FOUND if code.startswith("not_found") else Meaning.UNCLEAR,
+        )
+        return Trouble(meaning, Problem(code or "error", message, reply.status))
+    if isinstance(entry.get("order"), Mapping):
+        return _decipher_v1_success(order_id, entry, reply)
+    reduced_by = parse_count(entry.get("reduced_by", entry.get("reduced_by_fp")))
+    return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
 
 
 def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -> CancelAnswer:

@@ -15,7 +15,6 @@ from typing import Any
 
 import redis
 
-from worker.book import connect
 from worker.dialects import (
     ACCOUNT_LIMITS,
     API,
@@ -26,6 +25,7 @@ from worker.dialects import (
     Trouble,
 )
 from worker.exchange import SKEW_WORTH_A_WARNING_MS, Exchange
+from worker.scripts import connect
 from worker.settings import RedisSettings, SettingsError, WorkerSettings
 from worker.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
 

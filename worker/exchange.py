@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from worker.dialects import (
@@ -23,8 +23,10 @@ from worker.dialects import (
     Reply,
     Routing,
     Trouble,
+    compose_batch,
     compose_cancel,
     compose_read,
+    decipher_batch,
     decipher_cancel,
     decipher_object,
     decipher_read,
@@ -91,11 +93,21 @@ class Exchange:
         reply = self._ask(compose_cancel(dialect, order_id, routing), time_left_s)
         answer = reply if isinstance(reply, Trouble) else decipher_cancel(order_id, reply)
         if isinstance(answer, Trouble):
-            if answer.meaning is Meaning.RETIRED and dialect is Dialect.V1:
-                self._move_to_v2()
-            if answer.meaning is Meaning.REFUSED:
-                self._tell_refusal(answer.problem)
+            self._notice(answer, dialect)
         return answer
+
+    def cancel_batch(
+        self, orders: Sequence[tuple[str, Routing]], *, time_left_s: float
+    ) -> dict[str, CancelAnswer] | Trouble:
+        """What the exchange says to one cancel of several orders, each; or a trouble of the whole call."""
+        dialect = self.dialect
+        reply = self._ask(compose_batch(dialect, orders), time_left_s)
+        if isinstance(reply, Trouble):
+            return reply
+        answers = decipher_batch([order_id for order_id, _ in orders], reply)
+        if isinstance(answers, Trouble):
+            self._notice(answers, dialect)
+        return answers
 
     def read_order(self, order_id: str, *, time_left_s: float) -> ReadAnswer:
         """The order as the exchange shows it now; reads lag writes."""
@@ -137,6 +149,12 @@ class Exchange:
             return Trouble(meaning, Problem(meaning.name.lower(), str(error)))
         self._measure_skew(reply, started_s, self._clock())
         return reply
+
+    def _notice(self, trouble: Trouble, dialect: Dialect) -> None:
+        if trouble.meaning is Meaning.RETIRED and dialect is Dialect.V1:
+            self._move_to_v2()
+        if trouble.meaning is Meaning.REFUSED:
+            self._tell_refusal(trouble.problem)
 
     def _measure_skew(self, reply: Reply, sent_s: float, received_s: float) -> None:
         """Narrows the difference down: `Date` is cut to whole seconds, but many of them agree on one."""

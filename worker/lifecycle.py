@@ -7,21 +7,27 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 from celery import Celery, signals
 from celery.app import app_or_default
 
-from worker import bells, book
-from worker.book import Book, BookError
+from worker import bells, scripts
+from worker.book import Book
 from worker.desk import Desk
-from worker.dialects import Trouble
+from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
 from worker.orders import Lane
+from worker.pacing import Limits, Pacer
+from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings
 from worker.signing import KeyProblem, permission_warning
 
 log = logging.getLogger(__name__)
+
+LIMITS_EVERY_S = 60.0
+LIMITS_AGAIN_S = 5.0  # when they could not be read
 
 _desks: dict[int, Desk] = {}
 _desks_lock = threading.Lock()
@@ -41,19 +47,52 @@ def _open_desk(settings: WorkerSettings, app: Celery) -> Desk:
     shown = exchange.warm_up()
     if isinstance(shown, Trouble):
         log.warning("the exchange does not answer yet: %s", shown.problem.message)
+    server = scripts.connect(settings.redis)
+    pacer = Pacer(
+        server,
+        settings.redis.key_prefix,
+        Limits(
+            settings.read_tokens_per_s,
+            settings.read_tokens_capacity,
+            settings.write_tokens_per_s,
+            settings.write_tokens_capacity,
+        ),
+    )
+    threading.Thread(target=_keep_limits, args=(exchange, pacer), name="limits", daemon=True).start()
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     return Desk(
-        Book(book.connect(settings.redis), settings.redis),
+        Book(server, settings.redis),
         exchange,
+        pacer,
         cancel_deadline_s=settings.cancel_deadline_s,
         cancel_max_age_s=settings.cancel_max_age_s,
         read_lag_s=settings.read_lag_s,
+        risk_reserve=settings.risk_reserve,
+        batch_most=settings.batch_most,
         # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
         lanes=[lane for lane in Lane if lane in consumed],
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: bells.wake_up(app, lane),
         name=f"{socket.gethostname()}:{os.getpid()}",
     )
+
+
+def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
+    """Asks the exchange for the account's limits, at once and then now and again: they change."""
+    while True:
+        limits, costs = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
+        known = (
+            None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
+        )
+        try:
+            if known is not None:
+                pacer.set_limits(known)
+            else:
+                log.warning("the account's limits cannot be read: what was last known counts")
+                pacer.set_limits_unless_known()
+        except BookError as error:
+            log.warning("limits cannot be shared: %s", error)
+        time.sleep(LIMITS_EVERY_S if known is not None else LIMITS_AGAIN_S)
 
 
 @signals.worker_init.connect
@@ -63,7 +102,7 @@ def _refuse_to_start_unfit(**_: Any) -> None:
     try:
         settings = WorkerSettings.from_env()
         Exchange.from_settings(settings).close()
-        Book(book.connect(settings.redis), settings.redis).ping()
+        Book(scripts.connect(settings.redis), settings.redis).ping()
     except (SettingsError, KeyProblem) as problem:
         sys.exit(f"cannot start: {problem}")
     except BookError as problem:

@@ -81,6 +81,11 @@ class CancelRequest:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
+def write_path(exchange_index: int | None, orders: int = 1) -> str:
+    """The bucket that pays for a cancel: its shard's own for a single one of a named shard from 1."""
+    return f"write:{exchange_index}" if orders == 1 and (exchange_index or 0) >= 1 else "write"
+
+
 def is_order_id(value: object) -> bool:
     """Whether ``value`` is an order id that stands in a path unchanged."""
     return isinstance(value, str) and _ORDER_ID.fullmatch(value) is not None

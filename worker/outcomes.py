@@ -215,6 +215,12 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, int], Verdict | Next]] = {
 }
 
 
+def after_lost_batch(case: Case, trouble: Trouble, now_ms: int) -> Next:
+    """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
+    case = case.troubled(trouble.problem, now_ms)
+    return _at_once(replace(case, unanswered_ms=now_ms), Step.READ_BACK)
+
+
 def after_read(case: Case, answer: ReadAnswer, now_ms: int, *, read_lag_ms: int) -> Verdict | Next:
     """What an answer to the read-back means; ``read_lag_ms``: how long reads may show an older state."""
     if isinstance(answer, Order):

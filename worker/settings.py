@@ -109,6 +109,36 @@ VARIABLES: Final = (
         meaning="How many seconds after SIGTERM a worker has ended, whatever it was doing.",
     ),
     Variable(
+        name="KALSHI_READ_TOKENS_PER_S",
+        default="200",
+        meaning="Read tokens a second that the account has, while the exchange cannot be asked.",
+    ),
+    Variable(
+        name="KALSHI_READ_TOKENS_CAPACITY",
+        default="200",
+        meaning="Read tokens that the account can save up, while the exchange cannot be asked.",
+    ),
+    Variable(
+        name="KALSHI_WRITE_TOKENS_PER_S",
+        default="100",
+        meaning="Write tokens a second that the account has, while the exchange cannot be asked.",
+    ),
+    Variable(
+        name="KALSHI_WRITE_TOKENS_CAPACITY",
+        default="100",
+        meaning="Write tokens that the account can save up, while the exchange cannot be asked.",
+    ),
+    Variable(
+        name="KALSHI_RISK_RESERVE",
+        default="0.2",
+        meaning="Share of each write bucket that strategy cancels leave to the risk lane.",
+    ),
+    Variable(
+        name="KALSHI_BATCH_MOST",
+        default="100",
+        meaning="How many orders one call cancels at most; less where the exchange refuses so many.",
+    ),
+    Variable(
         name="KALSHI_READ_LAG_S",
         default="2",
         meaning="For how many seconds after a cancel a read may still show the order's older state.",
@@ -257,6 +287,12 @@ class WorkerSettings:
     cancel_deadline_s: float
     cancel_max_age_s: float
     shutdown_s: float
+    read_tokens_per_s: float
+    read_tokens_capacity: float
+    write_tokens_per_s: float
+    write_tokens_capacity: float
+    risk_reserve: float
+    batch_most: int
     read_lag_s: float
     max_body_bytes: int
     pool_size: int
@@ -290,6 +326,12 @@ class WorkerSettings:
             cancel_deadline_s=reader.number("KALSHI_CANCEL_DEADLINE_S", low=0.1, high=DAY_S),
             cancel_max_age_s=reader.number("KALSHI_CANCEL_MAX_AGE_S", low=1, high=365 * DAY_S),
             shutdown_s=reader.number("KALSHI_SHUTDOWN_S", low=0.5, high=3600),
+            read_tokens_per_s=reader.number("KALSHI_READ_TOKENS_PER_S", low=1, high=1e9),
+            read_tokens_capacity=reader.number("KALSHI_READ_TOKENS_CAPACITY", low=10, high=1e9),
+            write_tokens_per_s=reader.number("KALSHI_WRITE_TOKENS_PER_S", low=1, high=1e9),
+            write_tokens_capacity=reader.number("KALSHI_WRITE_TOKENS_CAPACITY", low=10, high=1e9),
+            risk_reserve=reader.number("KALSHI_RISK_RESERVE", low=0, high=0.95),
+            batch_most=reader.integer("KALSHI_BATCH_MOST", low=1, high=10_000, unit="orders"),
             read_lag_s=reader.number("KALSHI_READ_LAG_S", low=0, high=60),
             max_body_bytes=reader.integer("KALSHI_MAX_BODY_BYTES", low=1024, high=2**30, unit="bytes"),
             pool_size=reader.integer("KALSHI_POOL_SIZE", low=1, high=1024, unit="connections"),

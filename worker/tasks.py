@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject
 
 from worker.app import app
 from worker.bells import ENTERED_HEADER, ring_for
-from worker.book import Accepted, BookError
+from worker.book import Accepted
 from worker.lifecycle import desk
 from worker.orders import (
     BadRequest,
@@ -27,6 +27,7 @@ from worker.orders import (
     Problem,
     utc_text,
 )
+from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 

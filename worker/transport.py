@@ -33,7 +33,8 @@ from urllib3.exceptions import HTTPError
 
 from worker.dialects import Call, Reply
 
-USER_AGENT = "kalshi-cancel"
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "kalshi-cancel"}
+_JSON = {"Content-Type": "application/json"}
 # A call that has less time than this cannot be answered: it is not sent at all.
 MIN_TIME_S = 0.01
 
@@ -95,7 +96,8 @@ class Transport:
         request = requests.Request(
             call.method,
             self._base_url + call.target,
-            headers={**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+            headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
+            data=call.body or None,
         ).prepare()
         if request.path_url != call.target:
             raise NotSent("the path would be sent differently from how it was signed")

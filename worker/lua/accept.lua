@@ -1,8 +1,8 @@
 -- accept: enters cancel requests into the book, or joins them to the entries that are there already.
 --
 -- ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane · 4 record's life, seconds
---       5 key of the lane's queue · then five for each request:
---       order_id · request (JSON) · requested_by (a JSON string, or empty) · deadline from now, ms ·
+--       5 key of the lane's queue · then six for each request:
+--       order_id · request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms ·
 --       task id that wants the result too (or empty)
 -- returns { messages waiting in the queue, then for each request: the final record's JSON, or "" when open }
 --
@@ -31,7 +31,7 @@ local function reply_from(record, task_id)
 end
 
 local function join(entry, order_id, request, requested_by, deadline_ms, task_id)
-  local known = redis.call('HMGET', entry, 'request', 'requested_by', 'reply_to', 'lane', 'deadline_ms', 'token', 'reported')
+  local known = redis.call('HMGET', entry, 'request', 'requested_by', 'reply_to', 'lane', 'deadline_ms', 'token', 'reported', 'path')
   local merged, changed = cjson.decode(known[1]), false
   for field, value in pairs(cjson.decode(request)) do
     if merged[field] == nil then merged[field] = value; changed = true end
@@ -47,23 +47,23 @@ local function join(entry, order_id, request, requested_by, deadline_ms, task_id
   end
   local home = known[4]
   if lane == 'risk' and home ~= 'risk' then
-    local due = redis.call('ZSCORE', prefix .. ':due:' .. home, order_id)
-    redis.call('ZREM', prefix .. ':due:' .. home, order_id)
-    redis.call('ZADD', prefix .. ':due:risk', due, order_id)
+    local due = redis.call('ZSCORE', prefix .. ':due:' .. home .. ':' .. known[8], order_id)
+    redis.call('ZREM', prefix .. ':due:' .. home .. ':' .. known[8], order_id)
+    redis.call('ZADD', prefix .. ':due:risk:' .. known[8], due, order_id)
     redis.call('HSET', entry, 'lane', 'risk')
     home = 'risk'
   end
   if known[7] == '1' then  -- given up on its first deadline: asked again, it is tried again
     redis.call('HSET', entry, 'reported', 0)
     redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
-    if known[6] == '' then redis.call('ZADD', prefix .. ':due:' .. home, now_ms, order_id) end
+    if known[6] == '' then redis.call('ZADD', prefix .. ':due:' .. home .. ':' .. known[8], now_ms, order_id) end
   end
 end
 
 local answer = { redis.call('LLEN', queue) }
-for at = 6, #ARGV, 5 do
-  local order_id, request, requested_by, deadline_ms, task_id =
-    ARGV[at], ARGV[at + 1], ARGV[at + 2], now_ms + ARGV[at + 3], ARGV[at + 4]
+for at = 6, #ARGV, 6 do
+  local order_id, request, path, requested_by, deadline_ms, task_id =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
   local record_key = record_prefix .. order_id
   if redis.call('EXISTS', entry) == 1 then
@@ -79,11 +79,12 @@ for at = 6, #ARGV, 5 do
     else
       if record then redis.call('DEL', record_key) end
       redis.call('HSET', entry,
-        'request', request, 'lane', lane, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
+        'request', request, 'lane', lane, 'path', path, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
         'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
         'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
         'learned', '', 'token', '', 'sent', 0, 'reported', 0)
-      redis.call('ZADD', prefix .. ':due:' .. lane, now_ms, order_id)
+      redis.call('SADD', prefix .. ':paths', path)
+      redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
       redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
       if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then
         redis.call('DEL', prefix .. ':dead:' .. order_id)

@@ -1,8 +1,8 @@
 -- conclude: puts claimed entries out of the hand: settled, given back, or given up.
 --
--- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then six for each entry:
---       order_id · token · "settled", "dead", or the pause before it is due again, ms · what was learned (JSON)
---       · the record up to and after its requested_by (only when settled)
+-- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then seven for each entry:
+--       order_id · token · "settled", "dead", or the pause before it is due again, ms · its path from now on (empty: as it was) ·
+--       what was learned (JSON) · the record up to · and after its requested_by (only when settled)
 -- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched
 --
 -- Settled: the record is stored and the entry goes, in this one step. Given back without a pause, an entry
@@ -20,12 +20,12 @@ local function store(key, meta)
 end
 
 local answer = {}
-for at = 4, #ARGV, 6 do
-  local order_id, token, fate, learned, head, tail =
-    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+for at = 4, #ARGV, 7 do
+  local order_id, token, fate, path, learned, head, tail =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
   local entry = prefix .. ':entry:' .. order_id
-  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms')
-  local due = prefix .. ':due:' .. (held[2] or '')
+  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path')
+  local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
   if held[1] ~= token then
     answer[#answer + 1] = 0
   elseif fate == 'settled' then
@@ -47,7 +47,13 @@ for at = 4, #ARGV, 6 do
       redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
       redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
     else
-      redis.call('ZADD', due, 'XX', fate == '0' and held[5] or now_ms + fate, order_id)
+      if path ~= '' and path ~= held[6] then
+        redis.call('HSET', entry, 'path', path)
+        redis.call('SADD', prefix .. ':paths', path)
+        redis.call('ZREM', due, order_id)
+        due = prefix .. ':due:' .. held[2] .. ':' .. path
+      end
+      redis.call('ZADD', due, fate == '0' and held[5] or now_ms + fate, order_id)
     end
     answer[#answer + 1] = 1
   end

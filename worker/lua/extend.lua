@@ -8,9 +8,9 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for at = 3, #ARGV, 2 do
-  local held = redis.call('HMGET', prefix .. ':entry:' .. ARGV[at], 'token', 'lane')
+  local held = redis.call('HMGET', prefix .. ':entry:' .. ARGV[at], 'token', 'lane', 'path')
   if held[1] == ARGV[at + 1] then
-    redis.call('ZADD', prefix .. ':due:' .. held[2], 'XX', now_ms + lease_ms, ARGV[at])
+    redis.call('ZADD', prefix .. ':due:' .. held[2] .. ':' .. held[3], 'XX', now_ms + lease_ms, ARGV[at])
     answer[#answer + 1] = 1
   else
     answer[#answer + 1] = 0

@@ -9,12 +9,20 @@
 local prefix, patience_ms = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local paths = redis.call('SMEMBERS', prefix .. ':paths')
+
+local function anything_due(lane)
+  for _, path in ipairs(paths) do
+    local first = redis.call('ZRANGE', prefix .. ':due:' .. lane .. ':' .. path, 0, 0, 'WITHSCORES')
+    if first[2] and tonumber(first[2]) <= now_ms then return true end
+  end
+end
+
 local answer = {}
 for at = 3, #ARGV, 2 do
   local lane, queue = ARGV[at], ARGV[at + 1]
-  local first = redis.call('ZRANGE', prefix .. ':due:' .. lane, 0, 0, 'WITHSCORES')
   local claimed_ms = tonumber(redis.call('GET', prefix .. ':claimed_ms:' .. lane) or 0)
-  local ring = first[2] and tonumber(first[2]) <= now_ms
+  local ring = anything_due(lane)
     and redis.call('LLEN', queue) == 0
     and now_ms - claimed_ms >= patience_ms
     and redis.call('SET', prefix .. ':rung:' .. lane, now_ms, 'NX', 'PX', patience_ms)

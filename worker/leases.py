@@ -1,0 +1,72 @@
+"""Keeps the leases of what is in hand alive, and knows which ones have run out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from worker.book import Book, Entry
+from worker.scripts import BookError
+
+log = logging.getLogger(__name__)
+
+# A vanished worker's orders are due again after this; kept alive while the hand lives.
+LEASE_S = 2.5
+EXTEND_EVERY_S = 0.5
+
+
+class Leases:
+    """The leases of one process, extended from a thread of its own.
+
+    Judged by this process' own monotonic clock from before each call: a host that was frozen finds its
+    leases over when it wakes, before it asks anybody.
+    """
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}  # by token
+        self._valid_until: dict[str, float] = {}
+        self._keeper: threading.Thread | None = None
+
+    @contextmanager
+    def holding(self, entries: Sequence[Entry], *, since: float) -> Iterator[None]:
+        """Keeps the leases of entries claimed at ``since`` (monotonic) alive for the body's time."""
+        with self._lock:
+            for entry in entries:
+                self._entries[entry.token] = entry
+                self._valid_until[entry.token] = since + LEASE_S
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
+                self._keeper.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                for entry in entries:
+                    del self._entries[entry.token], self._valid_until[entry.token]
+
+    def is_held(self, entry: Entry) -> bool:
+        """Whether no other hand can have the entry yet."""
+        return time.monotonic() < self._valid_until[entry.token]
+
+    def _keep(self) -> None:
+        while True:
+            time.sleep(EXTEND_EVERY_S)
+            with self._lock:
+                entries = list(self._entries.values())
+            if not entries:
+                continue
+            asked = time.monotonic()
+            try:
+                held = self._book.extend(entries, lease_s=LEASE_S)
+            except BookError as error:
+                log.warning("leases cannot be extended: %s", error)
+                continue
+            with self._lock:
+                for entry, still in zip(entries, held, strict=True):
+                    if entry.token in self._valid_until:
+                        self._valid_until[entry.token] = asked + LEASE_S if still else 0.0

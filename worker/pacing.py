@@ -1,0 +1,121 @@
+"""The account's token buckets, shared by all workers through Redis: when a call may be sent.
+
+The exchange's own model: a bucket refills continuously up to a capacity; there is one for reads, one for
+unscoped writes, and one for the single cancels of each shard from 1. Cancels are paid for in the step that
+claims them (``worker/lua/claim.lua``); what follows from an answer is paid for here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from worker import scripts
+from worker.scripts import BookError
+
+log = logging.getLogger(__name__)
+
+# One 429 tells all calls that were under way with it; later ones are news.
+CORRECTION_STANDS_MS = 300
+# Of the refill, after each correction; it recovers by a twentieth a second.
+SHARE_AFTER_429 = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the account may: tokens a second and capacities, and what calls cost, in tokens."""
+
+    read_refill: float
+    read_capacity: float
+    write_refill: float
+    write_capacity: float
+    cancel_cost: float = 2.0
+    read_cost: float = 2.0
+    list_cost: float = 10.0
+
+    @classmethod
+    def parse(cls, limits: Mapping[str, Any], costs: Mapping[str, Any]) -> Limits | None:
+        """Out of the answers of /account/limits and /account/endpoint_costs; None when unreadable."""
+        try:
+            read, write = limits["read"], limits["write"]
+            known = cls(
+                float(read["refill_rate"]),
+                float(read["bucket_capacity"]),
+                float(write["refill_rate"]),
+                float(write["bucket_capacity"]),
+            )
+            default = float(costs.get("default_cost", 10))
+            table = {(c["method"], c["path"].rstrip("/")): float(c["cost"]) for c in costs["endpoint_costs"]}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return cls(
+            known.read_refill,
+            known.read_capacity,
+            known.write_refill,
+            known.write_capacity,
+            table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:order_id"), default),
+            table.get(("GET", "/trade-api/v2/portfolio/orders/:order_id"), default),
+            table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
+        )
+
+
+class Pacer:
+    """The buckets of one account under one prefix; safe to share between threads."""
+
+    def __init__(self, server: redis.Redis, prefix: str, limits: Limits) -> None:
+        self._server = server
+        self._prefix = prefix
+        self.limits = limits
+        self._take = scripts.load(server, "buckets", "take")
+        self._correct = scripts.load(server, "buckets", "correct")
+
+    def set_limits(self, limits: Limits) -> None:
+        """Makes these the limits of the whole fleet; raises BookError."""
+        self.limits = limits
+        fields = _shared(limits)
+        scripts.call(lambda: self._server.hset(f"{self._prefix}:limits", mapping=fields))
+
+    def set_limits_unless_known(self) -> None:
+        """Makes the configured limits the fleet's, unless true ones are known; raises BookError."""
+        pipeline = self._server.pipeline()
+        for field, value in _shared(self.limits).items():
+            pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
+        scripts.call(pipeline.execute)
+
+    def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
+        """Takes the tokens (0.0), or none and says in how many seconds they may be there."""
+        args = [self._prefix, bucket, tokens, kept_share]
+        return float(scripts.call(lambda: self._take(args=args))) / 1000
+
+    def correct(self, bucket: str, tokens: float) -> None:
+        """Learns from a 429, once for the whole fleet."""
+        args = [self._prefix, bucket, tokens, CORRECTION_STANDS_MS, SHARE_AFTER_429]
+        try:
+            if scripts.call(lambda: self._correct(args=args)):
+                log.warning("429 from the exchange: the %s bucket is corrected", bucket)
+        except BookError as error:
+            log.warning("a 429 could not be shared: %s", error)
+
+    def levels(self) -> dict[str, dict[str, float]]:
+        """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""
+        keys = [str(key) for key in self._server.scan_iter(f"{self._prefix}:bucket:*")]
+        start = len(f"{self._prefix}:bucket:")
+        levels: dict[str, dict[str, float]] = {}
+        for key in keys:
+            fields: dict[str, str] = self._server.hgetall(key)  # type: ignore[assignment]  # a synchronous client
+            levels[key[start:]] = {name: float(value) for name, value in fields.items()}
+        return levels
+
+
+def _shared(limits: Limits) -> dict[Any, Any]:
+    """The fields of the fleet's limits, as ``worker/lua/buckets.lua`` reads them."""
+    return {
+        "read_refill": limits.read_refill,
+        "read_capacity": limits.read_capacity,
+        "write_refill": limits.write_refill,
+        "write_capacity": limits.write_capacity,
+    }

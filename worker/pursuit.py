@@ -1,0 +1,312 @@
+"""Pursues claimed cancels at the exchange: asks, and asks again, until known or a longer pause is due.
+
+One order is asked for by a single call and followed up in hand; tenacity owns asking again: short pauses
+are waited out, before a long one the order goes back into the book. Several orders are asked for by one
+batch call; those that it does not settle go back at once and are followed up one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from decimal import Decimal
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from worker.book import Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
+from worker.dialects import Canceled, Meaning, Trouble
+from worker.exchange import Exchange
+from worker.gate import Gate
+from worker.leases import Leases
+from worker.orders import CancelResult, Lane, Order, Outcome, utc_text, write_path
+from worker.outcomes import Case, Next, Pause, Step, Verdict, after_cancel, after_lost_batch, after_read
+from worker.pacing import Pacer
+from worker.scripts import BookError
+
+log = logging.getLogger(__name__)
+
+# Back-off with full jitter: up to 50 ms at first (reads lag writes by about 360 ms), doubling.
+BACK_OFF_FIRST_S = 0.05
+BACK_OFF_MOST_S = 2.0  # while somebody waits for the result
+BACK_OFF_MOST_READ_S = 0.5  # reads catch up within the read lag, a second or two
+BACK_OFF_MOST_OVERDUE_S = 30.0  # once the waiters were told "unresolved"
+# Longer pauses are spent in the book: a hand full of waiting orders would keep risk out.
+PATIENCE_S = 0.25
+# A call with less time than this is not worth starting for somebody who then hears "unresolved".
+WORTH_A_CALL_S = 0.05
+# What a batch was refused for may have been its size: that is believed for so long.
+REFUSED_SIZE_STANDS_S = 60.0
+
+
+class Pursuit:
+    """How one process pursues orders; shared by its threads."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        pacer: Pacer,
+        gate: Gate,
+        leases: Leases,
+        stopping: threading.Event,
+        *,
+        cancel_max_age_s: float,
+        read_lag_s: float,
+        risk_reserve: float,
+        batch_most: int,
+    ) -> None:
+        self._exchange = exchange
+        self._pacer = pacer
+        self._gate = gate
+        self._leases = leases
+        self._stopping = stopping
+        self._cancel_max_age_s = cancel_max_age_s
+        self._read_lag_ms = round(read_lag_s * 1000)
+        self._risk_reserve = risk_reserve
+        self.batch_size = BatchSize(batch_most)
+
+    def pursue(self, claim: Claim) -> list[Conclusion]:
+        """What becomes of a claim's entries, whose first call is paid for."""
+        walks = [_Walk(self._case_of(entry), entry) for entry in claim.entries]
+        if len(walks) > 1:
+            return self._cancel_batch(walks, claim)
+        return [self._see_through(walk) for walk in walks]
+
+    # -- one order
+
+    def _see_through(self, walk: _Walk) -> Conclusion:
+        walk.paid = True
+        retrying = Retrying(
+            retry=retry_if_exception_type(_NotKnownYet),
+            wait=self._pause_s,
+            stop=self._enough_for_now,
+            sleep=self._wait,
+            reraise=True,
+        )
+        try:
+            verdict = retrying(self._take_step, walk)
+        except _NotKnownYet as open_still:
+            return self._give_back(walk, self._pause_after(open_still))
+        return Settle(walk.entry, _result(walk, verdict))
+
+    def _take_step(self, walk: _Walk) -> Verdict:
+        """One signed exchange and what follows from it; raises _NotKnownYet."""
+        entry, case = walk.entry, walk.case
+        if not self._leases.is_held(entry):
+            # Frozen past the lease: another hand is at it, and what this one knows is old.
+            raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
+        bucket = _bucket(case)
+        self._pay(walk, bucket)
+        answer: Canceled | Order | Trouble
+        if case.step is Step.CANCEL:
+            case = case.sending(self.exchange_ms())
+            answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
+            learned = after_cancel(case, answer, self._exchange.now_ms())
+        else:
+            answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
+            learned = after_read(case, answer, self._exchange.now_ms(), read_lag_ms=self._read_lag_ms)
+        self._notice(answer, bucket, self._cost(case))
+        walk.case = case if isinstance(learned, Verdict) else learned.case
+        if isinstance(learned, Next):
+            raise _NotKnownYet(walk, learned)
+        return learned
+
+    def _pay(self, walk: _Walk, bucket: str) -> None:
+        """Takes the tokens of the walk's next call, unless the claim has; raises _NotKnownYet."""
+        if walk.paid:
+            walk.paid = False
+            return
+        kept = self._risk_reserve if walk.entry.lane is Lane.STRATEGY and bucket != "read" else 0.0
+        try:
+            wait_s = self._pacer.take(bucket, self._cost(walk.case), kept_share=kept)
+        except BookError as error:
+            log.warning("no tokens without Redis: %s", error)
+            wait_s = PATIENCE_S
+        if wait_s > 0:
+            raise _NotKnownYet(walk, Next(walk.case, Pause.NONE, wait_s))
+
+    def _cost(self, case: Case) -> float:
+        limits = self._pacer.limits
+        return limits.cancel_cost if case.step is Step.CANCEL else limits.read_cost
+
+    def _notice(self, answer: Canceled | Order | Trouble, bucket: str, tokens: float) -> None:
+        self._gate.note(answer)
+        if isinstance(answer, Trouble) and answer.meaning is Meaning.BUSY:
+            self._pacer.correct(bucket, tokens)
+
+    def _pause_s(self, state: RetryCallState) -> float:
+        """How long to wait before the next step, for tenacity; drawn once per answer."""
+        return self._pause_after(_raised(state))
+
+    def _pause_after(self, open_still: _NotKnownYet) -> float:
+        if open_still.pause_s is None:
+            open_still.pause_s = _draw_pause_s(open_still.learned, open_still.walk)
+        return open_still.pause_s
+
+    def _enough_for_now(self, state: RetryCallState) -> bool:
+        return (
+            _raised(state).abandoned
+            or state.upcoming_sleep > PATIENCE_S
+            or self._stopping.is_set()
+            or not self._gate.is_open
+        )
+
+    def _wait(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+    # -- several orders in one call
+
+    def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
+        now_ms = self.exchange_ms()
+        for walk in walks:
+            walk.case = walk.case.sending(now_ms)
+        orders = [(walk.entry.order_id, walk.case.routing) for walk in walks]
+        time_left_s = max(walk.time_left_s() for walk in walks)
+        answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
+        if isinstance(answers, Trouble):
+            self._notice(answers, claim.bucket, claim.tokens)
+            return self._whole_batch(walks, answers)
+        self._gate.note(_ANSWERED)
+        self.batch_size.accepted(len(walks))
+        learned_ms = self._exchange.now_ms()
+        return [
+            self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], learned_ms))
+            for walk in walks
+        ]
+
+    def _whole_batch(self, walks: Sequence[_Walk], trouble: Trouble) -> list[Conclusion]:
+        """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's."""
+        now_ms = self._exchange.now_ms()
+        if trouble.meaning is Meaning.REFUSED:
+            self.batch_size.refused(len(walks))
+            return [self._give_back(walk, 0.0) for walk in walks]
+        if trouble.meaning in (Meaning.UNANSWERED, Meaning.UNAVAILABLE, Meaning.UNCLEAR, Meaning.NOT_FOUND):
+            return [self._conclude(walk, after_lost_batch(walk.case, trouble, now_ms)) for walk in walks]
+        return [self._conclude(walk, after_cancel(walk.case, trouble, now_ms)) for walk in walks]
+
+    def _conclude(self, walk: _Walk, learned: Verdict | Next) -> Conclusion:
+        if isinstance(learned, Verdict):
+            return Settle(walk.entry, _result(walk, learned))
+        walk.case = learned.case
+        return self._give_back(walk, _draw_pause_s(learned, walk))
+
+    # -- both
+
+    def exchange_ms(self) -> int | None:
+        """This moment on the exchange's clock, None while that is not known."""
+        return None if self._exchange.skew_ms is None else self._exchange.now_ms()
+
+    def _case_of(self, entry: Entry) -> Case:
+        case = Case.from_json(entry.request, entry.learned)
+        if entry.interrupted:
+            case = case.interrupted(entry.first_sent_ms, self._exchange.now_ms())
+        return case
+
+    def _give_back(self, walk: _Walk, pause_s: float) -> Conclusion:
+        """The entry for the book again, at its old place while the gate is closed; or too old for it."""
+        learned = walk.case.to_json()
+        if walk.entry.age_s > self._cancel_max_age_s:
+            return GiveUp(walk.entry, learned)
+        return GiveBack(walk.entry, learned, pause_s if self._gate.is_open else 0.0, _bucket(walk.case))
+
+
+class BatchSize:
+    """How many orders one call may hold, as far as the exchange has let us know."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._refused = most + 1
+        self._refused_until = 0.0
+        self.limit = most
+
+    def accepted(self, size: int) -> None:
+        """A batch of this size went through: the next may be larger, below what was refused lately."""
+        if size >= self.limit:
+            ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
+            self.limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
+
+    def refused(self, size: int) -> None:
+        """A batch of this size was refused: it is tried in halves."""
+        log.warning("a batch of %d orders was refused: trying smaller ones", size)
+        self._refused = size
+        self._refused_until = time.monotonic() + REFUSED_SIZE_STANDS_S
+        self.limit = max(size // 2, 1)
+
+
+# What the gate is told of a batch that was answered, whatever it says of its orders.
+_ANSWERED = Canceled(Decimal(0), None, None)
+
+
+class _Walk:
+    """One entry in hand: what is known so far, and by when its waiters want to hear."""
+
+    def __init__(self, case: Case, entry: Entry) -> None:
+        self.case = case
+        self.entry = entry
+        self.paid = False  # the tokens of its next call are taken
+        self._deadline = time.monotonic() + entry.deadline_left_s
+
+    def is_overdue(self) -> bool:
+        """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""
+        return self.entry.reported or self._deadline - time.monotonic() < WORTH_A_CALL_S
+
+    def time_left_s(self) -> float:
+        """How long a call may take."""
+        return math.inf if self.is_overdue() else self._deadline - time.monotonic()
+
+
+class _NotKnownYet(Exception):  # noqa: N818 - no error, the reason to ask again
+    """The outcome is not known yet: the one exception that is asked again for."""
+
+    def __init__(self, walk: _Walk, learned: Next, *, abandoned: bool = False) -> None:
+        super().__init__(walk.entry.order_id)
+        self.walk = walk
+        self.learned = learned
+        self.abandoned = abandoned
+        self.pause_s: float | None = None
+
+
+def _raised(state: RetryCallState) -> _NotKnownYet:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, _NotKnownYet)
+    return error
+
+
+def _draw_pause_s(learned: Next, walk: _Walk) -> float:
+    if learned.pause is Pause.NONE:
+        return learned.at_least_s
+    most_s = BACK_OFF_MOST_READ_S if learned.case.step is Step.READ_BACK else BACK_OFF_MOST_S
+    if walk.is_overdue():
+        most_s = BACK_OFF_MOST_OVERDUE_S
+    ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(learned.case.back_offs - 1, 20), most_s)
+    pause_s = random.uniform(0, ceiling_s)  # noqa: S311 - jitter, not a secret
+    return max(pause_s, learned.at_least_s)
+
+
+def _bucket(case: Case) -> str:
+    """The bucket that pays for the case's next call, and so its path in the book."""
+    return "read" if case.step is Step.READ_BACK else write_path(case.routing.exchange_index)
+
+
+def _result(walk: _Walk, verdict: Verdict) -> CancelResult:
+    order, entry = verdict.order, walk.entry
+    # A canceled order has nothing left by definition ("zeroed"), also where the reply shows no order.
+    zeroed = Decimal(0) if verdict.outcome is Outcome.CANCELED else None
+    return CancelResult(
+        order_id=entry.order_id,
+        outcome=verdict.outcome,
+        status=verdict.status,
+        reduced_by=verdict.reduced_by,
+        fill_count=order.fill_count if order else None,
+        remaining_count=order.remaining_count if order else zeroed,
+        confirmed_by=verdict.confirmed_by,
+        attempts=walk.case.attempts,
+        requested_at=entry.requested_at,
+        settled_at=utc_text(time.time()),
+        exchange_ts_ms=verdict.exchange_ts_ms,
+        error=verdict.problem,
+        order=order.raw if order else None,
+    )
