@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sandbox.stack import Part, Stack, wait_until
 from worker.client import CancelClient
 
 PATIENCE_S = 30.0
-READ_LAG_S = "0.5"  # how long the workers here expect reads to lag; the sandbox does not lag
+ENVIRONMENT = {
+    "KALSHI_READ_LAG_S": "0.5",  # the sandbox does not lag at all
+    "KALSHI_BATCH_MOST": "5",  # so that many orders take many calls, single ones among them
+}
 LOG_TAIL_CHARS = 5_000
 
 
@@ -35,7 +41,7 @@ class Crew:
     """Redis and the sandbox in one folder, with workers that come and go."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        self.stack = Stack(folder, environment={"KALSHI_READ_LAG_S": READ_LAG_S, **environment})
+        self.stack = Stack(folder, environment={**ENVIRONMENT, **environment})
         self.stack.start(workers=0)
         self.control = self.stack.control
         self.redis = self.stack.redis
@@ -70,16 +76,25 @@ class Crew:
         self.control.place_many([{"order_id": order_id, **fields} for order_id in order_ids])
         return order_ids
 
-    def cancels(self, *order_ids: str) -> list[dict[str, object]]:
-        """The cancels that reached the exchange, of these orders or of all, in the order of their arrival."""
-        calls = self.control.calls(operation="cancel")
-        return [call for call in calls if not order_ids or set(call["order_ids"]) & set(order_ids)]
+    def cancels(self) -> list[dict[str, Any]]:
+        """The calls that asked the exchange for cancels, single and batch, in the order of their arrival."""
+        return [call for call in self.control.calls() if call["operation"] in {"cancel", "batch"}]
+
+    def sent(self) -> Counter[str]:
+        """How often a cancel of each order has reached the exchange."""
+        return Counter(order_id for call in self.cancels() for order_id in call["order_ids"])
+
+    def effective(self) -> Counter[str]:
+        """How many of the cancels of each order have removed something."""
+        return Counter(effect["order_id"] for call in self.cancels() for effect in call["effects"])
+
+    def wait_many_sent(self, number: int) -> None:
+        """Waits until so many cancels have reached the exchange, of whatever orders."""
+        wait_until(lambda: self.sent().total() >= number, within_s=PATIENCE_S, what=f"{number} cancels sent")
 
     def wait_sent(self, order_id: str, times: int = 1) -> None:
         """Waits until so many cancels of the order have reached the exchange."""
-        wait_until(
-            lambda: len(self.cancels(order_id)) >= times, within_s=PATIENCE_S, what=f"cancel {times} sent"
-        )
+        wait_until(lambda: self.sent()[order_id] >= times, within_s=PATIENCE_S, what=f"cancel {times} sent")
 
     def wait_settled(self, order_id: str) -> float:
         """Waits until nothing is open for the order; the monotonic moment."""
@@ -121,6 +136,6 @@ class Crew:
         self.redis.part.signal(signal.SIGCONT)
         for worker in self.alive():
             worker.signal(signal.SIGCONT)
-            print(f"--- {worker.log_path.name}\n{worker.log_text()[-LOG_TAIL_CHARS:]}")
+            sys.stdout.write(f"--- {worker.log_path.name}\n{worker.log_text()[-LOG_TAIL_CHARS:]}\n")
         if self.stack.exchange.process.poll() is None:
             self.control.reset()

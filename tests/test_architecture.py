@@ -18,25 +18,53 @@ MAY_IMPORT = {
     "orders": set(),
     "settings": set(),
     "signing": set(),
-    "dialects": {"orders"},
-    "transport": {"dialects"},
-    "outcomes": {"dialects", "orders"},
-    "gate": {"dialects", "orders"},
-    "exchange": {"dialects", "orders", "settings", "signing", "transport"},
+    # Redis: one way to it, the records, the book, the buckets, the leases.
+    "scripts": {"settings"},
     "records": {"orders"},
-    "book": {"orders", "records", "settings"},
+    "book": {"orders", "records", "scripts", "settings"},
+    "pacing": {"scripts"},
+    "leases": {"book", "scripts"},
+    # The exchange: its language and its rules without I/O, then the wire.
+    "dialects": {"orders"},
+    "outcomes": {"dialects", "orders"},
+    "transport": {"dialects"},
+    "exchange": {"dialects", "orders", "settings", "signing", "transport"},
+    "gate": {"dialects", "orders"},
+    # Both together: what is claimed is seen through.
+    "pursuit": {
+        "book",
+        "dialects",
+        "exchange",
+        "gate",
+        "leases",
+        "orders",
+        "outcomes",
+        "pacing",
+        "scripts",
+    },
+    "desk": {"book", "exchange", "gate", "leases", "orders", "pacing", "pursuit", "scripts"},
+    # The queue's surface and the worker's process.
     "bells": {"orders"},
-    "desk": {"book", "dialects", "exchange", "gate", "orders", "outcomes", "records"},
-    # The worker process, and the queue's surface.
-    "lifecycle": {"bells", "book", "desk", "dialects", "exchange", "orders", "settings", "signing"},
-    "consumer": {"bells", "book", "lifecycle"},
+    "lifecycle": {
+        "bells",
+        "book",
+        "desk",
+        "dialects",
+        "exchange",
+        "orders",
+        "pacing",
+        "scripts",
+        "settings",
+        "signing",
+    },
+    "consumer": {"bells", "lifecycle", "scripts"},
     "app": {"consumer"},
-    "tasks": {"app", "bells", "book", "lifecycle", "orders"},
+    "tasks": {"app", "bells", "book", "lifecycle", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "orders", "records", "settings"},
+    "client": {"bells", "book", "orders", "records", "scripts", "settings"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli": {"book", "client", "doctor", "orders", "settings"},
-    "doctor": {"book", "dialects", "exchange", "orders", "settings", "signing"},
+    "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
 PRODUCERS = ("client",)

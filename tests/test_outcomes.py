@@ -21,6 +21,7 @@ from worker.outcomes import (
     Step,
     Verdict,
     after_cancel,
+    after_lost_batch,
     after_read,
 )
 
@@ -178,6 +179,15 @@ def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
     late = after_read_at(early.case, order(RESTING), T0 + LAG_MS)
     assert isinstance(late, Verdict)
     assert (late.outcome, late.problem) == (Outcome.REFUSED, PROBLEM)
+
+
+def test_a_batch_without_an_answer_is_read_back_at_once_and_its_loss_is_remembered():
+    learned = after_lost_batch(sent(), LOST, T0 + 300)
+    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
+    assert learned.case.unanswered_ms == T0 + 300
+    verdict = after_read_at(learned.case, order(CANCELED), T0 + 400)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(10))
 
 
 def test_every_meaning_has_a_rule():
@@ -492,7 +502,7 @@ def test_routing_that_a_later_request_adds_fills_only_what_is_not_known():
 
 # -- a random walk: the verdict never contradicts what really happened
 
-MEAN_STEP_MS = 120
+STEP_MS = 120
 
 
 @dataclass
@@ -504,10 +514,10 @@ class Truth:
     subaccount: int
     initial: Decimal
     fill: Decimal
-    now_ms: int = T0
+    now_ms: int
     status: OrderStatus = RESTING
     remaining: Decimal = Decimal(0)
-    updated_ms: int = T0 - 3_600_000
+    updated_ms: int = 0
     removed_by_us: Decimal = Decimal(0)
     foreign_ms: int | None = None
     first_sent_ms: int | None = None
@@ -515,6 +525,7 @@ class Truth:
 
     def __post_init__(self):
         self.remaining = self.initial - self.fill
+        self.updated_ms = self.now_ms
         self.past = []
         self.note()
 
@@ -572,41 +583,42 @@ class Truth:
         return Canceled(removed, self.now_ms, None)
 
     def read(self, lag_ms):
-        """What an undisturbed read gets, as it was up to `lag_ms` ago."""
-        if not self.exists:
-            return NOT_FOUND
-        return [shown for at_ms, shown in self.past if at_ms <= max(self.now_ms - lag_ms, self.past[0][0])][
-            -1
-        ]
+        """What an undisturbed read gets, as it was `lag_ms` ago: a new order is not there yet."""
+        shown = [order for at_ms, order in self.past if at_ms <= self.now_ms - lag_ms]
+        return shown[-1] if self.exists and shown else NOT_FOUND
 
 
-MISHAPS = (
-    ["none"] * 4
-    + ["lost before", "lost after", "wrong body", "503 before", "503 after", "refused"]
-    + ["busy", "paused", "not sent", "clock"]
-)
+# What may happen to a cancel: whether it takes effect, and what is heard of it (None: the answer itself).
+MISHAPS = {
+    "none": (True, None),
+    "lost before": (False, LOST),
+    "lost after": (True, LOST),
+    "503 before": (False, trouble(Meaning.UNAVAILABLE)),
+    "503 after": (True, trouble(Meaning.UNAVAILABLE)),
+    "wrong body": (True, trouble(Meaning.UNCLEAR, "wrong_order")),
+    "refused": (False, trouble(Meaning.REFUSED)),
+    "busy": (False, trouble(Meaning.BUSY)),
+    "paused": (False, trouble(Meaning.PAUSED)),
+    "not sent": (False, trouble(Meaning.NOT_SENT)),
+    "clock": (False, trouble(Meaning.CLOCK)),
+}
+READ_MISHAPS = {
+    "none": None,
+    "lost": LOST,
+    "refused": trouble(Meaning.REFUSED),
+    "not ours": trouble(Meaning.NOT_FOUND, proof=False),
+}
+EVENTS = ("none", "fill", "execute", "foreign")
 
 
 def ask_to_cancel(truth, routing, mishap):
-    if mishap in ("lost before", "503 before"):
+    takes_effect, heard = MISHAPS[mishap]
+    answer = truth.cancel(routing) if takes_effect else heard
+    if heard is None or (mishap == "wrong body" and answer is NOT_FOUND):
+        return answer
+    if heard.meaning in (*PERHAPS_APPLIED, Meaning.UNCLEAR):
         truth.unanswered += 1
-    elif mishap in ("none", "lost after", "wrong body", "503 after"):
-        answer = truth.cancel(routing)
-        if mishap == "none" or (mishap == "wrong body" and answer is NOT_FOUND):
-            return answer
-        truth.unanswered += 1
-    return {
-        "lost before": LOST,
-        "lost after": LOST,
-        "wrong body": trouble(Meaning.UNCLEAR, "wrong_order"),
-        "503 before": trouble(Meaning.UNAVAILABLE),
-        "503 after": trouble(Meaning.UNAVAILABLE),
-        "refused": trouble(Meaning.REFUSED),
-        "busy": trouble(Meaning.BUSY),
-        "paused": trouble(Meaning.PAUSED),
-        "not sent": trouble(Meaning.NOT_SENT),
-        "clock": trouble(Meaning.CLOCK),
-    }[mishap]
+    return heard
 
 
 def check_verdict(verdict, truth, clock_error_ms):
@@ -633,7 +645,15 @@ def check_verdict(verdict, truth, clock_error_ms):
         assert verdict.reduced_by == truth.initial - truth.fill
 
 
-@settings(max_examples=400, deadline=None)
+def some_of(names):
+    """A few of these, so that rare combinations meet often; the first is always among them."""
+    names = list(names)
+    return st.lists(st.sampled_from(names), max_size=3, unique=True).map(
+        lambda few: sorted({names[0], *few}, key=names.index)
+    )
+
+
+@settings(max_examples=1_000, deadline=None)
 @given(st.data())
 def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
     draw = data.draw
@@ -644,36 +664,47 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
         subaccount=draw(st.integers(0, 1), "subaccount"),
         initial=initial,
         fill=min(draw(st.decimals(0, 100, places=2), "fill"), initial - Decimal("0.01")),
+        now_ms=T0,
     )
+    event = draw(st.sampled_from(EVENTS), "before we come")
+    if event == "foreign":
+        truth.cancel_elsewhere()
+    elif event == "execute":
+        truth.trade(initial)
+    truth.now_ms += draw(st.sampled_from([0, 100, LAG_MS, CLOCK_MARGIN_MS + 2_000, 3_600_000]), "age")
     clock_error_ms = draw(st.integers(-900, 900), "clock error")
+    mishaps, read_mishaps, events = (
+        draw(some_of(names)) for names in (MISHAPS, READ_MISHAPS, ["none", "none", *EVENTS])
+    )
+    longest_pause_ms = draw(st.sampled_from([0, STEP_MS, 3 * LAG_MS]), "longest pause")
     case = Case.of(draw(requests, "request"))
     troubled_steps = draw(st.integers(0, 25), "troubled steps")
-    for step in range(troubled_steps + 40):
+    for step in range(troubled_steps + 60):
         troubled = step < troubled_steps
-        event = draw(st.sampled_from(["none"] * 6 + ["fill", "execute", "foreign"]), "event")
-        truth.now_ms += draw(st.integers(0, MEAN_STEP_MS * 2), "pause") if troubled else MEAN_STEP_MS
-        if troubled and truth.exists:
+        truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if troubled else STEP_MS
+        if troubled:
+            event = draw(st.sampled_from(events), "event")
             if event == "fill":
                 truth.trade(Decimal("0.01"))
             elif event == "execute":
                 truth.trade(initial)
             elif event == "foreign":
                 truth.cancel_elsewhere()
-        if troubled and draw(st.sampled_from([False] * 9 + [True]), "another hand takes over"):
-            case = Case.from_json(case.request, case.to_json())
+            if draw(st.booleans(), "another hand takes over"):
+                case = Case.from_json(case.request, case.to_json())
         ours_ms = truth.now_ms + clock_error_ms
         if case.step is Step.CANCEL:
             if truth.first_sent_ms is None:
                 truth.first_sent_ms = truth.now_ms
             case = case.sending(ours_ms)
-            mishap = draw(st.sampled_from(MISHAPS), "mishap") if troubled else "none"
+            mishap = draw(st.sampled_from(mishaps), "mishap") if troubled else "none"
             learned = after_cancel(case, ask_to_cancel(truth, case.routing, mishap), ours_ms)
         else:
             lag_ms = draw(st.integers(0, LAG_MS), "lag")
-            failed = troubled and draw(st.sampled_from([False] * 4 + [True]), "read fails")
-            learned = after_read_at(case, LOST if failed else truth.read(lag_ms), ours_ms)
+            mishap = draw(st.sampled_from(read_mishaps), "read mishap") if troubled else "none"
+            learned = after_read_at(case, READ_MISHAPS[mishap] or truth.read(lag_ms), ours_ms)
         if isinstance(learned, Verdict):
             check_verdict(learned, truth, clock_error_ms)
             return
         case = learned.case
-    pytest.fail("the exchange behaved for 40 steps and the outcome is still not known")
+    pytest.fail("the exchange behaved for 60 steps and the outcome is still not known")

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from worker.dialects import Call
-from worker.transport import USER_AGENT, NoReply, NotSent, Transport
+from worker.transport import NoReply, NotSent, Transport
 
 CALL = Call("DELETE", "/trade-api/v2/portfolio/events/orders/abc-1", "exchange_index=2&market_ticker=A%3AB")
 SECRET = "c2lnbmF0dXJl"
@@ -206,7 +206,7 @@ def test_the_path_goes_out_byte_for_byte_as_it_was_signed(serve, transport):
     sent = dict(line.lower().split(": ", 1) for line in lines if line)
     assert sent["kalshi-access-signature"] == SECRET.lower()
     assert sent["accept-encoding"] == "identity"
-    assert sent["user-agent"] == USER_AGENT
+    assert sent["user-agent"] == "kalshi-cancel"
     assert sent["host"] == f"127.0.0.1:{server.port}"
 
 
@@ -220,6 +220,27 @@ def test_a_path_that_would_be_rewritten_on_its_way_is_not_sent(serve, transport,
     made = transport(server.url)
     assert "signed" in fails(made, NotSent, call=Call("GET", path))
     assert server.connections == 0
+
+
+def test_a_body_goes_out_as_json_and_none_without_one(serve, transport):
+    def takes_a_body(server, connection, _number):
+        head = server.hear(connection)
+        while not head.endswith(b'{"orders":[]}'):
+            head += connection.recv(65536)
+        server.heard[-1] = head
+        connection.sendall(whole())
+        server.hear(connection)
+        connection.sendall(whole())
+
+    server = serve(takes_a_body)
+    made = transport(server.url)
+    made.send(Call("DELETE", "/batched", body=b'{"orders":[]}'), SIGNED, time_left_s=5)
+    made.send(CALL, SIGNED, time_left_s=5)
+    first, second = (head.lower() for head in server.heard)
+    assert b"content-type: application/json\r\n" in first
+    assert b"content-length: 13\r\n" in first
+    assert b"content-type" not in second
+    assert second.endswith(b"\r\n\r\n")
 
 
 def test_one_connection_serves_call_after_call(serve, transport):

@@ -25,43 +25,26 @@ def own_database(stack):
     return stack.redis.url.removesuffix("/0") + "/15"
 
 
+def start(stack, log_path, *options, **changes):
+    """The documented command from the repository's root, with changes to a fit environment (None: not set)."""
+    env = {**stack.environment, "REDIS_URL": own_database(stack), **changes}
+    env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env["PATH"]))
+    env = {name: value for name, value in env.items() if value is not None}
+    return Part([*DOCUMENTED, *options], log_path=log_path, env=env)
+
+
 @pytest.fixture
 def run(stack, tmp_path):
-    """Starts the documented command from the repository's root with changes to a fit environment."""
+    """Starts a worker that is gone after the test."""
     parts = []
 
-    def run(*options, command=DOCUMENTED, **changes):
-        env = {**stack.environment, "REDIS_URL": own_database(stack), **changes}
-        env = {name: value for name, value in env.items() if value is not None}
-        path = os.pathsep.join((str(Path(sys.executable).parent), env["PATH"]))
-        part = Part(
-            [*command, *options],
-            log_path=tmp_path / f"worker{len(parts)}.log",
-            env={**env, "PATH": path},
-        )
-        parts.append(part)
-        return part
+    def run(*options, **changes):
+        parts.append(start(stack, tmp_path / f"worker{len(parts)}.log", *options, **changes))
+        return parts[-1]
 
     yield run
     for part in parts:
         part.kill()
-
-
-def last_words(part, *, within_s=PATIENCE_S):
-    """The lines of a worker that ends by itself, unsuccessfully and without a traceback."""
-    code = part.process.wait(within_s)
-    text = part.log_text()
-    assert code != 0, text
-    assert "Traceback" not in text, text
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def the_reason(part):
-    """The one line in which a worker says why it does not start."""
-    lines = last_words(part)
-    reasons = [line for line in lines if "cannot start: " in line]
-    assert len(reasons) == 1, lines
-    return reasons[0].partition("cannot start: ")[2]
 
 
 @pytest.fixture
@@ -76,43 +59,11 @@ def ready(run):
     return ready
 
 
-REQUIRED = ("REDIS_URL", "KALSHI_BASE_URL", "KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY_PATH")
-
-
 # -- it refuses
 
 
-def test_with_nothing_set_the_worker_names_everything_that_is_missing_at_once(run):
-    reason = the_reason(run(**dict.fromkeys(REQUIRED)))
-    for name in REQUIRED:
-        assert name in reason
-
-
-def test_with_several_mistakes_the_worker_names_them_all_at_once(run):
-    reason = the_reason(
-        run(
-            KALSHI_BASE_URL="ftp://x", KALSHI_ORDERS_API="v3", KALSHI_POOL_SIZE="many", KALSHI_API_KEY_ID=None
-        )
-    )
-    for name in ("KALSHI_BASE_URL", "KALSHI_ORDERS_API", "KALSHI_POOL_SIZE", "KALSHI_API_KEY_ID"):
-        assert name in reason
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("KALSHI_BASE_URL", "external-api.kalshi.com"),
-        ("KALSHI_BASE_URL", "https://external-api.kalshi.com/trade-api/v2"),
-        ("KALSHI_BASE_URL", "http://external-api.kalshi.com"),
-        ("REDIS_URL", "localhost:6379"),
-    ],
-)
-def test_a_url_that_will_not_do_is_refused_by_name(run, name, value):
-    assert name in the_reason(run(**{name: value}))
-
-
-def test_a_key_file_that_is_not_there_is_refused_by_its_path(run):
-    assert "/no/such/key.pem" in the_reason(run(KALSHI_PRIVATE_KEY_PATH="/no/such/key.pem"))
+REQUIRED = ("REDIS_URL", "KALSHI_BASE_URL", "KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY_PATH")
+PASSWORD = "hush"
 
 
 def pem(key, passphrase=None):
@@ -122,45 +73,70 @@ def pem(key, passphrase=None):
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("encrypted", "encrypted and no passphrase"),
-        ("wrong passphrase", "passphrase is wrong"),
-        ("public", "a public key"),
-        ("elliptic curve", "EC"),
-        ("text", "not PEM text"),
-        ("empty", "empty"),
-    ],
+RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = RSA_KEY.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
 )
-def test_a_key_that_cannot_sign_is_refused_and_the_worker_says_why(run, stack, tmp_path, kind, words):
-    rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    contents = {
-        "encrypted": pem(rsa_key, b"secret"),
-        "wrong passphrase": pem(rsa_key, b"secret"),
-        "public": stack.keys.public_path.read_bytes(),
-        "elliptic curve": pem(ec.generate_private_key(ec.SECP256R1())),
-        "text": b"my key\n",
-        "empty": b"",
-    }
-    path = tmp_path / "key.pem"
-    path.write_bytes(contents[kind])
-    passphrase = {"KALSHI_PRIVATE_KEY_PASSPHRASE": "guess"} if kind == "wrong passphrase" else {}
-    reason = the_reason(run(KALSHI_PRIVATE_KEY_PATH=str(path), **passphrase))
-    assert words in reason
+ENCRYPTED = {"KALSHI_PRIVATE_KEY": pem(RSA_KEY, b"secret"), "KALSHI_PRIVATE_KEY_PATH": None}
+# What is wrong with the environment, and what the reason must name.
+UNFIT = {
+    "nothing is set": (dict.fromkeys(REQUIRED), REQUIRED),
+    "only Redis is set": (dict.fromkeys(REQUIRED[1:]), REQUIRED[1:]),
+    "many mistakes": (
+        {
+            "REDIS_URL": "localhost:6379",
+            "KALSHI_BASE_URL": "ftp://x",
+            "KALSHI_ORDERS_API": "v3",
+            "KALSHI_POOL_SIZE": "many",
+            "KALSHI_API_KEY_ID": None,
+        },
+        ("REDIS_URL", "KALSHI_BASE_URL", "KALSHI_ORDERS_API", "KALSHI_POOL_SIZE", "KALSHI_API_KEY_ID"),
+    ),
+    "no scheme": ({"KALSHI_BASE_URL": "external-api.kalshi.com"}, ("KALSHI_BASE_URL",)),
+    "a path": ({"KALSHI_BASE_URL": "https://external-api.kalshi.com/trade-api/v2"}, ("KALSHI_BASE_URL",)),
+    "no TLS": ({"KALSHI_BASE_URL": "http://external-api.kalshi.com"}, ("KALSHI_BASE_URL",)),
+    "Redis without a scheme": ({"REDIS_URL": "localhost:6379"}, ("REDIS_URL",)),
+    "no key file": ({"KALSHI_PRIVATE_KEY_PATH": "/no/such/key.pem"}, ("/no/such/key.pem", "not exist")),
+    "an encrypted key": (ENCRYPTED, ("encrypted and no passphrase",)),
+    "a wrong passphrase": (
+        {**ENCRYPTED, "KALSHI_PRIVATE_KEY_PASSPHRASE": PASSWORD},
+        ("passphrase is wrong",),
+    ),
+    "a public key": ({**ENCRYPTED, "KALSHI_PRIVATE_KEY": PUBLIC}, ("a public key",)),
+    "an elliptic curve": (
+        {**ENCRYPTED, "KALSHI_PRIVATE_KEY": pem(ec.generate_private_key(ec.SECP256R1()))},
+        ("EC",),
+    ),
+    "no key at all": ({**ENCRYPTED, "KALSHI_PRIVATE_KEY": b"my key"}, ("not PEM text",)),
+    "Redis down": ({"REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:1/0"}, ("no Redis at", "127.0.0.1:1")),
+    "Redis with another password": ({"REDIS_URL": "?"}, ("no Redis at", "somebody")),
+}
 
 
-def test_without_redis_the_worker_refuses_to_start_and_names_the_server(run):
-    port = free_port()
-    reason = the_reason(run(REDIS_URL=f"redis://:hush@127.0.0.1:{port}/0"))
-    assert f"127.0.0.1:{port}" in reason
-    assert "hush" not in reason
+@pytest.fixture(scope="module")
+def unfit(stack, tmp_path_factory):
+    """A worker for each unfit environment, started together."""
+    folder, parts = tmp_path_factory.mktemp("unfit"), {}
+    wrong_user = stack.redis.url.replace("redis://", f"redis://somebody:{PASSWORD}@")
+    for number, (name, (changes, _)) in enumerate(UNFIT.items()):
+        texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in changes.items()}
+        if texts.get("REDIS_URL") == "?":
+            texts["REDIS_URL"] = wrong_user
+        parts[name] = start(stack, folder / f"worker{number}.log", **texts)
+    yield parts
+    for part in parts.values():
+        part.kill()
 
 
-def test_a_redis_that_wants_another_password_is_refused_in_one_line(run, stack):
-    url = stack.redis.url.replace("redis://", "redis://somebody:hush@")
-    reason = the_reason(run(REDIS_URL=url))
-    assert "hush" not in reason
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_worker_that_is_not_fit_refuses_to_start_and_says_why_in_one_line(unfit, name):
+    part, (_, named) = unfit[name], UNFIT[name]
+    assert part.process.wait(60) != 0
+    text = part.log_text()
+    assert "Traceback" not in text, text
+    [reason] = [line for line in text.splitlines() if "cannot start: " in line]
+    assert [words for words in named if words not in reason] == [], reason
+    assert PASSWORD not in text
 
 
 # -- it starts, serves and ends
