@@ -31,6 +31,17 @@ def wake_up(app: Celery, lane: Lane) -> None:
     _publish(app, "wake_up", lane)
 
 
+def start_mass_cancel(app: Celery, request_id: str) -> None:
+    """Publishes that a mass cancel is waiting for a runner."""
+    _publish(app, "mass_cancel", Lane.RISK, kwargs={"request_id": request_id}, headers={ENTERED_HEADER: 1})
+
+
+def wake_up_all(app: Celery, lane: Lane, *, waiting: int) -> None:
+    """Publishes as many bells as still add something."""
+    for _ in range(BELLS_ENOUGH - waiting):
+        wake_up(app, lane)
+
+
 def _publish(app: Celery, task: str, lane: Lane, **message: Any) -> None:
     # ignore_result: the book stores the results; asking for one would subscribe first, and hang with Redis.
     app.send_task(task, queue=lane.queue, ignore_result=True, **message)

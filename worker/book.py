@@ -408,10 +408,14 @@ class Book:
         except redis.RedisError as error:
             raise BookError(f"Redis: {error}", may_be_accepted=False) from None
 
+    def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
+        """The records there are of these orders, by order id."""
+        found: dict[str, CancelResult] = scripts.call(lambda: records.read(self._server, order_ids))
+        return found
+
     def record(self, order_id: str) -> CancelResult | None:
         """The record of one order, if there is one."""
-        found: dict[str, CancelResult] = scripts.call(lambda: records.read(self._server, [order_id]))
-        return found.get(order_id)
+        return self.records([order_id]).get(order_id)
 
     def open_cancels(self) -> Iterator[OpenCancel]:
         """Every entry, risk first, in the order they are due; read in portions, without a lock."""

@@ -11,6 +11,8 @@ process. The message published after that only wakes a worker up.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +23,7 @@ from kombu.exceptions import OperationalError
 
 from worker import bells
 from worker.book import Book, DeadLetter, OpenCancel
+from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, connect
 from worker.settings import RedisSettings
@@ -32,6 +35,7 @@ __all__ = [
     "NotSettled",
     "PendingCancel",
     "PendingCancels",
+    "PendingMass",
     "Status",
 ]
 
@@ -39,6 +43,7 @@ log = logging.getLogger(__name__)
 
 # For requests that name no deadline_s: how long we try before a waiter is told "unresolved".
 DEFAULT_DEADLINE_S = 10.0
+MASS_LOOK_EVERY_S = 0.1
 
 
 class NotSettled(TimeoutError):  # noqa: N818 - reads as what it says
@@ -93,6 +98,34 @@ class PendingCancels:
         return self._client.results(self.order_ids, timeout=timeout)
 
 
+@dataclass(frozen=True, slots=True)
+class PendingMass:
+    """An accepted mass cancel."""
+
+    request_id: str
+    _client: CancelClient
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """The report, waited for up to ``timeout`` seconds (None: for ever); raises NotSettled."""
+        for shown in self.progress(timeout):
+            if "flat" in shown:
+                return shown
+        raise NotSettled([f"mass cancel {self.request_id}"])
+
+    def progress(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+        """How far it has got, whenever that changes (``orders``, ``settled``, ``open``), the report last."""
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        last: dict[str, Any] | None = None
+        while True:
+            shown = self._client.mass_status(self.request_id)
+            if shown is not None and shown != last:
+                last = shown
+                yield shown
+            if (shown is not None and "flat" in shown) or time.monotonic() >= give_up:
+                return
+            time.sleep(MASS_LOOK_EVERY_S)
+
+
 class CancelClient:
     """Asks for cancels; safe to share between threads, not across a fork.
 
@@ -105,6 +138,7 @@ class CancelClient:
         self._requested_by = requested_by
         self._server: redis.Redis = connect(redis_url)
         self._book = Book(self._server, redis_url)
+        self._masses = Masses(self._server, redis_url)
         self._app = Celery("cancel-client", set_as_current=False)
         self._app.conf.update(
             broker_url=redis_url.celery_url,
@@ -167,6 +201,52 @@ class CancelClient:
         fresh = [request for request in requests if request.order_id not in accepted.settled]
         self._ring(lane, fresh, waiting=accepted.waiting_messages)
         return PendingCancels(tuple(request.order_id for request in requests), self)
+
+    def mass_cancel(
+        self,
+        scope: Mapping[str, Any],
+        *,
+        requested_by: str | None = None,
+        reason: str | None = None,
+        automated: bool = True,
+        dry_run: bool = False,
+        use_cancel_all: bool = False,
+        deadline_s: float = 60.0,
+    ) -> PendingMass:
+        """Asks for the cancel of everything in a scope (fields of :class:`~worker.scope.Scope`), risk first.
+
+        ``dry_run`` only plans; ``deadline_s`` counts beyond the predicted time to flat. Raises BadRequest
+        naming the bad fields, and BookError as :meth:`cancel` does.
+        """
+        request = MassRequest.parse(
+            {
+                "scope": scope,
+                "requested_by": requested_by or self._requested_by,
+                "reason": reason,
+                "automated": automated,
+                "dry_run": dry_run,
+                "use_cancel_all": use_cancel_all,
+                "deadline_s": deadline_s,
+            }
+        )
+        self._masses.enter(request)
+        try:
+            bells.start_mass_cancel(self._app, request.request_id)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            log.warning("accepted, but no worker could be woken up; they look every second: %s", error)
+        return PendingMass(request.request_id, self)
+
+    def mass_status(self, request_id: str) -> dict[str, Any] | None:
+        """The report of a mass cancel, or how far it has got; None when there is none of that id."""
+        return self._masses.report(request_id) or self._masses.progress(request_id)
+
+    def mass_plan(self, request_id: str) -> dict[str, Any] | None:
+        """The plan of a mass cancel, once it is made."""
+        return self._masses.plan(request_id)
+
+    def mass_cancels(self, *, at_most: int = 100) -> list[tuple[str, str, dict[str, Any] | None]]:
+        """The latest mass cancels: id, when accepted, and the report or progress there is."""
+        return list(self._masses.listed(at_most=at_most))
 
     def results(self, order_ids: Sequence[str], *, timeout: float | None = None) -> Iterator[CancelResult]:
         """The results of these orders as they come; ends early when ``timeout`` seconds are over."""

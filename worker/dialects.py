@@ -28,6 +28,7 @@ RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at 
 ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
 ORDER_TEXT_MAX_CHARS = 1000
 ORDER_NUMBER_MAX_BITS = 64
+LIST_PAGE = 1000  # more is a 400
 RETIRED_CODE = "deprecated_v1_order_endpoint"
 
 
@@ -106,6 +107,18 @@ def compose_read(order_id: str) -> Call:
     return Call("GET", f"{API}/portfolio/orders/{order_id}")
 
 
+def compose_list(query: Mapping[str, str | int], cursor: str) -> Call:
+    """The call that lists resting orders, a page of the largest size."""
+    wanted = {"status": "resting", "limit": LIST_PAGE, **query, **({"cursor": cursor} if cursor else {})}
+    return Call("GET", f"{API}/portfolio/orders", urlencode(wanted))
+
+
+def compose_cancel_all(subaccount: int | None) -> Call:
+    """The call that cancels everything, of one subaccount or of all; and new orders for a minute."""
+    query = "" if subaccount is None else urlencode({"subaccount": subaccount})
+    return Call("DELETE", f"{API}/portfolio/events/orders", query)
+
+
 EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status")
 ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
 ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
@@ -181,7 +194,7 @@ ReadAnswer = Order | Trouble
 def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
     """What a reply to the cancel of ``order_id`` says; either dialect's success is understood."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
-        return _decipher_error(reply)
+        return decipher_error(reply)
     body = _json_object(reply.body)
     if body is None:
         return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
@@ -199,7 +212,7 @@ def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAn
     An order that the reply does not mention is UNANSWERED; entries about other orders are passed over.
     """
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
-        return _decipher_error(reply)
+        return decipher_error(reply)
     body = _json_object(reply.body)
     entries = body.get("orders") if body is not None else None
     if not isinstance(entries, list):
@@ -268,7 +281,7 @@ def _canceled(
 def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
     """The order that a reply to its read-back shows, or what stood in the way."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
-        return _decipher_error(reply)
+        return decipher_error(reply)
     body = _json_object(reply.body)
     order = parse_order(body.get("order")) if body is not None else None
     if order is None or order.order_id != order_id:
@@ -278,10 +291,32 @@ def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
     return order
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing; ``cursor`` is empty on the last one."""
+
+    orders: tuple[Order, ...]
+    cursor: str
+
+
+def decipher_list(reply: Reply) -> Page | Trouble:
+    """A page of orders; one that holds anything else is no page at all: a listing must not have holes."""
+    if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
+        return decipher_error(reply)
+    body = _json_object(reply.body)
+    listed = body.get("orders") if body is not None else None
+    orders = [parse_order(each) for each in listed] if isinstance(listed, list) else [None]
+    cursor = body.get("cursor") if body is not None else None
+    known = tuple(order for order in orders if order is not None)
+    if len(known) < len(orders) or not isinstance(cursor, str | None):
+        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
+    return Page(known, cursor or "")
+
+
 def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
     """The JSON object of a reply that is wanted whole (limits, status, costs)."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
-        return _decipher_error(reply)
+        return decipher_error(reply)
     body = _json_object(reply.body)
     if body is None:
         return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
@@ -337,7 +372,8 @@ def server_time_s(reply: Reply) -> float | None:
         return None
 
 
-def _decipher_error(reply: Reply) -> Trouble:
+def decipher_error(reply: Reply) -> Trouble:
+    """What a reply means that is no success."""
     body = _json_object(reply.body)
     code, message = _error_words(body)
     meaning = next(

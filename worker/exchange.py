@@ -19,15 +19,20 @@ from worker.dialects import (
     CancelAnswer,
     Dialect,
     Meaning,
+    Page,
     ReadAnswer,
     Reply,
     Routing,
     Trouble,
     compose_batch,
     compose_cancel,
+    compose_cancel_all,
+    compose_list,
     compose_read,
     decipher_batch,
     decipher_cancel,
+    decipher_error,
+    decipher_list,
     decipher_object,
     decipher_read,
     server_time_s,
@@ -113,6 +118,18 @@ class Exchange:
         """The order as the exchange shows it now; reads lag writes."""
         reply = self._ask(compose_read(order_id), time_left_s)
         return reply if isinstance(reply, Trouble) else decipher_read(order_id, reply)
+
+    def list_resting(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+        """One page of the resting orders that the query lets through."""
+        reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
+        return reply if isinstance(reply, Trouble) else decipher_list(reply)
+
+    def cancel_all(self, subaccount: int | None) -> Trouble | None:
+        """Cancels everything of a subaccount, or of all; None when the exchange says that it did."""
+        reply = self._ask(compose_cancel_all(subaccount), self._call_deadline_s)
+        if isinstance(reply, Trouble):
+            return reply
+        return None if reply.status == 204 else decipher_error(reply)  # noqa: PLR2004 - HTTP's No Content
 
     def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, signals
@@ -18,6 +19,8 @@ from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
+from worker.mass import MassRunner, Means
+from worker.masses import Masses
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
 from worker.scripts import BookError
@@ -29,20 +32,44 @@ log = logging.getLogger(__name__)
 LIMITS_EVERY_S = 60.0
 LIMITS_AGAIN_S = 5.0  # when they could not be read
 
-_desks: dict[int, Desk] = {}
-_desks_lock = threading.Lock()
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """What one process works with."""
+
+    desk: Desk
+    mass_runner: MassRunner
+
+    def stop(self) -> None:
+        """What is in hand goes back into the book, what is under way to other workers."""
+        self.desk.stop()
+        self.mass_runner.stop()
+
+
+_offices: dict[int, Office] = {}
+_offices_lock = threading.Lock()
 
 
 def desk() -> Desk:
-    """This process' desk, made at its first use: what is opened before a fork must not be used after it."""
-    with _desks_lock:
-        mine = _desks.get(os.getpid())
+    """This process' desk."""
+    return _office().desk
+
+
+def mass_runner() -> MassRunner:
+    """This process' runner of mass cancels."""
+    return _office().mass_runner
+
+
+def _office() -> Office:
+    """Made at its first use in a process: what is opened before a fork must not be used after it."""
+    with _offices_lock:
+        mine = _offices.get(os.getpid())
         if mine is None:
-            mine = _desks[os.getpid()] = _open_desk(WorkerSettings.from_env(), app_or_default())
+            mine = _offices[os.getpid()] = _open_office(WorkerSettings.from_env(), app_or_default())
         return mine
 
 
-def _open_desk(settings: WorkerSettings, app: Celery) -> Desk:
+def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     exchange = Exchange.from_settings(settings)
     shown = exchange.warm_up()
     if isinstance(shown, Trouble):
@@ -60,8 +87,10 @@ def _open_desk(settings: WorkerSettings, app: Celery) -> Desk:
     )
     threading.Thread(target=_keep_limits, args=(exchange, pacer), name="limits", daemon=True).start()
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
-    return Desk(
-        Book(server, settings.redis),
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    the_book = Book(server, settings.redis)
+    the_desk = Desk(
+        the_book,
         exchange,
         pacer,
         cancel_deadline_s=settings.cancel_deadline_s,
@@ -73,8 +102,22 @@ def _open_desk(settings: WorkerSettings, app: Celery) -> Desk:
         lanes=[lane for lane in Lane if lane in consumed],
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: bells.wake_up(app, lane),
-        name=f"{socket.gethostname()}:{os.getpid()}",
+        name=name,
     )
+    runner = MassRunner(
+        Means(
+            book=the_book,
+            masses=Masses(server, settings.redis),
+            exchange=exchange,
+            pacer=pacer,
+            call_hands=lambda lane, waiting: bells.wake_up_all(app, lane, waiting=waiting),
+            read_lag_s=settings.read_lag_s,
+            name=name,
+            stopping=threading.Event(),
+        )
+    )
+    runner.start()
+    return Office(the_desk, runner)
 
 
 def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
@@ -123,6 +166,6 @@ def _give_back(**_: Any) -> None:
     last_resort = threading.Timer(settings.shutdown_s, os._exit, (0,))
     last_resort.daemon = True
     last_resort.start()
-    mine = _desks.get(os.getpid())
+    mine = _offices.get(os.getpid())
     if mine is not None:
         mine.stop()

@@ -8,13 +8,14 @@ claims them (``worker/lua/claim.lua``); what follows from an answer is paid for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from worker import scripts
+from worker.orders import write_path
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Pacer:
         self._prefix = prefix
         self.limits = limits
         self._take = scripts.load(server, "buckets", "take")
+        self._levels = scripts.load(server, "buckets", "levels")
         self._correct = scripts.load(server, "buckets", "correct")
 
     def set_limits(self, limits: Limits) -> None:
@@ -99,6 +101,12 @@ class Pacer:
                 log.warning("429 from the exchange: the %s bucket is corrected", bucket)
         except BookError as error:
             log.warning("a 429 could not be shared: %s", error)
+
+    def tokens_now(self, shards: Sequence[int]) -> dict[int, float]:
+        """The write tokens there are at this moment: of each shard's own bucket, and for 0 the unscoped."""
+        names = [write_path(shard) for shard in shards]
+        levels = scripts.call(lambda: self._levels(args=[self._prefix, *names]))
+        return {shard: float(level) for shard, level in zip(shards, levels, strict=True)}
 
     def levels(self) -> dict[str, dict[str, float]]:
         """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""

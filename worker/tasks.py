@@ -17,7 +17,8 @@ from celery.exceptions import Ignore, Reject
 from worker.app import app
 from worker.bells import ENTERED_HEADER, ring_for
 from worker.book import Accepted
-from worker.lifecycle import desk
+from worker.lifecycle import desk, mass_runner
+from worker.masses import MassRequest
 from worker.orders import (
     BadRequest,
     CancelRequest,
@@ -67,6 +68,23 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> list[dict[str, Any]]
     if len(found) < len(ids):
         raise Reject("shutting down", requeue=True)  # the orders are in the book; the list comes later
     return [found[order_id].to_json() for order_id in ids] + refused
+
+
+@app.task(bind=True, name="mass_cancel")
+def mass_cancel(self: Task, **fields: Any) -> dict[str, Any]:
+    """Cancels everything in a scope; fields as in MassRequest.parse. The value is the report."""
+    if _entered(self):
+        mass_runner().look()
+        raise Ignore
+    try:
+        request = MassRequest.parse({"request_id": self.request.id, **fields})
+    except BadRequest as bad:
+        return {"request_id": fields.get("request_id"), "flat": False, "error": str(bad)}
+    try:
+        mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
+    except BookError as error:
+        raise Reject(str(error), requeue=True) from None
+    raise Ignore  # the runner stores the report under this task's id when it is done
 
 
 @app.task(name="wake_up")

@@ -1,0 +1,388 @@
+"""Runs mass cancels: plans from a listing, cancels through the book's risk lane, and lists until flat.
+
+"Flat" is a proof: a listing, made after everything known was settled and reads had time to catch up, that
+shows no resting order in scope. Without that the report says ``flat: false`` and why.
+
+Each worker has a :class:`MassRunner`; whoever takes a mass cancel first runs it, in a thread of its own, and
+any other goes on with it when that worker vanishes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from worker.book import Book
+from worker.dialects import Trouble
+from worker.exchange import Exchange
+from worker.masses import Masses, MassRequest, Planned
+from worker.orders import CancelRequest, CancelResult, Lane, Order, OrderStatus, Outcome, count_text, utc_text
+from worker.pacing import Pacer
+from worker.scripts import BookError
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.1  # at how many orders are still open
+FIND_EVERY_S = 1.0  # mass cancels whose runner has vanished
+LIST_AGAIN_S = 0.25  # when a page could not be had
+# How long the orders' own waiters wait to be told; the mass cancel has its own deadline.
+ORDER_DEADLINE_S = 60.0
+# What plan, hand-over and the last results take on top of the tokens' time.
+OVERHEAD_S = 0.15
+# Orders a second that one machine settles in batches when tokens do not hold it up, until measured.
+ORDERS_PER_S = 4_000.0
+
+
+class _Vanished(Exception):  # noqa: N818 - named after what has happened
+    """This runner's lease is over, or its process is stopping: somebody else goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What running mass cancels takes; ``call_hands`` wakes workers up for a lane with so many messages."""
+
+    book: Book
+    masses: Masses
+    exchange: Exchange
+    pacer: Pacer
+    call_hands: Callable[[Lane, int], None]
+    read_lag_s: float
+    name: str
+    stopping: threading.Event
+
+
+class MassRunner:
+    """Runs mass cancels for one process."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._look = threading.Event()
+
+    def start(self) -> None:
+        """Starts to look for mass cancels that nobody is at."""
+        threading.Thread(target=self._find, name="mass-runner", daemon=True).start()
+
+    def stop(self) -> None:
+        """Leaves what is under way to others."""
+        self._means.stopping.set()
+        self._look.set()
+
+    def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
+        """Accepts a mass cancel and looks at it at once; raises BookError."""
+        self._means.masses.enter(request, reply_to=reply_to)
+        self._look.set()
+
+    def look(self) -> None:
+        """Looks for mass cancels that nobody is at, now."""
+        self._look.set()
+
+    def _find(self) -> None:
+        while not self._means.stopping.is_set():
+            self._look.wait(FIND_EVERY_S)
+            self._look.clear()
+            try:
+                for request_id in self._means.masses.open_ids():
+                    request = self._means.masses.take(request_id, self._means.name)
+                    if request is not None:
+                        threading.Thread(
+                            target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
+                        ).start()
+            except BookError as error:
+                log.warning("mass cancels cannot be looked for: %s", error)
+
+    def _run(self, request: MassRequest) -> None:
+        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by)
+        run = _Run(request, self._means)
+        while not self._means.stopping.is_set():
+            try:
+                report = run.to_the_end()
+                self._means.masses.finish(request.request_id, report)
+            except BookError as error:
+                log.warning("mass cancel %s: %s", request.request_id, error)
+                self._means.stopping.wait(LOOK_EVERY_S)
+            except _Vanished:
+                break
+            else:
+                level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
+                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"])
+                return
+        log.warning("mass cancel %s is left to another worker", request.request_id)
+        try:
+            self._means.masses.leave(request.request_id, self._means.name)
+        except BookError as error:
+            log.warning("its lease runs out by itself: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The resting orders in scope at one moment, and a fingerprint of what was seen."""
+
+    orders: dict[str, Order]
+    at: str
+    sha256: str
+    pages: int
+
+
+class _Run:
+    """One mass cancel in this process' hands."""
+
+    def __init__(self, request: MassRequest, means: Means) -> None:
+        self._request = request
+        self._id = request.request_id
+        self._means = means
+        self._book = means.book
+        self._masses = means.masses
+        self._pacer = means.pacer
+        self._pages = 0
+
+    def to_the_end(self) -> dict[str, Any]:
+        """The report; raises _Vanished and BookError, after either of which anybody can go on."""
+        plan = self._masses.plan(self._id) or self._plan()
+        if self._request.dry_run:
+            return self._report(plan, None)
+        give_up_s = plan["started_s"] + plan["predicted_s"] + self._request.deadline_s
+        # What was planned but perhaps not entered when another runner vanished: entering again is harmless.
+        self._enter(CancelRequest(**fields) for fields in plan.pop("requests", ()))
+        self._masses.note(self._id, plan=plan)
+        listing: _Listing | None = None
+        while time.time() < give_up_s:
+            settled_s = self._await_settled(give_up_s)
+            if settled_s is None:
+                break
+            self._wait(max(settled_s + self._means.read_lag_s - time.time(), 0.0))
+            listing = self._list()
+            if not listing.orders:
+                return self._report(plan, listing)
+            log.warning("mass cancel %s: %d orders still or newly resting", self._id, len(listing.orders))
+            self._add(listing.orders)
+        return self._report(plan, None)
+
+    # -- plan
+
+    def _plan(self) -> dict[str, Any]:
+        before = self._refused_calls()
+        listing = self._list()
+        orders = listing.orders
+        requests = [_request_for(order, self._request) for order in orders.values()]
+        unlisted = [each for each in self._request.scope.order_ids if each not in orders]
+        requests += [
+            CancelRequest(each, requested_by=self._request.requested_by, reason=self._request.reason)
+            for each in unlisted
+        ]
+        left = sum((order.remaining_count or Decimal(0) for order in orders.values()), Decimal(0))
+        shards: dict[int, int] = {}
+        for request in requests:
+            shard = request.exchange_index or 0
+            shards[shard] = shards.get(shard, 0) + 1
+        cost = self._pacer.limits.cancel_cost
+        plan = {
+            "started_s": time.time(),
+            "listed_at": listing.at,
+            "orders": len(requests),
+            "contracts": count_text(left),
+            "tokens": cost * len(requests),
+            "shards": {str(shard): count for shard, count in sorted(shards.items())},
+            "paths": _paths(shards),
+            "predicted_s": round(self._predict(shards), 3),
+            "refused_calls_before": before,
+        }
+        if not self._request.dry_run:
+            self._masses.add_orders(
+                self._id,
+                {
+                    **{each: Planned(None, None) for each in unlisted},
+                    **{
+                        order.order_id: Planned(order.remaining_count, order.fill_count)
+                        for order in orders.values()
+                    },
+                },
+            )
+            plan["requests"] = [request.fields() for request in requests]
+            self._masses.note(self._id, plan=plan)
+        return plan
+
+    def _predict(self, shards: Mapping[int, int]) -> float:
+        """Seconds until the last of these orders can be paid for, from the buckets as they are now."""
+        if not shards:
+            return OVERHEAD_S
+        limits, levels = self._pacer.limits, self._pacer.tokens_now([0, *shards])
+        low, high = 0.0, 1e7
+        for _ in range(60):
+            middle = (low + high) / 2
+            short = 0.0
+            for shard, orders in shards.items():
+                own = 0.0 if shard == 0 else levels[shard] + limits.write_refill * middle
+                short += max(orders * limits.cancel_cost - own, 0.0)
+            if short <= levels[0] + limits.write_refill * middle:
+                high = middle
+            else:
+                low = middle
+        return max(high, sum(shards.values()) / ORDERS_PER_S) + OVERHEAD_S
+
+    # -- execute and verify
+
+    def _enter(self, requests: Iterable[CancelRequest]) -> None:
+        wanted = list(requests)
+        if not wanted:
+            return
+        accepted = self._book.accept(wanted, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S)
+        self._means.call_hands(Lane.RISK, accepted.waiting_messages)
+
+    def _add(self, orders: Mapping[str, Order]) -> None:
+        self._masses.add_orders(
+            self._id,
+            {order.order_id: Planned(order.remaining_count, order.fill_count) for order in orders.values()},
+        )
+        self._enter(_request_for(order, self._request) for order in orders.values())
+
+    def _await_settled(self, give_up_s: float) -> float | None:
+        """When the last of the orders was settled, None when the time is over before that."""
+        while True:
+            still, overdue = self._masses.still_open(self._id)
+            self._tell_progress(still, overdue)
+            if not still:
+                return time.time()
+            if time.time() >= give_up_s:
+                return None
+            self._wait(LOOK_EVERY_S)
+
+    def _list(self) -> _Listing:
+        """Every resting order in scope, paged and budgeted; asks again until the listing is whole."""
+        orders: dict[str, Order] = {}
+        digest = hashlib.sha256()
+        cursor, pages, at = "", 0, utc_text(self._means.exchange.now_ms() / 1000)
+        while True:
+            self._wait(self._pacer.take("read", self._pacer.limits.list_cost))
+            page = self._means.exchange.list_resting(self._request.scope.listing(), cursor)
+            if isinstance(page, Trouble):
+                log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
+                self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
+                continue
+            pages += 1
+            self._pages += 1
+            for order in page.orders:
+                digest.update(f"{order.order_id} {order.status} {order.remaining_count}\n".encode())
+                if order.status is OrderStatus.RESTING and self._request.scope.includes(order):
+                    orders[order.order_id] = order
+            cursor = page.cursor
+            if not cursor:
+                return _Listing(orders, at, digest.hexdigest(), pages)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits, keeping the lease; raises _Vanished when stopping, or when another runner has taken over."""
+        until = time.monotonic() + seconds
+        while True:
+            if not self._masses.keep(self._id, self._means.name) or self._means.stopping.is_set():
+                raise _Vanished
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return
+            self._means.stopping.wait(min(left_s, 0.5))
+
+    def _tell_progress(self, still: int, overdue: int) -> None:
+        orders = self._masses.count_orders(self._id)
+        progress = {
+            "request_id": self._id,
+            "orders": orders,
+            "settled": orders - still,
+            "open": still,
+            "unresolved": overdue,
+            "at": utc_text(time.time()),
+        }
+        self._masses.note(self._id, progress=progress)
+
+    # -- report
+
+    def _report(self, plan: Mapping[str, Any], listing: _Listing | None) -> dict[str, Any]:
+        planned = {} if self._request.dry_run else self._masses.orders(self._id)
+        results = self._book.records(list(planned))
+        affected, not_affected = [], []
+        contracts, filled, attempts = Decimal(0), Decimal(0), 0
+        for order_id, had in planned.items():
+            result = results.get(order_id)
+            attempts += result.attempts if result else 0
+            if result is not None and _is_ours(result, self._request):
+                affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
+                contracts += result.reduced_by or Decimal(0)
+            else:
+                not_affected.append({"order_id": order_id, **_why_not(result)})
+            filled += _filled_meanwhile(had, result)
+        limits = self._pacer.limits
+        return {
+            **self._request.to_json(),
+            "completed_at": utc_text(time.time()),
+            "flat": listing is not None and not listing.orders,
+            "flat_listing": listing and {"at": listing.at, "sha256": listing.sha256, "pages": listing.pages},
+            "plan": {name: value for name, value in plan.items() if name != "requests"},
+            "affected": affected,
+            "not_affected": not_affected,
+            "orders_affected": len(affected),
+            "contracts_canceled": count_text(contracts),
+            "contracts_filled_meanwhile": count_text(filled),
+            "tokens_spent": attempts * limits.cancel_cost + self._pages * limits.list_cost,
+            "rate_limited": self._refused_calls() - plan["refused_calls_before"],
+            "predicted_s": plan["predicted_s"],
+            "actual_s": _seconds_until_last(results.values(), plan["started_s"]),
+        }
+
+    def _refused_calls(self) -> int:
+        return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
+
+
+def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:
+    """From the plan until the last order was settled; None when there was nothing to cancel."""
+    settled = [datetime.fromisoformat(each.settled_at).timestamp() for each in results if each.settled_at]
+    return round(max(max(settled) - started_s, 0.0), 3) if settled else None
+
+
+def _request_for(order: Order, request: MassRequest) -> CancelRequest:
+    return CancelRequest(
+        order.order_id,
+        market_ticker=order.ticker,
+        exchange_index=order.exchange_index,
+        subaccount=order.subaccount,
+        requested_by=request.requested_by,
+        reason=request.reason,
+    )
+
+
+def _paths(shards: Mapping[int, int]) -> dict[str, str]:
+    return {
+        str(shard): "batches from the unscoped budget"
+        + ("" if shard == 0 else ", and singles from the shard's own")
+        for shard in sorted(shards)
+    }
+
+
+def _is_ours(result: CancelResult, request: MassRequest) -> bool:
+    """Canceled by us since this mass cancel was accepted; an earlier cancel's record is not its doing."""
+    return result.outcome is Outcome.CANCELED and (result.settled_at or "") >= request.accepted_at
+
+
+def _why_not(result: CancelResult | None) -> dict[str, Any]:
+    if result is None:
+        return {"reason": "open", "error": None}
+    reason = result.outcome.value
+    if result.outcome in (Outcome.TOO_LATE, Outcome.CANCELED) and result.status:
+        reason = f"too_late_{result.status.value}"
+    return {"reason": reason, "error": result.error.code if result.error else None}
+
+
+def _filled_meanwhile(had: Planned, result: CancelResult | None) -> Decimal:
+    """Contracts of an order that were filled between the plan and its end, as far as both are known."""
+    if result is None or had.remaining_count is None:
+        return Decimal(0)
+    if result.status is OrderStatus.EXECUTED:
+        return had.remaining_count
+    if result.fill_count is not None and had.fill_count is not None:
+        return max(result.fill_count - had.fill_count, Decimal(0))
+    if result.outcome is Outcome.CANCELED and result.reduced_by is not None:
+        return max(had.remaining_count - result.reduced_by, Decimal(0))
+    return Decimal(0)

@@ -1,0 +1,269 @@
+"""Mass cancels in Redis: what was asked for, in whose hands it is, how far it has got, and its report.
+
+Any worker can go on with one: everything a runner needs to know is here, and a lease tells whether one is
+at it. The orders themselves are entries of the book like all others. Keys, under the configured prefix P:
+
+- ``P:masses``               sorted set: the ids by when they were accepted, ms
+- ``P:masses:open``          set: those without a report
+- ``P:mass:{id}``            hash: request, plan, progress, report, reply_to (all JSON)
+- ``P:mass:{id}:orders``     hash: what each order had left when it was planned
+- ``P:mass:{id}:open``       set: the orders that are not settled yet
+- ``P:mass:{id}:lease``      the runner at it, for a few seconds
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import redis
+
+from worker import scripts
+from worker.orders import DEADLINE_MAX_S, TEXT_MAX_CHARS, BadRequest, count_text, is_order_id, utc_text
+from worker.scope import Scope
+from worker.settings import RedisSettings
+
+RECORD_KEY_PREFIX = "celery-task-meta-mass:"
+LEASE_MS = 3_000
+LOOK_AT_MOST = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class MassRequest:
+    """A mass cancel as it was asked for; ``deadline_s`` counts beyond the predicted time to flat."""
+
+    request_id: str
+    scope: Scope
+    requested_by: str | None = None
+    reason: str | None = None
+    automated: bool = True
+    dry_run: bool = False
+    use_cancel_all: bool = False
+    deadline_s: float = 60.0
+    accepted_at: str = ""
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any]) -> MassRequest:
+        """The mass cancel that a message asks for, accepted now; raises BadRequest naming every bad field."""
+        problems: dict[str, str] = {}
+        values: dict[str, Any] = {}
+        for name, given in message.items():
+            check, expected = _CHECKS.get(name, (None, ""))
+            if check is None:
+                problems[ascii(name)] = f"unknown field; known are scope, {', '.join(sorted(_CHECKS))}"
+            elif given is not None and not check(given):
+                problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
+            elif given is not None:
+                values[name] = given
+        try:
+            scope = Scope.parse(message.get("scope"))
+        except BadRequest as bad:
+            problems.update(
+                {name if name == "scope" else f"scope.{name}": why for name, why in bad.problems.items()}
+            )
+        if problems:
+            raise BadRequest(problems)
+        return cls(
+            **{
+                "request_id": str(uuid.uuid4()),
+                **values,
+                "scope": scope,
+                "accepted_at": utc_text(time.time()),
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "request_id": self.request_id,
+            "scope": self.scope.to_json(),
+            "requested_by": self.requested_by,
+            "reason": self.reason,
+            "automated": self.automated,
+            "dry_run": self.dry_run,
+            "use_cancel_all": self.use_cancel_all,
+            "deadline_s": self.deadline_s,
+            "accepted_at": self.accepted_at,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MassRequest:
+        """What :meth:`to_json` wrote."""
+        return cls(**{**value, "scope": Scope.parse(value["scope"])})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= TEXT_MAX_CHARS and value.isprintable()
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_deadline(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= DEADLINE_MAX_S
+
+
+_TEXT = f"printable text of at most {TEXT_MAX_CHARS} characters"
+_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "request_id": (is_order_id, "1 to 128 letters, digits, '-' or '_'"),
+    "scope": (lambda _value: True, ""),
+    "requested_by": (_is_text, _TEXT),
+    "reason": (_is_text, _TEXT),
+    "automated": (_is_flag, "true or false"),
+    "dry_run": (_is_flag, "true or false"),
+    "use_cancel_all": (_is_flag, "true or false"),
+    "deadline_s": (_is_deadline, f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an order had when it was planned to be canceled, contracts."""
+
+    remaining_count: Decimal | None
+    fill_count: Decimal | None
+
+
+class Masses:
+    """The mass cancels under one prefix; safe to share between threads. Everything raises BookError."""
+
+    def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
+        self._server = server
+        self._prefix = settings.key_prefix
+        self._life_s = settings.result_expires_s
+        self._keep_lease = scripts.load(server, "keep_lease")
+        self._still_open = scripts.load(server, "still_open")
+
+    def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
+        """Accepts a mass cancel; entering one again changes nothing."""
+        key = self._key(request.request_id)
+        pipeline = self._server.pipeline()
+        pipeline.hsetnx(key, "request", json.dumps(request.to_json()))
+        pipeline.hsetnx(key, "reply_to", reply_to)
+        pipeline.zadd(f"{self._prefix}:masses", {request.request_id: time.time() * 1000}, nx=True)
+        pipeline.sadd(f"{self._prefix}:masses:open", request.request_id)
+        scripts.call(pipeline.execute, may_be_accepted=True)
+
+    def open_ids(self) -> list[str]:
+        """Those without a report."""
+        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:masses:open")))
+
+    def take(self, request_id: str, runner: str) -> MassRequest | None:
+        """The mass cancel for this runner to go on with, None when another is at it or it is done."""
+        lease = f"{self._key(request_id)}:lease"
+        if not scripts.call(lambda: self._server.set(lease, runner, nx=True, px=LEASE_MS)):
+            return None
+        fields = scripts.call(lambda: self._server.hmget(self._key(request_id), ["request", "report"]))
+        return MassRequest.from_json(json.loads(fields[0])) if fields[0] and not fields[1] else None
+
+    def keep(self, request_id: str, runner: str) -> bool:
+        """Runs the lease anew; False when another runner has it."""
+        args = [f"{self._key(request_id)}:lease", runner, LEASE_MS]
+        return bool(scripts.call(lambda: self._keep_lease(args=args)))
+
+    def leave(self, request_id: str, runner: str) -> None:
+        """Lets another runner go on at once, if this one has the lease."""
+        if self.keep(request_id, runner):
+            scripts.call(lambda: self._server.delete(f"{self._key(request_id)}:lease"))
+
+    def note(self, request_id: str, **fields: Mapping[str, Any]) -> None:
+        """Keeps ``plan`` or ``progress``."""
+        texts = {name: json.dumps(value) for name, value in fields.items()}
+        scripts.call(lambda: self._server.hset(self._key(request_id), mapping=texts))  # type: ignore[arg-type]  # text to text
+
+    def add_orders(self, request_id: str, orders: Mapping[str, Planned]) -> None:
+        """Notes orders that are about to be canceled, before they are entered into the book."""
+        if not orders:
+            return
+        texts = {
+            order_id: json.dumps([count_text(each.remaining_count), count_text(each.fill_count)])
+            for order_id, each in orders.items()
+        }
+        pipeline = self._server.pipeline()
+        for order_id, text in texts.items():
+            pipeline.hsetnx(f"{self._key(request_id)}:orders", order_id, text)
+        pipeline.sadd(f"{self._key(request_id)}:open", *texts)
+        scripts.call(pipeline.execute)
+
+    def orders(self, request_id: str) -> dict[str, Planned]:
+        """The orders noted so far, with what they had."""
+        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._key(request_id)}:orders"))
+        planned: dict[str, Planned] = {}
+        for order_id, text in noted.items():
+            remaining, filled = json.loads(text)
+            planned[order_id] = Planned(
+                None if remaining is None else Decimal(remaining), None if filled is None else Decimal(filled)
+            )
+        return planned
+
+    def count_orders(self, request_id: str) -> int:
+        """How many orders are noted so far."""
+        return int(scripts.call(lambda: self._server.hlen(f"{self._key(request_id)}:orders")))
+
+    def still_open(self, request_id: str) -> tuple[int, int]:
+        """How many of its orders are not settled, and how many of those are overdue."""
+        args = [self._prefix, request_id, LOOK_AT_MOST]
+        still, overdue = scripts.call(lambda: self._still_open(args=args))
+        return int(still), int(overdue)
+
+    def plan(self, request_id: str) -> dict[str, Any] | None:
+        """The plan, once it is made."""
+        return self._field(request_id, "plan")
+
+    def progress(self, request_id: str) -> dict[str, Any] | None:
+        """How far it has got."""
+        return self._field(request_id, "progress")
+
+    def report(self, request_id: str) -> dict[str, Any] | None:
+        """The report, once it is done."""
+        return self._field(request_id, "report")
+
+    def finish(self, request_id: str, report: Mapping[str, Any]) -> None:
+        """Stores the report, tells the waiters, and lets the mass cancel go."""
+        key = self._key(request_id)
+        reply_to = scripts.call(lambda: self._server.hget(key, "reply_to"))
+        pipeline = self._server.pipeline()
+        pipeline.hset(key, "report", json.dumps(report))
+        pipeline.srem(f"{self._prefix}:masses:open", request_id)
+        pipeline.delete(f"{key}:lease")
+        for name in (key, f"{key}:orders", f"{key}:open"):
+            pipeline.expire(name, self._life_s)
+        for task_id in filter(None, (f"mass:{request_id}", reply_to)):
+            record = json.dumps(_record(report, task_id))
+            pipeline.set(f"celery-task-meta-{task_id}", record, ex=self._life_s)
+            pipeline.publish(f"celery-task-meta-{task_id}", record)
+        scripts.call(pipeline.execute)
+
+    def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+        """The latest mass cancels: id, when accepted, and the report or progress there is."""
+        found = scripts.call(
+            lambda: self._server.zrange(f"{self._prefix}:masses", 0, at_most - 1, desc=True, withscores=True)
+        )
+        for request_id, accepted_ms in found:
+            shown = self.report(request_id) or self.progress(request_id)
+            yield request_id, utc_text(accepted_ms / 1000), shown
+
+    def _field(self, request_id: str, name: str) -> dict[str, Any] | None:
+        text = scripts.call(lambda: self._server.hget(self._key(request_id), name))
+        value: dict[str, Any] | None = json.loads(text) if text else None
+        return value
+
+    def _key(self, request_id: str) -> str:
+        return f"{self._prefix}:mass:{request_id}"
+
+
+def _record(report: Mapping[str, Any], task_id: str) -> dict[str, Any]:
+    return {
+        "status": "SUCCESS",
+        "result": report,
+        "traceback": None,
+        "children": [],
+        "date_done": utc_text(time.time()),
+        "task_id": task_id,
+    }

@@ -1,0 +1,226 @@
+"""The scope of a mass cancel: which resting orders are meant, as a value that can be parsed and matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Self
+
+from worker.orders import BadRequest, Order, is_order_id
+
+EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
+_SIDES = ("yes", "no", "bid", "ask")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Every filter that is set must hold; a list holds when one of its members does.
+
+    ``series`` means all markets of a series, ``ticker_prefix`` any market whose ticker starts so; ``side`` is
+    ``yes`` or ``no`` (the outcome) or ``bid`` or ``ask`` (the book); prices are of the yes side, in dollars;
+    times are ISO 8601 with an offset, or epoch seconds. ``everything`` is the whole account, and excludes
+    all others; a scope with nothing set is refused.
+    """
+
+    everything: bool = False
+    order_ids: tuple[str, ...] = ()
+    subaccount: int | None = None
+    tickers: tuple[str, ...] = ()
+    event_tickers: tuple[str, ...] = ()
+    series: str | None = None
+    ticker_prefix: str | None = None
+    side: str | None = None
+    client_order_id_prefix: str | None = None
+    order_group_id: str | None = None
+    exchange_index: int | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    min_price: Decimal | None = None
+    max_price: Decimal | None = None
+
+    @classmethod
+    def parse(cls, message: object) -> Self:
+        """The scope that a message describes; raises BadRequest naming every bad field."""
+        if not isinstance(message, Mapping):
+            raise BadRequest({"scope": f"expected an object, got {type(message).__name__}"})
+        problems = {
+            ascii(name): f"unknown field; known are {', '.join(sorted(_PARSERS))}"
+            for name in message
+            if name not in _PARSERS
+        }
+        values: dict[str, Any] = {}
+        for name, (parse, expected) in _PARSERS.items():
+            given = message.get(name)
+            if given is None:
+                continue
+            try:
+                values[name] = parse(given)
+            except (ValueError, TypeError, InvalidOperation, OverflowError):
+                problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
+        if not problems:
+            scope = cls(**values)
+            named = [f.name for f in fields(scope) if getattr(scope, f.name) != f.default]
+            if not named:
+                problems["scope"] = "nothing is named: set a filter, or everything=true for the whole account"
+            elif scope.everything and len(named) > 1:
+                problems["everything"] = "means the whole account; leave it out or leave the filters out"
+            else:
+                return scope
+        raise BadRequest(problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`parse` takes, without what is not set."""
+        return {f.name: _plain(value) for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    def listing(self) -> dict[str, str | int]:
+        """The part of the scope that the exchange can filter by itself, as query parameters."""
+        query: dict[str, str | int] = {}
+        if len(self.tickers) == 1:
+            query["ticker"] = self.tickers[0]
+        if 0 < len(self.event_tickers) <= EVENTS_IN_ONE_LISTING:
+            query["event_ticker"] = ",".join(self.event_tickers)
+        if self.subaccount is not None:
+            query["subaccount"] = self.subaccount
+        if self.exchange_index is not None:
+            query["exchange_index"] = self.exchange_index
+        return query
+
+    def includes(self, order: Order) -> bool:
+        """Whether the order is meant, by everything that its own fields tell."""
+        ticker, raw = order.ticker or "", order.raw
+        price = _price(raw.get("yes_price_dollars"), raw.get("yes_price"))
+        created = _moment(raw.get("created_time"))
+        return (
+            (not self.order_ids or order.order_id in self.order_ids)
+            and (self.subaccount is None or (order.subaccount or 0) == self.subaccount)
+            and (not self.tickers or ticker in self.tickers)
+            and (not self.event_tickers or any(ticker.startswith(f"{e}-") for e in self.event_tickers))
+            and (self.series is None or ticker.startswith(f"{self.series}-"))
+            and (self.ticker_prefix is None or ticker.startswith(self.ticker_prefix))
+            and (self.side is None or self.side in _sides(raw))
+            and (
+                self.client_order_id_prefix is None
+                or str(raw.get("client_order_id") or "").startswith(self.client_order_id_prefix)
+            )
+            and (self.order_group_id is None or raw.get("order_group_id") == self.order_group_id)
+            and (self.exchange_index is None or (order.exchange_index or 0) == self.exchange_index)
+            and (self.created_after is None or (created is not None and created >= self.created_after))
+            and (self.created_before is None or (created is not None and created < self.created_before))
+            and (self.min_price is None or (price is not None and price >= self.min_price))
+            and (self.max_price is None or (price is not None and price <= self.max_price))
+        )
+
+
+def _sides(raw: Mapping[str, Any]) -> set[str]:
+    """An order's side in both vocabularies; old orders tell it by action and side only."""
+    outcome, book = raw.get("outcome_side"), raw.get("book_side")
+    if book is None and outcome in ("yes", "no"):
+        book = "bid" if outcome == "yes" else "ask"
+    if book is None and raw.get("action") in ("buy", "sell") and raw.get("side") in ("yes", "no"):
+        book = "bid" if (raw["action"] == "buy") == (raw["side"] == "yes") else "ask"
+    if outcome is None and book in ("bid", "ask"):
+        outcome = "yes" if book == "bid" else "no"
+    return {str(outcome), str(book)}
+
+
+def _price(dollars: object, cents: object) -> Decimal | None:
+    try:
+        if dollars is not None:
+            return Decimal(str(dollars))
+        return Decimal(str(cents)) / 100 if cents is not None else None
+    except InvalidOperation:
+        return None
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        return _parse_moment(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return str(value) if isinstance(value, Decimal) else value
+
+
+def _parse_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():  # noqa: PLR2004 - far above any ticker
+        raise ValueError
+    return value
+
+
+def _parse_texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (_parse_text(value),)
+    if not isinstance(value, list | tuple) or not value:
+        raise TypeError
+    return tuple(dict.fromkeys(_parse_text(each) for each in value))
+
+
+def _parse_order_ids(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(is_order_id(each) for each in value):
+        raise ValueError
+    return tuple(dict.fromkeys(value))
+
+
+def _parse_number(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 1_000_000:  # noqa: PLR2004 - far above any shard or subaccount
+        raise ValueError
+    return value
+
+
+def _parse_side(value: object) -> str:
+    if value not in _SIDES:
+        raise ValueError
+    return str(value)
+
+
+def _parse_moment(value: object) -> datetime:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return datetime.fromtimestamp(value, tz=UTC)
+    moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
+    if moment.tzinfo is None:
+        raise ValueError
+    return moment.astimezone(UTC)
+
+
+def _parse_price(value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError
+    price = Decimal(str(value))
+    if not Decimal(0) <= price <= Decimal(1):
+        raise ValueError
+    return price
+
+
+_TIME = "a time: ISO 8601 with an offset, or epoch seconds"
+_PRICE = "a yes price in dollars, from 0 to 1"
+_PARSERS: dict[str, tuple[Any, str]] = {
+    "everything": (_parse_flag, "true or false"),
+    "order_ids": (_parse_order_ids, "a list of order ids"),
+    "subaccount": (_parse_number, "a subaccount number from 0"),
+    "tickers": (_parse_texts, "a market ticker or a list of them"),
+    "event_tickers": (_parse_texts, "an event ticker or a list of them"),
+    "series": (_parse_text, "a series ticker"),
+    "ticker_prefix": (_parse_text, "the start of a ticker"),
+    "side": (_parse_side, "yes, no, bid or ask"),
+    "client_order_id_prefix": (_parse_text, "the start of a client_order_id"),
+    "order_group_id": (_parse_text, "an order group's id"),
+    "exchange_index": (_parse_number, "a shard number from 0"),
+    "created_after": (_parse_moment, _TIME),
+    "created_before": (_parse_moment, _TIME),
+    "min_price": (_parse_price, _PRICE),
+    "max_price": (_parse_price, _PRICE),
+}
