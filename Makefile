@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test faults lint lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   real cancels through Redis, a Celery worker and a local exchange, and a table of what became of them"
 	@echo "make test   the whole suite, with coverage"
+	@echo "make faults the fault campaign: 48 kinds of fault x 10 seeds x 500 cancels (about 35 minutes), into docs/faults.md"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make lock   pin every dependency anew (versions and hashes)"
 
@@ -19,6 +20,9 @@ test: .venv/ready
 	@$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
+
+faults: .venv/ready
+	@$(BIN)/python -m sandbox.campaign --seeds 10 --cancels 500 --write docs/faults.md
 
 lint: .venv/ready
 	@$(BIN)/ruff check .

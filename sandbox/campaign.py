@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,11 @@ LINES_SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Plays the campaign; the exit code."""
     options = _parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # parts are ended on the way out
     names = options.only or list(KINDS)
     seeds = [options.seed] if options.seed is not None else list(range(1, options.seeds + 1))
     findings: list[Finding] = []
-    say = _Say(quiet=options.json)
+    say = Say(quiet=options.json)
     try:
         with _folder(options.keep) as folder, Campaign(folder) as campaign:
             for name in names:
@@ -89,7 +91,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-class _Say:
+class Say:
     """One line for each run as it ends, and below it what was wrong with the command to play it again."""
 
     def __init__(self, *, quiet: bool) -> None:

@@ -16,6 +16,8 @@ from worker.orders import CancelResult, ConfirmedBy, Outcome
 # What counts as settled; the others are visible answers, but somebody still has to do something.
 SETTLED = frozenset({Outcome.CANCELED, Outcome.TOO_LATE, Outcome.UNKNOWN_ORDER})
 
+CANCELS = ("cancel", "batch")
+
 
 @dataclass(slots=True)
 class Promise:
@@ -153,8 +155,8 @@ def _sent_twice(evidence: Evidence) -> list[str]:
     """Orders with two cancels under way at once, unless the first one's sender was gone or had given up."""
     by_order: dict[str, list[Json]] = {}
     for call in evidence.calls:
-        if call["operation"] == "cancel":
-            by_order.setdefault(call["order_ids"][0], []).append(call)
+        for order_id in call["order_ids"] if call["operation"] in CANCELS else ():
+            by_order.setdefault(order_id, []).append(call)
     found = []
     for order_id, calls in by_order.items():
         calls.sort(key=lambda call: (call["received_ms"], call["seq"]))

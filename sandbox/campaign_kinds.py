@@ -15,12 +15,14 @@ from typing import Any
 
 import redis
 
+from sandbox.campaign_audit import CANCELS
 from sandbox.campaign_scene import Scene
 from sandbox.faults import KINDS as SANDBOX_FAULTS
 from sandbox.stack import free_port
 from worker.orders import Lane
 
 Play = Callable[[Scene], None]
+Operations = tuple[str | None, ...]  # of the sandbox; None: all there are
 LEASE_S = 2.5  # the desk's; freezes are shorter and longer than this
 
 
@@ -70,9 +72,10 @@ def _kill_all_at(text: str) -> Play:
 
 def _kill_in_call(effect: str) -> Play:
     def play(scene: Scene) -> None:
-        scene.fault("slow", operation="cancel", probability=0.2, seconds=0.9, effect=effect)
+        for operation in CANCELS:
+            scene.fault("slow", operation=operation, probability=0.3, seconds=0.9, effect=effect)
         for _ in range(2):
-            scene.wait_for_call("slow")
+            scene.until_slow_call()
             scene.pause(0.0, 0.5)
             scene.kill([scene.any_worker()])
         scene.until_all_asked()
@@ -174,7 +177,7 @@ def _lost_bells(scene: Scene) -> None:
 # -- the exchange
 
 
-def _arm(kind: str, *, probability: float = 0.3, operations: tuple[str | None, ...], **fields: Any) -> Play:
+def _arm(kind: str, *, probability: float = 0.3, operations: tuple[Operations, ...], **fields: Any) -> Play:
     """Arms a fault of the sandbox and leaves it armed."""
 
     def play(scene: Scene) -> None:
@@ -183,8 +186,8 @@ def _arm(kind: str, *, probability: float = 0.3, operations: tuple[str | None, .
             for name, value in fields.items()
         }
         drawn.setdefault("effect", scene.chance.choice(SANDBOX_FAULTS[kind].effects))
-        operation = scene.chance.choice(operations)
-        scene.fault(kind, probability=probability, operation=operation, **drawn)
+        for operation in scene.chance.choice(operations):
+            scene.fault(kind, probability=probability, operation=operation, **drawn)
 
     return play
 
@@ -201,10 +204,10 @@ def _during(*plays: Play) -> Play:
     return play
 
 
-_ANY: tuple[str | None, ...] = ("cancel", "cancel", None)
-_CANCEL: tuple[str | None, ...] = ("cancel",)
+_CANCEL: tuple[Operations, ...] = (CANCELS,)
+_ANY: tuple[Operations, ...] = (CANCELS, CANCELS, (None,))
 _DROP_AFTER = _arm("drop_after", operations=_CANCEL, how=["close", "reset"])
-_STALE = _arm("stale_read", probability=0.7, operations=("read",), seconds=[0.4, 1.0, None])
+_STALE = _arm("stale_read", probability=0.7, operations=(("read",),), seconds=[0.4, 1.0, None])
 _SLOW = _arm("slow", probability=0.2, operations=_ANY, seconds=[0.3, 0.8, 1.7])
 _BUSY = _arm("http_429", probability=0.5, operations=_ANY, retry_after=[None, "0", "1"])
 
@@ -215,6 +218,22 @@ def _not_found(scene: Scene) -> None:
         if scene.chance.random() < 0.3:
             times = scene.chance.choice([1, 2])
             scene.fault("not_found", operation="read", order_id=order["order_id"], times=times)
+
+
+def _entries(scene: Scene) -> None:
+    """Batches whose answers have entries that fail, lack, or carry another order's id, in any order."""
+    for kind in ("entry_error", "entry_missing", "entry_foreign", "shuffled"):
+        effect = scene.chance.choice(SANDBOX_FAULTS[kind].effects)
+        scene.fault(kind, operation="batch", probability=0.15, effect=effect)
+
+
+def _spent(scene: Scene) -> None:
+    """A small account, whose tokens somebody else spends too."""
+    scene.control.configure(tier=scene.chance.choice(["advanced", "expert"]))
+    while not scene.asked.wait(0.3):
+        scene.control.drain("write", scene.chance.choice([50, 200, 1000]))
+    scene.control.configure(tier="unlimited")
+    scene.mark()
 
 
 def _exchange_freeze(scene: Scene) -> None:
@@ -319,6 +338,15 @@ KINDS = {
         _during(_not_found, _DROP_AFTER),
         raw=True,
     ),
+    "batch-entries": Kind(
+        "batches answered with failed, missing, foreign and shuffled entries", _during(_entries), raw=True
+    ),
+    "batch-refused": Kind(
+        "batches refused as too large",
+        _during(_arm("oversize", probability=0.5, operations=(("batch",),))),
+        raw=True,
+    ),
+    "tokens-spent": Kind("a small budget, and a foreign client that drains it", _spent, raw=True, fresh=True),
     "exchange-freeze": Kind("SIGSTOP of the exchange for 0.5 to 4 s", _exchange_freeze, raw=True),
     "exchange-paused": Kind("the exchange, or some shards, paused", _exchange_paused, raw=True),
     "clock-skew": Kind("the clocks differ by 8 to 120 s from one moment on", _skew, raw=True, fresh=True),

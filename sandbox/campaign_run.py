@@ -37,6 +37,8 @@ LOOK_WITHIN_S = 0.3
 ASK_AGAIN_AFTER_S = 0.1
 READ_LAG_S = 0.5  # what the workers expect of the exchange; it lags less
 SANDBOX_READ_LAG_S = 0.3
+# Of each call, as over a good line; without it hardly anything is under way when a blow falls.
+SANDBOX_LATENCY_S = 0.02
 READ_TIMEOUT_S = 1.0
 CALL_DEADLINE_S = 1.5
 LONG_AGO_S = -60.0
@@ -103,7 +105,7 @@ class Campaign:
         # What ended before the run must have ended clearly before: nobody else can tell whose cancel it was.
         control.configure(skew_s=LONG_AGO_S)
         control.place_many(plan.placed_before)
-        control.configure(skew_s=0.0, seed=seed, read_lag_s=SANDBOX_READ_LAG_S)
+        control.configure(skew_s=0.0, seed=seed, read_lag_s=SANDBOX_READ_LAG_S, latency_s=SANDBOX_LATENCY_S)
         control.place_many(plan.placed)
 
     def _play(self, kind: Kind, plan: Plan, scene: Scene, settle_s: float) -> tuple[_Producers, Evidence]:
@@ -145,7 +147,7 @@ class Campaign:
                 time.sleep(2 * LOOK_EVERY_S)
         control = self.stack.control
         evidence.truth = {order["order_id"]: order for order in control.orders()}
-        evidence.calls = control.calls("cancel")
+        evidence.calls = control.calls()
         return evidence
 
 

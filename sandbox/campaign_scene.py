@@ -18,7 +18,8 @@ from typing import Any
 
 import redis
 
-from sandbox.control import Control, Json
+from sandbox.campaign_audit import CANCELS
+from sandbox.control import Control
 from sandbox.stack import Part, Stack, wait_until
 
 # A worker that is asked to end has eight seconds by default; a second for the interpreter's own end.
@@ -165,17 +166,19 @@ class Scene:
         self.control.clear_faults()
         self.mark()
 
-    def wait_for_call(self, fault: str, *, within_s: float = 5.0) -> None:
-        """Waits until a call that ``fault`` strikes is under way; not for ever."""
+    def until_slow_call(self, *, within_s: float = 5.0) -> None:
+        """Waits until a cancel has been under way for 50 ms; not for ever, a drawn fault need not strike."""
 
-        def under_way() -> list[Json]:
-            return [
-                call
-                for call in self.control.calls("cancel")
-                if call["fault"] == fault and call["duration_ms"] is None
-            ]
+        def under_way() -> bool:
+            before_ms = time.time() * 1000 - 50
+            return any(
+                call["operation"] in CANCELS
+                and call["duration_ms"] is None
+                and call["received_ms"] < before_ms
+                for call in self.control.calls()
+            )
 
-        with suppress(TimeoutError):  # a drawn fault need not strike
+        with suppress(TimeoutError):
             wait_until(under_way, within_s=within_s)
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -171,9 +172,13 @@ def _arrange(control: Control) -> None:
 
 
 def _ask(client: CancelClient) -> None:
-    client.cancel_many(_asked(MANY))
-    for order_id in _asked(ONE):
-        client.cancel(order_id)
+    """Asks for many at once, then for one after the other: what waits together is canceled together."""
+    client.cancel_many(_asked(MANY)).results(timeout=RESULTS_WITHIN_S)
+    unknown = {scene.order_id for scene in SCENES if scene.order is None}
+    for order_id, times in Counter(_asked(ONE)).items():
+        pending = [client.cancel(order_id) for _ in range(times)]
+        if order_id not in unknown:
+            pending[-1].result(timeout=RESULTS_WITHIN_S)
 
 
 def _ask_as_a_stranger(stack: Stack) -> list[Json]:
@@ -242,6 +247,8 @@ def _milliseconds(result: CancelResult) -> str:
 
 # -- the comparison
 
+_CANCELS = ("cancel", "batch")  # a worker's two ways to cancel, in the sandbox' words
+
 
 def _differences(
     found: Mapping[str, CancelResult], raw_values: Sequence[Json], control: Control
@@ -252,7 +259,7 @@ def _differences(
         for difference in differences_from_truth(
             found.get(scene.order_id),
             _truth(control, scene.order_id),
-            control.calls(operation="cancel", order_id=scene.order_id),
+            _cancels_received(control, scene.order_id),
         )
     ]
     for value in raw_values:
@@ -267,6 +274,10 @@ def _truth(control: Control, order_id: str) -> Json | None:
         return control.order(order_id)
     except ControlError:
         return None
+
+
+def _cancels_received(control: Control, order_id: str) -> list[Json]:
+    return [call for call in control.calls(order_id=order_id) if call["operation"] in _CANCELS]
 
 
 def differences_from_truth(
@@ -302,7 +313,7 @@ def _should_be(truth: Json | None) -> tuple[str, str | None, Decimal | None]:
         return Outcome.UNKNOWN_ORDER.value, None, None
     if truth["status"] == "resting":
         return "nothing settled yet", "resting", None
-    by_us = any(line["event"] == "canceled" and line.get("by") == "cancel" for line in truth["history"])
+    by_us = any(line["event"] == "canceled" and line.get("by") in _CANCELS for line in truth["history"])
     if truth["status"] == "canceled" and by_us:
         return Outcome.CANCELED.value, "canceled", Decimal(truth["canceled_count_fp"])
     return Outcome.TOO_LATE.value, truth["status"], Decimal(0)

@@ -15,60 +15,54 @@ from sandbox.stack import ROOT
 # way: values at the bottom, the exchange and the book side by side, the desk above both, the queue on top.
 MAY_IMPORT = {
     "__init__": set(),
+    # Values.
     "orders": set(),
     "settings": set(),
     "signing": set(),
-    # Redis: one way to it, the records, the book, the buckets, the leases.
+    "scope": {"orders"},
+    # Redis: one way to it, and what is kept there.
     "scripts": {"settings"},
     "records": {"orders"},
     "book": {"orders", "records", "scripts", "settings"},
-    "pacing": {"scripts"},
     "leases": {"book", "scripts"},
-    # The exchange: its language and its rules without I/O, then the wire.
+    "pacing": {"orders", "scripts"},
+    "masses": {"orders", "records", "scope", "scripts", "settings"},
+    # The exchange: its language and the rules without any I/O, then the wire.
     "dialects": {"orders"},
     "outcomes": {"dialects", "orders"},
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
-    # Both together: what is claimed is seen through.
+    # Both together: what is asked for is seen through.
     "pursuit": {
-        "book",
-        "dialects",
-        "exchange",
-        "gate",
-        "leases",
-        "orders",
-        "outcomes",
-        "pacing",
-        "scripts",
+        *("book", "leases", "pacing", "scripts"),
+        *("dialects", "exchange", "gate", "orders", "outcomes"),
     },
     "desk": {"book", "exchange", "gate", "leases", "orders", "pacing", "pursuit", "scripts"},
-    # The queue's surface and the worker's process.
+    "mass": {"book", "dialects", "exchange", "masses", "orders", "pacing", "scripts"},
+    # The worker's process and the queue's surface.
     "bells": {"orders"},
     "lifecycle": {
-        "bells",
-        "book",
-        "desk",
-        "dialects",
-        "exchange",
-        "orders",
-        "pacing",
-        "scripts",
-        "settings",
-        "signing",
+        *("bells", "desk", "mass"),
+        *("book", "masses", "pacing", "scripts"),
+        *("dialects", "exchange"),
+        *("orders", "settings", "signing"),
     },
     "consumer": {"bells", "lifecycle", "scripts"},
     "app": {"consumer"},
-    "tasks": {"app", "bells", "book", "lifecycle", "orders", "scripts"},
+    "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "orders", "records", "scripts", "settings"},
+    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli": {"book", "client", "doctor", "orders", "settings"},
     "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
 PRODUCERS = ("client",)
-NEVER_ON_THE_PRODUCERS_SIDE = {"exchange", "signing", "transport", "dialects", "outcomes", "desk"}
+NEVER_ON_THE_PRODUCERS_SIDE = {
+    *("dialects", "exchange", "outcomes", "signing", "transport"),
+    *("desk", "lifecycle", "mass", "pursuit"),
+}
 
 
 def name_of(path):

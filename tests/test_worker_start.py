@@ -26,7 +26,7 @@ def own_database(stack):
 
 
 def start(stack, log_path, *options, **changes):
-    """The documented command from the repository's root, with changes to a fit environment (None: not set)."""
+    """The documented command from the repository's root; ``changes`` to a fit environment, None: not set."""
     env = {**stack.environment, "REDIS_URL": own_database(stack), **changes}
     env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env["PATH"]))
     env = {name: value for name, value in env.items() if value is not None}

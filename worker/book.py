@@ -13,6 +13,7 @@ on how long the book is. Keys, under the configured prefix P:
                             ``write:{shard}``, and ``read`` for what is to be read back
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
+- ``P:bulks``               hash: the tasks that want a list of results, by task id
 - ``P:unreadable``          list: the latest messages that nobody could understand
 - ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
 - ``P:fence``               the last token given out
@@ -353,6 +354,29 @@ class Book:
         oldest = time.time() - GATE_NOTE_LIFE_S
         states = {worker: json.loads(note) for worker, note in noted.items()}
         return {worker: str(state) for worker, (state, at) in states.items() if at >= oldest}
+
+    def note_bulk(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
+        """Notes that a task wants the results of these orders, in this order, and then the refused ones."""
+        noted = json.dumps([list(order_ids), list(refused)])
+        scripts.call(lambda: self._server.hset(f"{self._prefix}:bulks", task_id, noted))
+
+    def answer_bulks(self) -> None:
+        """Stores the list of results of every noted task whose orders all have one."""
+        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:bulks"))
+        for task_id, text in noted.items():
+            order_ids, refused = json.loads(text)
+            found = self.records(order_ids)
+            if len(found) == len(order_ids):
+                values = [found[order_id].to_json() for order_id in order_ids]
+                self._answer_bulk(task_id, [*values, *refused])
+
+    def _answer_bulk(self, task_id: str, values: Sequence[object]) -> None:
+        record = records.task_record(task_id, values, date_done=utc_text(time.time()))
+        pipeline = self._server.pipeline()
+        pipeline.set(records.task_key(task_id), record, ex=self._record_life_s)
+        pipeline.publish(records.task_key(task_id), record)
+        pipeline.hdel(f"{self._prefix}:bulks", task_id)
+        scripts.call(pipeline.execute)
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
         """Open entries whose waiters are to be told ``unresolved``."""

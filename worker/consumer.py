@@ -85,7 +85,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
 
 class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """On the timer of every worker: rings for what nobody is coming for, and tells overdue waiters."""
+    """On the timer of every worker: rings for what nobody is coming for, and tells those who wait."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -106,6 +106,7 @@ class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no t
 def _sweep(app: Celery) -> None:
     try:
         desk().tell_overdue()
+        desk().answer_bulks()
         for lane in desk().lanes_to_wake():
             log.info("waking up for the %s lane", lane.value)
             bells.wake_up(app, lane)

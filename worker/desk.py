@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # A hand with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
 LINGER_S = 1.0
-# Waiting for tokens takes at least this: what came together meanwhile goes out in one call.
+# Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
@@ -34,7 +34,6 @@ REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
-LOOK_FOR_RESULTS_EVERY_S = 0.5
 
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
@@ -67,7 +66,7 @@ class Desk:
         self._call_hand = call_hand
         self._name = name
         self._stopping = threading.Event()
-        self._waiting_for_tokens = threading.Lock()
+        self._staying = threading.Lock()
         self._leases = Leases(book)
         self._gate = Gate(exchange.warm_up, self._tell_gate)
         self._pursuit = Pursuit(
@@ -104,12 +103,16 @@ class Desk:
         self._book.keep_unreadable(message)
 
     def work(self) -> None:
-        """Claims and sees through what is due, risk first, until nothing is due or soon will be."""
-        try:
-            with self._hands.busy():
-                self._work()
-        except BookError as error:
-            log.warning("no work without the book: %s", error)  # the sweep wakes somebody up when it is back
+        """Claims and sees through what is due, risk first, until nothing is due or soon will be.
+
+        Returns at once when enough hands are at it: one stays free for messages that are to be entered.
+        """
+        with self._hands.one_more() as wanted:
+            if wanted:
+                try:
+                    self._work()
+                except BookError as error:  # the sweep wakes somebody up when Redis is back
+                    log.warning("no work without the book: %s", error)
 
     def _work(self) -> None:
         called = False
@@ -125,14 +128,21 @@ class Desk:
                     self._call_hand(claim.entries[0].lane)
                 with self._leases.holding(claim.entries, since=asked):
                     self._conclude(self._pursuit.pursue(claim))
-            elif claim.tokens_in_s > 0:
-                if not self._wait_for_tokens(claim.tokens_in_s):
+            else:
+                wait_s = _until_more(claim)
+                if wait_s is None or not self._stay(wait_s):
                     return
                 called = False
-            elif claim.next_due_s is None or claim.next_due_s > LINGER_S:
-                return
-            else:
-                self._stopping.wait(max(claim.next_due_s, 0.001))
+
+    def _stay(self, seconds: float) -> bool:
+        """Waits for what is due or paid for soon, as the one hand that does; False for the others."""
+        if not self._staying.acquire(blocking=False):
+            return False
+        try:
+            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
+        finally:
+            self._staying.release()
+        return True
 
     def _claim(self) -> Claim:
         limits = self._pacer.limits
@@ -146,31 +156,13 @@ class Desk:
             read_cost=limits.read_cost,
         )
 
-    def _wait_for_tokens(self, seconds: float) -> bool:
-        """Waits as the one hand of this process that does; False for all others, at once."""
-        if not self._waiting_for_tokens.acquire(blocking=False):
-            return False
-        try:
-            # Jittered, so that the fleet's processes do not ask in step; a glance a second in any case.
-            self._stopping.wait(min(max(seconds, GATHER_S), 1.0) * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
-        finally:
-            self._waiting_for_tokens.release()
-        return True
+    def reply_when_settled(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
+        """Has the sweep store these orders' results under a task's id, once all are there."""
+        self._book.note_bulk(task_id, order_ids, refused)
 
-    def work_until_settled(self, requests: Sequence[CancelRequest]) -> dict[str, CancelResult]:
-        """Works until each of these accepted requests has a record; fewer only when stopping."""
-        found: dict[str, CancelResult] = {}
-        missing = [request.order_id for request in requests]
-        while missing and not self._stopping.is_set():
-            self.work()
-            try:
-                for result in self._book.await_records(missing, timeout_s=LOOK_FOR_RESULTS_EVERY_S):
-                    found[str(result.order_id)] = result
-            except BookError as error:
-                log.warning("no results to be seen: %s", error)
-                self._stopping.wait(STORE_AGAIN_EVERY_S)
-            missing = [order_id for order_id in missing if order_id not in found]
-        return found
+    def answer_bulks(self) -> None:
+        """Stores the results of bulk messages whose orders all have one."""
+        self._book.answer_bulks()
 
     def tell_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on."""
@@ -213,6 +205,15 @@ class Desk:
             _tell(conclusion, ours=ours)
 
 
+def _until_more(claim: Claim) -> float | None:
+    """How long a hand that claimed nothing should stay; None: it is not worth while."""
+    if claim.tokens_in_s > 0:
+        return min(max(claim.tokens_in_s, GATHER_S), LINGER_S)
+    if claim.next_due_s is None or claim.next_due_s > LINGER_S:
+        return None
+    return max(claim.next_due_s, 0.001)
+
+
 def _tell(conclusion: Conclusion, *, ours: bool) -> None:
     """One line for each outcome."""
     entry = conclusion.entry
@@ -244,25 +245,26 @@ def _unresolved(overdue: Overdue) -> CancelResult:
 
 
 class _Hands:
-    """How many of this process' threads are at work in the book."""
+    """How many of this process' threads are at work in the book; one of several is kept free."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self._most = max(number - 1, 1)
         self._lock = threading.Lock()
         self._busy = 0
 
     @property
     def any_idle(self) -> bool:
-        """Whether one more message would find a thread."""
-        return self._busy < self._number
+        """Whether one more hand would be let in."""
+        return self._busy < self._most
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Counts the body's thread as busy."""
+    def one_more(self) -> Iterator[bool]:
+        """Counts the body's thread as busy, unless enough are: then it is given False."""
         with self._lock:
-            self._busy += 1
+            wanted = self._busy < self._most
+            self._busy += wanted
         try:
-            yield
+            yield wanted
         finally:
             with self._lock:
-                self._busy -= 1
+                self._busy -= wanted

@@ -23,12 +23,11 @@ from typing import Any
 
 import redis
 
-from worker import scripts
+from worker import records, scripts
 from worker.orders import DEADLINE_MAX_S, TEXT_MAX_CHARS, BadRequest, count_text, is_order_id, utc_text
 from worker.scope import Scope
 from worker.settings import RedisSettings
 
-RECORD_KEY_PREFIX = "celery-task-meta-mass:"
 LEASE_MS = 3_000
 LOOK_AT_MOST = 2_000
 
@@ -235,9 +234,9 @@ class Masses:
         for name in (key, f"{key}:orders", f"{key}:open"):
             pipeline.expire(name, self._life_s)
         for task_id in filter(None, (f"mass:{request_id}", reply_to)):
-            record = json.dumps(_record(report, task_id))
-            pipeline.set(f"celery-task-meta-{task_id}", record, ex=self._life_s)
-            pipeline.publish(f"celery-task-meta-{task_id}", record)
+            record = records.task_record(task_id, report, date_done=utc_text(time.time()))
+            pipeline.set(records.task_key(task_id), record, ex=self._life_s)
+            pipeline.publish(records.task_key(task_id), record)
         scripts.call(pipeline.execute)
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
@@ -256,14 +255,3 @@ class Masses:
 
     def _key(self, request_id: str) -> str:
         return f"{self._prefix}:mass:{request_id}"
-
-
-def _record(report: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    return {
-        "status": "SUCCESS",
-        "result": report,
-        "traceback": None,
-        "children": [],
-        "date_done": utc_text(time.time()),
-        "task_id": task_id,
-    }

@@ -17,7 +17,8 @@ import redis
 
 from worker.orders import CancelResult
 
-RECORD_KEY_PREFIX = "celery-task-meta-cancel:"
+_TASK_KEY_PREFIX = "celery-task-meta-"
+RECORD_KEY_PREFIX = f"{_TASK_KEY_PREFIX}cancel:"
 _MGET_AT_ONCE = 500
 # Between looks at the records themselves: a published notice can be lost with its connection.
 _LOOK_AGAIN_S = 2.0
@@ -27,6 +28,24 @@ _CONNECT_AGAIN_S = 0.2
 def record_key(order_id: str) -> str:
     """The Redis key of an order's record, which is its channel too."""
     return RECORD_KEY_PREFIX + order_id
+
+
+def task_key(task_id: str) -> str:
+    """The Redis key of a task's own result, which is its channel too."""
+    return _TASK_KEY_PREFIX + task_id
+
+
+def task_record(task_id: str, value: object, *, date_done: str) -> str:
+    """The record of a task's own result."""
+    record = {
+        "status": "SUCCESS",
+        "result": value,
+        "traceback": None,
+        "children": [],
+        "date_done": date_done,
+        "task_id": task_id,
+    }
+    return json.dumps(record, separators=(",", ":"))
 
 
 def record_parts(result: CancelResult, *, date_done: str) -> tuple[str, str]:

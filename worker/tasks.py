@@ -51,7 +51,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any]:
 
 
 @app.task(bind=True, name="cancel_orders")
-def cancel_orders(self: Task, *args: Any, **fields: Any) -> list[dict[str, Any]]:
+def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
     """Cancels a list of orders; the value has one result for each, in the order they are first named."""
     parsed = [_parse(message) for message in _many_messages(args, fields)]
     requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
@@ -61,13 +61,10 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> list[dict[str, Any]]
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
     ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
     refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
-    if self.request.ignore_result:
-        desk().work()
-        raise Ignore
-    found = desk().work_until_settled(list(requests.values()))
-    if len(found) < len(ids):
-        raise Reject("shutting down", requeue=True)  # the orders are in the book; the list comes later
-    return [found[order_id].to_json() for order_id in ids] + refused
+    if not self.request.ignore_result:
+        desk().reply_when_settled(self.request.id, ids, refused)
+    desk().work()
+    raise Ignore  # the sweep stores the list under this task's id when all orders are settled
 
 
 @app.task(bind=True, name="mass_cancel")
