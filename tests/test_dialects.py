@@ -22,8 +22,10 @@ from worker.dialects import (
     Reply,
     Routing,
     Trouble,
+    compose_batch,
     compose_cancel,
     compose_read,
+    decipher_batch,
     decipher_cancel,
     decipher_object,
     decipher_read,
@@ -138,6 +140,23 @@ def test_zero_and_auto_routing_are_said_and_what_is_unset_is_left_out(routing, q
 def test_a_v1_cancel_is_the_path_of_the_users_document_and_nothing_else():
     call = compose_cancel(Dialect.V1, OURS, Routing("KX", 2, 7))
     assert call == Call("DELETE", f"/trade-api/v2/portfolio/orders/{OURS}")
+
+
+def test_a_v2_batch_routes_each_order_in_its_body():
+    call = compose_batch(Dialect.V2, [(OURS, Routing("KX-A", 2, 3)), (OTHER, Routing())])
+    assert (call.method, call.target) == ("DELETE", "/trade-api/v2/portfolio/events/orders/batched")
+    assert json.loads(call.body) == {
+        "orders": [
+            {"order_id": OURS, "market_ticker": "KX-A", "exchange_index": 2, "subaccount": 3},
+            {"order_id": OTHER},
+        ]
+    }
+
+
+def test_a_v1_batch_is_a_list_of_ids():
+    call = compose_batch(Dialect.V1, [(OURS, Routing("KX-A", 2, 3)), (OTHER, Routing())])
+    assert (call.method, call.target) == ("DELETE", "/trade-api/v2/portfolio/orders/batched")
+    assert json.loads(call.body) == {"ids": [OURS, OTHER]}
 
 
 def test_reads_are_common_to_both_dialects():
@@ -459,6 +478,81 @@ def test_the_words_of_a_stranger_are_cut_short():
         assert len(answer.problem.code) <= 300
 
 
+# -- batches
+
+THIRD = "11111111-0000-4000-8000-000000000003"
+
+
+def batch(status, body=b"", order_ids=(OURS, OTHER, THIRD)):
+    return decipher_batch(order_ids, reply(status, body))
+
+
+def test_each_order_of_a_batch_has_its_own_answer_matched_by_id_whatever_the_order():
+    answers = batch(
+        200,
+        {
+            "orders": [
+                {"order_id": THIRD, "reduced_by": "0.00", "error": {"code": "not_found", "message": "no"}},
+                {"order_id": OURS, "reduced_by": "5.00", "ts_ms": 1_715_793_660_456},
+                {"order_id": "a stranger", "reduced_by": "9.00"},
+            ]
+        },
+    )
+    assert isinstance(answers, dict)
+    assert answers[OURS] == Canceled(Decimal(5), 1_715_793_660_456, None)
+    assert isinstance(answers[OTHER], Trouble)
+    assert (answers[OTHER].meaning, answers[OTHER].problem.code) == (Meaning.UNANSWERED, "unmentioned")
+    assert isinstance(answers[THIRD], Trouble)
+    assert (answers[THIRD].meaning, answers[THIRD].problem.code) == (Meaning.NOT_FOUND, "not_found")
+    assert list(answers) == [OURS, OTHER, THIRD]
+
+
+@pytest.mark.parametrize("entry", [{"order_id": OURS, **V1_CANCELED, "error": None}, V1_CANCELED])
+def test_a_v1_batch_brings_whole_orders(entry):
+    answers = batch(200, {"orders": [entry]})
+    assert isinstance(answers, dict)
+    assert isinstance(answers[OURS], Canceled)
+    assert answers[OURS].reduced_by == Decimal(123)
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        ({"code": "not_found", "message": "no"}, Meaning.NOT_FOUND),
+        ({"code": "not_found:_0b0d", "message": "no"}, Meaning.NOT_FOUND),
+        ({"code": "exchange_is_paused"}, Meaning.PAUSED),
+        ({"code": "trading_is_paused"}, Meaning.PAUSED),
+        ({"code": "internal_error"}, Meaning.UNCLEAR),
+        ({"message": "words"}, Meaning.UNCLEAR),
+        ("words", Meaning.UNCLEAR),
+        (["odd"], Meaning.UNCLEAR),
+        (5, Meaning.UNCLEAR),
+        (True, Meaning.UNCLEAR),
+    ],
+)
+def test_an_error_in_a_batch_is_never_a_cancellation_even_beside_a_count(error, meaning):
+    answers = batch(200, {"orders": [{"order_id": OURS, "reduced_by": "5.00", "error": error}]})
+    assert isinstance(answers, dict)
+    assert isinstance(answers[OURS], Trouble)
+    assert answers[OURS].meaning is meaning
+
+
+@pytest.mark.parametrize("body", [b"", HTML, b"[]", {}, {"orders": None}, {"orders": {}}, b'{"orders":[' * 9])
+def test_a_batch_answer_that_is_no_list_of_orders_is_unanswered_as_a_whole(body):
+    answer = batch(200, body)
+    assert isinstance(answer, Trouble)
+    assert answer.meaning is Meaning.UNANSWERED
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"), [(429, Meaning.BUSY), (500, Meaning.UNANSWERED), (403, Meaning.REFUSED)]
+)
+def test_a_batch_can_fail_as_a_whole(status, meaning):
+    answer = batch(status, {"error": {"code": "some_code", "message": "words"}})
+    assert isinstance(answer, Trouble)
+    assert answer.meaning is meaning
+
+
 # -- headers
 
 
@@ -731,6 +825,27 @@ def test_no_reply_makes_deciphering_raise_or_report_a_cancellation_that_it_does_
     facts = decipher_object(received)
     assert isinstance(facts, Trouble | dict)
     server_time_s(received)
+
+
+entries = (
+    changed_bodies().map(json.loads)
+    | values
+    | st.fixed_dictionaries({"order_id": WORDS, "reduced_by": WORDS | numbers}, optional={"error": values})
+)
+
+
+@given(st.lists(entries, max_size=4), st.sampled_from([200, 200, 200, 201, 404, 429, 500]))
+def test_no_batch_reply_makes_deciphering_raise_or_report_a_cancellation_that_no_entry_proves(shown, status):
+    answers = batch(status, {"orders": shown})
+    if isinstance(answers, Trouble):
+        assert status != 200
+        return
+    assert set(answers) == {OURS, OTHER, THIRD}
+    answer = answers[OURS]
+    if isinstance(answer, Canceled):
+        own = [entry for entry in shown if isinstance(entry, dict) and not entry.get("error")]
+        proven = [proves_a_cancellation(reply(200, entry)) for entry in own]
+        assert answer.reduced_by in set().union(*proven)
 
 
 @given(st.decimals("0.01", 999_999_999_999, places=2), st.sampled_from(["v2", "v1", "v1_fp"]))

@@ -219,6 +219,83 @@ def test_what_never_left_us_is_told_apart(connect):
     assert troubled(connect(), "o-1", time_left_s=0.0).meaning is Meaning.NOT_SENT
 
 
+# -- batches
+
+
+def test_a_batch_answers_for_each_of_its_orders(connect, control):
+    control.place("o-1", count="4.00")
+    control.place("o-2", exchange_index=2, ticker="KXBTC-26NOV22-B", count="5.00")
+    control.place("o-3", status="executed", filled="10.00")
+    control.fault("shuffled", times=1)
+    orders = [
+        ("o-1", HERE),
+        ("o-2", Routing(exchange_index=2)),
+        ("o-3", HERE),
+        ("nobody", HERE),
+    ]
+    answers = connect().cancel_batch(orders, time_left_s=TIME_LEFT_S)
+    assert isinstance(answers, dict)
+    counts = {name: answer.reduced_by for name, answer in answers.items() if isinstance(answer, Canceled)}
+    assert counts == {"o-1": Decimal(4), "o-2": Decimal(5)}
+    assert {answers[name].meaning for name in ("o-3", "nobody")} == {Meaning.NOT_FOUND}
+    [call] = control.calls("batch")
+    assert (call["bucket"], call["tokens"]) == ("write", 8)
+
+
+@pytest.mark.parametrize(
+    ("fault", "meaning"),
+    [
+        ({"kind": "entry_missing"}, Meaning.UNANSWERED),
+        ({"kind": "entry_foreign"}, Meaning.UNANSWERED),
+        ({"kind": "entry_error", "code": "internal_error"}, Meaning.UNCLEAR),
+        ({"kind": "entry_error", "code": "internal_error", "effect": "before"}, Meaning.UNCLEAR),
+    ],
+    ids=["missing", "foreign", "error", "error after the effect"],
+)
+def test_an_order_whose_entry_of_a_batch_is_spoilt_is_never_called_canceled(connect, control, fault, meaning):
+    control.place("o-1")
+    control.place("o-2")
+    control.fault(**fault, order_id="o-1", times=1)
+    answers = connect().cancel_batch([("o-1", HERE), ("o-2", HERE)], time_left_s=TIME_LEFT_S)
+    assert isinstance(answers, dict)
+    assert isinstance(answers["o-1"], Trouble)
+    assert answers["o-1"].meaning is meaning
+    assert isinstance(answers["o-2"], Canceled)
+
+
+def test_a_v1_batch_speaks_v1_and_moves_on_when_it_is_retired(connect, control, caplog):
+    control.configure(v1="alive_fp")
+    control.place_many([{"order_id": f"o-{n}"} for n in range(3)])
+    exchange = connect(dialect=Dialect.V1)
+    answers = exchange.cancel_batch([("o-0", HERE), ("o-1", HERE)], time_left_s=TIME_LEFT_S)
+    assert isinstance(answers, dict)
+    assert all(isinstance(answer, Canceled) for answer in answers.values())
+    control.configure(v1="retired")
+    retired = exchange.cancel_batch([("o-2", HERE)], time_left_s=TIME_LEFT_S)
+    assert isinstance(retired, Trouble)
+    assert (retired.meaning, exchange.dialect) == (Meaning.RETIRED, Dialect.V2)
+    assert len(loud(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "meaning"),
+    [
+        ({"kind": "oversize"}, Meaning.REFUSED),
+        ({"kind": "http_429"}, Meaning.BUSY),
+        ({"kind": "drop_after"}, Meaning.UNANSWERED),
+        ({"kind": "truncated"}, Meaning.UNANSWERED),
+        ({"kind": "garbage"}, Meaning.UNANSWERED),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else value.name,
+)
+def test_a_batch_can_fail_as_a_whole(connect, control, fault, meaning):
+    control.place("o-1")
+    control.fault(**fault, operation="batch", times=1)
+    answer = connect().cancel_batch([("o-1", HERE)], time_left_s=TIME_LEFT_S)
+    assert isinstance(answer, Trouble)
+    assert answer.meaning is meaning
+
+
 # -- the move from a retired V1
 
 
