@@ -6,10 +6,12 @@ redelivers late, so messages only wake workers up (see worker/book.py).
 
 from kombu.entity import Exchange, Queue
 
+from worker.broker import use_checked_transport
 from worker.orders import Lane
-from worker.settings import RedisSettings, SettingsError, WorkerSettings
+from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
 
 try:
+    refuse_celery_overrides()
     _redis = RedisSettings.from_env()
 except SettingsError:
     WorkerSettings.from_env()  # raises with everything that is wrong, not only with what is about Redis
@@ -17,6 +19,7 @@ except SettingsError:
 
 # -- where ------------------------------------------------------------------------------------------------
 broker_url = _redis.celery_url
+use_checked_transport()  # a message that Celery cannot open would end one worker after the other
 result_backend = _redis.celery_url
 imports = ("worker.tasks",)
 

@@ -26,7 +26,7 @@ from worker.book import Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, connect
-from worker.settings import RedisSettings
+from worker.settings import RedisSettings, refuse_celery_overrides
 
 __all__ = [
     "BadRequest",
@@ -135,6 +135,7 @@ class CancelClient:
     def __init__(self, redis_url: str | RedisSettings, *, requested_by: str | None = None) -> None:
         if isinstance(redis_url, str):
             redis_url = RedisSettings.from_env({"REDIS_URL": redis_url})
+        refuse_celery_overrides()
         self._requested_by = requested_by
         self._server: redis.Redis = connect(redis_url)
         self._book = Book(self._server, redis_url)

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.app import app_or_default
+from kombu.exceptions import OperationalError
 
 from worker import bells, scripts
 from worker.book import Book
@@ -101,7 +102,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
         lanes=[lane for lane in Lane if lane in consumed],
         hands=app.conf.worker_concurrency,
-        call_hand=lambda lane: bells.wake_up(app, lane),
+        call_hand=lambda lane: _call_hand(app, lane),
         name=name,
     )
     runner = MassRunner(
@@ -118,6 +119,13 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     )
     runner.start()
     return Office(the_desk, runner)
+
+
+def _call_hand(app: Celery, lane: Lane) -> None:
+    try:
+        bells.wake_up(app, lane)
+    except (OperationalError, OSError) as error:  # who calls goes on, and holds claimed orders
+        log.warning("no further hand could be called: %s", error)
 
 
 def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:

@@ -343,6 +343,22 @@ class WorkerSettings:
         return settings
 
 
+# Celery prefers these to any configuration: they would tear messages and book apart, and past the TLS rule.
+CELERY_OVERRIDES: Final = (
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_RESULT_BACKEND",
+)
+
+
+def refuse_celery_overrides(env: Mapping[str, str] | None = None) -> None:
+    """Raises SettingsError when Celery would read another broker or backend out of the environment."""
+    set_ones = [name for name in CELERY_OVERRIDES if (os.environ if env is None else env).get(name)]
+    if set_ones:
+        raise SettingsError([f"{name} must not be set: REDIS_URL names the one Redis" for name in set_ones])
+
+
 class _Reader:
     """Reads variables of the table and keeps what is wrong with them; a bad one reads as a harmless value."""
 

@@ -4,7 +4,8 @@
 -- returns for each lane: 1 a wake-up is to be published (by this caller alone), 0 it is not
 --
 -- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
--- goes on until nothing is due. Asked to ring, a caller that dies is replaced after the patience.
+-- goes on until nothing is due. What became due within the patience has its message on the way, unless it
+-- was a vanished hand's. Asked to ring, a caller that dies is replaced after the patience.
 
 local prefix, patience_ms = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -14,7 +15,11 @@ local paths = redis.call('SMEMBERS', prefix .. ':paths')
 local function anything_due(lane)
   for _, path in ipairs(paths) do
     local first = redis.call('ZRANGE', prefix .. ':due:' .. lane .. ':' .. path, 0, 0, 'WITHSCORES')
-    if first[2] and tonumber(first[2]) <= now_ms then return true end
+    local due_for_ms = first[2] and now_ms - tonumber(first[2]) or -1
+    if due_for_ms >= patience_ms then return true end
+    if due_for_ms >= 0 and (redis.call('HGET', prefix .. ':entry:' .. first[1], 'token') or '') ~= '' then
+      return true  -- its lease ran out
+    end
   end
 end
 
