@@ -351,20 +351,22 @@ KINDS = {
     "exchange-paused": Kind("the exchange, or some shards, paused", _exchange_paused, raw=True),
     "clock-skew": Kind("the clocks differ by 8 to 120 s from one moment on", _skew, raw=True, fresh=True),
     # together
-    "kill+drop-after": Kind("SIGKILL of workers while replies are lost", _during(_DROP_AFTER, _kill)),
-    "kill+stale-reads": Kind(
+    "kill-with-drop-after": Kind("SIGKILL of workers while replies are lost", _during(_DROP_AFTER, _kill)),
+    "kill-with-stale-reads": Kind(
         "SIGKILL of all workers, lost replies, stale reads", _during(_DROP_AFTER, _STALE, _kill_all)
     ),
-    "freeze-long+drop-after": Kind(
+    "freeze-long-with-drop-after": Kind(
         "a long SIGSTOP while replies are lost", _during(_DROP_AFTER, _freeze_long)
     ),
-    "freeze-long+slow": Kind("a long SIGSTOP while replies are slow", _during(_SLOW, _freeze_long)),
-    "redis-restart+stale-reads": Kind(
+    "freeze-long-with-slow": Kind("a long SIGSTOP while replies are slow", _during(_SLOW, _freeze_long)),
+    "redis-restart-with-stale-reads": Kind(
         "Redis restarts, lost replies, stale reads", _during(_DROP_AFTER, _STALE, _redis_restart)
     ),
-    "redis-freeze+slow": Kind("SIGSTOP of Redis while replies are slow", _during(_SLOW, _redis_freeze)),
-    "redis+worker-kill": Kind("SIGKILL of Redis, then of all workers", _during(_redis_restart, _kill_all)),
-    "skew+drop-after": Kind(
+    "redis-freeze-with-slow": Kind("SIGSTOP of Redis while replies are slow", _during(_SLOW, _redis_freeze)),
+    "redis-kill-with-worker-kill": Kind(
+        "SIGKILL of Redis, then of all workers", _during(_redis_restart, _kill_all)
+    ),
+    "skew-with-drop-after": Kind(
         "the clocks jump apart while replies are lost", _during(_DROP_AFTER, _skew), raw=True, fresh=True
     ),
     "everything": Kind("three faults of the exchange and three blows to the rest", _during(_everything)),

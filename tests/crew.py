@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,26 @@ def ids(number: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(number)]
 
 
+def wait_ready(worker: Part) -> None:
+    """Waits until the worker takes messages."""
+    worker.wait_ready(lambda: " ready." in worker.log_text(), "the worker")
+
+
 def is_idle(worker: Part) -> bool:
     """Whether the worker has finished every message that it has received."""
     log = worker.log_text()
     return log.count(" received") == sum(log.count(end) for end in _ENDS_OF_A_MESSAGE)
 
 
-_ENDS_OF_A_MESSAGE = (" ignored", " succeeded in ", " rejected")
+_ENDS_OF_A_MESSAGE = (" ignored", " succeeded in ", " rejected", " raised unexpected")
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A database of one test's own: its client, and ``start``, which starts its workers."""
+
+    client: CancelClient
+    start: Callable[[], list[Part]]
 
 
 class Crew:
@@ -46,6 +61,7 @@ class Crew:
         self.control = self.stack.control
         self.redis = self.stack.redis
         self.client = CancelClient(self.redis.url, requested_by="test")
+        self._databases = itertools.count(1)
 
     def close(self) -> None:
         """Ends everything."""
@@ -67,7 +83,7 @@ class Crew:
             self.stack.spawn_worker()
         crew = self.alive()
         for worker in crew:
-            worker.wait_ready(lambda worker=worker: " ready." in worker.log_text(), "the worker")
+            wait_ready(worker)
         return crew
 
     def place(self, number: int = 1, **fields: object) -> list[str]:
@@ -116,9 +132,26 @@ class Crew:
         [worker] = [each for each, seen in before.items() if each.log_text().count(" received") > seen]
         return worker
 
-    def log(self) -> str:
-        """What all workers have printed."""
-        return "\n".join(worker.log_text() for worker in self.stack.workers)
+    @contextmanager
+    def apart(self, *options: str, workers: int = 1, **environment: str) -> Iterator[Apart]:
+        """Workers of one test's own, on a database that no other worker listens to, and their client."""
+        url = self.redis.url.removesuffix("/0") + f"/{next(self._databases)}"
+        client = CancelClient(url, requested_by="mm")
+
+        def start() -> list[Part]:
+            crew = [self.stack.spawn_worker(*options, REDIS_URL=url, **environment) for _ in range(workers)]
+            mine.extend(crew)
+            for worker in crew:
+                wait_ready(worker)
+            return crew
+
+        mine: list[Part] = []
+        try:
+            yield Apart(client, start)
+        finally:
+            client.close()
+            for worker in mine:
+                worker.kill()
 
     @contextmanager
     def frozen(self, *parts: Part) -> Iterator[None]:
@@ -132,10 +165,18 @@ class Crew:
                 part.signal(signal.SIGCONT)
 
     def leave(self) -> None:
-        """For the end of a test: no faults, nothing stopped, and the ends of the logs for a failed one."""
+        """For the end of a test: no faults, nothing stopped, and the ends of the logs for a failed one.
+
+        No task may ever have ended with an exception: what goes wrong is waited out or has a result.
+        """
         self.redis.part.signal(signal.SIGCONT)
         for worker in self.alive():
             worker.signal(signal.SIGCONT)
             sys.stdout.write(f"--- {worker.log_path.name}\n{worker.log_text()[-LOG_TAIL_CHARS:]}\n")
         if self.stack.exchange.process.poll() is None:
             self.control.reset()
+        assert [worker.log_path.name for worker in self.stack.workers if _has_raised(worker)] == []
+
+
+def _has_raised(worker: Part) -> bool:
+    return " raised unexpected" in worker.log_text()

@@ -582,34 +582,55 @@ def lanes_to_wake(desk, patience_s=0.05):
     return desk.book.lanes_to_wake(BOTH, patience_s=patience_s)
 
 
+def wait_for_ring(desk, patience_s=0.05):
+    return wait_until(lambda: lanes_to_wake(desk, patience_s), within_s=5, what="a ring")
+
+
 def test_the_sweep_rings_once_for_what_nobody_is_coming_for(desk):
     assert lanes_to_wake(desk) == []
     desk.accept(*ids(2), lane=Lane.RISK)
-    assert lanes_to_wake(desk, LONG_S) == [Lane.RISK]
-    assert lanes_to_wake(desk, LONG_S) == []  # another sweeper has just rung
+    assert wait_for_ring(desk, 0.5) == [Lane.RISK]
+    assert lanes_to_wake(desk, 0.5) == []  # another sweeper has just rung
 
 
 def test_the_sweep_rings_again_after_its_patience_when_the_first_ringer_died(desk):
     desk.accept(*ids())
-    assert lanes_to_wake(desk) == [Lane.STRATEGY]
-    assert wait_until(lambda: lanes_to_wake(desk), within_s=2) == [Lane.STRATEGY]
+    assert wait_for_ring(desk) == [Lane.STRATEGY]
+    assert wait_for_ring(desk) == [Lane.STRATEGY]
+
+
+def test_the_sweep_does_not_ring_for_what_was_accepted_just_now_because_its_message_is_on_the_way(desk):
+    desk.accept(*ids(2))
+    assert lanes_to_wake(desk, LONG_S) == []
 
 
 def test_the_sweep_does_not_ring_while_a_hand_is_claiming(desk):
-    desk.accept(*ids(2))
-    desk.claim(1)
+    desk.accept(*ids(2), lane=Lane.STRATEGY)
+    desk.claim(1, lease_s=0)  # over at once: it would be rung for
     assert lanes_to_wake(desk, LONG_S) == []
-    assert wait_until(lambda: lanes_to_wake(desk), within_s=2) == [Lane.STRATEGY]
+    assert wait_for_ring(desk) == [Lane.STRATEGY]
 
 
 def test_the_sweep_does_not_ring_while_a_message_waits(desk):
     desk.accept(*ids(), lane=Lane.RISK)
+    desk.claim(1, lease_s=0)
     try:
         desk.server.rpush("risk", "a bell")
+        waited = time.monotonic()
+        wait_until(lambda: time.monotonic() - waited > 0.1, what="longer than the patience")
         assert lanes_to_wake(desk) == []
     finally:
         desk.server.delete("risk")
     assert lanes_to_wake(desk) == [Lane.RISK]
+
+
+def test_the_sweep_rings_for_a_vanished_hands_orders_as_soon_as_their_lease_is_over(desk):
+    desk.accept(*ids())
+    desk.claim(1, lease_s=0.6)
+    assert lanes_to_wake(desk, 0.5) == []
+    claimed = time.monotonic()
+    assert wait_for_ring(desk, 0.5) == [Lane.STRATEGY]
+    assert time.monotonic() - claimed < 1.0  # the lease, but no patience after it
 
 
 def test_the_sweep_does_not_ring_for_what_is_in_a_hand_or_paused_and_does_when_that_is_over(desk):
@@ -617,7 +638,7 @@ def test_the_sweep_does_not_ring_for_what_is_in_a_hand_or_paused_and_does_when_t
     _held, paused = desk.claim(2, lease_s=0.3)
     desk.give_back(paused, 0.3)
     assert lanes_to_wake(desk, 0.001) == []
-    assert wait_until(lambda: lanes_to_wake(desk, 0.001), within_s=2) == [Lane.STRATEGY]
+    assert wait_for_ring(desk, 0.001) == [Lane.STRATEGY]
 
 
 # -- keys and cost

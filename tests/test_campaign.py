@@ -25,7 +25,7 @@ SHORT = (
     "worker-freeze-long",
     "redis-restart",
     "stale-reads",
-    "kill+drop-after",
+    "kill-with-drop-after",
     "everything",
 )
 CANCELS = 60

@@ -271,10 +271,8 @@ def test_a_redis_that_is_silent_is_told_in_time_and_asking_again_is_safe(own_red
         assert raised.value.may_be_accepted or not connected
         asked = time.monotonic()
         with pytest.raises(BookError):
-            client.status(order_id)
-        with pytest.raises(BookError):
-            list(client.results([order_id], timeout=1))
-        assert time.monotonic() - asked < 2 * PROMISED_S
+            client.status(order_id) if connected else list(client.results([order_id], timeout=1))
+        assert time.monotonic() - asked < PROMISED_S
     client.cancel(order_id)
     assert client.status(order_id).open is not None
 

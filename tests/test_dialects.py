@@ -838,8 +838,7 @@ entries = (
 def test_no_batch_reply_makes_deciphering_raise_or_report_a_cancellation_that_no_entry_proves(shown, status):
     answers = batch(status, {"orders": shown})
     if isinstance(answers, Trouble):
-        assert status != 200
-        return
+        return  # an answer that is unreadable somewhere is unreadable as a whole
     assert set(answers) == {OURS, OTHER, THIRD}
     answer = answers[OURS]
     if isinstance(answer, Canceled):

@@ -593,14 +593,9 @@ MISHAPS = {
     "none": (True, None),
     "lost before": (False, LOST),
     "lost after": (True, LOST),
-    "503 before": (False, trouble(Meaning.UNAVAILABLE)),
-    "503 after": (True, trouble(Meaning.UNAVAILABLE)),
     "wrong body": (True, trouble(Meaning.UNCLEAR, "wrong_order")),
     "refused": (False, trouble(Meaning.REFUSED)),
     "busy": (False, trouble(Meaning.BUSY)),
-    "paused": (False, trouble(Meaning.PAUSED)),
-    "not sent": (False, trouble(Meaning.NOT_SENT)),
-    "clock": (False, trouble(Meaning.CLOCK)),
 }
 READ_MISHAPS = {
     "none": None,
@@ -648,42 +643,40 @@ def check_verdict(verdict, truth, clock_error_ms):
 def some_of(names):
     """A few of these, so that rare combinations meet often; the first is always among them."""
     names = list(names)
-    return st.lists(st.sampled_from(names), max_size=3, unique=True).map(
+    return st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True).map(
         lambda few: sorted({names[0], *few}, key=names.index)
     )
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
     draw = data.draw
     initial = draw(st.decimals("0.01", 100, places=2), "initial")
     truth = Truth(
         exists=draw(st.sampled_from([True] * 5 + [False]), "exists"),
-        home=draw(st.integers(0, 2), "home"),
-        subaccount=draw(st.integers(0, 1), "subaccount"),
+        home=draw(st.sampled_from([0, 0, 0, 2]), "home"),
+        subaccount=draw(st.sampled_from([0, 0, 0, 1]), "subaccount"),
         initial=initial,
         fill=min(draw(st.decimals(0, 100, places=2), "fill"), initial - Decimal("0.01")),
         now_ms=T0,
     )
-    event = draw(st.sampled_from(EVENTS), "before we come")
+    event = draw(st.sampled_from(["none", "none", *EVENTS]), "before we come")
     if event == "foreign":
         truth.cancel_elsewhere()
     elif event == "execute":
         truth.trade(initial)
     truth.now_ms += draw(st.sampled_from([0, 100, LAG_MS, CLOCK_MARGIN_MS + 2_000, 3_600_000]), "age")
     clock_error_ms = draw(st.integers(-900, 900), "clock error")
-    mishaps, read_mishaps, events = (
-        draw(some_of(names)) for names in (MISHAPS, READ_MISHAPS, ["none", "none", *EVENTS])
-    )
+    mishaps, read_mishaps, events = (draw(some_of(names)) for names in (MISHAPS, READ_MISHAPS, EVENTS))
     longest_pause_ms = draw(st.sampled_from([0, STEP_MS, 3 * LAG_MS]), "longest pause")
-    case = Case.of(draw(requests, "request"))
+    case = Case.of(draw(st.just(CancelRequest(ORDER_ID)) | requests, "request"))
     troubled_steps = draw(st.integers(0, 25), "troubled steps")
     for step in range(troubled_steps + 60):
         troubled = step < troubled_steps
         truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if troubled else STEP_MS
         if troubled:
-            event = draw(st.sampled_from(events), "event")
+            event = draw(st.sampled_from(["none", "none", *events]), "event")
             if event == "fill":
                 truth.trade(Decimal("0.01"))
             elif event == "execute":

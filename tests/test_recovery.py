@@ -39,11 +39,6 @@ def crew(shared):
     shared.leave()
 
 
-def database(crew, number):
-    """The URL of another database of the same Redis, which the other workers do not listen to."""
-    return crew.redis.url.removesuffix("/0") + f"/{number}"
-
-
 # -- killed
 
 
@@ -173,21 +168,15 @@ def test_entries_whose_messages_were_all_deleted_are_noticed(crew):
 
 
 def test_a_long_backlog_drains_without_one_superfluous_wake_up(crew):
-    """What drains by itself needs no ringing, however long it is."""
-    url = database(crew, 3)
-    workers = [crew.stack.spawn_worker(REDIS_URL=url) for _ in range(2)]
-    for worker in workers:
-        worker.wait_ready(lambda worker=worker: " ready." in worker.log_text(), "the worker")
-    client = CancelClient(url)
-    order_ids = crew.place(BACKLOG)
-    pending = client.cancel_many(order_ids)
-    settled = Counter(result.outcome for result in pending.as_settled(timeout=90))
-    assert settled == {"canceled": BACKLOG}
-    assert sum(worker.log_text().count("waking up for") for worker in workers) == 0
-    assert crew.sent() == Counter(order_ids)
-    for worker in workers:
-        worker.kill()
-    client.close()
+    """What drains by itself needs no ringing, however long it is and however long it takes to accept."""
+    with crew.apart(workers=2, KALSHI_BATCH_MOST="") as apart:
+        workers = apart.start()
+        order_ids = crew.place(BACKLOG)
+        pending = apart.client.cancel_many(order_ids)
+        settled = Counter(result.outcome for result in pending.as_settled(timeout=90))
+        assert settled == {"canceled": BACKLOG}
+        assert sum(worker.log_text().count("waking up for") for worker in workers) == 0
+        assert crew.sent() == Counter(order_ids)
 
 
 # -- one cancel for everybody who asks
@@ -269,15 +258,12 @@ def test_a_second_request_while_the_first_is_in_flight_joins_it(crew):
 
 def test_a_waiting_cancel_asked_for_by_risk_is_the_next_one_sent(crew):
     order_ids = crew.place(30)
-    url = database(crew, 1)
-    client = CancelClient(url, requested_by="mm")
-    client.cancel_many(order_ids)
-    urgent = client.cancel(order_ids[-1], requested_by="risk", lane=Lane.RISK)
-    worker = crew.stack.start_worker("-c", "1", REDIS_URL=url)
-    assert urgent.result(timeout=PATIENCE_S).requested_by == ("mm", "risk")
-    wait_until(lambda: not list(client.open_cancels()), within_s=PATIENCE_S, what="all settled")
-    worker.kill()
-    client.close()
+    with crew.apart("-c", "1") as apart:
+        apart.client.cancel_many(order_ids)
+        urgent = apart.client.cancel(order_ids[-1], requested_by="risk", lane=Lane.RISK)
+        apart.start()
+        assert urgent.result(timeout=PATIENCE_S).requested_by == ("mm", "risk")
+        wait_until(lambda: not list(apart.client.open_cancels()), within_s=PATIENCE_S, what="all settled")
     assert crew.cancels()[0]["order_ids"] == order_ids[-1:]
     assert crew.sent() == Counter(order_ids)
 
@@ -316,27 +302,27 @@ def test_asking_again_for_an_unresolved_order_tries_it_at_once_and_waits_for_the
 
 
 def test_what_is_unresolved_for_too_long_is_a_dead_letter_with_its_history_until_asked_for_again(crew):
-    url = database(crew, 2)
-    client = CancelClient(url, requested_by="mm")
-    worker = crew.stack.start_worker(REDIS_URL=url, KALSHI_CANCEL_MAX_AGE_S="1")
     retried, asked_again = crew.place(2)
-    for order_id in (retried, asked_again):
-        crew.control.fault("http_500", order_id=order_id)
-        assert client.cancel(order_id, deadline_s=0.3).result(timeout=PATIENCE_S).outcome == "unresolved"
-    wait_until(lambda: len(list(client.dead_letters())) == 2, within_s=PATIENCE_S, what="given up")
-    letters = {letter.order_id: letter for letter in client.dead_letters()}
-    for order_id in (retried, asked_again):
-        assert client.status(order_id).open is None
-        assert client.status(order_id).result.outcome == "unresolved"
-        progress = letters[order_id].progress
-        assert progress.attempts == crew.sent()[order_id] >= 2
-        assert progress.last_problem.http_status == 500
-        assert len(progress.history) >= 2
-    assert client.retry([retried, "nobody"]) == [retried]
-    assert [letter.order_id for letter in client.dead_letters()] == [asked_again]
-    crew.control.clear_faults()
-    assert client.cancel(asked_again).result(timeout=PATIENCE_S).outcome == "canceled"
-    wait_until(lambda: client.status(retried).result.outcome == "canceled", within_s=PATIENCE_S)
-    assert list(client.dead_letters()) == []
-    worker.kill()
-    client.close()
+    with crew.apart(KALSHI_CANCEL_MAX_AGE_S="1") as apart:
+        apart.start()
+        client = apart.client
+        for order_id in (retried, asked_again):
+            crew.control.fault("http_500", order_id=order_id)
+            told = client.cancel(order_id, deadline_s=0.3).result(timeout=PATIENCE_S)
+            assert told.outcome == "unresolved"
+        wait_until(lambda: len(list(client.dead_letters())) == 2, within_s=PATIENCE_S, what="given up")
+        letters = {letter.order_id: letter for letter in client.dead_letters()}
+        for order_id in (retried, asked_again):
+            assert client.status(order_id).open is None
+            assert client.status(order_id).result.outcome == "unresolved"
+            progress = letters[order_id].progress
+            assert progress.attempts == crew.sent()[order_id] >= 2
+            assert progress.last_problem.http_status == 500
+            assert len(progress.history) >= 2
+        assert client.retry([retried, "nobody"]) == [retried]
+        assert [letter.order_id for letter in client.dead_letters()] == [asked_again]
+        crew.control.clear_faults()
+        assert client.cancel(asked_again).result(timeout=PATIENCE_S).outcome == "canceled"
+        is_canceled = lambda: client.status(retried).result.outcome == "canceled"  # noqa: E731 - a condition
+        wait_until(is_canceled, within_s=PATIENCE_S, what="the retried one canceled")
+        assert list(client.dead_letters()) == []

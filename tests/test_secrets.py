@@ -63,6 +63,7 @@ class Secrets:
         self.words = [PASSPHRASE, PASSWORD]
         self.words += [base64.b64encode(word.encode()).decode() for word in (PASSPHRASE, PASSWORD)]
         self.words += [str(key.private_numbers().d), f"{key.private_numbers().d:x}"]
+        self.signatures = set()
         self._key_runs = {
             body[at : at + RUN_CHARS]
             for body in map(body_of, [*plain, encrypted_pem])
@@ -76,7 +77,8 @@ class Secrets:
         for run in re.findall(rf"[A-Za-z0-9+/=]{{{RUN_CHARS},}}", joined):
             pieces = {run[at : at + RUN_CHARS] for at in range(len(run) - RUN_CHARS + 1)}
             found += [f"key: {piece[:8]}..." for piece in pieces & self._key_runs]
-        return found
+        found += [f"signature: {each[:8]}..." for each in self.signatures if each[:RUN_CHARS] in joined]
+        return found + ["a header"] * ("kalshi-access-signature" in text.lower())
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,7 @@ def everything_in(server):
         "hash": server.hgetall,
         "zset": lambda name: server.zrange(name, 0, -1, withscores=True),
         "stream": server.xrange,
+        "none": lambda _name: "expired",
     }
     return "\n".join(f"{name!r} {readers[server.type(name)](name)!r}" for name in server.keys("*"))
 
@@ -153,6 +156,8 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
     shown.append(repr(client.cancel(open_still, deadline_s=0.3).result(timeout=PATIENCE_S)))
     with contextlib.suppress(BadRequest):
         client.cancel("a/b")
+    secrets.signatures = {call["signature"] for call in control.calls() if call["signature"]}
+    assert len(secrets.signatures) > 2 * len(faults)
     # The exchange and Redis go away under the worker's hands.
     guarded.exchange.kill()
     client.cancel(str(uuid.uuid4()))
@@ -182,22 +187,6 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
         "what the test process shows": "\n".join([*shown, caplog.text, *capfd.readouterr()]),
     }.items():
         assert secrets.seen_in(text) == [], name
-
-
-def test_no_signature_is_written_anywhere(guarded, capfd):
-    control, url = guarded.control, guarded.redis.url
-    client = CancelClient(url)
-    for kind in ("drop_after", "http_500", "garbage", "truncated"):
-        order_id = str(uuid.uuid4())
-        control.place(order_id)
-        control.fault(kind, order_id=order_id, operation="cancel", times=1)
-        assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
-    signatures = {call["signature"] for call in control.calls() if call["signature"]}
-    assert len(signatures) >= 8
-    server = guarded.redis.client()
-    written = "\n".join([everything_in(server), guarded.workers[0].log_text(), *capfd.readouterr()])
-    assert [signature for signature in signatures if signature[:RUN_CHARS] in written] == []
-    assert "KALSHI-ACCESS-SIGNATURE" not in written.upper()
 
 
 @pytest.fixture

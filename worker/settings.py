@@ -356,7 +356,9 @@ def refuse_celery_overrides(env: Mapping[str, str] | None = None) -> None:
     """Raises SettingsError when Celery would read another broker or backend out of the environment."""
     set_ones = [name for name in CELERY_OVERRIDES if (os.environ if env is None else env).get(name)]
     if set_ones:
-        raise SettingsError([f"{name} must not be set: REDIS_URL names the one Redis" for name in set_ones])
+        raise SettingsError(
+            tuple(f"{name} must not be set: REDIS_URL names the one Redis" for name in set_ones)
+        )
 
 
 class _Reader:
