@@ -23,7 +23,13 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.settings import VARIABLES, RedisSettings, SettingsError, WorkerSettings
+from worker.settings import (
+    VARIABLES,
+    RedisSettings,
+    SettingsError,
+    WorkerSettings,
+    refuse_celery_overrides,
+)
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIsecretsecretsecret\n-----END PRIVATE KEY-----"
 PASSWORD = "hunter2hunter2"
@@ -98,6 +104,14 @@ def test_the_least_environment_gives_the_documented_defaults():
         "read_timeout_s": 3.0,
         "call_deadline_s": 5.0,
         "cancel_deadline_s": 10.0,
+        "cancel_max_age_s": 86400.0,
+        "shutdown_s": 8.0,
+        "read_tokens_per_s": 200.0,
+        "read_tokens_capacity": 200.0,
+        "write_tokens_per_s": 100.0,
+        "write_tokens_capacity": 100.0,
+        "risk_reserve": 0.2,
+        "batch_most": 100,
         "read_lag_s": 2.0,
         "max_body_bytes": 4 * 1024 * 1024,
         "pool_size": 16,
@@ -778,3 +792,9 @@ def test_settings_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.redis.redis_url = "redis://evil.example"
     assert not hasattr(settings, "__dict__")
+
+
+def test_a_second_broker_in_the_environment_is_refused():
+    refuse_celery_overrides({"CELERY_BROKER_URL": "", "PATH": "/bin"})
+    with pytest.raises(SettingsError, match="CELERY_BROKER_URL must not be set.*CELERY_RESULT_BACKEND"):
+        refuse_celery_overrides({"CELERY_BROKER_URL": "redis://a", "CELERY_RESULT_BACKEND": "redis://b"})
