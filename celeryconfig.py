@@ -4,6 +4,8 @@ Measured behaviour behind these values: Celery on Redis loses about one message 
 redelivers late, so messages only wake workers up (see worker/book.py).
 """
 
+import sys
+
 from kombu.entity import Exchange, Queue
 
 from worker.broker import use_checked_transport
@@ -13,9 +15,12 @@ from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse
 try:
     refuse_celery_overrides()
     _redis = RedisSettings.from_env()
-except SettingsError:
-    WorkerSettings.from_env()  # raises with everything that is wrong, not only with what is about Redis
-    raise
+except SettingsError as _problem:
+    try:
+        WorkerSettings.from_env()  # to tell everything that is wrong at once, not only what is about Redis
+    except SettingsError as _all:
+        _problem = _all
+    sys.exit(f"cannot start: {_problem}")
 
 # -- where ------------------------------------------------------------------------------------------------
 broker_url = _redis.celery_url

@@ -49,8 +49,15 @@ def _nothing(scene: Scene) -> None:
 
 
 def _kill(scene: Scene) -> None:
-    for share in sorted(scene.chance.uniform(0.1, 1.0) for _ in range(2)):
+    scene.until(scene.chance.uniform(0.1, 1.0))
+    scene.kill([scene.any_worker()])
+
+
+def _kill_again_and_again(scene: Scene) -> None:
+    """Recovery counts from the last blow: the others fall while it recovers from the one before."""
+    for share in (0.2, 0.9, 1.6, 2.3):
         scene.until(share)
+        scene.marks.clear()
         scene.kill([scene.any_worker()])
 
 
@@ -74,12 +81,11 @@ def _kill_in_call(effect: str) -> Play:
     def play(scene: Scene) -> None:
         for operation in CANCELS:
             scene.fault("slow", operation=operation, probability=0.3, seconds=0.9, effect=effect)
-        for _ in range(2):
-            scene.until_slow_call()
-            scene.pause(0.0, 0.5)
-            scene.kill([scene.any_worker()])
+        scene.until_slow_call()
+        scene.pause(0.0, 0.5)
+        scene.kill([scene.any_worker()])
         scene.until_all_asked()
-        scene.clear_faults()
+        scene.control.clear_faults()
 
     return play
 
@@ -271,7 +277,8 @@ _WRONG_BODY = _arm("wrong_body", operations=_ANY)
 KINDS = {
     "none": Kind("nothing goes wrong: what the others are to be compared with", _nothing, raw=True),
     # workers
-    "worker-kill": Kind("SIGKILL of a worker at two random moments", _kill),
+    "worker-kill": Kind("SIGKILL of a worker at a random moment", _kill),
+    "worker-kill-again": Kind("SIGKILL of a worker, four times within 3.5 s", _kill_again_and_again),
     "worker-kill-all": Kind("SIGKILL of all workers at once", _kill_all),
     "kill-at-pop": Kind("SIGKILL of all when one has popped a message", _kill_all_at("HSET unacked")),
     "kill-at-claim": Kind("SIGKILL of all when one has claimed", _kill_all_at(":fence")),

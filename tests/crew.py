@@ -123,14 +123,11 @@ class Crew:
 
     def in_flight(self, order_id: str) -> Part:
         """Asks for a cancel whose call will not be answered soon; the worker that has sent it."""
-        wait_until(
-            lambda: all(map(is_idle, self.alive())), within_s=PATIENCE_S, what="every hand without work"
-        )
-        before = {worker: worker.log_text().count(" received") for worker in self.alive()}
         self.client.cancel(order_id)
         self.wait_sent(order_id)
-        [worker] = [each for each, seen in before.items() if each.log_text().count(" received") > seen]
-        return worker
+        only_one = lambda: sum(not is_idle(worker) for worker in self.alive()) == 1  # noqa: E731 - a condition
+        wait_until(only_one, within_s=PATIENCE_S, what="one worker at work, all others without")
+        return next(worker for worker in self.alive() if not is_idle(worker))
 
     @contextmanager
     def apart(self, *options: str, workers: int = 1, **environment: str) -> Iterator[Apart]:

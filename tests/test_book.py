@@ -672,7 +672,7 @@ def commands_of_one_round(desk, *, waiting):
     )
     desk.accept(*ids(2))
     desk.book.overdue(at_most=10)
-    lanes_to_wake(desk)
+    lanes_to_wake(desk, LONG_S)
     stats = desk.server.info("commandstats")
     return {name: each["calls"] for name, each in stats.items() if "info" not in name}
 

@@ -184,10 +184,10 @@ def test_bytes_that_are_no_text_are_a_value_error():
         records.parse_record(b'{"result": "\xff\xfe"}')
 
 
-def test_reading_a_spoilt_record_is_a_value_error_and_not_a_missing_one(server, admin):
+def test_a_spoilt_record_is_told_in_the_log_and_does_not_hide_the_others(server, admin, caplog):
     admin.set(records.record_key("spoilt"), '{"result": {}}')
-    with pytest.raises(ValueError, match="not a record of a cancel"):
-        records.read(server, ["spoilt"])
+    assert records.read(server, ["spoilt", "missing"]) == {}
+    assert "spoilt: its record cannot be read" in caplog.text
 
 
 # -- reading

@@ -260,13 +260,9 @@ class Book:
                     reply_to,
                 )
             waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
-            settled.update(
-                {
-                    request.order_id: records.parse_record(answer)
-                    for request, answer in zip(portion, answers, strict=True)
-                    if answer
-                }
-            )
+            for request, answer in zip(portion, answers, strict=True):
+                if answer:
+                    settled[request.order_id] = _parse_record(request.order_id, answer)
         return Accepted(settled, waiting)
 
     def refuse(self, result: CancelResult) -> bool:
@@ -498,6 +494,13 @@ class Book:
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+
+
+def _parse_record(order_id: str, text: str) -> CancelResult:
+    try:
+        return records.parse_record(text)
+    except ValueError as error:
+        raise BookError(f"the record of {order_id} cannot be read: {error}", may_be_accepted=False) from None
 
 
 def _record_parts(result: CancelResult) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker import bells
-from worker.book import Book, DeadLetter, OpenCancel
+from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, connect
@@ -198,9 +198,13 @@ class CancelClient:
         once. Raises as :meth:`cancel` does.
         """
         requests = _parse_all([self._fields(order) for order in orders])
-        accepted = self._book.accept(requests, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
-        fresh = [request for request in requests if request.order_id not in accepted.settled]
-        self._ring(lane, fresh, waiting=accepted.waiting_messages)
+        for start in range(0, len(requests), ACCEPT_AT_ONCE):
+            portion = requests[start : start + ACCEPT_AT_ONCE]
+            accepted = self._book.accept(portion, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
+            fresh = [request for request in portion if request.order_id not in accepted.settled]
+            # The first portion calls the hands, the others see to it that one is there: all at the end would
+            # leave the work lying until the last is accepted.
+            self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
         return PendingCancels(tuple(request.order_id for request in requests), self)
 
     def mass_cancel(
@@ -211,7 +215,6 @@ class CancelClient:
         reason: str | None = None,
         automated: bool = True,
         dry_run: bool = False,
-        use_cancel_all: bool = False,
         deadline_s: float = 60.0,
     ) -> PendingMass:
         """Asks for the cancel of everything in a scope (fields of :class:`~worker.scope.Scope`), risk first.
@@ -226,7 +229,6 @@ class CancelClient:
                 "reason": reason,
                 "automated": automated,
                 "dry_run": dry_run,
-                "use_cancel_all": use_cancel_all,
                 "deadline_s": deadline_s,
             }
         )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum
@@ -29,6 +30,7 @@ ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them sh
 ORDER_TEXT_MAX_CHARS = 1000
 ORDER_NUMBER_MAX_BITS = 64
 LIST_PAGE = 1000  # more is a 400
+_CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 RETIRED_CODE = "deprecated_v1_order_endpoint"
 
 
@@ -202,7 +204,7 @@ def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
         return _decipher_v1_success(order_id, body, reply)
     if body.get("order_id") != order_id:
         return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
-    reduced_by = parse_count(body.get("reduced_by", body.get("reduced_by_fp")))
+    reduced_by = parse_count(_first(body, "reduced_by", "reduced_by_fp"))
     return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
 
 
@@ -248,7 +250,7 @@ def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> Ca
         return Trouble(meaning, Problem(code or "error", message, reply.status))
     if isinstance(entry.get("order"), Mapping):
         return _decipher_v1_success(order_id, entry, reply)
-    reduced_by = parse_count(entry.get("reduced_by", entry.get("reduced_by_fp")))
+    reduced_by = parse_count(_first(entry, "reduced_by", "reduced_by_fp"))
     return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
 
 
@@ -260,7 +262,7 @@ def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -
         return _trouble(
             Meaning.UNCLEAR, reply, "contradiction", f"canceled, but the order is shown {order.status.value}"
         )
-    reduced_by = parse_count(body.get("reduced_by_fp", body.get("reduced_by")))
+    reduced_by = parse_count(_first(body, "reduced_by_fp", "reduced_by"))
     return _canceled(reduced_by, order.last_update_ms, order, reply)
 
 
@@ -336,7 +338,7 @@ def parse_order(value: object) -> Order | None:
         return None
 
     def count(name: str) -> Decimal | None:
-        return parse_count(value.get(f"{name}_fp", value.get(name)))
+        return parse_count(_first(value, f"{name}_fp", name))
 
     return Order(
         order_id=value["order_id"],
@@ -350,6 +352,11 @@ def parse_order(value: object) -> Order | None:
         last_update_ms=_parse_time_ms(value.get("last_update_time")),
         raw=_plain_fields(value),
     )
+
+
+def _first(fields: Mapping[str, Any], *names: str) -> Any:
+    """The first of these fields that is there and not null: the generations differ in their names."""
+    return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def _plain_fields(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,7 +374,8 @@ def _plain_fields(order: Mapping[str, Any]) -> dict[str, Any]:
 def server_time_s(reply: Reply) -> float | None:
     """The exchange's clock by the ``Date`` header, epoch seconds (whole ones); None without a usable one."""
     try:
-        return parsedate_to_datetime(reply.headers["date"]).timestamp()
+        moment = parsedate_to_datetime(reply.headers["date"])
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
@@ -398,7 +406,10 @@ def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
     if not isinstance(error, Mapping):
         return "", ""
     code = _of_type(str, error.get("code")) or ""
-    message = _of_type(str, error.get("message")) or _of_type(str, error.get("msg")) or ""
+    bare = _of_type(str, error.get("msg")) or ""
+    if not code and _CODE.fullmatch(bare):
+        code = bare  # the bare shape has room for one text, and that may be the code
+    message = _of_type(str, error.get("message")) or bare
     details = _of_type(str, error.get("details"))
     words = f"{message} ({details})" if details and details != message else message
     return code[:TEXT_SHOWN_CHARS], words[:TEXT_SHOWN_CHARS]

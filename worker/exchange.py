@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 # The exchange accepts +-10 s; a difference this large is worth an operator's look long before.
 SKEW_WORTH_A_WARNING_MS = 2_000
+SKEW_TO_CORRECT_MS = 5_000  # long before it is refused
+TIMESTAMP_AHEAD_MOST_MS = 2_000
 
 
 class Exchange:
@@ -68,6 +70,7 @@ class Exchange:
         self.dialect = dialect
         self._skew_range_ms: tuple[float, float] | None = None
         self._correction_ms = 0
+        self._last_timestamp_ms = 0
         self._warned_skew_ms = 0
         self._refusals_told: set[str] = set()
 
@@ -117,7 +120,10 @@ class Exchange:
     def read_order(self, order_id: str, *, time_left_s: float) -> ReadAnswer:
         """The order as the exchange shows it now; reads lag writes."""
         reply = self._ask(compose_read(order_id), time_left_s)
-        return reply if isinstance(reply, Trouble) else decipher_read(order_id, reply)
+        answer = reply if isinstance(reply, Trouble) else decipher_read(order_id, reply)
+        if isinstance(answer, Trouble):
+            self._notice(answer, Dialect.V2)
+        return answer
 
     def list_resting(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
         """One page of the resting orders that the query lets through."""
@@ -157,7 +163,7 @@ class Exchange:
     def _ask(self, call: Call, time_left_s: float) -> Reply | Trouble:
         """One signed HTTP exchange; timestamp and signature are made afresh for each."""
         started_s = self._clock()
-        timestamp_ms = round(started_s * 1000) + self._correction_ms
+        timestamp_ms = self._next_timestamp_ms(started_s)
         headers = self._signer.headers(call.method, call.path, timestamp_ms=timestamp_ms)
         try:
             reply = self._transport.send(call, headers, time_left_s=min(time_left_s, self._call_deadline_s))
@@ -166,6 +172,15 @@ class Exchange:
             return Trouble(meaning, Problem(meaning.name.lower(), str(error)))
         self._measure_skew(reply, started_s, self._clock())
         return reply
+
+    def _next_timestamp_ms(self, now_s: float) -> int:
+        """This moment as the exchange will accept it; no two calls in a row share one."""
+        now_ms = round(now_s * 1000) + self._correction_ms
+        with self._lock:
+            # In a flood the timestamps run ahead; far from the +-10 s that would matter they are reused.
+            ahead = self._last_timestamp_ms + 1 - now_ms
+            self._last_timestamp_ms = now_ms + ahead if 0 < ahead < TIMESTAMP_AHEAD_MOST_MS else now_ms
+            return self._last_timestamp_ms
 
     def _notice(self, trouble: Trouble, dialect: Dialect) -> None:
         if trouble.meaning is Meaning.RETIRED and dialect is Dialect.V1:
@@ -184,7 +199,8 @@ class Exchange:
             narrowed = (max(low, known[0]), min(high, known[1]))
             self._skew_range_ms = narrowed if narrowed[0] < narrowed[1] else (low, high)  # a clock was set
         skew_ms = self.skew_ms or 0
-        if reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]:  # noqa: PLR2004 - HTTP's Unauthorized
+        refused = reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]  # noqa: PLR2004 - HTTP's Unauthorized
+        if refused or abs(skew_ms - self._correction_ms) >= SKEW_TO_CORRECT_MS:
             self._correction_ms = skew_ms
             log.warning("timestamps are corrected by the exchange's clock: %+d ms", skew_ms)
         elif abs(skew_ms - self._warned_skew_ms) >= SKEW_WORTH_A_WARNING_MS:

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from worker.book import Book
-from worker.dialects import Trouble
+from worker.dialects import Meaning, Trouble
 from worker.exchange import Exchange
 from worker.masses import Masses, MassRequest, Planned
 from worker.orders import CancelRequest, CancelResult, Lane, Order, OrderStatus, Outcome, count_text, utc_text
@@ -141,6 +141,7 @@ class _Run:
         self._masses = means.masses
         self._pacer = means.pacer
         self._pages = 0
+        self._why_not_flat: str | None = "only planned"
 
     def to_the_end(self) -> dict[str, Any]:
         """The report; raises _Vanished and BookError, after either of which anybody can go on."""
@@ -148,6 +149,8 @@ class _Run:
         if self._request.dry_run:
             return self._report(plan, None)
         give_up_s = plan["started_s"] + plan["predicted_s"] + self._request.deadline_s
+        if plan["listed_at"] is None and not plan["orders"]:
+            return self._report(plan, None)  # nothing was found because nothing could be seen
         # What was planned but perhaps not entered when another runner vanished: entering again is harmless.
         self._enter(CancelRequest(**fields) for fields in plan.pop("requests", ()))
         self._masses.note(self._id, plan=plan)
@@ -157,9 +160,13 @@ class _Run:
             if settled_s is None:
                 break
             self._wait(max(settled_s + self._means.read_lag_s - time.time(), 0.0))
-            listing = self._list()
+            listing = self._list(give_up_s)
+            if listing is None:
+                break
             if not listing.orders:
+                self._why_not_flat = None
                 return self._report(plan, listing)
+            self._why_not_flat = f"{len(listing.orders)} orders were still resting at {listing.at}"
             log.warning("mass cancel %s: %d orders still or newly resting", self._id, len(listing.orders))
             self._add(listing.orders)
         return self._report(plan, None)
@@ -168,10 +175,15 @@ class _Run:
 
     def _plan(self) -> dict[str, Any]:
         before = self._refused_calls()
-        listing = self._list()
-        orders = listing.orders
+        listing = self._list(time.time() + self._request.deadline_s)
+        orders = {} if listing is None else listing.orders
         requests = [_request_for(order, self._request) for order in orders.values()]
-        unlisted = [each for each in self._request.scope.order_ids if each not in orders]
+        # Ids that were not seen resting are asked for blindly, unless they may rest outside of the scope.
+        unlisted = [
+            each
+            for each in self._request.scope.order_ids
+            if each not in orders and self._request.scope.names_orders_only
+        ]
         requests += [
             CancelRequest(each, requested_by=self._request.requested_by, reason=self._request.reason)
             for each in unlisted
@@ -182,9 +194,9 @@ class _Run:
             shard = request.exchange_index or 0
             shards[shard] = shards.get(shard, 0) + 1
         cost = self._pacer.limits.cancel_cost
-        plan = {
+        plan: dict[str, Any] = {
             "started_s": time.time(),
-            "listed_at": listing.at,
+            "listed_at": listing and listing.at,
             "orders": len(requests),
             "contracts": count_text(left),
             "tokens": cost * len(requests),
@@ -250,19 +262,30 @@ class _Run:
             if not still:
                 return time.time()
             if time.time() >= give_up_s:
+                self._why_not_flat = f"{still} orders were not settled in time"
                 return None
             self._wait(LOOK_EVERY_S)
 
-    def _list(self) -> _Listing:
-        """Every resting order in scope, paged and budgeted; asks again until the listing is whole."""
+    def _list(self, give_up_s: float) -> _Listing | None:
+        """Every resting order in scope, paged and budgeted; asks again until the listing is whole.
+
+        None when it is not whole by then.
+        """
+        limits = self._pacer.limits
         orders: dict[str, Order] = {}
         digest = hashlib.sha256()
         cursor, pages, at = "", 0, utc_text(self._means.exchange.now_ms() / 1000)
         while True:
-            self._wait(self._pacer.take("read", self._pacer.limits.list_cost))
+            while (wait_s := self._pacer.take("read", limits.list_cost)) > 0:
+                self._wait(wait_s)
             page = self._means.exchange.list_resting(self._request.scope.listing(), cursor)
             if isinstance(page, Trouble):
                 log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
+                if page.meaning is Meaning.BUSY:
+                    self._pacer.correct("read", limits.list_cost)
+                if time.time() >= give_up_s:
+                    self._why_not_flat = f"no listing could be had: {page.problem.code}"
+                    return None
                 self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
                 continue
             pages += 1
@@ -314,11 +337,17 @@ class _Run:
             else:
                 not_affected.append({"order_id": order_id, **_why_not(result)})
             filled += _filled_meanwhile(had, result)
+        not_affected += [
+            {"order_id": each, "reason": "not_resting_in_scope", "error": None}
+            for each in self._request.scope.order_ids
+            if each not in planned and not self._request.dry_run
+        ]
         limits = self._pacer.limits
         return {
             **self._request.to_json(),
             "completed_at": utc_text(time.time()),
             "flat": listing is not None and not listing.orders,
+            "why_not_flat": self._why_not_flat,
             "flat_listing": listing and {"at": listing.at, "sha256": listing.sha256, "pages": listing.pages},
             "plan": {name: value for name, value in plan.items() if name != "requests"},
             "affected": affected,

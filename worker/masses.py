@@ -42,7 +42,6 @@ class MassRequest:
     reason: str | None = None
     automated: bool = True
     dry_run: bool = False
-    use_cancel_all: bool = False
     deadline_s: float = 60.0
     accepted_at: str = ""
 
@@ -54,7 +53,7 @@ class MassRequest:
         for name, given in message.items():
             check, expected = _CHECKS.get(name, (None, ""))
             if check is None:
-                problems[ascii(name)] = f"unknown field; known are scope, {', '.join(sorted(_CHECKS))}"
+                problems[ascii(name)] = f"unknown field; known are {', '.join(sorted(_CHECKS))}"
             elif given is not None and not check(given):
                 problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
             elif given is not None:
@@ -85,7 +84,6 @@ class MassRequest:
             "reason": self.reason,
             "automated": self.automated,
             "dry_run": self.dry_run,
-            "use_cancel_all": self.use_cancel_all,
             "deadline_s": self.deadline_s,
             "accepted_at": self.accepted_at,
         }
@@ -116,7 +114,6 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "reason": (_is_text, _TEXT),
     "automated": (_is_flag, "true or false"),
     "dry_run": (_is_flag, "true or false"),
-    "use_cancel_all": (_is_flag, "true or false"),
     "deadline_s": (_is_deadline, f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"),
 }
 
@@ -230,6 +227,8 @@ class Masses:
         pipeline = self._server.pipeline()
         pipeline.hset(key, "report", json.dumps(report))
         pipeline.srem(f"{self._prefix}:masses:open", request_id)
+        # The list forgets what the keys of finished mass cancels have forgotten.
+        pipeline.zremrangebyscore(f"{self._prefix}:masses", "-inf", (time.time() - self._life_s) * 1000)
         pipeline.delete(f"{key}:lease")
         for name in (key, f"{key}:orders", f"{key}:open"):
             pipeline.expire(name, self._life_s)

@@ -102,6 +102,11 @@ class Case:
         history = (*self.history, (now_ms, problem.code))[-HISTORY_MOST:]
         return replace(self, last_problem=problem, history=history)
 
+    def as_of(self, now_ms: int) -> Case:
+        """The case without moments that are still to come: a clock was set back since they were noted."""
+        moments = {name: moment for name in _MOMENTS if (moment := getattr(self, name)) is not None}
+        return replace(self, **{name: min(moment, now_ms) for name, moment in moments.items()})
+
     def interrupted(self, first_attempt_ms: int | None, now_ms: int) -> Case:
         """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
         first = self.first_attempt_ms if self.attempts else first_attempt_ms
@@ -130,6 +135,7 @@ _PLAIN = (
     "step",
 )
 _PROBLEMS = ("refused", "last_problem")
+_MOMENTS = ("first_attempt_ms", "unanswered_ms", "accepted_ms", "not_found_ms", "first_unknown_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,7 @@ def after_lost_batch(case: Case, trouble: Trouble, now_ms: int) -> Next:
 
 def after_read(case: Case, answer: ReadAnswer, now_ms: int, *, read_lag_ms: int) -> Verdict | Next:
     """What an answer to the read-back means; ``read_lag_ms``: how long reads may show an older state."""
+    case = case.as_of(now_ms)
     if isinstance(answer, Order):
         case = replace(case, order=answer, seen=True, unknown_reads=0, first_unknown_ms=None)
         if answer.status is OrderStatus.EXECUTED:
@@ -253,11 +260,13 @@ def _already_canceled(case: Case, order: Order) -> Verdict:
     """Ours if a cancel of ours can have done it, else somebody was there before us."""
     if case.unanswered_ms is None or _clearly_before_us(case, order):
         return _too_late(order)
-    known = order.initial_count is not None and order.fill_count is not None
+    removed: Decimal | None = None
+    if order.initial_count is not None and order.fill_count is not None:
+        removed = order.initial_count - order.fill_count
     return Verdict(
         Outcome.CANCELED,
         order.status,
-        order.initial_count - order.fill_count if known else None,  # type: ignore[operator]  # `known`
+        removed if removed is not None and removed >= 0 else None,
         ConfirmedBy.READ_BACK,
         order.last_update_ms,
         order=order,
@@ -282,13 +291,18 @@ def _still_resting(case: Case, order: Order, now_ms: int, read_lag_ms: int) -> V
         return _back_off(case, Step.READ_BACK)
     if case.refused is not None:
         return Verdict(Outcome.REFUSED, problem=case.refused, order=order)
-    there = Routing(
-        case.routing.market_ticker if order.ticker is None else order.ticker,
-        case.routing.exchange_index if order.exchange_index is None else order.exchange_index,
-        case.routing.subaccount if order.subaccount is None else order.subaccount,
-    )
+    there = _routing_to(order, case.routing)
+    moved = not asked_there and there != case.routing
     case = replace(case, routing=there, accepted_ms=None, not_found_ms=None)
-    return _back_off(case, Step.CANCEL) if asked_there else _at_once(case, Step.CANCEL)
+    return _at_once(case, Step.CANCEL) if moved else _back_off(case, Step.CANCEL)
+
+
+def _routing_to(order: Order, asked: Routing) -> Routing:
+    """Where the order says it rests; a shard that it does not name is left to the exchange to find."""
+    ticker = asked.market_ticker if order.ticker is None else order.ticker
+    unknown_shard = None if ticker is None else -1
+    shard = unknown_shard if order.exchange_index is None else order.exchange_index
+    return Routing(ticker, shard, order.subaccount)
 
 
 def _asked_where_it_rests(asked: Routing, order: Order) -> bool:

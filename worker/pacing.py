@@ -8,8 +8,9 @@ claims them (``worker/lua/claim.lua``); what follows from an answer is paid for 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import redis
@@ -53,15 +54,14 @@ class Limits:
             table = {(c["method"], c["path"].rstrip("/")): float(c["cost"]) for c in costs["endpoint_costs"]}
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        return cls(
-            known.read_refill,
-            known.read_capacity,
-            known.write_refill,
-            known.write_capacity,
-            table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:order_id"), default),
-            table.get(("GET", "/trade-api/v2/portfolio/orders/:order_id"), default),
-            table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
+        known = replace(
+            known,
+            cancel_cost=table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:order_id"), default),
+            read_cost=table.get(("GET", "/trade-api/v2/portfolio/orders/:order_id"), default),
+            list_cost=table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
         )
+        # What is none of this would stop the arithmetic, and with it every cancel.
+        return known if all(0 < number < math.inf for number in astuple(known)) else None
 
 
 class Pacer:

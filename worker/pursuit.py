@@ -106,8 +106,9 @@ class Pursuit:
             answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
             learned = after_cancel(case, answer, self._exchange.now_ms())
         else:
+            asked_ms = self._exchange.now_ms()  # what a slow reply shows may be as old as its question
             answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
-            learned = after_read(case, answer, self._exchange.now_ms(), read_lag_ms=self._read_lag_ms)
+            learned = after_read(case, answer, asked_ms, read_lag_ms=self._read_lag_ms)
         self._notice(answer, bucket, self._cost(case))
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
@@ -220,20 +221,29 @@ class BatchSize:
         self._most = most
         self._refused = most + 1
         self._refused_until = 0.0
-        self.limit = most
+        self._limit = most
+
+    @property
+    def limit(self) -> int:
+        """How many the next call may hold."""
+        # Single calls teach nothing about size: after a while two are tried again.
+        stuck = self._limit == 1 and time.monotonic() >= self._refused_until
+        return min(2, self._most) if stuck else self._limit
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
         if size >= self.limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
-            self.limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
+            self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
 
     def refused(self, size: int) -> None:
         """A batch of this size was refused: it is tried in halves."""
         log.warning("a batch of %d orders was refused: trying smaller ones", size)
-        self._refused = size
-        self._refused_until = time.monotonic() + REFUSED_SIZE_STANDS_S
-        self.limit = max(size // 2, 1)
+        now = time.monotonic()
+        # Several hands ask at once: news of a larger size comes after that of a smaller one.
+        self._refused = min(size, self._refused) if now < self._refused_until else size
+        self._refused_until = now + REFUSED_SIZE_STANDS_S
+        self._limit = min(self._limit, max(size // 2, 1))
 
 
 # What the gate is told of a batch that was answered, whatever it says of its orders.

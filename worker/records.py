@@ -8,6 +8,7 @@ records, in the step that removes the entry; this module knows the format, reads
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 import redis
 
 from worker.orders import CancelResult
+
+log = logging.getLogger(__name__)
 
 _TASK_KEY_PREFIX = "celery-task-meta-"
 RECORD_KEY_PREFIX = f"{_TASK_KEY_PREFIX}cancel:"
@@ -70,9 +73,10 @@ def read(server: redis.Redis, order_ids: Collection[str]) -> dict[str, CancelRes
     found: dict[str, CancelResult] = {}
     for some in _portions(order_ids):
         texts = server.mget([record_key(order_id) for order_id in some])
-        found.update(
-            {order_id: parse_record(text) for order_id, text in zip(some, texts, strict=True) if text}
-        )
+        for order_id, text in zip(some, texts, strict=True):
+            result = _readable(order_id, text) if text else None
+            if result is not None:
+                found[order_id] = result
     return found
 
 
@@ -119,7 +123,19 @@ def _watch(
             wait_s = min(look_again, give_up) - time.monotonic()
             notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
             if notice is not None:
-                yield str(notice["channel"])[len(RECORD_KEY_PREFIX) :], parse_record(notice["data"])
+                order_id = str(notice["channel"])[len(RECORD_KEY_PREFIX) :]
+                result = _readable(order_id, notice["data"])
+                if result is not None:
+                    yield order_id, result
+
+
+def _readable(order_id: str, text: str | bytes) -> CancelResult | None:
+    """The result, or None (and a line in the log) for what somebody else has put there."""
+    try:
+        return parse_record(text)
+    except ValueError as error:
+        log.warning("%s: its record cannot be read: %s", order_id, error)
+        return None
 
 
 def _portions(order_ids: Iterable[str]) -> Iterator[list[str]]:

@@ -74,6 +74,11 @@ class Scope:
         """What :meth:`parse` takes, without what is not set."""
         return {f.name: _plain(value) for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
+    @property
+    def names_orders_only(self) -> bool:
+        """Whether order ids are the only filter: what they name is meant wherever and however it rests."""
+        return self.to_json().keys() == {"order_ids"}
+
     def listing(self) -> dict[str, str | int]:
         """The part of the scope that the exchange can filter by itself, as query parameters."""
         query: dict[str, str | int] = {}

@@ -93,22 +93,23 @@ class Transport:
             raise NotSent("no time left to send it")
         _call.sent = False
         _call.deadline = time.monotonic() + time_left_s
-        request = requests.Request(
-            call.method,
-            self._base_url + call.target,
-            headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
-            data=call.body or None,
-        ).prepare()
-        if request.path_url != call.target:
-            raise NotSent("the path would be sent differently from how it was signed")
-        timeouts_s = (min(self._connect_timeout_s, time_left_s), self._read_timeout_s)
-        options = self._session.merge_environment_settings(
-            request.url, {}, stream=True, verify=self._verify, cert=None
-        )
-        options["verify"] = self._verify if self._verify is not True else options["verify"]
         try:
-            response = self._session.send(request, timeout=timeouts_s, allow_redirects=False, **options)
-            with response:
+            request = requests.Request(
+                call.method,
+                self._base_url + call.target,
+                headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
+                data=call.body or None,
+            ).prepare()
+            if request.path_url != call.target:
+                raise NotSent("the path would be sent differently from how it was signed")
+            timeouts_s = (min(self._connect_timeout_s, time_left_s), self._read_timeout_s)
+            options = self._session.merge_environment_settings(
+                request.url, {}, stream=True, verify=self._verify, cert=None
+            )
+            options["verify"] = self._verify if self._verify is not True else options["verify"]
+            with self._session.send(
+                request, timeout=timeouts_s, allow_redirects=False, **options
+            ) as response:
                 return self._read(response)
         except (
             requests.RequestException,
