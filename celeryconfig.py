@@ -69,6 +69,7 @@ worker_redirect_stdouts = False
 # -- when Redis is away -------------------------------------------------------------------------------------
 broker_connection_retry_on_startup = False  # refuse to start without Redis, in one line
 broker_connection_max_retries = None  # later: for ever; the default gives up after 100
+task_publish_retry = False  # a bell that cannot be rung must not keep a hand: the sweep rings again
 broker_channel_error_retry = True  # NOREPLICAS, READONLY and OOM would end the worker
 result_backend_always_retry = True  # a result that cannot be stored is stored later, not dropped
 result_backend_max_retries = 1000

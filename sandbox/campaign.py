@@ -23,7 +23,7 @@ from pathlib import Path
 from sandbox.campaign_audit import Finding
 from sandbox.campaign_kinds import KINDS
 from sandbox.campaign_report import document, summary, table
-from sandbox.campaign_run import Campaign
+from sandbox.campaign_run import FSYNC, Campaign
 from sandbox.stack import NotReady
 
 LINES_SHOWN = 5
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings: list[Finding] = []
     say = Say(quiet=options.json)
     try:
-        with _folder(options.keep) as folder, Campaign(folder) as campaign:
+        with _folder(options.keep) as folder, Campaign(folder, fsync=options.fsync) as campaign:
             for name in names:
                 for seed in seeds:
                     finding = campaign.run(name, seed, cancels=options.cancels)
@@ -75,6 +75,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, metavar="S", help="this seed alone")
     parser.add_argument(
         "--write", type=Path, metavar="PATH", help="write the table with date and machine there"
+    )
+    parser.add_argument(
+        "--fsync", choices=("always", "everysec"), default=FSYNC, help=f"Redis' appendfsync ({FSYNC})"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON, and nothing else")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs in this folder")

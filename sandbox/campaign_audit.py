@@ -164,7 +164,9 @@ def _sent_twice(evidence: Evidence) -> list[str]:
             start_s, again_s = first["received_ms"] / 1000, second["received_ms"] / 1000
             # Until the reply was ready; what hangs or drips is under way for longer, which is not seen here.
             under_way = again_s * 1000 < first["received_ms"] + (first["duration_ms"] or 0)
-            given_up = again_s - start_s >= evidence.call_limit_s
+            # By the senders' own clocks too: a frozen exchange receives late, and all at once.
+            sent_apart_s = (int(second["timestamp"] or 0) - int(first["timestamp"] or 0)) / 1000
+            given_up = max(again_s - start_s, sent_apart_s) >= evidence.call_limit_s
             upset = any(start_s - 0.1 <= moment <= again_s + 0.1 for moment in evidence.upsets)
             if under_way and not given_up and not upset:
                 found.append(f"{order_id}: calls {first['seq']} and {second['seq']}")

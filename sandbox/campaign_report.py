@@ -12,7 +12,7 @@ from statistics import median
 from sandbox.campaign_audit import Finding
 from sandbox.campaign_kinds import KINDS
 from sandbox.campaign_plan import PRODUCERS
-from sandbox.campaign_run import LOAD_S, SETTLE_WITHIN_S, WORKERS
+from sandbox.campaign_run import FSYNC, LOAD_S, SETTLE_WITHIN_S, WORKERS
 
 _COLUMNS = (
     "fault",
@@ -88,7 +88,7 @@ def document(findings: Sequence[Finding], *, command: str, cancels: int) -> str:
     parts = [
         "# Faults: what was lost, what was misreported, how fast it recovered",
         (
-            f"Written by `{command}` (`make faults`) on {datetime.now(UTC):%Y-%m-%d}: "
+            f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}: "
             f"{cancels} orders in each run, seeds {seeds[0]} to {seeds[-1]}. {_machine()}"
         ),
         summary(findings),
@@ -113,12 +113,12 @@ def _machine() -> str:
 _MEANING = f"""\
 ## How to read it
 
-Every run is played on real processes: Valkey with an append-only file, the sandbox exchange and
-{WORKERS} workers. {PRODUCERS} producers ask, over {LOAD_S:g} s, for cancels of a mixed book of orders
-(resting, partly filled, on other shards and accounts, executed or canceled before, unknown, filled or
-canceled by others meanwhile), one by one and in lists, a fifth of them twice, while the fault plays. Where
-nothing touches the queues, some are raw Celery messages. The seed decides orders, moments, victims and
-what is struck.
+Every run is played on real processes: Valkey with an append-only file (`appendfsync {FSYNC}` unless the
+command says otherwise), the sandbox exchange and {WORKERS} workers. {PRODUCERS} producers ask, over
+{LOAD_S:g} s, for cancels of a mixed book of orders (resting, partly filled, on other shards and accounts,
+executed or canceled before, unknown, filled or canceled by others meanwhile), one by one and in lists, a
+fifth of them twice, while the fault plays. Where nothing touches the queues, some are raw Celery messages.
+The seed decides orders, moments, victims and what is struck.
 
 - **accepted**: cancels that a producer was told are accepted, or was told may be, and are.
 - **settled**: those with the record `canceled`, `too_late` or `unknown_order` within {SETTLE_WITHIN_S:g} s
@@ -126,6 +126,8 @@ what is struck.
 - **misreported**: settled, and the record contradicts the exchange's own state and history of the order:
   the outcome, the status, the contracts that our calls removed, the fill count. A cancel whose producer
   was told that it is *not* accepted, and which was, counts here too.
+  With `--fsync everysec`, kinds that kill Redis may lose and misreport: while the disk is busy, Redis
+  acknowledges for up to two seconds what it has not written yet.
 - **undecidable**: reported `canceled` after a reply of ours was lost, and canceled by somebody else in the
   same moments. The exchange does not say who canceled an order; nobody could tell.
 - **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or

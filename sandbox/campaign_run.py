@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from sandbox.campaign_kinds import KINDS, Kind
 from sandbox.campaign_plan import PRODUCERS, Ask, Meddling, Plan, draw
 from sandbox.campaign_scene import Crew, Scene
 from sandbox.control import Control, ControlError
-from sandbox.stack import Stack
+from sandbox.stack import RedisServer, Stack
 from worker import records
 from worker.client import BookError, CancelClient
 from worker.orders import CancelResult
@@ -29,6 +30,9 @@ from worker.orders import CancelResult
 WORKERS = 2
 # Producers ask for this long; at 500 cancels, faster than two cores cancel them, so that a queue builds up.
 LOAD_S = 1.5
+# With "everysec", Redis acknowledges before it has written, for up to two seconds while the disk is busy: a
+# SIGKILL then loses what it said was accepted.
+FSYNC = "always"
 # After the fault's end everything that was accepted must settle within this; the longest pause is 30 s.
 SETTLE_WITHIN_S = 60.0
 PRODUCER_WITHIN_S = 2.0
@@ -54,8 +58,9 @@ ENVIRONMENT = {
 class Campaign:
     """One stack on which any number of runs are played, one after the other."""
 
-    def __init__(self, folder: Path, *, workers: int = WORKERS) -> None:
+    def __init__(self, folder: Path, *, workers: int = WORKERS, fsync: str = FSYNC) -> None:
         self.stack = Stack(folder, environment=ENVIRONMENT)
+        self.stack.redis = RedisServer(folder / "redis", options=["--appendfsync", fsync])
         self.crew = Crew(self.stack, workers)
 
     def __enter__(self) -> Self:
@@ -96,6 +101,7 @@ class Campaign:
         self.stack.control.clear_faults()
         if kind.fresh:
             self.crew.dismiss()
+            self.stack.control.reset()
         self.crew.make_ready()
         return finding
 
@@ -103,9 +109,14 @@ class Campaign:
         control = self.stack.control
         control.reset()
         # What ended before the run must have ended clearly before: nobody else can tell whose cancel it was.
+        # The workers sleep meanwhile, because they would notice.
+        for worker in self.crew.workers:
+            worker.signal(signal.SIGSTOP)
         control.configure(skew_s=LONG_AGO_S)
         control.place_many(plan.placed_before)
         control.configure(skew_s=0.0, seed=seed, read_lag_s=SANDBOX_READ_LAG_S, latency_s=SANDBOX_LATENCY_S)
+        for worker in self.crew.workers:
+            worker.signal(signal.SIGCONT)
         control.place_many(plan.placed)
 
     def _play(self, kind: Kind, plan: Plan, scene: Scene, settle_s: float) -> tuple[_Producers, Evidence]:
@@ -131,10 +142,19 @@ class Campaign:
         give_up = time.monotonic() + settle_s
         with closing(CancelClient(self.stack.redis.url)) as client, self.stack.redis.client() as server:
             while True:
+                over = time.monotonic() > give_up
+                try:
+                    # In this order: what settles in between is seen at least once.
+                    open_ids = {each.order_id for each in client.open_cancels()}
+                    found = records.read(server, list(producers.promises))
+                except (BookError, redis.RedisError):
+                    if over:
+                        raise
+                    continue  # a stalled disk makes Redis silent for a moment
                 evidence = Evidence(
                     promises=producers.promises,
-                    open_ids={each.order_id for each in client.open_cancels()},
-                    records=records.read(server, list(producers.promises)),
+                    open_ids=open_ids,
+                    records=found,
                     seen_at=dict(observer.seen_at),
                     truth={},
                     calls=[],
@@ -142,7 +162,7 @@ class Campaign:
                     upsets=scene.upsets,
                     call_limit_s=READ_TIMEOUT_S,
                 )
-                if time.monotonic() > give_up or _all_settled(evidence):
+                if over or _all_settled(evidence):
                     break
                 time.sleep(2 * LOOK_EVERY_S)
         control = self.stack.control

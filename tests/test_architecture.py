@@ -49,7 +49,7 @@ MAY_IMPORT = {
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),
     },
-    "consumer": {"bells", "lifecycle", "scripts"},
+    "consumer": {"bells", "broker", "lifecycle", "scripts"},
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.

@@ -660,6 +660,17 @@ def test_every_key_is_under_the_prefix_apart_from_the_results(desk):
     assert {key for key in keys if not key.startswith((f"{desk.prefix}:", "celery-task-meta-"))} == set()
 
 
+def test_a_settled_order_leaves_nothing_behind_but_its_record(desk):
+    order_ids = ids(3)
+    desk.accept(*order_ids, deadline_s=0)
+    desk.accept(order_ids[0], lane=Lane.RISK)
+    for entry in desk.claim(3):
+        desk.settle(entry)
+    indexes = [key for key in desk.server.scan_iter(f"{desk.prefix}:*") if desk.server.type(key) == "zset"]
+    entries = list(desk.server.scan_iter(f"{desk.prefix}:entry:*"))
+    assert (indexes, entries) == ([], [])
+
+
 def commands_of_one_round(desk, *, waiting):
     """How many commands a claim, its conclusions, a sweep and a look for overdue ones take in the server."""
     desk.accept(*ids(waiting))
@@ -774,9 +785,11 @@ class BookMachine(RuleBasedStateMachine):
             assert accepted.settled == {order_id: record}
             return
         assert accepted.settled == {}
+        if order_id in model.dead:  # it is open again, with all who asked and all that was learned
+            model.open[order_id] = model.dead.pop(order_id)
+            model.open[order_id].told, model.open[order_id].token = True, None
         entry = model.open.get(order_id)
         if entry is None:
-            model.dead.pop(order_id, None)
             model.records.pop(order_id, None)
             model.open[order_id] = _Open(lane, [name])
             return

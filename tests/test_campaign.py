@@ -25,6 +25,7 @@ SHORT = (
     "worker-freeze-long",
     "redis-restart",
     "stale-reads",
+    "skew-with-drop-after",
     "kill-with-drop-after",
     "everything",
 )
@@ -150,13 +151,14 @@ def evidence(**changes):
     return replace(known, **changes)
 
 
-def call(seq, received_ms, duration_ms, operation="cancel"):
+def call(seq, received_ms, duration_ms, operation="cancel", sent_ms=None):
     return {
         "seq": seq,
         "operation": operation,
         "order_ids": ["o"],
         "received_ms": received_ms,
         "duration_ms": duration_ms,
+        "timestamp": str(received_ms if sent_ms is None else sent_ms),
     }
 
 
@@ -211,9 +213,10 @@ def test_two_cancels_of_one_order_under_way_at_once_are_found():
         ([call(1, 1000, 30.0), call(2, 1040, 5.0)], []),
         ([call(1, 1000, 50.0), call(2, 1040, 5.0)], [1.02]),
         ([call(1, 1000, 5000.0), call(2, 2100, 5.0)], []),
+        ([call(1, 5000, 50.0, sent_ms=1000), call(2, 5001, 5.0, sent_ms=2100)], []),
         ([call(1, 1000, 50.0), call(2, 1040, 5.0, "read")], []),
     ],
-    ids=["after its end", "after a kill", "after it was given up", "a read"],
+    ids=["after its end", "after a kill", "after it was given up", "received late", "a read"],
 )
 def test_a_second_cancel_for_a_reason_is_not_sent_twice(calls, upsets):
     assert judge("kind", 1, evidence(calls=calls, upsets=upsets)).sent_twice == []

@@ -162,7 +162,6 @@ def test_an_order_id_of_plain_letters_stands_in_a_path_as_it_is(order_id):
         ["a"],
         {"a": 1},
         (),
-        object(),
     ],
     ids=shown,
 )

@@ -341,15 +341,20 @@ class Book:
 
     def note_gate(self, worker: str, state: str) -> None:
         """Shows whether a worker holds cancels back, and why; closed gates are noted again and again."""
-        noted = json.dumps([state, time.time()])
+        noted = json.dumps([state, self._now_s()])
         scripts.call(lambda: self._server.hset(f"{self._prefix}:gates", worker, noted))
 
     def gates(self) -> dict[str, str]:
         """The workers that noted their gate lately, with its state."""
         noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:gates"))
-        oldest = time.time() - GATE_NOTE_LIFE_S
+        oldest = self._now_s() - GATE_NOTE_LIFE_S
         states = {worker: json.loads(note) for worker, note in noted.items()}
         return {worker: str(state) for worker, (state, at) in states.items() if at >= oldest}
+
+    def _now_s(self) -> float:
+        """The server's clock: workers' own may differ by minutes."""
+        seconds, micros = scripts.call(self._server.time)
+        return float(seconds) + float(micros) / 1e6
 
     def note_bulk(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
         """Notes that a task wants the results of these orders, in this order, and then the refused ones."""

@@ -2,7 +2,8 @@
 
 Celery ends the worker over an envelope it does not expect, and the message is then restored for the next
 worker to die of. So a popped item that is no proper envelope is put into one that the consumer knows how to
-keep: its content type says "unreadable", its body is the item.
+keep: its content type says "unreadable", its body is the item. And what only a stranger would write into a
+proper one is taken out: which queue it came from and what may be stored where is not the sender's to say.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
+from kombu.utils.json import dumps, loads
 
 UNREADABLE = "application/x-unreadable"
+# Of the header that says what is wrong with an unreadable item.
+WHY_HEADER = "why"
+# Ids of results that only the book stores; a message under one gets an id of its own, and no result there.
+RESERVED_IDS = ("cancel:", "mass:")
+ID_MAX_CHARS = 1000
+# A message that is held back for longer is delivered again and again meanwhile (visibility_timeout), and is
+# not in the book: nobody sees it, and nobody takes over.
+ETA_MOST_S = 30.0
 
 
 class CheckedChannel(Channel):
@@ -43,80 +53,150 @@ def use_checked_transport() -> None:
 
 
 def _check_popped(answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:
-    """What BRPOP brought, (queue, item), with an item that is no proper envelope wrapped into one."""
+    """What BRPOP brought, (queue, item), the item checked."""
     if not answer:
         return None
     queue, item = answer
-    return queue, item if is_envelope(item) else _wrapped(queue, item)
+    # Each queue has a list for each priority; all but the first are named after it and their priority.
+    return queue, checked(item, queue.decode("utf-8", "replace").split(Channel.sep)[0])
 
 
-def _wrapped(queue: bytes, item: bytes) -> bytes:
+def checked(item: bytes, queue: str) -> bytes:
+    """The item if Celery can open it (message protocol 2 or 1), tamed if need be; else wrapped up."""
+    try:
+        envelope = _read(item)
+        call = _call_in(envelope)
+        _check_call(envelope["headers"] if "task" in envelope["headers"] else call)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it must not reach Celery's loop
+        return _wrapped(item, queue, error)
+    return _tamed(envelope, call, queue) or item
+
+
+def _read(text: bytes) -> Any:
+    """JSON as Celery will read it: UTF-8 only, and objects that stand for a time or a Decimal made into one."""
+    return loads(text.decode("utf-8"))  # type: ignore[no-untyped-call]  # kombu ships no types
+
+
+class _Unusable(ValueError):
+    """A part of a message that is not what it has to be."""
+
+
+def _require(ok: object, what: str) -> None:
+    if not ok:
+        raise _Unusable(what)
+
+
+def _call_in(envelope: dict[str, Any]) -> Any:
+    """The call in an envelope; raises whatever fits when there is none, or the envelope is odd."""
+    properties, headers = envelope["properties"], envelope["headers"]
+    info, tag = properties["delivery_info"], properties["delivery_tag"]
+    _require(isinstance(info, dict), "delivery_info is no object")
+    _require(_is_key(tag), "the delivery tag is no short text")
+    _require(isinstance(headers, dict), "the headers are no object")
+    _require("compression" not in headers, "compressed content is not accepted")
+    _require(envelope["content-type"] == "application/json", "the content is not declared as JSON")
+    _require(envelope["content-encoding"] in ("utf-8", "UTF-8"), "the content is not declared as UTF-8")
+    encoding = properties.get("body_encoding")
+    _require(encoding in (None, "base64", "utf-8"), "the encoding of the body is not known")
+    body = envelope["body"]
+    call = _read(base64.b64decode(body, validate=True) if encoding == "base64" else body.encode())
+    if "task" in headers:
+        args, kwargs, embed = call
+        _require(isinstance(embed, dict | None), "what goes with the call is no object")
+    else:
+        args, kwargs = call.get("args", []), call.get("kwargs", {})
+    _require(isinstance(args, list), "the arguments are no list")
+    _require(isinstance(kwargs, dict), "the keyword arguments are no object")
+    return call
+
+
+def _check_call(call: Mapping[str, Any]) -> None:
+    """Raises whatever fits unless the fields that Celery itself acts on are of the kinds it expects."""
+    limits = call.get("timelimit")
+    _require(_is_key(call["task"]), "the task's name is no short text")
+    _require(_is_key(call["id"]), "the task's id is no short text")
+    _require(isinstance(call.get("retries"), int | None), "retries is no number")
+    _require(
+        limits is None
+        or (
+            isinstance(limits, list)
+            and len(limits) == 2
+            and all(isinstance(each, float | int | None) for each in limits)
+        ),  # noqa: PLR2004 - a soft and a hard one
+        "timelimit is no pair of numbers",
+    )
+    _moment(call.get("expires"))
+    eta = _moment(call.get("eta"))
+    _require(
+        eta is None or (eta - datetime.now(UTC)).total_seconds() <= ETA_MOST_S,
+        f"an eta of more than {ETA_MOST_S:g} s is not accepted: publish the message when it is time",
+    )
+
+
+def _is_key(value: object) -> bool:
+    """Whether it is text that can be, or be part of, a key in Redis."""
+    if not isinstance(value, str) or not 0 < len(value) <= ID_MAX_CHARS:
+        return False
+    value.encode()  # a lone surrogate raises a ValueError
+    return True
+
+
+def _moment(value: Any) -> datetime | None:
+    if value is None:
+        return None
+    moment = datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _tamed(envelope: dict[str, Any], call: Any, queue: str) -> bytes | None:
+    """The envelope without what is not the sender's to say; None when there is nothing of the kind."""
+    properties, headers = envelope["properties"], envelope["headers"]
+    info = properties["delivery_info"]
+    fields, embed = (headers, call[2]) if "task" in headers else (call, call)
+    tamed = False
+    if info.get("routing_key") != queue or info.get("exchange") not in ("", queue):
+        # The lane is told by the queue, and a message that is restored goes back to where it was.
+        properties["delivery_info"] = {**info, "exchange": "", "routing_key": queue}
+        tamed = True
+    if fields["id"].startswith(RESERVED_IDS):
+        fields["id"] = str(uuid.uuid4())
+        tamed = True
+    for name in ("callbacks", "errbacks", "chain", "chord"):
+        # They would be published with a worker's permissions, to whatever key they name.
+        if embed and embed.get(name):
+            embed[name] = None
+            tamed = True
+    if not tamed:
+        return None
+    envelope["body"], properties["body_encoding"] = base64.b64encode(dumps(call).encode()).decode(), "base64"
+    return dumps(envelope).encode()
+
+
+def _wrapped(item: bytes, queue: str, error: Exception) -> bytes:
+    why = str(error) if isinstance(error, ValueError) else repr(error)
+    headers = {WHY_HEADER: ascii(why)[1:-1][:200]}
+    waiter = _waiting_task(item)
+    if waiter:
+        headers["id"] = waiter
     envelope = {
         "body": base64.b64encode(item).decode(),
         "content-type": UNREADABLE,
         "content-encoding": "binary",
-        "headers": {},
+        "headers": headers,
         "properties": {
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": queue.decode("utf-8", "replace")},
+            "delivery_info": {"exchange": "", "routing_key": queue},
         },
     }
     return json.dumps(envelope).encode()
 
 
-def is_envelope(item: bytes) -> bool:
-    """Whether Celery can open the envelope (message protocol 2 or 1) and find a call in it."""
+def _waiting_task(item: bytes) -> str:
+    """The task id under which somebody may wait for a result of an item that cannot be used; or none."""
     try:
-        envelope = json.loads(item)
-        properties, headers = envelope["properties"], envelope["headers"]
-        info = properties["delivery_info"]
-        body = envelope["body"]
-        if properties.get("body_encoding") == "base64":
-            body = base64.b64decode(body, validate=True)
-        call = json.loads(body)
-        return (
-            isinstance(info["exchange"], str)
-            and isinstance(info["routing_key"], str)
-            and isinstance(properties["delivery_tag"], str | int)
-            and envelope["content-type"] == "application/json"
-            and isinstance(envelope["content-encoding"], str)
-            and isinstance(headers, dict)
-            and (_is_call_2(headers, call) if "task" in headers else _is_call_1(call))
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return False
-
-
-def _is_call_2(headers: Mapping[str, Any], call: Any) -> bool:
-    args, kwargs, embed = call
-    return (
-        isinstance(args, list)
-        and isinstance(kwargs, dict)
-        and isinstance(embed, dict | None)
-        and _is_call(headers)
-    )
-
-
-def _is_call_1(call: Any) -> bool:
-    return (
-        isinstance(call.get("args", []), list) and isinstance(call.get("kwargs", {}), dict) and _is_call(call)
-    )
-
-
-def _is_call(call: Mapping[str, Any]) -> bool:
-    """Whether the fields that Celery itself acts on are of the kinds that it expects."""
-    limits = call.get("timelimit")
-    return (
-        isinstance(call["task"], str)
-        and isinstance(call["id"], str)
-        and isinstance(call.get("retries"), int | None)
-        and (limits is None or (isinstance(limits, list) and len(limits) == 2))  # noqa: PLR2004 - a soft and a hard one
-        and _is_moment(call.get("eta"))
-        and _is_moment(call.get("expires"))
-    )
-
-
-def _is_moment(value: Any) -> bool:
-    return value is None or bool(datetime.fromisoformat(value))
+        task_id = _read(item)["headers"]["id"]
+        return task_id if _is_key(task_id) and not task_id.startswith(RESERVED_IDS) else ""
+    except Exception:  # noqa: BLE001 - see above
+        return ""

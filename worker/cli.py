@@ -2,10 +2,11 @@
 
 Exit codes, the worst first; of several that apply, the first of this list is given:
 
-    130  interrupted; what was accepted is still being worked on
+    130  interrupted, or not confirmed; what was accepted is still being worked on
     141  whoever read the output went away
       2  wrong usage: the command line, a field of a request, or the settings
       5  Redis could not be reached, or did not accept the cancels
+      7  not flat: a mass cancel has ended without the proof that nothing in its scope rests any more
       1  refused: the exchange will not cancel it and nobody tries again (doctor: something failed)
       6  nothing is known of it here: nobody asked for its cancel, or it is no dead letter
       4  unresolved, or not settled in time: it may still rest, and is being worked on
@@ -27,8 +28,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
@@ -37,7 +40,15 @@ from typing import Any, TypeAlias
 import redis
 
 from worker.book import DeadLetter, OpenCancel
-from worker.client import DEFAULT_DEADLINE_S, BadRequest, BookError, CancelClient, Status
+from worker.client import (
+    DEFAULT_DEADLINE_S,
+    BadRequest,
+    BookError,
+    CancelClient,
+    NotSettled,
+    PendingMass,
+    Status,
+)
 from worker.orders import CancelResult, Lane, Outcome, Problem, count_text
 from worker.settings import SettingsError
 
@@ -45,6 +56,12 @@ WAIT_BEYOND_DEADLINE_S = 5.0  # a worker says "unresolved" at the deadline; its 
 DEFAULT_REQUESTER = "cancelctl"
 PROBLEMS_SHOWN = 3  # in one line on stderr
 NAMES_SHOWN = 3  # of those who asked for one cancel, in a table
+MASS_DEADLINE_S = 60.0  # beyond the predicted time to flat
+MASS_SILENCE_S = 30.0  # a runner tells its progress ten times a second; only long listings take longer
+MASS_LOOK_EVERY_S = 0.1
+MASS_LINE_EVERY_S = 1.0  # where there is no terminal
+MASS_BAR_CHARS = 30
+ORDERS_SHOWN = 20  # of those that a mass cancel did not cancel
 
 
 class Exit(IntEnum):
@@ -57,6 +74,7 @@ class Exit(IntEnum):
     NOT_SETTLED = 4
     REDIS = 5
     NOT_KNOWN_HERE = 6
+    NOT_FLAT = 7
     INTERRUPTED = 130  # as shells have it: 128 + SIGINT
     READER_GONE = 141  # 128 + SIGPIPE
 
@@ -64,6 +82,7 @@ class Exit(IntEnum):
 # By exposure: an order that may rest while nobody works on it is worse than one that is worked on.
 _WORST_FIRST = (
     Exit.REDIS,
+    Exit.NOT_FLAT,
     Exit.REFUSED,
     Exit.NOT_KNOWN_HERE,
     Exit.NOT_SETTLED,
@@ -160,8 +179,8 @@ def _add(
     return command
 
 
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one JSON object per line")
+def _add_json(command: argparse.ArgumentParser, **options: Any) -> None:
+    command.add_argument("--json", action="store_true", help="one JSON object per line", **options)
 
 
 def _add_order_ids(command: argparse.ArgumentParser, *, nargs: str = "+") -> None:
@@ -514,6 +533,364 @@ def _retry(arguments: argparse.Namespace) -> int:
     return Exit.SETTLED if arguments.all or len(revived) == len(order_ids) else Exit.NOT_KNOWN_HERE
 
 
+# --- mass -------------------------------------------------------------------------------------------------
+
+
+def _add_mass(commands: _Subparsers) -> None:
+    command = _add(
+        commands,
+        "mass",
+        _mass,
+        about="cancel everything in a scope, prove that it is flat, and report",
+        examples="  cancelctl mass --everything\n"
+        "  cancelctl mass --subaccount 3 --dry-run\n"
+        "  cancelctl mass --event KXBTC-26NOV22 --side bid --yes --reason 'limit breached'\n"
+        "  cancelctl mass --client-order-id-prefix mm-btc- --yes --json | jq .flat\n"
+        "  cancelctl mass list\n"
+        "  cancelctl mass show 0b7c6a9e-...",
+    )
+    scope = command.add_argument_group("scope", "an order is meant when every filter given lets it through")
+    for option, meta, about, how in _SCOPE_OPTIONS:
+        scope.add_argument(option, metavar=meta, help=about, default=None, **how)
+    doing = command.add_argument_group("what to do")
+    doing.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    doing.add_argument("--yes", action="store_true", help="do it without asking; needed without a terminal")
+    doing.add_argument("--requested-by", metavar="WHO", default=DEFAULT_REQUESTER, help="who asks")
+    doing.add_argument("--reason", metavar="WHY", help="why, for the record")
+    doing.add_argument(
+        "--deadline",
+        metavar="S",
+        type=_seconds,
+        default=MASS_DEADLINE_S,
+        help=f"seconds beyond the predicted ones after which it ends, flat or not ({MASS_DEADLINE_S:g})",
+    )
+    doing.add_argument("--timeout", metavar="S", type=_seconds, help="seconds to wait here (until it ends)")
+    _add_json(command)
+    looks = command.add_subparsers(title="looking back", metavar="list | show", required=False)
+    listing = _add(
+        looks,
+        "list",
+        _mass_list,
+        about="list the latest mass cancels, the latest first",
+        examples="  cancelctl mass list\n"
+        "  cancelctl mass list --json | jq -r 'select(.flat == false) | .request_id'",
+    )
+    show = _add(
+        looks,
+        "show",
+        _mass_show,
+        about="show a mass cancel's report, or how far it has got",
+        examples="  cancelctl mass show 0b7c6a9e-...\n"
+        "  cancelctl mass show --json 0b7c6a9e-... | jq .not_affected",
+    )
+    show.add_argument("request_id", metavar="ID", help="its request id")
+    for look in (listing, show):
+        _add_json(look, default=argparse.SUPPRESS)  # else it would overrule a --json before the word
+
+
+# The scope's fields by option; what the values have to look like is the scope's own business.
+_SCOPE_OPTIONS: tuple[tuple[str, str | None, str, dict[str, Any]], ...] = (
+    (
+        "--everything",
+        None,
+        "the whole account: every market, subaccount and shard",
+        {"action": "store_const", "const": True},
+    ),
+    ("--ticker", "T", "in these markets", {"dest": "tickers", "nargs": "+", "action": "extend"}),
+    ("--event", "E", "of these events", {"dest": "event_tickers", "nargs": "+", "action": "extend"}),
+    ("--series", "S", "of this series", {}),
+    ("--ticker-prefix", "P", "in markets whose ticker starts so", {}),
+    ("--subaccount", "N", "of this subaccount; 0 is the primary one", {"type": int}),
+    ("--order-id", "ID", "these orders", {"dest": "order_ids", "nargs": "+", "action": "extend"}),
+    ("--side", "SIDE", "on this side: yes, no, bid or ask", {}),
+    ("--client-order-id-prefix", "P", "whose client_order_id starts so", {}),
+    ("--order-group", "G", "in this order group", {"dest": "order_group_id"}),
+    ("--shard", "N", "on this shard", {"dest": "exchange_index", "type": int}),
+    ("--created-after", "T", "created at or after this time: ISO 8601 with an offset, or epoch seconds", {}),
+    ("--created-before", "T", "created before this time", {}),
+    ("--min-price", "P", "with a yes price of at least so many dollars", {}),
+    ("--max-price", "P", "with a yes price of at most so many dollars", {}),
+)
+_SCOPE_FIELDS = tuple(
+    how.get("dest", option.removeprefix("--").replace("-", "_")) for option, _, _, how in _SCOPE_OPTIONS
+)
+
+
+def _scope(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the scope that are given."""
+    given = {name: getattr(arguments, name) for name in _SCOPE_FIELDS}
+    for name in ("created_after", "created_before"):
+        given[name] = _number_or_text(given[name])
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _number_or_text(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _mass(arguments: argparse.Namespace) -> int:
+    scope = _scope(arguments)
+    if not scope:
+        raise _UsageError("no scope: give a filter, or --everything for the whole account")
+    asks = not (arguments.dry_run or arguments.yes)
+    if asks and not sys.stdin.isatty():
+        raise _UsageError("nobody can be asked without a terminal: --yes does it, --dry-run only plans")
+    client = CancelClient.from_env()
+    try:
+        if not arguments.yes:
+            timeout_s = MASS_SILENCE_S if arguments.timeout is None else arguments.timeout
+            planned = _start_mass(client, scope, arguments, dry_run=True).result(timeout_s)
+            if arguments.dry_run or not arguments.json:
+                _show_report(planned, as_json=arguments.json)
+            if arguments.dry_run:
+                return _exit_of_mass(planned)
+            if not _confirmed(planned["plan"]):
+                return _complain("not confirmed: nothing was canceled", Exit.INTERRUPTED)
+    except NotSettled:
+        return _complain("no plan yet: is a worker running?", Exit.NOT_SETTLED)
+    pending = _start_mass(client, scope, arguments, dry_run=False)
+    return _see_through(client, pending.request_id, arguments)
+
+
+def _start_mass(
+    client: CancelClient, scope: Mapping[str, Any], arguments: argparse.Namespace, *, dry_run: bool
+) -> PendingMass:
+    return client.mass_cancel(
+        scope,
+        requested_by=arguments.requested_by,
+        reason=arguments.reason,
+        automated=not sys.stdin.isatty(),
+        dry_run=dry_run,
+        deadline_s=arguments.deadline,
+    )
+
+
+def _confirmed(plan: Mapping[str, Any]) -> bool:
+    question = f"Cancel {plan['orders']} orders, and what else comes into this scope meanwhile? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _see_through(client: CancelClient, request_id: str, arguments: argparse.Namespace) -> int:
+    """Shows the progress, then the report; the exit code."""
+    bar = _Bar(client.mass_plan, request_id)
+    told = f"mass cancel {request_id} goes on; cancelctl mass show {request_id}"
+    try:
+        for shown in _follow(client, request_id, arguments.timeout):
+            if "flat" in shown:
+                bar.end()
+                _show_report(shown, as_json=arguments.json)
+                return _exit_of_mass(shown)
+            bar.show(shown)
+    except KeyboardInterrupt:
+        bar.end()
+        return _complain(f"interrupted; {told}", Exit.INTERRUPTED)
+    except BookError as error:
+        bar.end()
+        return _complain(f"it cannot be followed: {error}; {told}", Exit.REDIS)
+    bar.end()
+    return _complain(f"no report yet; {told}", Exit.NOT_SETTLED)
+
+
+def _follow(client: CancelClient, request_id: str, timeout_s: float | None) -> Iterator[dict[str, Any]]:
+    """Its states as they change, the report last; ends early when the time is over or nobody is at it.
+
+    An outage of Redis is waited out like silence; raises BookError when it lasts as long.
+    """
+    last, heard = None, time.monotonic()
+    give_up = math.inf if timeout_s is None else heard + timeout_s
+    while True:
+        over = time.monotonic() >= min(give_up, heard + MASS_SILENCE_S)
+        shown = None
+        try:
+            shown = client.mass_status(request_id)
+        except BookError:
+            if over:
+                raise
+        if shown is not None and shown != last:
+            last, heard = shown, time.monotonic()
+            yield shown
+        elif over:
+            return
+        time.sleep(MASS_LOOK_EVERY_S)
+
+
+class _Bar:
+    """Progress on stderr: a bar at a terminal, else a line now and then."""
+
+    def __init__(self, plan_of: Callable[[str], Mapping[str, Any] | None], request_id: str) -> None:
+        self._plan_of = plan_of
+        self._request_id = request_id
+        self._tokens_each: float | None = None
+        self._first: tuple[float, int] | None = None
+        self._told_at = -math.inf
+        self._drawn = False
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Shows how far it has got."""
+        now, settled, orders = time.monotonic(), progress["settled"], progress["orders"]
+        self._first = self._first or (now, settled)
+        at_terminal = sys.stderr.isatty()
+        if not at_terminal and now - self._told_at < MASS_LINE_EVERY_S:
+            return
+        self._told_at = now
+        line = f"{settled} of {orders} settled{self._pace(now, progress)}"
+        if progress["unresolved"]:
+            line += f", {progress['unresolved']} unresolved"
+        if at_terminal:
+            done = MASS_BAR_CHARS * settled // max(orders, 1)
+            line = f"\r\x1b[K[{'#' * done}{'.' * (MASS_BAR_CHARS - done)}] {line}"
+        print(line, end="" if at_terminal else "\n", file=sys.stderr, flush=True)
+        self._drawn = at_terminal
+
+    def end(self) -> None:
+        """Leaves the bar's line."""
+        if self._drawn:
+            print(file=sys.stderr, flush=True)
+            self._drawn = False
+
+    def _pace(self, now: float, progress: Mapping[str, Any]) -> str:
+        """Rate, time left and tokens, as far as they can be told."""
+        if self._tokens_each is None:
+            plan = self._plan_of(self._request_id)
+            self._tokens_each = plan["tokens"] / plan["orders"] if plan and plan["orders"] else 0.0
+        tokens = f", about {progress['settled'] * self._tokens_each:.0f} tokens"
+        assert self._first is not None
+        seconds, settled = now - self._first[0], progress["settled"] - self._first[1]
+        if seconds <= 0 or settled <= 0:
+            return tokens
+        rate = settled / seconds
+        return f", {rate:.0f}/s, {_duration(progress['open'] / rate)} left{tokens}"
+
+
+def _mass_list(arguments: argparse.Namespace) -> int:
+    _refuse_scope(arguments)
+    rows = []
+    for request_id, accepted_at, shown in CancelClient.from_env().mass_cancels():
+        if arguments.json:
+            known = {name: value for name, value in (shown or {}).items() if name not in _LONG_FIELDS}
+            _print_json({"request_id": request_id, "accepted_at": accepted_at, "flat": None, **known})
+        else:
+            rows.append([request_id, accepted_at, *_mass_cells(shown or {})])
+    if not arguments.json:
+        titles = ("REQUEST", "ACCEPTED", "STATE", "ORDERS", "CONTRACTS", "WHO", "REASON")
+        _print_table(titles, rows, nothing="no mass cancels")
+    return Exit.SETTLED
+
+
+_LONG_FIELDS = ("affected", "not_affected")
+
+
+def _mass_cells(shown: Mapping[str, Any]) -> list[str]:
+    if "flat" not in shown:
+        state = f"{shown['settled']} of {shown['orders']} settled" if shown else "waiting"
+        return [state, "-", "-", "-", "-"]
+    orders, contracts = shown["orders_affected"], shown["contracts_canceled"]
+    if shown["dry_run"]:
+        orders, contracts = shown["plan"]["orders"], shown["plan"]["contracts"]
+    return [
+        _mass_state(shown),
+        str(orders),
+        contracts,
+        shown["requested_by"] or "-",
+        shown["reason"] or "-",
+    ]
+
+
+def _mass_state(report: Mapping[str, Any]) -> str:
+    if report["dry_run"]:
+        return "planned only"
+    return "flat" if report["flat"] else "NOT FLAT"
+
+
+def _mass_show(arguments: argparse.Namespace) -> int:
+    _refuse_scope(arguments)
+    client, request_id = CancelClient.from_env(), arguments.request_id
+    shown = client.mass_status(request_id)
+    if shown is None:
+        waits = any(known == request_id for known, _, _ in client.mass_cancels())
+        words = "waits for a worker" if waits else "nobody asked for such a mass cancel, or it is forgotten"
+        return _complain(f"{request_id}: {words}", Exit.NOT_SETTLED if waits else Exit.NOT_KNOWN_HERE)
+    if "flat" not in shown:
+        if arguments.json:
+            _print_json(shown)
+        else:
+            _print_lines({name: str(value) for name, value in shown.items()})
+        return Exit.NOT_SETTLED
+    _show_report(shown, as_json=arguments.json)
+    return _exit_of_mass(shown)
+
+
+def _refuse_scope(arguments: argparse.Namespace) -> None:
+    if _scope(arguments):
+        raise _UsageError("list and show take no scope")
+
+
+def _exit_of_mass(report: Mapping[str, Any]) -> Exit:
+    if report["dry_run"]:
+        return Exit.SETTLED if report["plan"]["listed_at"] else Exit.NOT_FLAT
+    return Exit.SETTLED if report["flat"] else Exit.NOT_FLAT
+
+
+def _show_report(report: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+        return
+    _print_lines(_plan_lines(report) if report["dry_run"] else _report_lines(report))
+    exposed = [each for each in report["not_affected"] if not each["reason"].startswith("too_late")]
+    rows = [[each["order_id"], each["reason"], each["error"] or ""] for each in exposed[:ORDERS_SHOWN]]
+    if rows:
+        print()
+        _print_table(("ORDER", "NOT CANCELED", "ERROR"), rows)
+    if len(exposed) > len(rows):
+        print(f"and {len(exposed) - len(rows)} more; --json has all")
+
+
+def _plan_lines(report: Mapping[str, Any]) -> dict[str, str]:
+    plan = report["plan"]
+    return {
+        "request": report["request_id"],
+        "scope": json.dumps(report["scope"]),
+        "orders": str(plan["orders"]),
+        "contracts": plan["contracts"],
+        "tokens": f"{plan['tokens']:.0f}",
+        "predicted": f"flat in {_duration(plan['predicted_s'])}",
+        **{
+            f"shard {shard}": f"{orders} orders: {plan['paths'][shard]}"
+            for shard, orders in plan["shards"].items()
+        },
+        "listed": plan["listed_at"] or f"no: {report['why_not_flat']}",
+    }
+
+
+def _report_lines(report: Mapping[str, Any]) -> dict[str, str]:
+    proof, actual_s = report["flat_listing"], report["actual_s"]
+    reasons = Counter(each["reason"] for each in report["not_affected"])
+    others = "".join(f", {number} {reason}" for reason, number in reasons.most_common())
+    return {
+        "request": report["request_id"],
+        "scope": json.dumps(report["scope"]),
+        "flat": f"yes, by the listing of {proof['at']} (sha256 {proof['sha256'][:12]}...)"
+        if report["flat"]
+        else f"NO: {report['why_not_flat']}",
+        "orders": f"{report['orders_affected']} canceled{others}",
+        "contracts": f"{report['contracts_canceled']} canceled,"
+        f" {report['contracts_filled_meanwhile']} filled meanwhile",
+        "tokens": f"{report['tokens_spent']:.0f}, {report['rate_limited']} calls over the budget",
+        "time": f"{'-' if actual_s is None else _duration(actual_s)},"
+        f" predicted {_duration(report['predicted_s'])}",
+    }
+
+
+def _print_lines(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        _print_line([name, value], [width, 0])
+
+
 # --- doctor -----------------------------------------------------------------------------------------------
 
 
@@ -633,6 +1010,7 @@ _COMMANDS: tuple[Callable[[_Subparsers], None], ...] = (
     _add_open,
     _add_dead,
     _add_retry,
+    _add_mass,
     _add_doctor,
     _add_sandbox,
 )

@@ -113,11 +113,19 @@ class PendingMass:
         raise NotSettled([f"mass cancel {self.request_id}"])
 
     def progress(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """How far it has got, whenever that changes (``orders``, ``settled``, ``open``), the report last."""
+        """How far it has got, whenever that changes (``orders``, ``settled``, ``open``), the report last.
+
+        An outage of Redis is waited out while there is time; raises BookError when there is none left.
+        """
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         last: dict[str, Any] | None = None
         while True:
-            shown = self._client.mass_status(self.request_id)
+            shown = None
+            try:
+                shown = self._client.mass_status(self.request_id)
+            except BookError:
+                if time.monotonic() >= give_up:
+                    raise
             if shown is not None and shown != last:
                 last = shown
                 yield shown

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 
 from worker import bells
+from worker.broker import WHY_HEADER
 from worker.lifecycle import desk
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 
 RECONNECT_MOST_S = 0.5
-# What became claimable is noticed within two seconds: half a second until the look, and its patience of one.
-SWEEP_EVERY_S = 0.5
+# What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
+SWEEP_EVERY_S = 0.25
 KEPT_BODY_MOST_BYTES = 65_536
 
 
@@ -46,29 +49,39 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         self.first_connection_attempt: bool = False
         return conn
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Keeps a message that is no JSON, or not of our content type."""
-        self._keep(message, exc)
-        message.ack()
+    def update_strategies(self) -> None:
+        """As Celery does, without the tasks that it brings along.
 
-    def on_unknown_message(self, body: Any, message: Any) -> None:
+        They run and publish whatever their message names, with a worker's permissions, and store what it
+        says under any id it likes.
+        """
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith("celery.")]:
+            del self.strategies[name]
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Keeps a message that cannot be opened."""
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        self._keep(message, headers.get(WHY_HEADER, exc), task_id=headers.get("id"))
+
+    def on_unknown_message(self, _body: Any, message: Any) -> None:
         """Keeps a message that is none of Celery's."""
         self._keep(message, "not a Celery message")
-        super().on_unknown_message(body, message)
 
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+    def on_unknown_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """Keeps a message for a task that there is not."""
-        self._keep(message, f"unknown task {exc}")
-        super().on_unknown_task(body, message, exc)
+        call = message.headers if "id" in message.headers else message.payload
+        self._keep(message, NotRegistered(*exc.args), task_id=call["id"])
 
-    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """Keeps a message whose envelope cannot be used."""
-        self._keep(message, exc)
-        super().on_invalid_task(body, message, exc)
+        self._keep(message, exc, task_id=message.headers.get("id"))
 
-    def _keep(self, message: Any, why: object) -> None:
+    def _keep(self, message: Any, why: object, *, task_id: str | None = None) -> None:
+        """Logs the message, keeps it, and has whoever waits under its task id fail."""
         body = bytes(message.body) if not isinstance(message.body, str) else message.body.encode()
         kept = {
+            "at": datetime.now(UTC).isoformat(),
             "why": str(why)[:1000],
             "content_type": str(message.content_type),
             "headers": repr(message.headers)[:KEPT_BODY_MOST_BYTES],
@@ -82,6 +95,12 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             desk().keep_unreadable(text)
         except BookError as error:
             log.warning("it is only in this log: %s", error)
+        if task_id:
+            failure = (
+                why if isinstance(why, NotRegistered) else InvalidTaskError(f"cannot be understood: {why}")
+            )
+            self.app.backend.mark_as_failure(task_id, failure)
+        message.ack_log_error(log, self.connection_errors)
 
 
 class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types

@@ -7,6 +7,7 @@ until nothing is due. Whatever arrives or runs out of its lease meanwhile is see
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
+# A hand that was called comes at once; if none has come by then, the bell was lost.
+CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
 REPORT_AT_ONCE = 100
@@ -95,7 +98,7 @@ class Desk:
 
     def refuse(self, result: CancelResult) -> None:
         """Stores the outcome of a request that cannot be understood where its waiter looks, if it can."""
-        if result.order_id is not None and len(result.order_id) <= REFUSED_ID_MAX_CHARS:
+        if result.order_id is not None and _can_be_looked_for(result.order_id):
             self._book.refuse(result)
 
     def keep_unreadable(self, message: str) -> None:
@@ -115,24 +118,24 @@ class Desk:
                     log.warning("no work without the book: %s", error)
 
     def _work(self) -> None:
-        called = False
+        called_at = -math.inf
         while not self._stopping.is_set():
             if not self._gate.is_open and not self._gate.keep_watch(self._stopping):
                 return
             asked = time.monotonic()
             claim = self._claim()
             if claim.entries:
-                more_is_due = claim.next_due_s == 0.0
-                if more_is_due and not called and not claim.waiting_messages and self._hands.any_idle:
-                    called = True
-                    self._call_hand(claim.entries[0].lane)
                 with self._leases.holding(claim.entries, since=asked):
+                    more_is_due = claim.next_due_s == 0.0 and not claim.waiting_messages
+                    if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
+                        called_at = asked
+                        self._call_hand(claim.entries[0].lane)
                     self._conclude(self._pursuit.pursue(claim))
             else:
                 wait_s = _until_more(claim)
                 if wait_s is None or not self._stay(wait_s):
                     return
-                called = False
+                called_at = -math.inf
 
     def _stay(self, seconds: float) -> bool:
         """Waits for what is due or paid for soon, as the one hand that does; False for the others."""
@@ -241,6 +244,13 @@ def _unresolved(overdue: Overdue) -> CancelResult:
         attempts=progress.attempts,
         requested_at=overdue.requested_at,
         error=progress.last_problem or _NO_ANSWER_YET,
+    )
+
+
+def _can_be_looked_for(order_id: str) -> bool:
+    """Whether an id, however ugly, can be part of a key: no megabytes, and no halves of characters."""
+    return len(order_id) <= REFUSED_ID_MAX_CHARS and not any(
+        "\ud800" <= each <= "\udfff" for each in order_id
     )
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class Office:
 
     desk: Desk
     mass_runner: MassRunner
+    shutdown_s: float
 
     def stop(self) -> None:
         """What is in hand goes back into the book, what is under way to other workers."""
@@ -102,7 +104,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
         lanes=[lane for lane in Lane if lane in consumed],
         hands=app.conf.worker_concurrency,
-        call_hand=lambda lane: _call_hand(app, lane),
+        call_hand=lambda lane: _ring(bells.wake_up, app, lane),
         name=name,
     )
     runner = MassRunner(
@@ -111,21 +113,21 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
             masses=Masses(server, settings.redis),
             exchange=exchange,
             pacer=pacer,
-            call_hands=lambda lane, waiting: bells.wake_up_all(app, lane, waiting=waiting),
+            call_hands=lambda lane, waiting: _ring(bells.wake_up_all, app, lane, waiting=waiting),
             read_lag_s=settings.read_lag_s,
             name=name,
             stopping=threading.Event(),
         )
     )
     runner.start()
-    return Office(the_desk, runner)
+    return Office(the_desk, runner, settings.shutdown_s)
 
 
-def _call_hand(app: Celery, lane: Lane) -> None:
+def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
     try:
-        bells.wake_up(app, lane)
-    except (OperationalError, OSError) as error:  # who calls goes on, and holds claimed orders
-        log.warning("no further hand could be called: %s", error)
+        bell(app, lane, **how)
+    except (OperationalError, OSError) as error:  # who rings goes on: the sweep rings again
+        log.warning("nobody could be woken up: %s", error)
 
 
 def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
@@ -170,10 +172,10 @@ def _warm_up(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _give_back(**_: Any) -> None:
     """Stops the desk; ends the process anyway if something hangs: what it holds comes back by its lease."""
-    settings = WorkerSettings.from_env()
-    last_resort = threading.Timer(settings.shutdown_s, os._exit, (0,))
+    mine = _offices.get(os.getpid())
+    if mine is None:
+        return
+    last_resort = threading.Timer(mine.shutdown_s, os._exit, (0,))
     last_resort.daemon = True
     last_resort.start()
-    mine = _offices.get(os.getpid())
-    if mine is not None:
-        mine.stop()
+    mine.stop()

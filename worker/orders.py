@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 ORDER_ID_MAX_CHARS = 128  # the exchange's ids are 36-character UUIDs; room for gateways that prefix them
 TEXT_MAX_CHARS = 512
 SHOWN_MAX_CHARS = 60  # of a bad value in an error message
+PROBLEMS_SHOWN = 20  # in one error message, which is logged and stored: more than there are fields
 NUMBER_MAX = 1_000_000  # of shards and subaccounts: far beyond any that there are
 DEADLINE_MAX_S = 3600.0  # a waiter that is willing to wait longer should look at the record instead
 
@@ -32,7 +34,10 @@ class BadRequest(ValueError):  # noqa: N818 - it is the sender's error, named li
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        super().__init__("; ".join(f"{field}: {problem}" for field, problem in self.problems.items()))
+        words = [f"{field}: {problem}" for field, problem in islice(self.problems.items(), PROBLEMS_SHOWN)]
+        if len(self.problems) > PROBLEMS_SHOWN:
+            words.append(f"and {len(self.problems) - PROBLEMS_SHOWN} more")
+        super().__init__("; ".join(words))
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,9 +103,14 @@ class Case:
         return replace(self, last_problem=problem, history=history)
 
     def as_of(self, now_ms: int) -> Case:
-        """The case without moments that are still to come: a clock was set back since they were noted."""
+        """The case on a clock that shows ``now_ms``: it may have been set back since moments were noted.
+
+        A first attempt that is clearly still to come was noted on a wrong clock: its moment is not known.
+        """
         moments = {name: moment for name in _MOMENTS if (moment := getattr(self, name)) is not None}
-        return replace(self, **{name: min(moment, now_ms) for name, moment in moments.items()})
+        case = replace(self, **{name: min(moment, now_ms) for name, moment in moments.items()})
+        wrong = (self.first_attempt_ms or 0) > now_ms + CLOCK_MARGIN_MS
+        return replace(case, first_attempt_ms=None) if wrong else case
 
     def interrupted(self, first_attempt_ms: int | None, now_ms: int) -> Case:
         """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
@@ -113,7 +118,8 @@ class Case:
         case = self.troubled(
             Problem("interrupted", "a worker vanished while it may have been sending"), now_ms
         )
-        return replace(case, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
+        case = replace(case, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
+        return case.as_of(now_ms)
 
     def sending(self, now_ms: int | None) -> Case:
         """The case once a cancel is about to be sent; ``now_ms`` None: the exchange's clock is not known."""
@@ -171,7 +177,7 @@ def after_cancel(case: Case, answer: CancelAnswer, now_ms: int) -> Verdict | Nex
             answer.ts_ms,
             order=answer.order,
         )
-    return _AFTER_CANCEL[answer.meaning](case.troubled(answer.problem, now_ms), answer, now_ms)
+    return _AFTER_CANCEL[answer.meaning](case.as_of(now_ms).troubled(answer.problem, now_ms), answer, now_ms)
 
 
 def _at_once(case: Case, step: Step) -> Next:
@@ -223,7 +229,7 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, int], Verdict | Next]] = {
 
 def after_lost_batch(case: Case, trouble: Trouble, now_ms: int) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
-    case = case.troubled(trouble.problem, now_ms)
+    case = case.as_of(now_ms).troubled(trouble.problem, now_ms)
     return _at_once(replace(case, unanswered_ms=now_ms), Step.READ_BACK)
 
 

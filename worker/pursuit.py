@@ -40,6 +40,10 @@ PATIENCE_S = 0.25
 WORTH_A_CALL_S = 0.05
 # What a batch was refused for may have been its size: that is believed for so long.
 REFUSED_SIZE_STANDS_S = 60.0
+# Orders that no exchange calls too many for one call.
+NEVER_TOO_MANY = 4
+# How long all go out alone to find the one that spoils every call.
+ALONE_S = 1.0
 
 
 class Pursuit:
@@ -209,7 +213,7 @@ class Pursuit:
     def _give_back(self, walk: _Walk, pause_s: float) -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
         learned = walk.case.to_json()
-        if walk.entry.age_s > self._cancel_max_age_s:
+        if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
             return GiveUp(walk.entry, learned)
         return GiveBack(walk.entry, learned, pause_s if self._gate.is_open else 0.0, _bucket(walk.case))
 
@@ -219,20 +223,21 @@ class BatchSize:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._limit = most
         self._refused = most + 1
         self._refused_until = 0.0
-        self._limit = most
+        self._alone_until = 0.0
 
     @property
     def limit(self) -> int:
         """How many the next call may hold."""
-        # Single calls teach nothing about size: after a while two are tried again.
-        stuck = self._limit == 1 and time.monotonic() >= self._refused_until
-        return min(2, self._most) if stuck else self._limit
+        if self._limit == 1 and time.monotonic() >= self._alone_until:
+            return min(2, self._most)  # single calls teach nothing about size
+        return self._limit
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
-        if size >= self.limit:
+        if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
 
@@ -240,6 +245,11 @@ class BatchSize:
         """A batch of this size was refused: it is tried in halves."""
         log.warning("a batch of %d orders was refused: trying smaller ones", size)
         now = time.monotonic()
+        if size <= NEVER_TOO_MANY:
+            # One of them spoils the call, and those before: alone, it is told so, and is out of the way.
+            self._limit, self._alone_until = 1, now + ALONE_S
+            self._refused, self._refused_until = self._most + 1, 0.0
+            return
         # Several hands ask at once: news of a larger size comes after that of a smaller one.
         self._refused = min(size, self._refused) if now < self._refused_until else size
         self._refused_until = now + REFUSED_SIZE_STANDS_S

@@ -99,7 +99,8 @@ def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: str = ""
 
 
 def _entered(task: Task) -> bool:
-    return bool(task.request.get(ENTERED_HEADER))
+    """Whether it is one of our bells; those want no result, and a stranger that does is to get one."""
+    return bool(task.request.get(ENTERED_HEADER) and task.request.ignore_result)
 
 
 def _lane(task: Task) -> Lane:

@@ -30,7 +30,7 @@ local function reply_from(record, task_id)
   redis.call('PUBLISH', key, meta)
 end
 
-local function join(entry, order_id, request, requested_by, deadline_ms, task_id)
+local function join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
   local known = redis.call('HMGET', entry, 'request', 'requested_by', 'reply_to', 'lane', 'deadline_ms', 'token', 'reported', 'path')
   local merged, changed = cjson.decode(known[1]), false
   for field, value in pairs(cjson.decode(request)) do
@@ -45,19 +45,32 @@ local function join(entry, order_id, request, requested_by, deadline_ms, task_id
     redis.call('HSET', entry, 'deadline_ms', deadline_ms)
     redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
   end
-  local home = known[4]
-  if lane == 'risk' and home ~= 'risk' then
-    local due = redis.call('ZSCORE', prefix .. ':due:' .. home .. ':' .. known[8], order_id)
-    redis.call('ZREM', prefix .. ':due:' .. home .. ':' .. known[8], order_id)
-    redis.call('ZADD', prefix .. ':due:risk:' .. known[8], due, order_id)
-    redis.call('HSET', entry, 'lane', 'risk')
-    home = 'risk'
+  local home, at_path, in_hand = known[4], known[8], known[6] ~= ''
+  local moved_to = lane == 'risk' and 'risk' or home
+  local new_path = changed and at_path == 'write' and not in_hand and path or at_path
+  if moved_to ~= home or new_path ~= at_path then
+    local due = redis.call('ZSCORE', prefix .. ':due:' .. home .. ':' .. at_path, order_id)
+    redis.call('ZREM', prefix .. ':due:' .. home .. ':' .. at_path, order_id)
+    redis.call('SADD', prefix .. ':paths', new_path)
+    redis.call('ZADD', prefix .. ':due:' .. moved_to .. ':' .. new_path, due, order_id)
+    redis.call('HSET', entry, 'lane', moved_to, 'path', new_path)
   end
   if known[7] == '1' then  -- given up on its first deadline: asked again, it is tried again
-    redis.call('HSET', entry, 'reported', 0)
+    redis.call('HSET', entry, 'reported', 0, 'deadline_ms', deadline_ms)
     redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
-    if known[6] == '' then redis.call('ZADD', prefix .. ':due:' .. home .. ':' .. known[8], now_ms, order_id) end
+    if in_hand then
+      redis.call('HSET', entry, 'hurry', 1)
+    else
+      redis.call('ZADD', prefix .. ':due:' .. moved_to .. ':' .. new_path, now_ms, order_id)
+    end
   end
+end
+
+local function revive(entry, order_id)  -- a dead letter is an entry again, with what was learned
+  redis.call('RENAME', prefix .. ':dead:' .. order_id, entry)
+  redis.call('HSET', entry, 'accepted_ms', now_ms, 'reported', 1)
+  local home = redis.call('HMGET', entry, 'lane', 'path')
+  redis.call('ZADD', prefix .. ':due:' .. home[1] .. ':' .. home[2], now_ms, order_id)
 end
 
 local answer = { redis.call('LLEN', queue) }
@@ -66,9 +79,10 @@ for at = 6, #ARGV, 6 do
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
   local record_key = record_prefix .. order_id
+  if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then revive(entry, order_id) end
   if redis.call('EXISTS', entry) == 1 then
     if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
-    join(entry, order_id, request, requested_by, deadline_ms, task_id)
+    join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
     answer[#answer + 1] = ''
   else
     local record = redis.call('GET', record_key)
@@ -86,9 +100,6 @@ for at = 6, #ARGV, 6 do
       redis.call('SADD', prefix .. ':paths', path)
       redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
       redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
-      if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then
-        redis.call('DEL', prefix .. ':dead:' .. order_id)
-      end
       answer[#answer + 1] = ''
     end
   end

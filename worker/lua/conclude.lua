@@ -24,7 +24,7 @@ for at = 4, #ARGV, 7 do
   local order_id, token, fate, path, learned, head, tail =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
   local entry = prefix .. ':entry:' .. order_id
-  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path')
+  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'hurry')
   local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
   if held[1] ~= token then
     answer[#answer + 1] = 0
@@ -47,13 +47,17 @@ for at = 4, #ARGV, 7 do
       redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
       redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
     else
+      if held[7] then  -- asked for again meanwhile: the long pause of an overdue one is not meant any more
+        fate = math.min(tonumber(fate), 1000)
+        redis.call('HDEL', entry, 'hurry')
+      end
       if path ~= '' and path ~= held[6] then
         redis.call('HSET', entry, 'path', path)
         redis.call('SADD', prefix .. ':paths', path)
         redis.call('ZREM', due, order_id)
         due = prefix .. ':due:' .. held[2] .. ':' .. path
       end
-      redis.call('ZADD', due, fate == '0' and held[5] or now_ms + fate, order_id)
+      redis.call('ZADD', due, tonumber(fate) == 0 and held[5] or now_ms + fate, order_id)
     end
     answer[#answer + 1] = 1
   end

@@ -1,0 +1,25 @@
+"""Taskiq with its list broker."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from redis.asyncio import Redis
+from taskiq_redis import ListQueueBroker
+
+from bench import work
+
+broker = ListQueueBroker(os.environ["REDIS_URL"])
+
+
+@functools.cache
+def _redis() -> Redis:
+    return Redis.from_url(os.environ["REDIS_URL"])
+
+
+@broker.task(task_name="cancel")
+async def cancel(order_id: str, requested_at: float) -> None:
+    """One order."""
+    record = await work.cancel_async(order_id, requested_at)
+    await _redis().set(work.RECORD_KEY + order_id, record)

@@ -1,0 +1,748 @@
+"""Mass cancels, through real workers: planned, canceled, proven flat, and reported as it really was."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+from celery import Celery
+from crew import PATIENCE_S, Crew, ids
+
+from sandbox.stack import ROOT, wait_until
+from worker.cli import Exit
+from worker.client import BadRequest, CancelClient
+from worker.orders import Lane
+
+EVERYTHING = {"everything": True}
+TICKERS = ("KXA-26NOV22-T1", "KXA-26NOV22-T2", "KXA-26DEC01-T1", "KXB-26NOV22-T1")
+READ_LAG_S = 0.5  # crew.ENVIRONMENT
+SLACK_S = 3.0  # of a machine that is busy with other things
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    crew = Crew(tmp_path_factory.mktemp("mass"))
+    yield crew
+    crew.close()
+
+
+@pytest.fixture
+def crew(shared):
+    """The module's stack with two workers at least for a start; one test's orders are the only ones."""
+    shared.control.reset()
+    shared.workers(max(len(shared.alive()), 1))
+    yield shared
+    shared.leave()
+
+
+def canceled(crew):
+    """The order ids that are canceled at the exchange, with the contracts that were."""
+    return {
+        order["order_id"]: order["canceled_count_fp"]
+        for order in crew.control.orders()
+        if order["status"] == "canceled"
+    }
+
+
+def resting(crew):
+    return {order["order_id"] for order in crew.control.orders() if order["status"] == "resting"}
+
+
+def sweep(crew, scope, **how):
+    return crew.client.mass_cancel(scope, **how).result(timeout=PATIENCE_S)
+
+
+def tells_the_truth(report, crew):
+    """Compares a report with what the exchange knows: every order, and the totals."""
+    truth = {order["order_id"]: order for order in crew.control.orders()}
+    for each in report["affected"]:
+        order = truth[each["order_id"]]
+        assert (order["status"], order["canceled_count_fp"]) == ("canceled", each["reduced_by"])
+    for each in report["not_affected"]:
+        order = truth[each["order_id"]]
+        assert each["reason"] == f"too_late_{order['status']}", (each, order)
+    reported = [each["order_id"] for each in (*report["affected"], *report["not_affected"])]
+    assert len(reported) == len(set(reported))
+    removed = sum(
+        Decimal(effect["reduced_by"])
+        for call in crew.cancels()
+        for effect in call["effects"]
+        if effect["order_id"] in set(reported)
+    )
+    assert Decimal(report["contracts_canceled"]) == removed
+    assert report["orders_affected"] == len(report["affected"])
+
+
+def no_order_was_canceled_twice(crew):
+    """Neither twice with effect, nor by two calls at the same time."""
+    assert {number for number in crew.effective().values()} <= {1}
+    spans = {}
+    for call in crew.cancels():
+        for order_id in call["order_ids"]:
+            spans.setdefault(order_id, []).append(
+                (call["received_ms"], call["received_ms"] + (call["duration_ms"] or 0))
+            )
+    for order_id, times in spans.items():
+        for (_, first_end), (second_start, _) in itertools.pairwise(sorted(times)):
+            assert second_start >= first_end - 2, f"{order_id}: two cancels at a time"
+
+
+# -- the plan
+
+
+def test_a_dry_run_plans_and_touches_nothing(crew):
+    crew.place(3, ticker=TICKERS[0])
+    crew.place(2, ticker=TICKERS[3], exchange_index=2, count="2.50")
+    report = sweep(crew, EVERYTHING, dry_run=True, requested_by="desk 7", reason="drill")
+    plan = report["plan"]
+    assert (plan["orders"], plan["contracts"], plan["tokens"]) == (5, "35.00", 10.0)
+    assert plan["shards"] == {"0": 3, "2": 2}
+    assert set(plan["paths"]) == {"0", "2"}
+    assert 0 < plan["predicted_s"] == report["predicted_s"] < 5
+    assert (report["flat"], report["dry_run"], report["why_not_flat"]) == (False, True, "only planned")
+    assert (report["affected"], report["not_affected"]) == ([], [])
+    assert crew.cancels() == []
+    assert len(resting(crew)) == 5
+    assert list(crew.client.open_cancels()) == []
+
+
+def test_a_plan_is_made_of_all_pages_of_the_listing(crew):
+    crew.place(2300)
+    report = sweep(crew, EVERYTHING, dry_run=True)
+    assert report["plan"]["orders"] == 2300
+    pages = [call for call in crew.control.calls("list") if "limit=1000" in call["query"]]
+    assert len(pages) == 3
+
+
+# -- the scope
+
+PLACED = {
+    "a": {"ticker": TICKERS[0], "client_order_id": "mm-1", "price": "0.20"},
+    "b": {"ticker": TICKERS[1], "client_order_id": "mm-2", "side": "ask", "price": "0.60"},
+    "c": {"ticker": TICKERS[2], "client_order_id": "arb-1", "exchange_index": 2},
+    "d": {"ticker": TICKERS[3], "client_order_id": "arb-2", "subaccount": 1},
+    "e": {"ticker": TICKERS[3], "client_order_id": "arb-3", "order_group_id": "group-1", "exchange_index": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("scope", "meant"),
+    [
+        (EVERYTHING, "abcde"),
+        ({"order_ids": ["a", "d"]}, "ad"),
+        ({"subaccount": 0}, "abce"),
+        ({"subaccount": 1}, "d"),
+        ({"tickers": TICKERS[0]}, "a"),
+        ({"tickers": [TICKERS[0], TICKERS[3]]}, "ade"),
+        ({"event_tickers": ["KXA-26NOV22"]}, "ab"),
+        ({"series": "KXA"}, "abc"),
+        ({"ticker_prefix": "KXA-26N"}, "ab"),
+        ({"side": "ask"}, "b"),
+        ({"side": "yes"}, "acde"),
+        ({"client_order_id_prefix": "mm-"}, "ab"),
+        ({"order_group_id": "group-1"}, "e"),
+        ({"exchange_index": 2}, "c"),
+        ({"min_price": "0.30", "max_price": "0.55"}, "cde"),
+        ({"created_before": 1_000_000_000}, ""),
+        ({"created_after": 1_000_000_000}, "abcde"),
+        ({"series": "KXA", "side": "bid", "exchange_index": 0}, "a"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else value or "none",
+)
+def test_exactly_what_is_in_scope_is_canceled(crew, scope, meant):
+    names = dict(zip(PLACED, ids(len(PLACED)), strict=True))
+    placed = [{"order_id": names[name], **fields} for name, fields in PLACED.items()]
+    for each in placed:
+        each["client_order_id"] += f"-{each['order_id']}"
+    crew.control.place_many(placed)
+    if "order_ids" in scope:
+        scope = {"order_ids": [names[name] for name in scope["order_ids"]]}
+    report = sweep(crew, scope)
+    assert report["flat"]
+    assert set(canceled(crew)) == {names[name] for name in meant}
+    assert {each["order_id"] for each in report["affected"]} == set(canceled(crew))
+    assert report["not_affected"] == []
+    tells_the_truth(report, crew)
+
+
+def test_ids_that_do_not_rest_are_reported_as_what_they_are(crew):
+    [rests, executed, gone] = crew.place(3)
+    crew.control.fill(executed)
+    crew.control.cancel_elsewhere(gone)
+    unknown = str(uuid.uuid4())
+    report = sweep(crew, {"order_ids": [rests, executed, gone, unknown]})
+    assert report["flat"]
+    assert report["affected"] == [{"order_id": rests, "reduced_by": "10.00"}]
+    reasons = {each["order_id"]: each["reason"] for each in report["not_affected"]}
+    assert reasons == {
+        executed: "too_late_executed",
+        gone: "too_late_canceled",
+        unknown: "unknown_order",
+    }
+
+
+def test_an_id_that_rests_outside_of_the_other_filters_is_left_alone(crew):
+    [inside] = crew.place(subaccount=1)
+    [outside] = crew.place(subaccount=2)
+    report = sweep(crew, {"order_ids": [inside, outside], "subaccount": 1})
+    assert report["flat"]
+    assert set(canceled(crew)) == {inside}
+    assert report["not_affected"] == [
+        {"order_id": outside, "reason": "not_resting_in_scope", "error": None},
+    ]
+
+
+def test_a_sweep_over_one_subaccount_never_touches_anothers_orders_old_or_new(crew):
+    crew.place(40, subaccount=1)
+    others = [*crew.place(20, subaccount=0), *crew.place(20, subaccount=2)]
+    report = sweep(crew, {"subaccount": 1})
+    others += [*crew.place(1, subaccount=0), *crew.place(1, subaccount=2)]
+    assert report["flat"]
+    assert resting(crew) == set(others)
+    assert {order_id for call in crew.cancels() for order_id in call["order_ids"]}.isdisjoint(others)
+    assert crew.control.calls("cancel_all") == []
+
+
+# -- the report
+
+
+def test_the_report_has_all_that_a_risk_desk_is_asked_for(crew):
+    crew.place(30)
+    asked = time.time()
+    pending = crew.client.mass_cancel(EVERYTHING, requested_by="desk 7", reason="limit", automated=False)
+    report = pending.result(timeout=PATIENCE_S)
+    assert set(report) == {
+        *("request_id", "requested_by", "reason", "automated", "scope", "accepted_at", "completed_at"),
+        *("dry_run", "deadline_s", "plan", "flat", "flat_listing", "why_not_flat"),
+        *("affected", "not_affected", "orders_affected", "contracts_canceled"),
+        *("contracts_filled_meanwhile", "tokens_spent", "rate_limited", "predicted_s", "actual_s"),
+    }
+    assert report["request_id"] == pending.request_id
+    assert (report["requested_by"], report["reason"], report["automated"]) == ("desk 7", "limit", False)
+    assert report["scope"] == EVERYTHING
+    assert report["accepted_at"] < report["completed_at"]
+    assert re.fullmatch(r"[0-9a-f]{64}", report["flat_listing"]["sha256"])
+    assert report["flat_listing"]["pages"] == 1
+    assert (report["orders_affected"], report["contracts_canceled"]) == (30, "300.00")
+    assert report["contracts_filled_meanwhile"] == "0.00"
+    assert report["rate_limited"] == 0
+    lists = [call for call in crew.control.calls("list") if "limit=1000" in call["query"]]
+    assert report["tokens_spent"] == sum(call["tokens"] for call in (*crew.cancels(), *lists))
+    assert 0 <= report["actual_s"] <= time.time() - asked
+    tells_the_truth(report, crew)
+
+
+def test_every_order_of_a_mass_cancel_has_a_result_of_its_own(crew):
+    [order_id, other] = crew.place(2)
+    sweep(crew, EVERYTHING, requested_by="desk 7")
+    for each in (order_id, other):
+        result = crew.client.status(each).result
+        assert (result.outcome, result.reduced_by) == ("canceled", Decimal("10.00"))
+        assert result.requested_by == ("desk 7",)
+
+
+def test_a_mass_cancel_is_stored_and_listed_with_the_latest_first(crew):
+    crew.place(2)
+    first = sweep(crew, EVERYTHING)
+    second = sweep(crew, EVERYTHING)
+    listed = crew.client.mass_cancels(at_most=2)
+    assert [(request_id, shown) for request_id, _, shown in listed] == [
+        (second["request_id"], second),
+        (first["request_id"], first),
+    ]
+    assert crew.client.mass_status(first["request_id"]) == first
+    assert crew.client.mass_plan(first["request_id"])["orders"] == 2
+    assert crew.client.mass_status("nobody") is None
+
+
+def test_an_empty_account_is_flat_at_once(crew):
+    report = sweep(crew, EVERYTHING)
+    assert (report["flat"], report["orders_affected"], report["actual_s"]) == (True, 0, None)
+    assert report["completed_at"] > report["accepted_at"]
+
+
+def test_progress_is_seen_while_it_runs_and_the_report_comes_last(crew):
+    crew.place(150)
+    crew.control.configure(latency_s=0.1)
+    states = list(crew.client.mass_cancel(EVERYTHING).progress(timeout=PATIENCE_S))
+    *running, report = states
+    assert report["flat"]
+    assert running
+    settled = [each["settled"] for each in running]
+    assert settled == sorted(settled)
+    assert all(each["orders"] == each["settled"] + each["open"] for each in running)
+    assert any(0 < number < 150 for number in settled)
+
+
+# -- how it is asked for
+
+
+def test_a_raw_message_gets_the_report_under_its_own_task_id(crew):
+    crew.place(3, subaccount=1)
+    with Celery("raw", broker=crew.redis.url, backend=crew.redis.url, set_as_current=False) as app:
+        sent = app.send_task(
+            "mass_cancel",
+            kwargs={"scope": {"subaccount": 1}, "requested_by": "elsewhere"},
+            queue="risk",
+        )
+        report = sent.get(timeout=PATIENCE_S)
+        assert report["flat"]
+        assert report["request_id"] == sent.id
+        assert (report["orders_affected"], report["requested_by"]) == (3, "elsewhere")
+        assert app.AsyncResult(f"mass:{sent.id}").get(timeout=PATIENCE_S) == report
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({}, ["scope"]),
+        ({"scope": {}}, ["scope: nothing is named"]),
+        ({"scope": {"side": "up", "colour": "red"}, "reason": 7}, ["scope.side", "scope.'colour'", "reason"]),
+        ({"scope": EVERYTHING, "use_cancel_all": True}, ["'use_cancel_all': unknown field"]),
+        ({"scope": EVERYTHING, "deadline_s": 0}, ["deadline_s"]),
+        ({"scope": EVERYTHING, "request_id": "a/b"}, ["request_id"]),
+    ],
+)
+def test_a_message_that_cannot_be_meant_is_answered_with_every_bad_field(crew, message, named):
+    [order_id] = crew.place()
+    with Celery("raw", broker=crew.redis.url, backend=crew.redis.url, set_as_current=False) as app:
+        answer = app.send_task("mass_cancel", kwargs=message, queue="risk").get(timeout=PATIENCE_S)
+    assert answer["flat"] is False
+    for name in named:
+        assert name in answer["error"]
+    assert resting(crew) == {order_id}
+
+
+def test_the_client_refuses_a_bad_scope_by_name_before_anything_is_asked_for(crew):
+    with pytest.raises(BadRequest) as caught:
+        crew.client.mass_cancel({"side": "up", "subaccount": "1"})
+    assert set(caught.value.problems) == {"scope.side", "scope.subaccount"}
+
+
+def test_a_mass_cancel_whose_message_was_lost_is_noticed(crew):
+    crew.place(2)
+    workers = crew.alive()
+    with crew.frozen(*workers):
+        pending = crew.client.mass_cancel(EVERYTHING)
+        with crew.redis.client() as server:
+            server.delete("risk")
+    assert pending.result(timeout=PATIENCE_S)["flat"]
+
+
+# -- in trouble
+
+
+def test_a_sweep_among_fills_new_orders_lost_answers_and_a_killed_runner_ends_flat_and_true(crew):
+    victim, _ = crew.workers(2)
+    placed = crew.place(400)
+    crew.control.configure(latency_s=0.15)
+    for operation in ("batch", "cancel"):
+        crew.control.fault("drop_after", operation=operation, probability=0.08)
+        crew.control.fault("drop_before", operation=operation, probability=0.04)
+    with crew.frozen(*[each for each in crew.alive() if each is not victim]):
+        pending = crew.client.mass_cancel(EVERYTHING)
+        crew.wait_many_sent(40)
+    with crew.redis.client() as server:
+        runner = server.get(f"kalshi-cancel:mass:{pending.request_id}:lease") or ""
+    assert runner.endswith(f":{victim.pid}"), runner
+    arrived = []
+
+    def meanwhile():
+        """Every twentieth order is filled, wholly or in part, and as many arrive new."""
+        for at, order_id in enumerate(reversed(placed[::20])):
+            if crew.control.order(order_id)["status"] == "resting":
+                crew.control.fill(order_id, "4.00" if at % 2 else None)
+            arrived.extend(crew.place(1))
+
+    disturber = threading.Thread(target=meanwhile)
+    disturber.start()
+    crew.wait_many_sent(80)
+    victim.kill()
+    report = pending.result(timeout=60)
+    disturber.join()
+    assert report["flat"], report["why_not_flat"]
+    assert resting(crew) <= set(arrived)
+    known = {each["order_id"] for each in (*report["affected"], *report["not_affected"])}
+    assert set(placed) <= known
+    tells_the_truth(report, crew)
+    truth = {order["order_id"]: order for order in crew.control.orders()}
+    filled = sum(Decimal(truth[order_id]["fill_count_fp"]) for order_id in known)
+    assert Decimal(report["contracts_filled_meanwhile"]) == filled
+    assert Decimal(report["contracts_canceled"]) + filled == 10 * len(known)
+    no_order_was_canceled_twice(crew)
+    assert sum(fault["struck"] for fault in crew.control.faults()) > 0
+
+
+def test_two_overlapping_mass_cancels_do_no_double_work(crew):
+    crew.workers(2)
+    crew.place(100, subaccount=0)
+    crew.place(100, subaccount=1)
+    crew.control.configure(latency_s=0.1)
+    both = [crew.client.mass_cancel(EVERYTHING), crew.client.mass_cancel({"subaccount": 1})]
+    reports = [pending.result(timeout=PATIENCE_S) for pending in both]
+    assert [report["flat"] for report in reports] == [True, True]
+    assert [report["orders_affected"] for report in reports] == [200, 100]
+    no_order_was_canceled_twice(crew)
+    assert set(crew.sent().values()) == {1}
+    for report in reports:
+        tells_the_truth(report, crew)
+
+
+def test_what_a_strategy_waits_for_already_is_taken_along_and_canceled_once(crew):
+    placed = crew.place(60)
+    crew.control.configure(latency_s=0.1)
+    strategy = crew.client.cancel_many(placed[:30], lane=Lane.STRATEGY)
+    report = sweep(crew, EVERYTHING)
+    assert report["flat"]
+    assert {result.outcome for result in strategy.results(timeout=PATIENCE_S)} == {"canceled"}
+    assert crew.effective() == Counter(placed)
+    assert set(crew.sent().values()) == {1}
+
+
+def test_what_cannot_be_canceled_is_reported_with_its_reason_and_nothing_is_called_flat(crew):
+    [stuck, forbidden, fine] = crew.place(3)
+    crew.control.fault("http_500", order_id=stuck)
+    crew.control.fault("status", order_id=forbidden, status=403, code="forbidden")
+    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    assert report["flat"] is False
+    assert report["flat_listing"] is None
+    assert report["why_not_flat"]
+    assert report["affected"] == [{"order_id": fine, "reduced_by": "10.00"}]
+    reasons = {each["order_id"]: each for each in report["not_affected"]}
+    assert reasons[stuck]["reason"] in {"open", "unresolved"}
+    assert reasons[forbidden] in (
+        {"order_id": forbidden, "reason": "refused", "error": "forbidden"},
+        {"order_id": forbidden, "reason": "open", "error": None},  # it is tried again and again
+    )
+    assert resting(crew) == {stuck, forbidden}
+    crew.control.clear_faults()
+    assert sweep(crew, EVERYTHING)["flat"]
+
+
+def test_without_a_listing_nothing_is_called_flat_and_it_ends_at_its_deadline(crew):
+    [order_id] = crew.place()
+    crew.control.fault("http_500", operation="list")
+    asked = time.monotonic()
+    report = sweep(crew, EVERYTHING, deadline_s=1.0)
+    assert time.monotonic() - asked < 1.0 + SLACK_S
+    assert report["flat"] is False
+    assert report["why_not_flat"].startswith("no listing could be had: ")
+    assert report["plan"]["listed_at"] is None
+    assert resting(crew) == {order_id}
+
+
+def test_orders_that_are_named_are_canceled_even_when_nothing_can_be_listed(crew):
+    order_ids = crew.place(3)
+    crew.control.fault("http_500", operation="list")
+    report = sweep(crew, {"order_ids": order_ids}, deadline_s=1.0)
+    assert report["flat"] is False
+    assert report["why_not_flat"].startswith("no listing could be had: ")
+    assert {each["order_id"] for each in report["affected"]} == set(order_ids)
+    assert resting(crew) == set()
+
+
+def test_reads_that_lag_delay_the_proof_and_do_not_fool_it(crew):
+    crew.place(20, read_lag_s=0.4)
+    report = sweep(crew, EVERYTHING)
+    assert report["flat"]
+    assert report["orders_affected"] == 20
+    assert set(crew.sent().values()) == {1}, "a stale listing is no reason to cancel again"
+
+
+def test_an_order_that_arrives_during_the_sweep_is_found_by_the_next_listing(crew):
+    crew.place(60)
+    crew.control.configure(latency_s=0.15)
+    pending = crew.client.mass_cancel(EVERYTHING)
+    crew.wait_many_sent(10)
+    late = crew.place(2)
+    report = pending.result(timeout=PATIENCE_S)
+    assert report["flat"]
+    assert resting(crew) == set()
+    assert set(late) <= {each["order_id"] for each in report["affected"]}
+    assert report["plan"]["orders"] == 60
+
+
+# -- how long it takes
+
+
+def test_the_prediction_comes_true(crew):
+    """600 orders at 150 a second, less what the bucket holds at the start."""
+    crew.control.configure(tier="advanced")
+    with crew.apart(KALSHI_BATCH_MOST="100") as apart:
+        apart.start()
+        crew.place(600)
+        report = apart.client.mass_cancel(EVERYTHING).result(timeout=PATIENCE_S)
+    predicted_s, actual_s = report["predicted_s"], report["actual_s"]
+    print(f"predicted {predicted_s:.2f} s, actual {actual_s:.2f} s, ratio {actual_s / predicted_s:.3f}")
+    assert report["flat"]
+    assert (report["orders_affected"], report["rate_limited"]) == (600, 0)
+    assert {call["status"] for call in crew.cancels()} == {200}
+    assert predicted_s == pytest.approx(actual_s, rel=0.25)
+    assert predicted_s >= (1200 - 600) / 300, "no less than the exchange's own arithmetic"
+
+
+# -- the command line
+
+
+@pytest.fixture
+def ctl(crew):
+    """Runs `cancelctl mass` without a terminal."""
+
+    def run(*arguments, stdin=subprocess.DEVNULL):
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", "mass", *arguments],
+            env=environment(crew),
+            cwd=ROOT,
+            text=True,
+            stdin=stdin,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+def environment(crew):
+    return {"PATH": os.environ["PATH"], "REDIS_URL": crew.redis.url}
+
+
+def at_a_terminal(crew, *arguments, answer):
+    """Runs `cancelctl mass` at a terminal of its own and answers its question; what was seen, and the code."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "mass", *arguments],
+        env=environment(crew),
+        cwd=ROOT,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    seen, answered = "", False
+    while True:
+        try:
+            portion = os.read(leader, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        seen += portion.decode()
+        if "[y/N]" in seen and not answered:
+            answered = True
+            os.write(leader, answer.encode())
+    os.close(leader)
+    return seen.replace("\r\n", "\n"), process.wait(PATIENCE_S)
+
+
+def test_the_command_shows_the_plan_and_cancels_nothing_when_it_is_only_to_plan(crew, ctl):
+    crew.place(3, exchange_index=2)
+    done = ctl("--everything", "--dry-run")
+    assert done.returncode == Exit.SETTLED
+    assert re.search(r"^orders +3$", done.stdout, re.MULTILINE)
+    assert re.search(r"^contracts +30\.00$", done.stdout, re.MULTILINE)
+    assert re.search(r"^tokens +6$", done.stdout, re.MULTILINE)
+    assert re.search(r"^predicted +flat in \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^shard 2 +3 orders: batches .* singles", done.stdout, re.MULTILINE)
+    assert len(resting(crew)) == 3
+    [planned] = map(json.loads, ctl("--everything", "--dry-run", "--json").stdout.splitlines())
+    assert planned["plan"]["orders"] == 3
+
+
+def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew, ctl):
+    crew.place()
+    for refused in (ctl("--everything"), ctl("--everything", "--json", stdin=subprocess.PIPE)):
+        assert refused.returncode == Exit.USAGE
+        assert refused.stdout == ""
+        assert "--yes does it" in refused.stderr
+    assert len(resting(crew)) == 1
+
+
+def test_the_command_cancels_when_told_so_and_shows_the_report(crew, ctl):
+    placed = crew.place(4)
+    crew.control.fill(placed[0])
+    done = ctl("--order-id", *placed, "--yes", "--reason", "limit breached", "--requested-by", "desk 7")
+    assert done.returncode == Exit.SETTLED
+    assert re.search(r"^flat +yes, by the listing of ....-..-..T", done.stdout, re.MULTILINE)
+    assert re.search(r"^orders +3 canceled, 1 too_late_executed$", done.stdout, re.MULTILINE)
+    assert re.search(r"^contracts +30\.00 canceled, 0\.00 filled", done.stdout, re.MULTILINE)
+    assert resting(crew) == set()
+    [latest, *_] = crew.client.mass_cancels()
+    report = latest[2]
+    assert (report["requested_by"], report["reason"]) == ("desk 7", "limit breached")
+    assert report["automated"] is True
+
+
+def test_every_option_of_the_scope_reaches_it(crew, ctl):
+    options = {
+        "--ticker": ("A-1", "A-2"),
+        "--event": ("A",),
+        "--series": ("A",),
+        "--ticker-prefix": ("A",),
+        "--subaccount": ("1",),
+        "--order-id": ("a", "b"),
+        "--side": ("bid",),
+        "--client-order-id-prefix": ("mm-",),
+        "--order-group": ("g",),
+        "--shard": ("2",),
+        "--created-after": ("2026-11-22T10:00:00Z",),
+        "--created-before": ("1795341600.5",),
+        "--min-price": ("0.10",),
+        "--max-price": ("0.90",),
+    }
+    words = itertools.chain.from_iterable((option, *values) for option, values in options.items())
+    done = ctl(*words, "--dry-run", "--json")
+    assert done.returncode == Exit.SETTLED
+    assert json.loads(done.stdout)["scope"] == {
+        "order_ids": ["a", "b"],
+        "subaccount": 1,
+        "tickers": ["A-1", "A-2"],
+        "event_tickers": ["A"],
+        "series": "A",
+        "ticker_prefix": "A",
+        "side": "bid",
+        "client_order_id_prefix": "mm-",
+        "order_group_id": "g",
+        "exchange_index": 2,
+        "created_after": "2026-11-22T10:00:00Z",
+        "created_before": "2026-11-22T10:00:00.500000Z",
+        "min_price": "0.10",
+        "max_price": "0.90",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no scope: give a filter, or --everything"),
+        (["--yes"], "no scope: give a filter, or --everything"),
+        (["--everything", "--side", "bid", "--yes"], "scope.everything: means the whole account"),
+        (["--side", "up", "--yes"], "scope.side: expected yes, no, bid or ask"),
+        (["--min-price", "2", "--yes"], "scope.min_price: expected a yes price"),
+        (["--everything", "--deadline", "0", "--yes"], "deadline_s: expected seconds"),
+        (["--subaccount", "one"], "invalid int value"),
+        (["--everything", "list"], "list and show take no scope"),
+        (["show"], "required: ID"),
+        (["all"], "invalid choice: 'all'"),
+    ],
+)
+def test_wrong_usage_is_said_in_one_line_and_cancels_nothing(crew, ctl, arguments, words):
+    crew.place()
+    done = ctl(*arguments)
+    assert done.returncode == Exit.USAGE
+    assert words in done.stderr.splitlines()[-1]
+    assert len(resting(crew)) == 1
+
+
+def test_the_whole_report_is_json_when_asked_for_and_progress_is_lines_on_stderr(crew, ctl):
+    crew.place(100)
+    crew.control.configure(latency_s=0.15)
+    done = ctl("--everything", "--yes", "--json")
+    [report] = map(json.loads, done.stdout.splitlines())
+    assert report == crew.client.mass_status(report["request_id"])
+    assert report["flat"]
+    assert re.search(r"^\d+ of 100 settled", done.stderr, re.MULTILINE)
+    assert "\r" not in done.stderr
+    shown = ctl("show", "--json", report["request_id"])
+    assert (json.loads(shown.stdout), shown.returncode) == (report, Exit.SETTLED)
+    assert ctl("--json", "show", report["request_id"]).stdout == shown.stdout
+
+
+def test_what_is_not_flat_has_an_exit_code_of_its_own_and_names_what_is_exposed(crew, ctl):
+    [stuck, _] = crew.place(2)
+    crew.control.fault("http_500", order_id=stuck)
+    done = ctl("--everything", "--yes", "--deadline", "1.5")
+    assert done.returncode == Exit.NOT_FLAT
+    assert re.search(r"^flat +NO: 1 orders ", done.stdout, re.MULTILINE)
+    assert re.search(rf"^{stuck} +(open|unresolved)", done.stdout, re.MULTILINE)
+    [latest, *_] = crew.client.mass_cancels()
+    assert ctl("show", latest[0]).returncode == Exit.NOT_FLAT
+
+
+def test_mass_cancels_are_listed_for_eyes_and_for_machines(crew, ctl):
+    crew.place(2)
+    flat = sweep(crew, EVERYTHING, requested_by="desk 7", reason="limit")
+    planned = sweep(crew, EVERYTHING, dry_run=True)
+    lines = ctl("list").stdout.splitlines()
+    assert lines[0].split() == ["REQUEST", "ACCEPTED", "STATE", "ORDERS", "CONTRACTS", "WHO", "REASON"]
+    assert re.match(rf"{planned['request_id']} +\S+Z +planned only +0 +0\.00 ", lines[1])
+    assert re.match(rf"{flat['request_id']} +\S+Z +flat +2 +20\.00 +desk 7 +limit", lines[2])
+    first, second, *_ = map(json.loads, ctl("list", "--json").stdout.splitlines())
+    assert (first["request_id"], first["flat"]) == (planned["request_id"], False)
+    assert (second["request_id"], second["flat"], second["orders_affected"]) == (flat["request_id"], True, 2)
+
+
+def test_a_mass_cancel_that_nobody_asked_for_and_one_under_way_have_codes_of_their_own(crew, ctl):
+    done = ctl("show", "nobody")
+    assert done.returncode == Exit.NOT_KNOWN_HERE
+    assert "nobody asked" in done.stderr
+    with crew.frozen(*crew.alive()):
+        pending = crew.client.mass_cancel(EVERYTHING)
+        waits = ctl("show", pending.request_id)
+        assert waits.returncode == Exit.NOT_SETTLED
+        assert "waits for a worker" in waits.stderr
+        late = ctl("--everything", "--yes", "--timeout", "0.2")
+        assert late.returncode == Exit.NOT_SETTLED
+        assert "goes on; cancelctl mass show " in late.stderr
+        unplanned = ctl("--everything", "--dry-run", "--timeout", "0.2")
+        assert unplanned.returncode == Exit.NOT_SETTLED
+        assert "is a worker running?" in unplanned.stderr
+    assert pending.result(timeout=PATIENCE_S)["flat"]
+
+
+def test_at_a_terminal_it_shows_the_plan_and_cancels_nothing_unless_told_yes(crew):
+    crew.place(3)
+    seen, code = at_a_terminal(crew, "--everything", answer="\n")
+    assert re.search(r"^orders +3$", seen, re.MULTILINE)
+    assert "Cancel 3 orders" in seen
+    assert "nothing was canceled" in seen
+    assert code == Exit.INTERRUPTED
+    assert len(resting(crew)) == 3
+
+
+def test_at_a_terminal_yes_cancels_under_a_bar_and_counts_as_manual(crew):
+    crew.place(100)
+    crew.control.configure(latency_s=0.15)
+    seen, code = at_a_terminal(crew, "--everything", answer="y\n")
+    assert code == Exit.SETTLED
+    assert re.search(r"\[#*\.+\] \d+ of 100 settled, .*/s, .* left, about \d+ tokens", seen)
+    assert re.search(r"^orders +100 canceled$", seen, re.MULTILINE)
+    assert resting(crew) == set()
+    [latest, *_] = crew.client.mass_cancels()
+    assert latest[2]["automated"] is False
+
+
+def test_interrupted_the_command_ends_and_the_mass_cancel_goes_on(crew):
+    crew.place(60)
+    crew.control.configure(latency_s=0.2)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "mass", "--everything", "--yes"],
+        env=environment(crew),
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    running.stderr.readline()  # the first line of its progress
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == Exit.INTERRUPTED
+    [request_id] = re.findall(r"interrupted; mass cancel (\S+) goes on", err)
+    client = CancelClient(crew.redis.url)
+    wait_until(lambda: "flat" in (client.mass_status(request_id) or {}), within_s=PATIENCE_S)
+    assert client.mass_status(request_id)["flat"]
+    client.close()
