@@ -113,8 +113,9 @@ def _judge_order(finding: Finding, order_id: str, promise: Promise, evidence: Ev
     finding.settled += 1
     if order_id in evidence.open_ids:
         finding.problems.append(f"{order_id}: settled and still in the book")
-    wrong = contradictions(record, evidence.truth.get(order_id), _removed_by_us(order_id, evidence))
-    if wrong and order_id in evidence.contested and _has_lost_reply(record):
+    removed = _removed_by_us(order_id, evidence)
+    wrong = contradictions(record, evidence.truth.get(order_id), removed)
+    if wrong and not removed and order_id in evidence.contested and _has_lost_reply(record):
         finding.undecidable.append(order_id)
     elif wrong:
         finding.misreported.append(f"{order_id}: {'; '.join(wrong)}")

@@ -146,7 +146,8 @@ class RedisServer:
         command = [
             self._program,
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            # `everysec` can lose what it has acknowledged when it is killed while an fsync is under way.
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--loglevel", "warning"),
             *self._options,
         ]

@@ -148,7 +148,8 @@ class Exploit:
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/x-python-serialize", "application/x-yaml", "application/data", "text/plain", ""]
+    "content_type",
+    ["application/x-python-serialize", "application/x-yaml", "application/data", "text/plain", ""],
 )
 def test_a_message_of_another_content_type_runs_nothing_and_its_sender_is_told(
     push, kept, celery_producer, tmp_path, content_type
@@ -176,7 +177,9 @@ BAD_ENVELOPES = {
     "a body that is no JSON": envelope(body=b"order_id=1"),
     "a body that is no text": envelope(body=b"\xff\xfe\x00"),
     "a body of ten thousand levels": envelope(body=nested(10_000)),
-    "arguments of ten thousand levels": envelope(body=b"[[], {" + b'"a": {' * 10_000 + b"}" * 10_000 + b"}, {}]"),
+    "arguments of ten thousand levels": envelope(
+        body=b"[[], {" + b'"a": {' * 10_000 + b"}" * 10_000 + b"}, {}]"
+    ),
     "a number with ten thousand digits": envelope(body=b'[[], {"order_id": ' + b"9" * 10_000 + b"}, {}]"),
     "a body that is no triple": envelope([]),
     "a body that is a text": envelope("abc"),
@@ -202,6 +205,10 @@ BAD_ENVELOPES = {
     "a task id that is a list": envelope(headers={"id": []}),
     "a task id that is no text": envelope(headers={"id": SURROGATE}),
     "a task id of a megabyte": envelope(headers={"id": "i" * 1_000_000}),
+    "a task id that forges a line of the log": envelope(
+        headers={"id": "x] received\n[1970-01-01: INFO] canceled"}
+    ),
+    "a name to show that commands a terminal": envelope(headers={"shadow": "\x1b[2J"}),
     "a task's name that is a list": envelope(headers={"task": ["cancel_order"]}),
     "a time limit that is a text": envelope(headers={"timelimit": "soon"}),
     "time limits that are texts": envelope(headers={"timelimit": ["a", "b"]}),
@@ -263,7 +270,9 @@ OTHER_TASKS = [
 
 @pytest.mark.parametrize("name", OTHER_TASKS)
 @pytest.mark.parametrize("protocol", [1, 2])
-def test_a_task_that_is_not_ours_is_not_run_and_its_sender_is_told(push, kept, celery_producer, name, protocol):
+def test_a_task_that_is_not_ours_is_not_run_and_its_sender_is_told(
+    push, kept, celery_producer, name, protocol
+):
     task_id = str(uuid.uuid4())
     arguments = [["wake_up", [[]]], {}]
     message = envelope([*arguments, {}], headers={"task": name, "id": task_id})
@@ -291,7 +300,9 @@ def test_a_message_cannot_store_its_result_where_another_orders_is_looked_for(
         message = envelope(call) | {"headers": {}}
     push(message)
     if task == "cancel_order":
-        wait_until(lambda: client.status(asked_for).result, within_s=PATIENCE_S, what="the order's own record")
+        wait_until(
+            lambda: client.status(asked_for).result, within_s=PATIENCE_S, what="the order's own record"
+        )
     serves(control, client)  # which was pushed later
     with stack.redis.client() as server:
         assert server.get(f"celery-task-meta-{task_id}") is None
@@ -371,7 +382,19 @@ def test_a_message_that_has_expired_is_not_served_and_its_sender_is_told(
     assert control.order(order_id)["status"] == "resting"
 
 
-BAD_DEADLINES = [b"-1", b"0", b"-0.0", b"NaN", b"Infinity", b"-Infinity", b"1e400", b"1e18", b"true", b'"5"', b"[5]"]
+BAD_DEADLINES = [
+    b"-1",
+    b"0",
+    b"-0.0",
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e400",
+    b"1e18",
+    b"true",
+    b'"5"',
+    b"[5]",
+]
 
 
 @pytest.mark.parametrize("deadline", BAD_DEADLINES, ids=bytes.decode)
@@ -424,9 +447,7 @@ UGLY_IDS = {
 
 
 @pytest.mark.parametrize("ugly", UGLY_IDS.values(), ids=UGLY_IDS)
-def test_an_order_id_that_cannot_be_one_is_refused_and_nothing_is_sent(
-    push, control, celery_producer, ugly
-):
+def test_an_order_id_that_cannot_be_one_is_refused_and_nothing_is_sent(push, control, celery_producer, ugly):
     task_id = str(uuid.uuid4())
     push(envelope([[], {"order_id": ugly}, {}], headers={"id": task_id}))
     value = celery_producer.AsyncResult(task_id).get(timeout=PATIENCE_S)
@@ -461,7 +482,9 @@ WRONG = {
 
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("task", ["cancel_order", "cancel_orders", "mass_cancel"])
-def test_wrong_types_in_every_field_are_refused_by_name(push, control, celery_producer, order_id, task, value):
+def test_wrong_types_in_every_field_are_refused_by_name(
+    push, control, celery_producer, order_id, task, value
+):
     task_id = str(uuid.uuid4())
     names = ["market_ticker", "exchange_index", "requested_by", "subaccount", "reason", "deadline_s"]
     if task == "mass_cancel":
@@ -601,7 +624,9 @@ def test_a_burst_of_everything_ends_nothing_and_loses_nothing(push, stack, contr
     assert len(found) == len(order_ids)
     assert time.monotonic() - asked <= PATIENCE_S
     with stack.redis.client() as server:
-        wait_until(lambda: server.hlen("unacked") == 0, within_s=PATIENCE_S, what="nothing is left unacknowledged")
+        wait_until(
+            lambda: server.hlen("unacked") == 0, within_s=PATIENCE_S, what="nothing is left unacknowledged"
+        )
 
 
 # -- what somebody has put into Redis
@@ -633,43 +658,100 @@ def test_a_spoilt_record_is_replaced_by_a_true_one_when_its_cancel_is_asked_for(
 # -- hostile answers of the exchange
 
 
-def settles_truly(control, client, order_id):
-    """Asks for a cancel; says no more than is true, and in the end the truth."""
-    result = client.cancel(order_id).result(timeout=PATIENCE_S)
-    truth = control.order(order_id)["status"]
-    if result.outcome in ("canceled", "too_late"):
-        assert (result.status, truth) == ("canceled", "canceled")
-    else:
-        assert result.outcome in ("refused", "unresolved", "unknown_order")
-    return result
+def settle_truly(control, client, faults):
+    """Asks for a cancel against each fault; what is said is true. The outcomes, by the faults' names."""
+    asked = {}
+    for name, (kind, fields) in faults.items():
+        order_id = asked[name] = str(uuid.uuid4())
+        control.place(order_id)
+        body = fields.get("body")
+        if isinstance(body, str | dict | list):
+            text = body if isinstance(body, str) else json.dumps(body)
+            fields = {**fields, "body": text.replace("?", order_id).encode()}
+        if fields["operation"] == "read":
+            control.fault("drop_after", order_id=order_id, operation="cancel", times=1)
+        control.fault(kind, order_id=order_id, **fields)
+        client.cancel(order_id)
+        # One at a time: cancels that wait together go out in one call, which would meet one fault only.
+        wait_until(lambda order_id=order_id: control.calls(order_id=order_id), what=f"{name} is sent")
+    results = {result.order_id: result for result in client.results(asked.values(), timeout=PATIENCE_S)}
+    for order_id in asked.values():
+        if results[order_id].outcome in ("canceled", "too_late"):
+            assert results[order_id].status == control.order(order_id)["status"] == "canceled"
+    return {name: str(results[order_id].outcome) for name, order_id in asked.items()}
 
 
-STATUSES = [200, 201, 202, 204, 206, 226, 299, 300, 304, 305, 306, 308, 399, 402, 405, 406, 407, 408, 410, 411]
-STATUSES += [412, 413, 414, 415, 416, 417, 418, 421, 422, 423, 424, 425, 426, 428, 431, 451, 499, 501, 505, 507]
+STATUSES = [
+    200,
+    201,
+    202,
+    204,
+    206,
+    226,
+    299,
+    300,
+    304,
+    305,
+    306,
+    308,
+    399,
+    402,
+    405,
+    406,
+    407,
+    408,
+    410,
+    411,
+]
+STATUSES += [
+    412,
+    413,
+    414,
+    415,
+    416,
+    417,
+    418,
+    421,
+    422,
+    423,
+    424,
+    425,
+    426,
+    428,
+    431,
+    451,
+    499,
+    501,
+    505,
+    507,
+]
 STATUSES += [508, 510, 511, 520, 522, 529, 530, 598, 599]
 BODIES = {"empty": "", "HTML": "<html>", "an empty object": {}, "canceled": {"status": "canceled"}}
 
 
-@pytest.mark.parametrize("status", STATUSES)
-def test_no_status_is_taken_for_a_cancellation_that_there_was_not(worker, control, client, status):
-    order_ids = [str(uuid.uuid4()) for _ in BODIES]
-    control.place_many([{"order_id": order_id} for order_id in order_ids])
-    for order_id, body in zip(order_ids, BODIES.values(), strict=True):
-        control.fault("status", order_id=order_id, operation="cancel", status=status, body=body, times=1)
-        settles_truly(control, client, order_id)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_no_status_is_taken_for_a_cancellation_that_there_was_not(worker, control, client, body):
+    faults = {
+        status: ("status", {"operation": "cancel", "status": status, "body": body, "times": 1})
+        for status in STATUSES
+    }
+    outcomes = settle_truly(control, client, faults)
+    assert {outcomes[status] for status in STATUSES if status < 400 or status >= 500} == {"canceled"}
+    assert set(outcomes.values()) <= {"canceled", "refused"}
 
 
-@pytest.mark.parametrize("status", [100, 101, 102, 103, 150, 199])
-def test_an_answer_that_is_only_promised_is_no_answer(worker, control, client, order_id, status):
-    control.place(order_id)
-    control.fault("status", order_id=order_id, operation="cancel", status=status, times=1)
-    assert settles_truly(control, client, order_id).outcome == "canceled"
+def test_an_answer_that_is_only_promised_is_no_answer(worker, control, client):
+    faults = {
+        status: ("status", {"operation": "cancel", "status": status, "times": 1})
+        for status in (100, 101, 102, 103, 150, 199)
+    }
+    assert set(settle_truly(control, client, faults).values()) == {"canceled"}
 
 
 HUGE = "9" * 5_000
 ANSWERS = {
-    "another type": ({"order_id": "?", "reduced_by": "10.00"}, {"content_type": "text/html"}),
-    "a wrong charset": ({"order_id": "?", "reduced_by": "10.00"}, {"content_type": "application/json; charset=klingon"}),
+    "another type": ({"order_id": "?"}, {"content_type": "text/html"}),
+    "a wrong charset": ({"order_id": "?"}, {"content_type": "application/json; charset=klingon"}),
     "NaN": ({"order_id": "?", "reduced_by": "NaN", "remaining_count": "0.00"}, {}),
     "infinite": ({"order_id": "?", "reduced_by": "Infinity"}, {}),
     "negative": ({"order_id": "?", "reduced_by": "-10.00"}, {}),
@@ -685,46 +767,50 @@ ANSWERS = {
     "bytes": (bytes(range(256)), {}),
     "a wrong length": ("{}", {"headers": {"Content-Length": "-1"}}),
     "deflated, it says": ("{}", {"headers": {"Content-Encoding": "deflate"}}),
-    "headers of another kind": ("{}", {"headers": {"Date": "yesterday", "Retry-After": "-1", "Set-Cookie": "x=y"}}),
+    "headers of another kind": (
+        "{}",
+        {"headers": {"Date": "yesterday", "Retry-After": "-1", "Set-Cookie": "x=y"}},
+    ),
 }
 
 
-@pytest.mark.parametrize(("body", "fields"), ANSWERS.values(), ids=ANSWERS)
-@pytest.mark.parametrize("status", [200, 404, 429, 500])
+@pytest.mark.parametrize("status", [200, 404, 500])
 def test_no_answer_however_odd_is_taken_for_a_cancellation_that_there_was_not(
-    worker, control, client, order_id, status, body, fields
+    worker, control, client, status
 ):
-    control.place(order_id)
-    filled = body if isinstance(body, bytes) else json.dumps(body) if not isinstance(body, str) else body
-    if isinstance(filled, str):
-        filled = filled.replace("?", order_id).encode()
-    control.fault(
-        "status", order_id=order_id, operation="cancel", effect="none", status=status, body=filled, times=1, **fields
-    )
-    result = settles_truly(control, client, order_id)
-    assert result.outcome == "canceled"
+    faults = {
+        name: ("status", {"operation": "cancel", "status": status, "body": body, "times": 1, **fields})
+        for name, (body, fields) in ANSWERS.items()
+    }
+    assert settle_truly(control, client, faults) == dict.fromkeys(ANSWERS, "canceled")
 
 
-@pytest.mark.parametrize("kind", ["endless", "drip", "truncated", "gzip_bomb", "headers_flood", "garbage", "redirect"])
 @pytest.mark.parametrize("operation", ["cancel", "read"])
 def test_an_answer_that_never_ends_or_bursts_leaves_the_truth_to_be_found_out(
-    worker, control, client, order_id, kind, operation
+    worker, control, client, operation
 ):
-    control.place(order_id)
-    if operation == "read":
-        control.fault("drop_after", order_id=order_id, operation="cancel", times=1)
-    fields = {"interval_s": 0.02} if kind in ("endless", "drip") else {}
-    control.fault(kind, order_id=order_id, operation=operation, times=1, **fields)
-    assert settles_truly(control, client, order_id).outcome == "canceled"
+    kinds = {kind: {} for kind in ("truncated", "gzip_bomb", "headers_flood", "garbage", "redirect")}
+    kinds |= {kind: {"interval_s": 0.02} for kind in ("endless", "drip")}
+    faults = {kind: (kind, {"operation": operation, "times": 1, **fields}) for kind, fields in kinds.items()}
+    assert settle_truly(control, client, faults) == dict.fromkeys(kinds, "canceled")
 
 
-@pytest.mark.parametrize("code", [SURROGATE, "x" * 100_000, "\x1b[2J\r\nforged line", ["a list"], {"code": {}}], ids=lambda code: ascii(code)[:12])
+WORDS = {
+    "a lone surrogate": SURROGATE,
+    "too many": "x" * 100_000,
+    "a terminal's command": "\x1b[2J\r\nforged line",
+    "a list": ["a list"],
+    "an object": {"code": {}},
+}
+
+
+@pytest.mark.parametrize("code", WORDS.values(), ids=WORDS)
 def test_an_error_of_any_content_is_stored_as_it_can_be(worker, control, client, order_id, code):
     control.place(order_id)
     body = json.dumps({"error": {"code": code, "message": code, "details": code}})
     control.fault("status", order_id=order_id, operation="cancel", status=400, body=body)
-    result = settles_truly(control, client, order_id)
+    result = client.cancel(order_id).result(timeout=PATIENCE_S)
     assert result.outcome == "refused"
     assert len(json.dumps(result.to_json())) < 20_000
-    assert "\x1b[2J" not in worker.log_text()
-    assert "\r\nforged" not in worker.log_text()
+    assert "\x1b" not in worker.log_text()
+    assert "\nforged" not in worker.log_text()

@@ -701,3 +701,12 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
             return
         case = learned.case
     pytest.fail("the exchange behaved for 60 steps and the outcome is still not known")
+
+
+def test_a_clock_that_was_set_back_does_not_make_our_own_cancel_somebody_elses():
+    ahead = sent(at_ms=T0 + 60_000)  # noted on a clock that is a minute ahead, and corrected afterwards
+    lost = onward(after_cancel(ahead, LOST, T0 + 1_000))
+    shown = order(CANCELED, fill_count=Decimal(3), last_update_ms=T0 + 500)
+    verdict = after_read_at(lost, shown, T0 + 3_500)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(7))

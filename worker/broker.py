@@ -73,11 +73,11 @@ def checked(item: bytes, queue: str) -> bytes:
 
 
 def _read(text: bytes) -> Any:
-    """JSON as Celery will read it: UTF-8 only, and objects that stand for a time or a Decimal made into one."""
-    return loads(text.decode("utf-8"))  # type: ignore[no-untyped-call]  # kombu ships no types
+    """JSON as Celery will read it: UTF-8 only, and what stands for a time or a Decimal is made into one."""
+    return loads(text.decode("utf-8"))
 
 
-class _Unusable(ValueError):
+class _Unusable(ValueError):  # noqa: N818 - said of the message
     """A part of a message that is not what it has to be."""
 
 
@@ -115,14 +115,15 @@ def _check_call(call: Mapping[str, Any]) -> None:
     limits = call.get("timelimit")
     _require(_is_key(call["task"]), "the task's name is no short text")
     _require(_is_key(call["id"]), "the task's id is no short text")
+    _require(call.get("shadow") is None or _is_key(call["shadow"]), "the name to show is no short text")
     _require(isinstance(call.get("retries"), int | None), "retries is no number")
     _require(
         limits is None
         or (
             isinstance(limits, list)
-            and len(limits) == 2
+            and len(limits) == 2  # noqa: PLR2004 - a soft and a hard one
             and all(isinstance(each, float | int | None) for each in limits)
-        ),  # noqa: PLR2004 - a soft and a hard one
+        ),
         "timelimit is no pair of numbers",
     )
     _moment(call.get("expires"))
@@ -134,11 +135,8 @@ def _check_call(call: Mapping[str, Any]) -> None:
 
 
 def _is_key(value: object) -> bool:
-    """Whether it is text that can be, or be part of, a key in Redis."""
-    if not isinstance(value, str) or not 0 < len(value) <= ID_MAX_CHARS:
-        return False
-    value.encode()  # a lone surrogate raises a ValueError
-    return True
+    """Whether it is text that can be part of a key in Redis and of a line in a log."""
+    return isinstance(value, str) and 0 < len(value) <= ID_MAX_CHARS and value.isprintable()
 
 
 def _moment(value: Any) -> datetime | None:

@@ -402,7 +402,7 @@ def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
         return "", ""
     error = body.get("error", body)
     if isinstance(error, str):
-        return "", error[:TEXT_SHOWN_CHARS]
+        return "", _shown(error)
     if not isinstance(error, Mapping):
         return "", ""
     code = _of_type(str, error.get("code")) or ""
@@ -412,7 +412,7 @@ def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
     message = _of_type(str, error.get("message")) or bare
     details = _of_type(str, error.get("details"))
     words = f"{message} ({details})" if details and details != message else message
-    return code[:TEXT_SHOWN_CHARS], words[:TEXT_SHOWN_CHARS]
+    return _shown(code), _shown(words)
 
 
 def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Trouble:
@@ -460,4 +460,10 @@ def _of_type(kind: type[_T], value: object) -> _T | None:
 
 def _text(body: bytes) -> str:
     shown = " ".join(body[:TEXT_SHOWN_CHARS].decode("utf-8", "replace").split())
-    return shown or "(empty body)"
+    return _shown(shown) or "(empty body)"
+
+
+def _shown(text: str) -> str:
+    """A stranger's words as they may stand in a log: short, and without line breaks or commands to terminals."""
+    text = text[:TEXT_SHOWN_CHARS]
+    return text if text.isprintable() else ascii(text)[1:-1][:TEXT_SHOWN_CHARS]

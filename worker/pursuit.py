@@ -165,6 +165,8 @@ class Pursuit:
     # -- several orders in one call
 
     def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
+        if not all(self._leases.is_held(walk.entry) for walk in walks):
+            return [self._give_back(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
         now_ms = self.exchange_ms()
         for walk in walks:
             walk.case = walk.case.sending(now_ms)
@@ -174,7 +176,10 @@ class Pursuit:
         if isinstance(answers, Trouble):
             self._notice(answers, claim.bucket, claim.tokens)
             return self._whole_batch(walks, answers)
-        self._gate.note(_ANSWERED)
+        paused = [
+            each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.PAUSED
+        ]
+        self._gate.note(paused[0] if len(paused) == len(walks) else _ANSWERED)
         self.batch_size.accepted(len(walks))
         learned_ms = self._exchange.now_ms()
         return [

@@ -67,8 +67,10 @@ local function join(entry, order_id, request, path, requested_by, deadline_ms, t
 end
 
 local function revive(entry, order_id)  -- a dead letter is an entry again, with what was learned
-  redis.call('RENAME', prefix .. ':dead:' .. order_id, entry)
-  redis.call('HSET', entry, 'accepted_ms', now_ms, 'reported', 1)
+  local letter = prefix .. ':dead:' .. order_id
+  redis.call('HSET', letter, 'accepted_ms', now_ms, 'reported', 1)
+  redis.call('RENAME', letter, entry)
+  redis.call('ZREM', prefix .. ':dead', order_id)
   local home = redis.call('HMGET', entry, 'lane', 'path')
   redis.call('ZADD', prefix .. ':due:' .. home[1] .. ':' .. home[2], now_ms, order_id)
 end
@@ -79,7 +81,8 @@ for at = 6, #ARGV, 6 do
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
   local record_key = record_prefix .. order_id
-  if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then revive(entry, order_id) end
+  -- (Looked up before anything is written: a script that has written is not stopped for lack of memory.)
+  if redis.call('ZSCORE', prefix .. ':dead', order_id) then revive(entry, order_id) end
   if redis.call('EXISTS', entry) == 1 then
     if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
     join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
