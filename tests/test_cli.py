@@ -165,7 +165,7 @@ def test_the_worst_of_several_outcomes_makes_the_exit_code(ctl, control, order_i
     unknown, refused = str(uuid.uuid4()), str(uuid.uuid4())
     control.place(order_id)
     control.place(refused)
-    control.fault("status", order_id=refused, operation="cancel", status=400, code="invalid_parameters")
+    control.fault("status", order_id=refused, status=400, code="invalid_parameters")  # alone or in a batch
     only_unknown = ctl("cancel", "--json", order_id, unknown)
     assert {value["outcome"] for value in objects(only_unknown)} == {"canceled", "unknown_order"}
     assert only_unknown.returncode == Exit.UNKNOWN_ORDER
@@ -282,7 +282,7 @@ def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_acce
         (["retry"], "no order ids were given"),
         (["retry", "--all", "ok"], "not both"),
         ([], "the following arguments are required: COMMAND"),
-        (["mass"], "invalid choice: 'mass'"),
+        (["massacre"], "invalid choice: 'massacre'"),
     ],
 )
 def test_wrong_usage_exits_2_and_says_what_was_expected(here, book, arguments, words):

@@ -103,7 +103,7 @@ def test_a_fit_installation_is_found_fit_in_every_part(env, exchange):
     found = report(env)
     assert list(found) == ["settings", *REDIS_CHECKS, *ACCOUNT_CHECKS]
     assert {finding.health for finding in found.values()} == {OK}
-    assert "appendfsync everysec" in found["persistence"].found
+    assert "appendfsync always" in found["persistence"].found
     assert "Valkey" in found["redis version"].found
     assert "RSA-PSS-SHA256" in found["key"].found
     assert KEY_ID in found["signed read"].found

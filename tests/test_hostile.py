@@ -289,7 +289,7 @@ def test_a_task_that_is_not_ours_is_not_run_and_its_sender_is_told(
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("task", ["cancel_order", "celery.accumulate", "nonsense"])
 def test_a_message_cannot_store_its_result_where_another_orders_is_looked_for(
-    push, stack, control, client, order_id, reserved, protocol, task
+    push, stack, control, client, order_id, *, reserved, protocol, task
 ):
     asked_for = str(uuid.uuid4())
     control.place_many([{"order_id": asked_for}, {"order_id": order_id}])
@@ -483,7 +483,7 @@ WRONG = {
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("task", ["cancel_order", "cancel_orders", "mass_cancel"])
 def test_wrong_types_in_every_field_are_refused_by_name(
-    push, control, celery_producer, order_id, task, value
+    push, control, celery_producer, order_id, *, task, value
 ):
     task_id = str(uuid.uuid4())
     names = ["market_ticker", "exchange_index", "requested_by", "subaccount", "reason", "deadline_s"]
@@ -502,7 +502,7 @@ def test_wrong_types_in_every_field_are_refused_by_name(
     assert control.calls("cancel") == control.calls("batch") == control.calls("cancel_all") == []
 
 
-@pytest.mark.parametrize("task", ["cancel_order", "cancel_orders", "mass_cancel", "wake_up"])
+@pytest.mark.parametrize("task", ["cancel_order", "cancel_orders", "mass_cancel"])
 @pytest.mark.parametrize(
     "call", [[[1, 2, 3], {}], [[[]], {"orders": 1}], [[], {"self": 1}], [[None], {"": 1}]], ids=str
 )
@@ -514,6 +514,13 @@ def test_arguments_that_do_not_fit_are_answered_with_an_error(push, control, cel
     except TypeError:
         return
     assert "error" in json.dumps(answer)
+
+
+def test_a_bell_with_arguments_is_a_bell(push, stack):
+    push(envelope([["x"], {"x\n[forged": SURROGATE}, {}], headers={"task": "wake_up"}))
+    with stack.redis.client() as server:
+        wait_until(lambda: server.llen("cancels") == 0 == server.hlen("unacked"), what="it is done")
+    assert "\n[forged" not in stack.workers[0].log_text()
 
 
 def test_a_hundred_thousand_unknown_fields_are_refused_in_few_words(push, control, celery_producer, order_id):
@@ -643,7 +650,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
 def test_a_spoilt_record_is_replaced_by_a_true_one_when_its_cancel_is_asked_for(
-    worker, stack, control, client, celery_producer, order_id, spoilt
+    worker, stack, control, client, celery_producer, *, order_id, spoilt
 ):
     control.place(order_id)
     with stack.redis.client() as server:
@@ -661,13 +668,13 @@ def test_a_spoilt_record_is_replaced_by_a_true_one_when_its_cancel_is_asked_for(
 def settle_truly(control, client, faults):
     """Asks for a cancel against each fault; what is said is true. The outcomes, by the faults' names."""
     asked = {}
-    for name, (kind, fields) in faults.items():
+    for name, (kind, given) in faults.items():
         order_id = asked[name] = str(uuid.uuid4())
         control.place(order_id)
-        body = fields.get("body")
+        fields, body = dict(given), given.get("body")
         if isinstance(body, str | dict | list):
             text = body if isinstance(body, str) else json.dumps(body)
-            fields = {**fields, "body": text.replace("?", order_id).encode()}
+            fields["body"] = text.replace("?", order_id).encode()
         if fields["operation"] == "read":
             control.fault("drop_after", order_id=order_id, operation="cancel", times=1)
         control.fault(kind, order_id=order_id, **fields)

@@ -87,7 +87,7 @@ def tells_the_truth(report, crew):
 
 def no_order_was_canceled_twice(crew):
     """Neither twice with effect, nor by two calls at the same time."""
-    assert {number for number in crew.effective().values()} <= {1}
+    assert set(crew.effective().values()) <= {1}
     spans = {}
     for call in crew.cancels():
         for order_id in call["order_ids"]:
@@ -518,11 +518,13 @@ def ctl(crew):
 
 
 def environment(crew):
-    return {"PATH": os.environ["PATH"], "REDIS_URL": crew.redis.url}
+    """What a producer has: no key, no exchange."""
+    known = crew.stack.environment.items()
+    return {name: value for name, value in known if not name.startswith("KALSHI_")}
 
 
 def at_a_terminal(crew, *arguments, answer):
-    """Runs `cancelctl mass` at a terminal of its own and answers its question; what was seen, and the code."""
+    """Runs `cancelctl mass` at a terminal of its own and answers its question; what was seen, the code."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.cli", "mass", *arguments],

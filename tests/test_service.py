@@ -407,7 +407,6 @@ def test_a_clock_outside_the_exchanges_window_is_corrected_by_its_date_header(co
             says(value, first, **by_cancel(control.order(first), attempts=len(expired) + 1))
             assert last is None
             assert expired in ([], ["header_timestamp_expired"])  # or another call had learned it already
-            assert "header_timestamp_expired" in [call["code"] for call in control.calls()]
             value = client.cancel(second).result(timeout=PATIENCE_S).to_json()
             says(value, second, **by_cancel(control.order(second)))  # it has learned
         log = client.worker.log_text()
@@ -729,7 +728,7 @@ def test_an_order_asked_for_many_times_is_canceled_once_and_everybody_is_named(
     control, stack, celery_producer, order_id
 ):
     control.place(order_id)
-    control.fault("slow", order_id=order_id, operation="cancel", seconds=0.5, effect="after", times=1)
+    control.fault("slow", order_id=order_id, operation="cancel", seconds=2.0, effect="after", times=1)
     desks = [CancelClient(stack.redis.url, requested_by=f"desk-{n % 3}") for n in range(5)]
     pending = [desk.cancel(order_id) for desk in desks]
     raw = [

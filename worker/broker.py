@@ -167,7 +167,8 @@ def _tamed(envelope: dict[str, Any], call: Any, queue: str) -> bytes | None:
     if not tamed:
         return None
     envelope["body"], properties["body_encoding"] = base64.b64encode(dumps(call).encode()).decode(), "base64"
-    return dumps(envelope).encode()
+    text: str = dumps(envelope)
+    return text.encode()
 
 
 def _wrapped(item: bytes, queue: str, error: Exception) -> bytes:

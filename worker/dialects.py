@@ -223,7 +223,9 @@ def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAn
     answers: dict[str, CancelAnswer] = {}
     for entry in entries:
         order_id = _entry_order_id(entry)
-        if order_id in wanted and order_id not in answers:
+        if order_id in answers:  # two tales of one order: which is its own, only a read-back can tell
+            answers[order_id] = _trouble(Meaning.UNCLEAR, reply, "twice", "the answer tells of it twice")
+        elif order_id in wanted:
             answers[order_id] = _decipher_entry(order_id, entry, reply)
     unmentioned = _trouble(
         Meaning.UNANSWERED, reply, "unmentioned", "the batch's answer leaves this order out"
@@ -464,6 +466,6 @@ def _text(body: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    """A stranger's words as they may stand in a log: short, and without line breaks or commands to terminals."""
+    """A stranger's words as they may stand in a log: short, no line breaks, no commands to terminals."""
     text = text[:TEXT_SHOWN_CHARS]
     return text if text.isprintable() else ascii(text)[1:-1][:TEXT_SHOWN_CHARS]

@@ -40,6 +40,7 @@ PATIENCE_S = 0.25
 WORTH_A_CALL_S = 0.05
 # What a batch was refused for may have been its size: that is believed for so long.
 REFUSED_SIZE_STANDS_S = 60.0
+TURNED_AWAY_SIZE_STANDS_S = 10.0  # less sure: others may have spent the tokens
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
 # How long all go out alone to find the one that spoils every call.
@@ -193,6 +194,8 @@ class Pursuit:
         if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
+        if trouble.meaning is Meaning.BUSY:
+            self.batch_size.turned_away(len(walks))
         if trouble.meaning in (Meaning.UNANSWERED, Meaning.UNAVAILABLE, Meaning.UNCLEAR, Meaning.NOT_FOUND):
             return [self._conclude(walk, after_lost_batch(walk.case, trouble, now_ms)) for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, trouble, now_ms)) for walk in walks]
@@ -232,6 +235,7 @@ class BatchSize:
         self._refused = most + 1
         self._refused_until = 0.0
         self._alone_until = 0.0
+        self._turned_away = 0
 
     @property
     def limit(self) -> int:
@@ -242,6 +246,7 @@ class BatchSize:
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
+        self._turned_away = 0
         if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
@@ -249,15 +254,24 @@ class BatchSize:
     def refused(self, size: int) -> None:
         """A batch of this size was refused: it is tried in halves."""
         log.warning("a batch of %d orders was refused: trying smaller ones", size)
-        now = time.monotonic()
         if size <= NEVER_TOO_MANY:
             # One of them spoils the call, and those before: alone, it is told so, and is out of the way.
-            self._limit, self._alone_until = 1, now + ALONE_S
+            self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
             self._refused, self._refused_until = self._most + 1, 0.0
             return
+        self._shrink(size, REFUSED_SIZE_STANDS_S)
+
+    def turned_away(self, size: int) -> None:
+        """A batch of this size got a 429: over the budget, or, when that happens twice running, too large."""
+        self._turned_away += 1
+        if self._turned_away > 1 and size > NEVER_TOO_MANY:
+            self._shrink(size, TURNED_AWAY_SIZE_STANDS_S)
+
+    def _shrink(self, size: int, stands_s: float) -> None:
+        now = time.monotonic()
         # Several hands ask at once: news of a larger size comes after that of a smaller one.
         self._refused = min(size, self._refused) if now < self._refused_until else size
-        self._refused_until = now + REFUSED_SIZE_STANDS_S
+        self._refused_until = now + stands_s
         self._limit = min(self._limit, max(size // 2, 1))
 
 
