@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=None, help="folder for the documents (docs; --quick: build)"
     )
     arguments = parser.parse_args(argv)
-    out = arguments.out or ROOT / ("build" if arguments.quick else "docs")
+    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
     wanted = set(arguments.only or [*BENCHED_TIERS, "foreign", "overtake"])
     command = " ".join(["python -m bench.flat", *(argv or sys.argv[1:])])
     found: dict[str, list[Any]] = {"flat": [], "overtake": []}

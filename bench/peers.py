@@ -69,7 +69,9 @@ class Bench:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,}"  # noqa: PLR2004 - a matter of looks
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"  # noqa: PLR2004 - four digits are enough
+    return str(value)
 
 
 # -- one contender after the other
@@ -314,13 +316,14 @@ ONCE = {"memory", "idle", "growth"}  # long, and steady enough: in the first rou
 def _run(
     bench: Bench, rounds: int, wanted: set[str], names: Sequence[str], keep: Callable[[int], None]
 ) -> None:
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", flush=True)
+    for number in range(1, rounds + 1):
+        print(f"round {number} of {rounds}", flush=True)
         with_everybody(bench, names, wanted)
+        keep(number)
         for measure, function in MEASURES.items():
-            if function is not None and measure in wanted and (number == 0 or measure not in ONCE):
+            if function is not None and measure in wanted and (number == 1 or measure not in ONCE):
                 function(bench)
-        keep(number + 1)
+                keep(number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = QUICK if arguments.quick else Size()
     if arguments.idle_s is not None:
         size = replace(size, idle_s=arguments.idle_s)
-    out = arguments.out or ROOT / ("build" if arguments.quick else "docs")
+    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
     rounds = arguments.rounds or (1 if arguments.quick else FULL_ROUNDS)
     names = arguments.contenders or available()
     started = time.time()
@@ -351,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             def keep(done: int) -> None:
                 facts = {
                     "rounds": done,
+                    "backlog": size.backlog,
                     "stub_singles_per_s": round(one),
                     "stub_batched_per_s": round(many),
                     "seconds": round(time.time() - started),

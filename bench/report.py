@@ -52,7 +52,7 @@ or processes. The stub verifies every 50th signature; unsigned load brings it to
 single calls/s, or {stub_batched_per_s:,} orders/s in batches of 100. {rounds} rounds, interleaved,
 medians; in brackets, times celery as shipped."""
 THE_COLUMNS = """\
-`drain`: single requests accepted while the workers were held (10,000; celery as shipped 2,000 at 20 ms),
+`drain`: {backlog:,} single requests accepted while the workers were held (celery as shipped at 20 ms: 2,000),
 from letting go to the last stored result. `live`: four producers flat out and the workers together.
 `producers`: how fast four processes publish while the workers are held. CPU is the workers', while
 draining at 0 ms."""
@@ -188,7 +188,7 @@ def _peers(part: Mapping[str, Any]) -> list[str]:
                 for name in names
             ],
         ),
-        THE_COLUMNS,
+        THE_COLUMNS.format(**facts),
         _table(
             [
                 "ms",

@@ -1,4 +1,4 @@
-"""README says what is true: its tests exist, its tables are the code's, its examples run as they stand."""
+"""README and docs say what is true: their tests exist, their tables are the code's, their examples run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -19,16 +20,33 @@ from packaging.requirements import Requirement
 
 from sandbox.stack import ROOT, wait_until
 from worker import cli
+from worker.dialects import MEANINGS
+from worker.masses import MassRequest
 from worker.orders import CancelRequest, CancelResult, Outcome
+from worker.scope import Scope
 from worker.settings import VARIABLES, Variable
+from worker.signing import permission_warning
 
 README = (ROOT / "README.md").read_text()
+DOCS = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))
+}
+HOW_IT_WORKS, MESSAGES, OPERATING = (
+    DOCS[f"docs/{name}.md"] for name in ("how-it-works", "messages", "operating")
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FIRST_SCREEN = README[: README.index("\n## ")]
 
 
-def section(title: str) -> str:
-    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+def section(title: str, text: str = README) -> str:
+    """What stands under a heading, with the smaller headings in it."""
+    level, rest = re.search(rf"^(##+) {re.escape(title)}\n(.*)", text, re.MULTILINE | re.DOTALL).groups()
+    return re.split(rf"^#{{2,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_words(rows: list[list[str]]) -> list[str]:
+    """The name that each row of a table is about."""
+    return [code_words(row[0])[0] for row in rows]
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -80,13 +98,15 @@ def test_each_promise_names_a_test_that_exists_once():
     [promises] = tables(FIRST_SCREEN)
     assert len(promises) >= 10
     for condition, consequence, test in promises:
+        if condition.startswith("**"):
+            continue  # the heading of a group
         assert consequence, condition
         assert [suite[name] for name in code_words(test)] == [1], test
 
 
 def test_every_test_that_is_named_anywhere_exists_once():
     suite = names_of_all_tests()
-    named = set(re.findall(r"\btest_\w+\b(?!\.py)", README))
+    named = {name for text in DOCS.values() for name in re.findall(r"\btest_\w+\b(?!\.py)", text)}
     assert named
     assert {name: suite[name] for name in named if suite[name] != 1} == {}
 
@@ -117,7 +137,7 @@ def test_the_clients_three_lines_give_the_result_that_is_shown(stack, control, t
 
 
 def test_the_raw_producer_gets_the_result_under_both_ids(stack, control, tmp_path):
-    [code] = blocks(section("Messages"), "python")
+    [code] = blocks(MESSAGES, "python")
     order_id = str(uuid.uuid4())
     control.place(order_id)
     code = code.replace("redis://localhost:6379/0", stack.redis.url).replace("5b1f...", order_id)
@@ -126,7 +146,7 @@ def test_the_raw_producer_gets_the_result_under_both_ids(stack, control, tmp_pat
 
 @pytest.mark.parametrize("queue", ["cancels", "risk"])
 def test_the_message_for_any_other_language_is_served_as_it_stands(stack, control, queue):
-    [text] = blocks(section("Messages"), "json")
+    [text] = blocks(MESSAGES, "json")
     order_id, message_id = str(uuid.uuid4()), str(uuid.uuid4())
     control.place(order_id)
     text = text.replace("5b1f...", order_id).replace(json.loads(text)["headers"]["id"], message_id)
@@ -160,14 +180,97 @@ def test_the_configuration_table_is_the_one_of_the_settings():
 
 
 def test_the_message_table_names_exactly_the_fields_of_a_request():
-    [rows] = tables(section("Messages"))
-    assert [code_words(row[0])[0] for row in rows] == [each.name for each in fields(CancelRequest)]
+    [rows] = tables(section("Cancel one order, or several", MESSAGES))
+    assert first_words(rows) == [each.name for each in fields(CancelRequest)]
 
 
 def test_the_result_table_names_exactly_the_fields_of_a_result():
-    [rows] = tables(section("Results"))
-    assert [code_words(row[0])[0] for row in rows] == list(CancelResult("", Outcome.REFUSED).to_json())
+    [rows] = tables(section("The result of a cancel", MESSAGES))
+    assert first_words(rows) == list(CancelResult("", Outcome.REFUSED).to_json())
     assert {outcome.value for outcome in Outcome} <= set(code_words(rows[1][1]))
+
+
+def test_the_outcome_table_has_every_outcome_and_what_asking_again_does():
+    [rows] = tables(section("Asking for cancels"))
+    assert [Outcome(name) for name in first_words(rows)] == sorted(Outcome, key=first_words(rows).index)
+    assert {name: "record" in row[2] for name, row in zip(first_words(rows), rows, strict=True)} == {
+        outcome.value: outcome.final for outcome in Outcome
+    }
+
+
+def test_the_mass_message_table_names_exactly_the_fields_of_a_mass_request():
+    [rows, *_] = tables(section("Mass cancel", MESSAGES))
+    assert first_words(rows) == [each.name for each in fields(MassRequest) if each.name != "accepted_at"]
+
+
+def test_the_scope_table_names_exactly_the_fields_of_a_scope_and_the_options_that_set_them():
+    [rows] = tables(section("The scope", MESSAGES))
+    assert first_words(rows) == [each.name for each in fields(Scope)]
+    options = {
+        how.get("dest", option.removeprefix("--").replace("-", "_")): option
+        for option, _, _, how in cli._SCOPE_OPTIONS
+    }
+    assert {name: code_words(row[2])[0] for name, row in zip(first_words(rows), rows, strict=True)} == options
+    assert set(options) <= set(code_words(section("Mass cancel")))
+
+
+def test_the_mass_cancels_lines_print_what_is_shown_and_its_report_has_the_fields_of_the_tables(
+    stack, control, client, tmp_path
+):
+    [code] = blocks(section("Mass cancel"), "python")
+    for _ in range(2):
+        control.place(str(uuid.uuid4()), client_order_id=f"mm-btc-{uuid.uuid4()}")
+    printed = run_python(code, tmp_path, REDIS_URL=stack.redis.url, PYTHONPATH=str(ROOT))
+    assert printed == blocks(section("Mass cancel"), "text")[0]
+    [(request_id, _, report), *_] = client.mass_cancels(at_most=1)
+    report_rows, plan_rows, progress_rows = tables(section("The report of a mass cancel", MESSAGES))
+    assert sorted(first_words(report_rows)) == sorted(report)
+    assert sorted(first_words(plan_rows)) == sorted(report["plan"])
+    assert sorted(first_words(progress_rows)) == sorted(client._masses.progress(request_id))
+
+
+def test_every_mass_cancel_that_is_shown_can_be_typed():
+    [examples] = blocks(section("Mass cancel"), "sh")
+    for line in examples.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "cancelctl"
+        assert cli._parser().parse_args(words[1:]).run
+
+
+def test_the_table_of_answers_has_every_row_that_the_dialects_tell_apart():
+    [rows, _] = tables(section("What an answer means", HOW_IT_WORKS))
+    named = Counter(word for row in rows for word in code_words(row[0]))
+    assert named == Counter(f"{row.status} {row.code}".strip() for row in MEANINGS)
+
+
+def test_the_log_table_explains_every_warning_and_nothing_else(tmp_path):
+    [rows] = tables(section("What the log says", OPERATING))
+    key = tmp_path / "key.pem"
+    key.touch()
+    key.chmod(0o644)
+    about_key = permission_warning(key).replace(str(key), "...").replace("(mode 0644)", "...")
+    assert Counter(first_words(rows)) == Counter({about_key: 1, **dict.fromkeys(messages_of_the_log(), 1)})
+
+
+def messages_of_the_log() -> set[str]:
+    """What the code says to its log above the level of INFO, `...` for what differs."""
+    calls = [
+        node
+        for path in (ROOT / "worker").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "log"
+        and node.func.attr != "info"
+    ]
+    texts = [
+        each.value
+        for call in calls
+        for each in call.args[:2]
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    ]
+    return {re.sub(r"%[+.0-9]*[a-z]", "...", text) for text in texts}
 
 
 def test_the_exit_codes_are_those_of_the_command():
@@ -184,7 +287,8 @@ def test_the_commands_are_those_of_the_command_line():
     commands = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
     named = re.search(r"`cancelctl ([a-z |]+)`", section("Command line"))[1].split(" | ")
     assert named == commands
-    assert set(re.findall(r"`cancelctl ([a-z]+)", README)) <= set(commands)
+    for text in DOCS.values():
+        assert set(re.findall(r"`cancelctl ([a-z]+)", text)) <= set(commands)
 
 
 def test_every_dependency_is_listed_with_its_reason():
@@ -205,18 +309,30 @@ def test_every_place_of_the_repository_is_listed():
     assert {path.split("/")[0] for path in tracked if (ROOT / path).exists()} - listed == set()
 
 
-def test_links_lead_somewhere():
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+def headings(text: str) -> set[str]:
+    """The anchors that a page has."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_files_that_are_named_exist():
-    named = set(re.findall(r"`((?:worker|sandbox|tests|docs|bench|deploy)/[\w./]+)`", README))
+@pytest.mark.parametrize("page", DOCS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", DOCS[page]):
+        if target.startswith("https://"):
+            continue
+        place, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / place).resolve() if place else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in headings(path.read_text()), target
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_files_that_are_named_exist(page):
+    named = set(re.findall(r"`((?:worker|sandbox|tests|docs|bench|deploy)/[\w./-]+)`", DOCS[page]))
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_every_page_of_the_docs_is_linked():
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
+    assert {name for name in DOCS if name.startswith("docs/")} - linked <= {"docs/performance.md"}

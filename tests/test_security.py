@@ -1,0 +1,407 @@
+"""Who may do what in Redis, TLS on the way there, and what nobody may do: proved against live servers."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from celery import Celery
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from sandbox.stack import ROOT, NotReady, RedisServer, Stack, wait_until
+from worker.book import Book
+from worker.client import BookError, CancelClient, NotSettled
+from worker.settings import RedisSettings
+
+PATIENCE_S = 20.0
+USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
+USERS = ("admin", "worker", "producer", "raw-producer", "monitor")
+PASSWORDS = {user: f"{user}-{uuid.uuid4()}" for user in USERS}
+DEBIAN = shutil.which("redis-server")
+
+
+def users_file(folder):
+    """The file as an operator would fill it in."""
+    text = USERS_FILE.read_text()
+    for user, password in PASSWORDS.items():
+        placeholder = f"#SHA256-OF-{user.upper()}S-PASSWORD"
+        assert text.count(placeholder) == 1
+        text = text.replace(placeholder, "#" + hashlib.sha256(password.encode()).hexdigest())
+    filled = folder / "users.acl"
+    filled.write_text(text)
+    return filled
+
+
+def url_of(server, user):
+    return server.url.replace("redis://", f"redis://{user}:{PASSWORDS[user]}@")
+
+
+def as_user(server, user):
+    """A connection of this user's."""
+    return redis.Redis.from_url(url_of(server, user), decode_responses=True)
+
+
+def programs():
+    yield pytest.param(None, id="valkey")
+    if DEBIAN:  # a second implementation, where the machine has one
+        yield pytest.param(DEBIAN, id="redis-server")
+
+
+class Guarded(Stack):
+    """A stack whose Redis lets in the users of the file only."""
+
+    def __init__(self, folder, program):
+        super().__init__(folder, redis_program=program, environment={"KALSHI_READ_LAG_S": "0.2"})
+        options = ["--aclfile", str(users_file(folder)), "--acllog-max-len", "1000"]
+        self.redis = RedisServer(folder / "redis", program=program, options=options)
+
+    @property
+    def environment(self):
+        return {**super().environment, "REDIS_URL": url_of(self.redis, "worker")}
+
+    def denials(self):
+        """What was denied since the last look, as (user, what)."""
+        with as_user(self.redis, "admin") as admin:
+            found = {(each["username"], each["object"], each["context"]) for each in admin.acl_log(1000)}
+            admin.acl_log_reset()
+        return found
+
+
+@pytest.fixture(scope="module", params=programs())
+def guarded(request, tmp_path_factory):
+    """Redis with the file's users, the sandbox, and a worker that is its user "worker"."""
+    with Guarded(tmp_path_factory.mktemp("guarded"), request.param) as stack:
+        yield stack.start(workers=1)
+
+
+@pytest.fixture
+def as_producer(guarded):
+    guarded.control.reset()
+    with closing(CancelClient(url_of(guarded.redis, "producer"), requested_by="test")) as client:
+        yield client
+
+
+def place(stack, number=1, **fields):
+    order_ids = [str(uuid.uuid4()) for _ in range(number)]
+    stack.control.place_many([{"order_id": order_id, **fields} for order_id in order_ids])
+    return order_ids
+
+
+def cancelctl(stack, user, *arguments):
+    """The command line as this user."""
+    environment = {**stack.environment, "REDIS_URL": url_of(stack.redis, user)}
+    command = [sys.executable, "-m", "worker.cli", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "NOPERM" not in ran.stderr + ran.stdout
+    return ran
+
+
+# -- normal work is never denied
+
+
+def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
+    guarded.denials()
+    # The producer, and the worker with it: one, many, again, in both lanes, refused, unresolved, read back.
+    [one] = place(guarded)
+    many = place(guarded, 50)
+    [elsewhere] = place(guarded, exchange_index=2)
+    [lost] = place(guarded)
+    guarded.control.fault("drop_after", order_id=lost, operation="cancel", times=1)
+    assert as_producer.cancel(one).result(timeout=PATIENCE_S).outcome == "canceled"
+    assert as_producer.cancel(one, requested_by="again").result(timeout=PATIENCE_S).outcome == "canceled"
+    results = as_producer.cancel_many([*many, elsewhere, lost], lane="risk").results(timeout=PATIENCE_S)
+    assert {result.outcome for result in results} == {"canceled"}
+    [late] = place(guarded)
+    guarded.control.configure(exchange_paused=True)
+    assert as_producer.cancel(late, deadline_s=0.2).result(timeout=PATIENCE_S).outcome == "unresolved"
+    assert [each.order_id for each in as_producer.open_cancels()] == [late]
+    as_producer.cancel(late, lane="risk", reason="joined")
+    assert as_producer.held_back()
+    with pytest.raises(NotSettled):
+        as_producer.cancel(late, deadline_s=5).result(timeout=0.1)
+    monitor = {
+        "open": cancelctl(guarded, "monitor", "open", "--json"),
+        "status": cancelctl(guarded, "monitor", "status", "--json", one, late),
+        "dead": cancelctl(guarded, "monitor", "dead", "--json"),
+    }
+    assert late in monitor["open"].stdout
+    assert "canceled" in monitor["status"].stdout
+    guarded.control.configure(exchange_paused=False)
+    assert as_producer.status(one).result is not None
+    wait_until(lambda: as_producer.status(late).open is None, within_s=PATIENCE_S, what="the late one is settled")
+    # Mass cancels, planned only and for real.
+    place(guarded, 20, ticker="KXMASS-26NOV22-A")
+    scope = {"tickers": ["KXMASS-26NOV22-A"]}
+    assert as_producer.mass_cancel(scope, dry_run=True).result(timeout=PATIENCE_S)["plan"]["orders"] == 20
+    assert as_producer.mass_cancel(scope).result(timeout=PATIENCE_S)["flat"] is True
+    assert as_producer.mass_cancels()
+    # A producer that has none of our code.
+    for user in ("producer", "raw-producer"):
+        url = url_of(guarded.redis, user)
+        with Celery("raw", broker=url, backend=url, set_as_current=False) as raw:
+            [order_id, *others] = place(guarded, 4)
+            sent = raw.send_task("cancel_order", kwargs={"order_id": order_id}, queue="cancels")
+            assert sent.get(timeout=PATIENCE_S)["outcome"] == "canceled"
+            sent = raw.send_task("cancel_orders", args=[[*others, "?"]], queue="cancels", priority=9)
+            assert len(sent.get(timeout=PATIENCE_S)) == 4
+            assert raw.AsyncResult(f"cancel:{others[0]}").get(timeout=PATIENCE_S)["outcome"] == "canceled"
+    # What nobody understands is kept, which the monitor sees.
+    with as_user(guarded.redis, "producer") as producer, as_user(guarded.redis, "monitor") as monitor:
+        producer.lpush("cancels", "not a message")
+        kept = wait_until(lambda: monitor.lrange("kalshi-cancel:unreadable", 0, 0), what="it is kept")
+        assert "not a message" in kept[0]
+        assert monitor.llen("cancels") == 0
+    assert guarded.denials() == set()
+
+
+def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_producer):
+    worker = guarded.start_worker("-Q", "risk", KALSHI_CANCEL_MAX_AGE_S="1")
+    guarded.workers[0].stop()
+    guarded.denials()
+    [order_id] = place(guarded)
+    guarded.control.fault("http_503", operation="cancel")
+    as_producer.cancel(order_id, lane="risk", deadline_s=0.3)
+    wait_until(lambda: list(as_producer.dead_letters()), within_s=PATIENCE_S, what="the dead letter")
+    assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
+    guarded.control.clear_faults()
+    assert as_producer.retry([order_id]) == [order_id]
+    worker.stop()
+    guarded.workers[:] = []
+    guarded.start_worker()
+    wait_until(lambda: as_producer.status(order_id).open is None, within_s=PATIENCE_S, what="it is settled")
+    assert guarded.control.order(order_id)["status"] == "canceled"
+    assert guarded.denials() == set()
+
+
+def test_messages_of_a_worker_that_vanished_come_back_without_one_denial(guarded, as_producer):
+    guarded.denials()
+    [order_id] = place(guarded)
+    first = guarded.workers.pop()
+    first.kill()
+    message = uuid.uuid4().hex
+    with as_user(guarded.redis, "worker") as server:
+        # As a worker leaves it that popped it long ago and was killed.
+        envelope = raw_message(order_id)
+        server.zadd("unacked_index", {message: 1})
+        server.hset("unacked", message, json.dumps([envelope, "", "cancels"]))
+    guarded.start_worker()
+    wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
+    worker = guarded.workers[0]
+    worker.stop()
+    guarded.workers.remove(worker)
+    guarded.start_worker()
+    assert guarded.denials() == set()
+
+
+def raw_message(order_id):
+    task_id = str(uuid.uuid4())
+    return {
+        "body": json.dumps([[], {"order_id": order_id}, {}]),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "cancel_order", "id": task_id},
+        "properties": {
+            "delivery_tag": str(uuid.uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": "cancels"},
+        },
+    }
+
+
+def test_the_doctor_works_for_every_user_and_what_it_may_not_see_it_says(guarded):
+    guarded.denials()
+    for user in ("producer", "monitor"):
+        ran = cancelctl_doctor(guarded, user)
+        assert ran.returncode in (0, 1), ran.stderr
+        assert "redis" in ran.stdout
+    assert {(user, what) for user, what, _ in guarded.denials()} <= {
+        ("producer", "info"),
+        ("monitor", "config|get"),
+    }
+
+
+def cancelctl_doctor(stack, user):
+    environment = {"PATH": stack.environment["PATH"], "REDIS_URL": url_of(stack.redis, user)}
+    command = [sys.executable, "-m", "worker.cli", "doctor", "--producer"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+# -- nobody does another's
+
+
+ENTRY = "kalshi-cancel:entry:x"
+RECORD = "celery-task-meta-cancel:x"
+DENIED_TO_ALL = (
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("KEYS", "*"),
+    ("CONFIG", "SET", "appendonly", "no"),
+    ("CONFIG", "GET", "requirepass"),
+    ("ACL", "LIST"),
+    ("ACL", "SETUSER", "worker", "allkeys"),
+    ("SHUTDOWN", "NOSAVE"),
+    ("DEBUG", "SLEEP", "0"),
+    ("MONITOR",),
+    ("CLIENT", "LIST"),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("SCRIPT", "FLUSH"),
+    ("FUNCTION", "LIST"),
+    ("EVAL", "return 1", "0"),
+    ("REPLICAOF", "127.0.0.1", "1"),
+    ("SAVE",),
+    ("MIGRATE", "127.0.0.1", "1", "x", "0", "1"),
+    ("SWAPDB", "0", "1"),
+    ("MODULE", "LOAD", "/tmp/x.so"),
+    ("DUMP", ENTRY),
+    ("RESTORE", ENTRY, "0", "x"),
+    ("SORT", "cancels"),
+    ("GET", "somebody-elses"),
+    ("SET", "somebody-elses", "x"),
+    ("LPUSH", "/0.celery.pidbox", "x"),
+    ("PUBLISH", "/0.celery.pidbox", "x"),
+    ("SUBSCRIBE", "/0.celery.pidbox"),
+    ("PSUBSCRIBE", "*"),
+)
+DENIED_TO = {
+    "worker": (("SUBSCRIBE", "celery-task-meta-x"),),
+    "producer": (
+        ("BRPOP", "cancels", "1"),
+        ("RPOP", "cancels"),
+        ("LRANGE", "cancels", "0", "-1"),
+        ("DEL", "cancels"),
+        ("LTRIM", "cancels", "1", "0"),
+        ("HGETALL", "unacked"),
+        ("DEL", "unacked"),
+        ("SET", RECORD, "x"),
+        ("SETEX", RECORD, "9", "x"),
+        ("HSET", RECORD, "x", "y"),
+        ("LPUSH", RECORD, "x"),
+        ("RENAME", "kalshi-cancel:dead:x", RECORD),
+        ("PUBLISH", RECORD, "x"),
+        ("DEL", "celery-task-meta-mass:x"),
+        ("DEL", "kalshi-cancel:due:strategy:write"),
+        ("DEL", "kalshi-cancel:masses:open"),
+        ("SREM", "kalshi-cancel:masses:open", "x"),
+        ("HSET", "kalshi-cancel:mass:x", "report", "{}"),
+        ("HSET", "kalshi-cancel:limits", "write_refill", "1e9"),
+        ("HSET", "kalshi-cancel:bucket:write", "tokens", "1e9"),
+        ("INCR", "kalshi-cancel:fence"),
+        ("LPUSH", "kalshi-cancel:unreadable", "x"),
+        ("LRANGE", "kalshi-cancel:unreadable", "0", "-1"),
+        ("INFO",),
+        ("SCAN", "0"),
+    ),
+    "raw-producer": (
+        ("BRPOP", "cancels", "1"),
+        ("LPUSH", "risk", "x"),
+        ("LLEN", "cancels"),
+        ("HGETALL", "unacked"),
+        ("SET", RECORD, "x"),
+        ("DEL", RECORD),
+        ("PUBLISH", RECORD, "x"),
+        ("HGET", ENTRY, "request"),
+        ("HSET", ENTRY, "request", "{}"),
+        ("ZREM", "kalshi-cancel:due:strategy:write", "x"),
+        ("SMEMBERS", "kalshi-cancel:paths"),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("EVALSHA", "0" * 40, "0"),
+        ("INFO",),
+        ("SCAN", "0"),
+    ),
+    "monitor": (
+        ("LPUSH", "cancels", "x"),
+        ("BRPOP", "cancels", "1"),
+        ("LRANGE", "cancels", "0", "-1"),
+        ("HGETALL", "unacked"),
+        ("SET", RECORD, "x"),
+        ("DEL", RECORD),
+        ("HSET", ENTRY, "request", "{}"),
+        ("ZADD", "kalshi-cancel:due:strategy:write", "0", "x"),
+        ("DEL", "kalshi-cancel:unreadable"),
+        ("PUBLISH", RECORD, "x"),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("EVALSHA", "0" * 40, "0"),
+        ("MULTI",),
+    ),
+}
+
+
+@pytest.mark.parametrize("user", DENIED_TO)
+def test_no_user_may_do_what_is_not_its_own(guarded, user):
+    allowed = []
+    with as_user(guarded.redis, user) as server:
+        for command in (*DENIED_TO_ALL, *DENIED_TO[user]):
+            with suppress(redis.exceptions.NoPermissionError):
+                server.execute_command(*command)
+                allowed.append(command)
+    guarded.denials()
+    assert allowed == []
+
+
+def test_scripts_have_no_more_permissions_than_their_user(guarded):
+    script = "return redis.call('SET', 'celery-task-meta-cancel:x', 'canceled')"
+    with as_user(guarded.redis, "producer") as producer:
+        sha = producer.script_load(script)
+        with pytest.raises(redis.ResponseError, match="(?i)permission"):
+            producer.evalsha(sha, 0)
+    guarded.denials()
+
+
+def test_a_book_in_a_producers_hands_claims_and_settles_nothing(guarded, as_producer):
+    guarded.control.configure(exchange_paused=True)
+    [order_id] = place(guarded)
+    as_producer.cancel(order_id)
+    settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "producer")})
+    with as_user(guarded.redis, "producer") as server:
+        book = Book(server, settings)
+        with pytest.raises(BookError, match="(?i)permission"):
+            book.claim(["strategy"], at_most=1, lease_s=1, exchange_ms=None)
+        with pytest.raises(BookError, match="(?i)permission"):
+            book.keep_unreadable("x")
+    guarded.control.configure(exchange_paused=False)
+    wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
+    guarded.denials()
+
+
+@pytest.mark.parametrize("who", ["nobody", "the default user", "a wrong password", "the placeholder"])
+def test_nobody_else_gets_in(guarded, who):
+    credentials = {
+        "nobody": {},
+        "the default user": {"username": "default", "password": ""},
+        "a wrong password": {"username": "worker", "password": "worker"},
+        "the placeholder": {"username": "worker", "password": "SHA256-OF-WORKERS-PASSWORD"},
+    }[who]
+    with redis.Redis(port=guarded.redis.port, **credentials) as server, pytest.raises(redis.AuthenticationError):
+        server.get("x")
+    guarded.denials()
+
+
+@pytest.mark.parametrize("program", programs())
+def test_the_file_does_not_load_before_its_passwords_are_set(tmp_path, program):
+    server = RedisServer(tmp_path, program=program, options=["--aclfile", str(USERS_FILE)])
+    with pytest.raises(NotReady):
+        server.start()
+
+
+def test_a_client_whose_user_may_not_do_it_says_so_and_what_it_wanted_was_not_accepted(guarded):
+    with closing(CancelClient(url_of(guarded.redis, "monitor"))) as client:
+        with pytest.raises(BookError, match="(?i)permission") as refused:
+            client.cancel(str(uuid.uuid4()))
+        assert refused.value.may_be_accepted is False
+    guarded.denials()
