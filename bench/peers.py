@@ -213,10 +213,10 @@ def growth(bench: Bench) -> None:
 
 
 def length(bench: Bench) -> None:
-    """Whether a long queue is drained as fast as a short one: the rate of each tenth, by the stub's clock."""
+    """Whether a long queue is drained as fast as a short one, and its end as fast as its beginning."""
     for orders in bench.size.lengths:
         with bench.session(BY_NAME["ours"]) as session:
-            rates, tenths = [], []
+            rates = []
             for _ in range(max(10_000 // orders, 1)):
                 session.fresh()
                 session.pause()
@@ -225,20 +225,14 @@ def length(bench: Bench) -> None:
                 resumed = session.resume()
                 done = session.await_stored(producing.ids)
                 rates.append(len(producing.ids) / (done - resumed))
-                arrived = sorted(bench.stub.arrivals().values())
-                tenth = len(arrived) // 10
-                tenths = [
-                    tenth / (arrived[at + tenth - 1] - arrived[at])
-                    if arrived[at + tenth - 1] > arrived[at]
-                    else 0.0
-                    for at in range(0, tenth * 10, tenth)
-                ]
+            arrived = sorted(bench.stub.arrivals().values())
+            third = len(arrived) // 3
             bench.note(
                 f"length {orders}",
                 "ours",
                 rate=median(rates),
-                first_tenths=median(tenths[1:4]),
-                last_tenths=median(tenths[6:9]),
+                first_third=third / (arrived[third - 1] - arrived[0]),
+                last_third=third / (arrived[-1] - arrived[-third]),
             )
 
 
@@ -255,7 +249,7 @@ def memory(bench: Bench) -> None:
                     session.await_stored(producing.ids)
                 session.redis.delete(*(session.contender.record_key + each for each in producing.ids))
                 session.fresh()
-        later = points[2:]  # the first fifth fills pools and caches
+        later = points[5:]  # the first half fills pools and caches
         bench.note(
             "memory",
             "ours",

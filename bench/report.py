@@ -233,13 +233,13 @@ def _peers(part: Mapping[str, Any]) -> list[str]:
             ],
         ),
         _table(
-            ["orders queued", "drain", "its second to fourth tenth", "its seventh to ninth tenth"],
+            ["orders queued", "drain", "its first third", "its last third"],
             [
                 [
                     f"{int(measure.removeprefix('length ')):,}",
                     *(
                         _text(_mid(found, measure, "ours", figure), "{:,.0f}/s")
-                        for figure in ("rate", "first_tenths", "last_tenths")
+                        for figure in ("rate", "first_third", "last_third")
                     ),
                 ]
                 for measure in found
@@ -257,7 +257,9 @@ def _memory(found: Found) -> list[str]:
     points = rounds[0]["points"]
     shown = ", ".join(f"{orders:,}: {mb:.0f}" for orders, mb in points)
     slope = f"{rounds[0]['kb_per_1000']:.1f} kB per 1,000 cancels"
-    return [f"Memory of both workers (PSS, MB) after so many cancels: {shown}. Slope after a fifth: {slope}."]
+    return [
+        f"Memory of both workers (PSS, MB) after so many cancels: {shown}. Slope of the second half: {slope}."
+    ]
 
 
 def _promises(found: Found) -> list[list[str]]:

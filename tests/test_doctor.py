@@ -246,6 +246,7 @@ def test_a_replica_fails_because_it_refuses_writes(redis_server, tmp_path):
     [
         ({"appendonly": "no"}, "persistence", FAILED),
         ({"appendfsync": "no"}, "persistence", WARNING),
+        ({"appendfsync": "everysec"}, "persistence", WARNING),
         ({"maxmemory_policy": "allkeys-lru"}, "eviction", WARNING),
         ({"maxmemory_policy": "volatile-ttl", "maxmemory": "1gb"}, "eviction", FAILED),
         ({"maxmemory": "500kb"}, "memory", WARNING),

@@ -390,9 +390,8 @@ def test_workers_never_exceed_the_bucket_together_and_waste_little(crew, tier, b
     calls = crew.cancels()
     bound_s = (orders * CANCEL_COST - capacity) / refill
     refused = [call for call in crew.control.calls() if call["status"] == 429]
-    say(
-        f"{tier}, {workers} workers: {took_s:.2f} s, bound {bound_s:.2f} s, {len(calls)} calls, {len(refused)} 429s"
-    )
+    figures = f"{took_s:.2f} s, bound {bound_s:.2f} s, {len(calls)} calls, {len(refused)} 429s"
+    say(f"{tier}, {workers} workers: {figures}")
     # None on a quiet machine; a call that a busy one delays by more than ON_THE_WAY_S may meet one.
     assert len(refused) <= len(calls) // 50
     assert within_the_bucket(calls, capacity, refill)

@@ -211,7 +211,8 @@ def test_the_scope_table_names_exactly_the_fields_of_a_scope_and_the_options_tha
         for option, _, _, how in cli._SCOPE_OPTIONS
     }
     assert {name: code_words(row[2])[0] for name, row in zip(first_words(rows), rows, strict=True)} == options
-    assert set(options) <= set(code_words(section("Mass cancel")))
+    in_short = section("Mass cancel")
+    assert {name for name in options if f"`{name}`" not in in_short} == set()
 
 
 def test_the_mass_cancels_lines_print_what_is_shown_and_its_report_has_the_fields_of_the_tables(
@@ -241,6 +242,12 @@ def test_the_table_of_answers_has_every_row_that_the_dialects_tell_apart():
     [rows, _] = tables(section("What an answer means", HOW_IT_WORKS))
     named = Counter(word for row in rows for word in code_words(row[0]))
     assert named == Counter(f"{row.status} {row.code}".strip() for row in MEANINGS)
+
+
+def test_the_table_of_redis_users_names_those_of_the_file():
+    [rows] = tables(section("Users", OPERATING))
+    users = re.findall(r"^user (\S+) on", (ROOT / "deploy/redis/users.acl").read_text(), re.MULTILINE)
+    assert sorted(first_words(rows)) == sorted(users)
 
 
 def test_the_log_table_explains_every_warning_and_nothing_else(tmp_path):

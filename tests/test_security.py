@@ -28,18 +28,22 @@ from cryptography.x509.oid import NameOID
 from sandbox.stack import ROOT, NotReady, RedisServer, Stack, wait_until
 from worker.book import Book
 from worker.client import BookError, CancelClient, NotSettled
+from worker.orders import Lane
 from worker.settings import RedisSettings
 
 PATIENCE_S = 20.0
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 USERS = ("admin", "worker", "producer", "raw-producer", "monitor")
 PASSWORDS = {user: f"{user}-{uuid.uuid4()}" for user in USERS}
+DENIED = "(?i)permission|can't (run|access)"  # as Valkey and Redis 7.0 say it
 DEBIAN = shutil.which("redis-server")
 
 
-def users_file(folder):
-    """The file as an operator would fill it in."""
+def users_file(folder, program=None):
+    """The file as an operator fills it in."""
     text = USERS_FILE.read_text()
+    if program and "v=7.0." in subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout:
+        text = text.replace(" +client|setinfo", "")  # unknown before 7.2, which the file's README says
     for user, password in PASSWORDS.items():
         placeholder = f"#SHA256-OF-{user.upper()}S-PASSWORD"
         assert text.count(placeholder) == 1
@@ -69,7 +73,7 @@ class Guarded(Stack):
 
     def __init__(self, folder, program):
         super().__init__(folder, redis_program=program, environment={"KALSHI_READ_LAG_S": "0.2"})
-        options = ["--aclfile", str(users_file(folder)), "--acllog-max-len", "1000"]
+        options = ["--aclfile", str(users_file(folder, program)), "--acllog-max-len", "1000"]
         self.redis = RedisServer(folder / "redis", program=program, options=options)
 
     @property
@@ -121,18 +125,21 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
     # The producer, and the worker with it: one, many, again, in both lanes, refused, unresolved, read back.
     [one] = place(guarded)
     many = place(guarded, 50)
-    [elsewhere] = place(guarded, exchange_index=2)
+    elsewhere = place(guarded, 3, exchange_index=2)
     [lost] = place(guarded)
-    guarded.control.fault("drop_after", order_id=lost, operation="cancel", times=1)
+    guarded.control.fault("drop_after", order_id=lost, times=1)
+    guarded.control.fault("http_429", order_id=many[0], times=1)
     assert as_producer.cancel(one).result(timeout=PATIENCE_S).outcome == "canceled"
     assert as_producer.cancel(one, requested_by="again").result(timeout=PATIENCE_S).outcome == "canceled"
-    results = as_producer.cancel_many([*many, elsewhere, lost], lane="risk").results(timeout=PATIENCE_S)
+    scattered = [{"order_id": order_id, "exchange_index": 2} for order_id in elsewhere]
+    pending = as_producer.cancel_many([*many, *scattered, lost], lane=Lane.RISK)
+    results = pending.results(timeout=PATIENCE_S)
     assert {result.outcome for result in results} == {"canceled"}
     [late] = place(guarded)
     guarded.control.configure(exchange_paused=True)
     assert as_producer.cancel(late, deadline_s=0.2).result(timeout=PATIENCE_S).outcome == "unresolved"
     assert [each.order_id for each in as_producer.open_cancels()] == [late]
-    as_producer.cancel(late, lane="risk", reason="joined")
+    as_producer.cancel(late, lane=Lane.RISK, reason="joined")
     assert as_producer.held_back()
     with pytest.raises(NotSettled):
         as_producer.cancel(late, deadline_s=5).result(timeout=0.1)
@@ -177,7 +184,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     guarded.denials()
     [order_id] = place(guarded)
     guarded.control.fault("http_503", operation="cancel")
-    as_producer.cancel(order_id, lane="risk", deadline_s=0.3)
+    as_producer.cancel(order_id, lane=Lane.RISK, deadline_s=0.3)
     wait_until(lambda: list(as_producer.dead_letters()), within_s=PATIENCE_S, what="the dead letter")
     assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
     guarded.control.clear_faults()
@@ -256,7 +263,6 @@ DENIED_TO_ALL = (
     ("ACL", "LIST"),
     ("ACL", "SETUSER", "worker", "allkeys"),
     ("SHUTDOWN", "NOSAVE"),
-    ("DEBUG", "SLEEP", "0"),
     ("MONITOR",),
     ("CLIENT", "LIST"),
     ("CLIENT", "KILL", "TYPE", "normal"),
@@ -267,7 +273,6 @@ DENIED_TO_ALL = (
     ("SAVE",),
     ("MIGRATE", "127.0.0.1", "1", "x", "0", "1"),
     ("SWAPDB", "0", "1"),
-    ("MODULE", "LOAD", "/tmp/x.so"),
     ("DUMP", ENTRY),
     ("RESTORE", ENTRY, "0", "x"),
     ("SORT", "cancels"),
@@ -310,7 +315,7 @@ DENIED_TO = {
     "raw-producer": (
         ("BRPOP", "cancels", "1"),
         ("LPUSH", "risk", "x"),
-        ("LLEN", "cancels"),
+        ("LLEN", "risk"),
         ("HGETALL", "unacked"),
         ("SET", RECORD, "x"),
         ("DEL", RECORD),
@@ -358,7 +363,7 @@ def test_scripts_have_no_more_permissions_than_their_user(guarded):
     script = "return redis.call('SET', 'celery-task-meta-cancel:x', 'canceled')"
     with as_user(guarded.redis, "producer") as producer:
         sha = producer.script_load(script)
-        with pytest.raises(redis.ResponseError, match="(?i)permission"):
+        with pytest.raises(redis.ResponseError, match=DENIED):
             producer.evalsha(sha, 0)
     guarded.denials()
 
@@ -370,9 +375,9 @@ def test_a_book_in_a_producers_hands_claims_and_settles_nothing(guarded, as_prod
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "producer")})
     with as_user(guarded.redis, "producer") as server:
         book = Book(server, settings)
-        with pytest.raises(BookError, match="(?i)permission"):
-            book.claim(["strategy"], at_most=1, lease_s=1, exchange_ms=None)
-        with pytest.raises(BookError, match="(?i)permission"):
+        with pytest.raises(BookError, match=DENIED):
+            book.claim([Lane.STRATEGY], at_most=1, lease_s=1, exchange_ms=None)
+        with pytest.raises(BookError, match=DENIED):
             book.keep_unreadable("x")
     guarded.control.configure(exchange_paused=False)
     wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
@@ -401,7 +406,7 @@ def test_the_file_does_not_load_before_its_passwords_are_set(tmp_path, program):
 
 def test_a_client_whose_user_may_not_do_it_says_so_and_what_it_wanted_was_not_accepted(guarded):
     with closing(CancelClient(url_of(guarded.redis, "monitor"))) as client:
-        with pytest.raises(BookError, match="(?i)permission") as refused:
+        with pytest.raises(BookError, match=DENIED) as refused:
             client.cancel(str(uuid.uuid4()))
         assert refused.value.may_be_accepted is False
     guarded.denials()

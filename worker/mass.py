@@ -13,7 +13,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -155,11 +155,11 @@ class _Run:
         self._enter(CancelRequest(**fields) for fields in plan.pop("requests", ()))
         self._masses.note(self._id, plan=plan)
         listing: _Listing | None = None
-        while time.time() < give_up_s:
+        while self._masses.now_s() < give_up_s:
             settled_s = self._await_settled(give_up_s)
             if settled_s is None:
                 break
-            self._wait(max(settled_s + self._means.read_lag_s - time.time(), 0.0))
+            self._wait(max(settled_s + self._means.read_lag_s - self._masses.now_s(), 0.0))
             listing = self._list(give_up_s)
             if listing is None:
                 break
@@ -175,7 +175,7 @@ class _Run:
 
     def _plan(self) -> dict[str, Any]:
         before = self._refused_calls()
-        listing = self._list(time.time() + self._request.deadline_s)
+        listing = self._list(self._masses.now_s() + self._request.deadline_s)
         orders = {} if listing is None else listing.orders
         requests = [_request_for(order, self._request) for order in orders.values()]
         # Ids that were not seen resting are asked for blindly, unless they may rest outside of the scope.
@@ -195,7 +195,7 @@ class _Run:
             shards[shard] = shards.get(shard, 0) + 1
         cost = self._pacer.limits.cancel_cost
         plan: dict[str, Any] = {
-            "started_s": time.time(),
+            "started_s": self._masses.now_s(),
             "listed_at": listing and listing.at,
             "orders": len(requests),
             "contracts": count_text(left),
@@ -206,16 +206,7 @@ class _Run:
             "refused_calls_before": before,
         }
         if not self._request.dry_run:
-            self._masses.add_orders(
-                self._id,
-                {
-                    **{each: Planned(None, None) for each in unlisted},
-                    **{
-                        order.order_id: Planned(order.remaining_count, order.fill_count)
-                        for order in orders.values()
-                    },
-                },
-            )
+            self._note_orders(orders, unlisted)
             plan["requests"] = [request.fields() for request in requests]
             self._masses.note(self._id, plan=plan)
         return plan
@@ -248,11 +239,22 @@ class _Run:
         self._means.call_hands(Lane.RISK, accepted.waiting_messages)
 
     def _add(self, orders: Mapping[str, Order]) -> None:
-        self._masses.add_orders(
-            self._id,
-            {order.order_id: Planned(order.remaining_count, order.fill_count) for order in orders.values()},
-        )
+        self._note_orders(orders)
         self._enter(_request_for(order, self._request) for order in orders.values())
+
+    def _note_orders(self, orders: Mapping[str, Order], unlisted: Sequence[str] = ()) -> None:
+        """Notes what they have, and whose outcome was final before this mass cancel touched them."""
+        final = {
+            order_id
+            for order_id, result in self._book.records([*orders, *unlisted]).items()
+            if result.outcome.final
+        }
+        planned = {
+            order_id: Planned(order.remaining_count, order.fill_count, order_id in final)
+            for order_id, order in orders.items()
+        }
+        planned |= {order_id: Planned(None, None, order_id in final) for order_id in unlisted}
+        self._masses.add_orders(self._id, planned)
 
     def _await_settled(self, give_up_s: float) -> float | None:
         """When the last of the orders was settled, None when the time is over before that."""
@@ -260,8 +262,8 @@ class _Run:
             still, overdue = self._masses.still_open(self._id)
             self._tell_progress(still, overdue)
             if not still:
-                return time.time()
-            if time.time() >= give_up_s:
+                return self._masses.now_s()
+            if self._masses.now_s() >= give_up_s:
                 self._why_not_flat = f"{still} orders were not settled in time"
                 return None
             self._wait(LOOK_EVERY_S)
@@ -283,7 +285,7 @@ class _Run:
                 log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
                 if page.meaning is Meaning.BUSY:
                     self._pacer.correct("read", limits.list_cost)
-                if time.time() >= give_up_s:
+                if self._masses.now_s() >= give_up_s:
                     self._why_not_flat = f"no listing could be had: {page.problem.code}"
                     return None
                 self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
@@ -331,7 +333,7 @@ class _Run:
         for order_id, had in planned.items():
             result = results.get(order_id)
             attempts += result.attempts if result else 0
-            if result is not None and _is_ours(result, self._request):
+            if result is not None and result.outcome is Outcome.CANCELED and not had.settled:
                 affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
                 contracts += result.reduced_by or Decimal(0)
             else:
@@ -388,11 +390,6 @@ def _paths(shards: Mapping[int, int]) -> dict[str, str]:
         + ("" if shard == 0 else ", and singles from the shard's own")
         for shard in sorted(shards)
     }
-
-
-def _is_ours(result: CancelResult, request: MassRequest) -> bool:
-    """Canceled by us since this mass cancel was accepted; an earlier cancel's record is not its doing."""
-    return result.outcome is Outcome.CANCELED and (result.settled_at or "") >= request.accepted_at
 
 
 def _why_not(result: CancelResult | None) -> dict[str, Any]:

@@ -120,10 +120,11 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What an order had when it was planned to be canceled, contracts."""
+    """What an order had when it was planned to be canceled, contracts; ``settled``: its outcome was final."""
 
     remaining_count: Decimal | None
     fill_count: Decimal | None
+    settled: bool = False
 
 
 class Masses:
@@ -145,6 +146,11 @@ class Masses:
         pipeline.zadd(f"{self._prefix}:masses", {request.request_id: time.time() * 1000}, nx=True)
         pipeline.sadd(f"{self._prefix}:masses:open", request.request_id)
         scripts.call(pipeline.execute, may_be_accepted=True)
+
+    def now_s(self) -> float:
+        """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""
+        seconds, micros = scripts.call(self._server.time)
+        return float(seconds) + float(micros) / 1e6
 
     def open_ids(self) -> list[str]:
         """Those without a report."""
@@ -178,7 +184,9 @@ class Masses:
         if not orders:
             return
         texts = {
-            order_id: json.dumps([count_text(each.remaining_count), count_text(each.fill_count)])
+            order_id: json.dumps(
+                [count_text(each.remaining_count), count_text(each.fill_count), each.settled]
+            )
             for order_id, each in orders.items()
         }
         pipeline = self._server.pipeline()
@@ -192,9 +200,11 @@ class Masses:
         noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._key(request_id)}:orders"))
         planned: dict[str, Planned] = {}
         for order_id, text in noted.items():
-            remaining, filled = json.loads(text)
+            remaining, filled, settled = json.loads(text)
             planned[order_id] = Planned(
-                None if remaining is None else Decimal(remaining), None if filled is None else Decimal(filled)
+                None if remaining is None else Decimal(remaining),
+                None if filled is None else Decimal(filled),
+                settled,
             )
         return planned
 
