@@ -142,11 +142,12 @@ def test_times_are_compared_as_moments_whatever_their_offset():
 
 def test_the_exchange_is_asked_to_filter_what_it_can_filter():
     scope = {"tickers": "A-B", "subaccount": 0, "exchange_index": 2, "series": "A", "side": "yes"}
-    assert Scope.parse(scope).listing() == {"ticker": "A-B", "subaccount": 0, "exchange_index": 2}
-    assert Scope.parse({"event_tickers": ["A", "B"]}).listing() == {"event_ticker": "A,B"}
-    assert Scope.parse({"event_tickers": [f"E{n}" for n in range(11)]}).listing() == {}, "ten at most"
-    assert Scope.parse({"tickers": ["A-B", "A-C"]}).listing() == {}
-    assert Scope.parse({"everything": True}).listing() == {}
+    assert Scope.parse(scope).listings() == [{"ticker": "A-B", "subaccount": 0, "exchange_index": 2}]
+    assert Scope.parse({"event_tickers": ["A", "B"]}).listings() == [{"event_ticker": "A,B"}]
+    eleven = Scope.parse({"event_tickers": [f"E{n}" for n in range(11)]}).listings()
+    assert [query["event_ticker"].count(",") + 1 for query in eleven] == [10, 1], "ten at most in one"
+    assert Scope.parse({"tickers": ["A-B", "A-C"]}).listings() == [{}]
+    assert Scope.parse({"everything": True}).listings() == [{}]
 
 
 @pytest.mark.parametrize("name", FILTERS)

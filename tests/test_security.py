@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,9 +25,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sandbox.stack import ROOT, NotReady, RedisServer, Stack, wait_until
-from worker.book import Book
+from worker.book import Book, GiveUp
 from worker.client import BookError, CancelClient, NotSettled
 from worker.orders import Lane
 from worker.settings import RedisSettings
@@ -42,7 +45,11 @@ DEBIAN = shutil.which("redis-server")
 def users_file(folder, program=None):
     """The file as an operator fills it in."""
     text = USERS_FILE.read_text()
-    if program and "v=7.0." in subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout:
+    if (
+        program
+        and "v=7.0."
+        in subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    ):
         text = text.replace(" +client|setinfo", "")  # unknown before 7.2, which the file's README says
     for user, password in PASSWORDS.items():
         placeholder = f"#SHA256-OF-{user.upper()}S-PASSWORD"
@@ -112,7 +119,9 @@ def cancelctl(stack, user, *arguments):
     """The command line as this user."""
     environment = {**stack.environment, "REDIS_URL": url_of(stack.redis, user)}
     command = [sys.executable, "-m", "worker.cli", *arguments]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert "NOPERM" not in ran.stderr + ran.stdout
     return ran
 
@@ -152,7 +161,9 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
     assert "canceled" in monitor["status"].stdout
     guarded.control.configure(exchange_paused=False)
     assert as_producer.status(one).result is not None
-    wait_until(lambda: as_producer.status(late).open is None, within_s=PATIENCE_S, what="the late one is settled")
+    wait_until(
+        lambda: as_producer.status(late).open is None, within_s=PATIENCE_S, what="the late one is settled"
+    )
     # Mass cancels, planned only and for real.
     place(guarded, 20, ticker="KXMASS-26NOV22-A")
     scope = {"tickers": ["KXMASS-26NOV22-A"]}
@@ -179,41 +190,41 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
 
 
 def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_producer):
-    worker = guarded.start_worker("-Q", "risk", KALSHI_CANCEL_MAX_AGE_S="1")
-    guarded.workers[0].stop()
     guarded.denials()
     [order_id] = place(guarded)
-    guarded.control.fault("http_503", operation="cancel")
-    as_producer.cancel(order_id, lane=Lane.RISK, deadline_s=0.3)
-    wait_until(lambda: list(as_producer.dead_letters()), within_s=PATIENCE_S, what="the dead letter")
-    assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
-    guarded.control.clear_faults()
+    [worker] = guarded.workers
+    settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
+    with frozen(worker), as_user(guarded.redis, "worker") as server:
+        as_producer.cancel(order_id)
+        book = Book(server, settings)  # in a worker's hands, and with its permissions
+        claim = book.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
+        assert book.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
+        assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
+        assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
     assert as_producer.retry([order_id]) == [order_id]
-    worker.stop()
-    guarded.workers[:] = []
-    guarded.start_worker()
-    wait_until(lambda: as_producer.status(order_id).open is None, within_s=PATIENCE_S, what="it is settled")
+    wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
     assert guarded.control.order(order_id)["status"] == "canceled"
     assert guarded.denials() == set()
 
 
-def test_messages_of_a_worker_that_vanished_come_back_without_one_denial(guarded, as_producer):
+@contextmanager
+def frozen(part):
+    part.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        part.signal(signal.SIGCONT)
+
+
+def test_a_message_of_a_worker_that_vanished_comes_back_without_one_denial(guarded, as_producer):
     guarded.denials()
     [order_id] = place(guarded)
-    first = guarded.workers.pop()
-    first.kill()
     message = uuid.uuid4().hex
     with as_user(guarded.redis, "worker") as server:
         # As a worker leaves it that popped it long ago and was killed.
-        envelope = raw_message(order_id)
+        server.hset("unacked", message, json.dumps([raw_message(order_id), "", "cancels"]))
         server.zadd("unacked_index", {message: 1})
-        server.hset("unacked", message, json.dumps([envelope, "", "cancels"]))
-    guarded.start_worker()
     wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
-    worker = guarded.workers[0]
-    worker.stop()
-    guarded.workers.remove(worker)
-    guarded.start_worker()
     assert guarded.denials() == set()
 
 
@@ -246,7 +257,9 @@ def test_the_doctor_works_for_every_user_and_what_it_may_not_see_it_says(guarded
 def cancelctl_doctor(stack, user):
     environment = {"PATH": stack.environment["PATH"], "REDIS_URL": url_of(stack.redis, user)}
     command = [sys.executable, "-m", "worker.cli", "doctor", "--producer"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 # -- nobody does another's
@@ -392,8 +405,10 @@ def test_nobody_else_gets_in(guarded, who):
         "a wrong password": {"username": "worker", "password": "worker"},
         "the placeholder": {"username": "worker", "password": "SHA256-OF-WORKERS-PASSWORD"},
     }[who]
-    with redis.Redis(port=guarded.redis.port, **credentials) as server, pytest.raises(redis.AuthenticationError):
-        server.get("x")
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=guarded.redis.port, retry=once, **credentials) as server:
+        with pytest.raises(redis.AuthenticationError):
+            server.get("x")
     guarded.denials()
 
 
@@ -410,3 +425,189 @@ def test_a_client_whose_user_may_not_do_it_says_so_and_what_it_wanted_was_not_ac
             client.cancel(str(uuid.uuid4()))
         assert refused.value.may_be_accepted is False
     guarded.denials()
+
+
+# -- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that nobody signed: a server's context, and the file to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    trusted, private = folder / "cert.pem", folder / "key.pem"
+    trusted.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(trusted, private)
+    return context, trusted
+
+
+class TlsDoor:
+    """Ends TLS in front of a server that speaks none; counts the handshakes that came to pass."""
+
+    def __init__(self, port, context):
+        self._to = port
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.opened = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
+
+    def _serve(self, plain):
+        with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as front:
+            self.opened += 1
+            with socket.create_connection(("127.0.0.1", self._to)) as back:
+                threading.Thread(target=self._pump, args=(back, front), daemon=True).start()
+                self._pump(front, back)
+
+    @staticmethod
+    def _pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self._listener.close()
+
+
+@pytest.fixture
+def door(stack, control, certificate):
+    """TLS in front of the session's Redis."""
+    with closing(TlsDoor(stack.redis.port, certificate[0])) as door:
+        yield door
+
+
+DATABASE = 14  # of its own: the session's worker must not serve what these workers are asked to
+
+
+def test_a_worker_and_a_client_speak_tls_to_a_server_whose_certificate_they_are_told_to_trust(
+    stack, control, door, certificate, order_id
+):
+    url = f"rediss://127.0.0.1:{door.port}/{DATABASE}?ssl_ca_certs={certificate[1]}"
+    control.place(order_id)
+    worker = stack.start_worker(REDIS_URL=url)
+    try:
+        with closing(CancelClient(url)) as client:
+            assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+        assert door.opened >= 2
+    finally:
+        worker.stop()
+        stack.workers.remove(worker)
+
+
+UNTRUSTED = {
+    "by default": ("127.0.0.1", ""),
+    "when required": ("127.0.0.1", "?ssl_cert_reqs=required"),
+    "of another name": ("localhost", "?ssl_ca_certs={trusted}"),
+}
+
+
+@pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
+def test_a_worker_refuses_a_certificate_that_it_cannot_verify_and_says_so_in_one_line(
+    stack, door, certificate, host, query
+):
+    url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
+    worker = stack.spawn_worker(REDIS_URL=url)
+    stack.workers.remove(worker)
+    assert worker.process.wait(PATIENCE_S) != 0
+    [line] = [line for line in worker.log_text().splitlines() if "cannot start" in line]
+    assert "certificate" in line.lower()
+    assert "Traceback" not in worker.log_text()
+
+
+@pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
+def test_a_client_refuses_a_certificate_that_it_cannot_verify(door, certificate, order_id, host, query):
+    url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
+    with closing(CancelClient(url)) as client, pytest.raises(BookError, match=r"(?i)certificate"):
+        client.cancel(order_id)
+    assert door.opened == 0
+
+
+def test_celery_itself_verifies_the_broker_and_the_results_too(stack):
+    url = "rediss://127.0.0.1:1/0"
+    conf = configuration(stack, REDIS_URL=url)
+    assert conf["broker_url"] == conf["result_backend"]
+    assert "ssl_cert_reqs=CERT_REQUIRED" in conf["broker_url"]
+
+
+# -- what is never accepted, from anybody
+
+
+CONFIGURED = """
+import json
+from worker.app import app
+app.finalize()
+names = ["broker_url", "result_backend", "accept_content", "result_accept_content", "task_serializer"]
+names += ["result_serializer", "event_serializer", "worker_enable_remote_control"]
+print(json.dumps({name: app.conf[name] for name in names}))
+"""
+
+
+def configuration(stack, **environment):
+    """What the worker's application is set to, as a process of its own sees it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", CONFIGURED],
+        cwd=ROOT,
+        env={**stack.environment, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(ran.stdout)
+
+
+def test_nothing_but_json_is_sent_or_accepted_anywhere(stack, client):
+    conf = configuration(stack)
+    assert conf["accept_content"] == conf["result_accept_content"] == ["json"]
+    assert {conf["task_serializer"], conf["result_serializer"], conf["event_serializer"]} == {"json"}
+    assert client._app.conf.accept_content == ["json"]
+    assert client._app.conf.task_serializer == "json"
+    sources = [*(ROOT / "worker").rglob("*.py"), ROOT / "celeryconfig.py"]
+    imported = [
+        path.name
+        for path in sources
+        if re.search(r"^\s*(import|from) (pickle|marshal|shelve|yaml)\b", path.read_text(), re.M)
+    ]
+    assert imported == []
+
+
+def test_nobody_controls_a_worker_from_afar(stack, control, client, celery_producer, order_id):
+    assert configuration(stack)["worker_enable_remote_control"] is False
+    worker = stack.workers[0]
+    assert not celery_producer.control.inspect(timeout=0.5).ping()
+    asked = time.monotonic()
+    celery_producer.control.broadcast("shutdown")
+    celery_producer.control.broadcast("pool_shrink", arguments={"n": 8})
+    celery_producer.control.broadcast("cancel_consumer", arguments={"queue": "cancels"})
+    celery_producer.control.revoke(f"cancel:{order_id}", terminate=True)
+    control.place(order_id)
+    assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+    assert time.monotonic() - asked < PATIENCE_S
+    assert worker.process.poll() is None

@@ -115,12 +115,6 @@ def compose_list(query: Mapping[str, str | int], cursor: str) -> Call:
     return Call("GET", f"{API}/portfolio/orders", urlencode(wanted))
 
 
-def compose_cancel_all(subaccount: int | None) -> Call:
-    """The call that cancels everything, of one subaccount or of all; and new orders for a minute."""
-    query = "" if subaccount is None else urlencode({"subaccount": subaccount})
-    return Call("DELETE", f"{API}/portfolio/events/orders", query)
-
-
 EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status")
 ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
 ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")

@@ -26,12 +26,10 @@ from worker.dialects import (
     Trouble,
     compose_batch,
     compose_cancel,
-    compose_cancel_all,
     compose_list,
     compose_read,
     decipher_batch,
     decipher_cancel,
-    decipher_error,
     decipher_list,
     decipher_object,
     decipher_read,
@@ -129,13 +127,6 @@ class Exchange:
         """One page of the resting orders that the query lets through."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
         return reply if isinstance(reply, Trouble) else decipher_list(reply)
-
-    def cancel_all(self, subaccount: int | None) -> Trouble | None:
-        """Cancels everything of a subaccount, or of all; None when the exchange says that it did."""
-        reply = self._ask(compose_cancel_all(subaccount), self._call_deadline_s)
-        if isinstance(reply, Trouble):
-            return reply
-        return None if reply.status == 204 else decipher_error(reply)  # noqa: PLR2004 - HTTP's No Content
 
     def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""

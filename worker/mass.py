@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from worker.book import Book
-from worker.dialects import Meaning, Trouble
+from worker.dialects import Meaning, Page, Trouble
 from worker.exchange import Exchange
 from worker.masses import Masses, MassRequest, Planned
 from worker.orders import CancelRequest, CancelResult, Lane, Order, OrderStatus, Outcome, count_text, utc_text
@@ -273,32 +273,43 @@ class _Run:
 
         None when it is not whole by then.
         """
-        limits = self._pacer.limits
         orders: dict[str, Order] = {}
         digest = hashlib.sha256()
-        cursor, pages, at = "", 0, utc_text(self._means.exchange.now_ms() / 1000)
-        while True:
-            while (wait_s := self._pacer.take("read", limits.list_cost)) > 0:
-                self._wait(wait_s)
-            page = self._means.exchange.list_resting(self._request.scope.listing(), cursor)
-            if isinstance(page, Trouble):
-                log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
-                if page.meaning is Meaning.BUSY:
-                    self._pacer.correct("read", limits.list_cost)
-                if self._masses.now_s() >= give_up_s:
-                    self._why_not_flat = f"no listing could be had: {page.problem.code}"
+        pages, at = 0, utc_text(self._means.exchange.now_ms() / 1000)
+        for query in self._request.scope.listings():
+            cursors = [""]
+            while (cursor := cursors[-1]) or len(cursors) == 1:
+                page = self._page(query, cursor, give_up_s)
+                if page is None:
                     return None
-                self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
-                continue
-            pages += 1
-            self._pages += 1
-            for order in page.orders:
-                digest.update(f"{order.order_id} {order.status} {order.remaining_count}\n".encode())
-                if order.status is OrderStatus.RESTING and self._request.scope.includes(order):
-                    orders[order.order_id] = order
-            cursor = page.cursor
-            if not cursor:
-                return _Listing(orders, at, digest.hexdigest(), pages)
+                pages += 1
+                for order in page.orders:
+                    digest.update(f"{order.order_id} {order.status} {order.remaining_count}\n".encode())
+                    if order.status is OrderStatus.RESTING and self._request.scope.includes(order):
+                        orders[order.order_id] = order
+                if page.cursor in cursors[1:]:
+                    self._why_not_flat = "the exchange's listing goes round in a circle"
+                    return None
+                cursors.append(page.cursor)
+        return _Listing(orders, at, digest.hexdigest(), pages)
+
+    def _page(self, query: Mapping[str, str | int], cursor: str, give_up_s: float) -> Page | None:
+        """One page, paid for; None when it cannot be had by then."""
+        cost = self._pacer.limits.list_cost
+        while True:
+            while (wait_s := self._pacer.take("read", cost)) > 0:
+                self._wait(wait_s)
+            page = self._means.exchange.list_resting(query, cursor)
+            if not isinstance(page, Trouble):
+                self._pages += 1
+                return page
+            log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
+            if page.meaning is Meaning.BUSY:
+                self._pacer.correct("read", cost)
+            if self._masses.now_s() >= give_up_s:
+                self._why_not_flat = f"no listing could be had: {page.problem.code}"
+                return None
+            self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
 
     def _wait(self, seconds: float) -> None:
         """Waits, keeping the lease; raises _Vanished when stopping, or when another runner has taken over."""

@@ -57,7 +57,7 @@ class Scope:
                 continue
             try:
                 values[name] = parse(given)
-            except (ValueError, TypeError, InvalidOperation, OverflowError):
+            except (ValueError, TypeError, InvalidOperation, OverflowError, OSError):
                 problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
         if not problems:
             scope = cls(**values)
@@ -79,18 +79,23 @@ class Scope:
         """Whether order ids are the only filter: what they name is meant wherever and however it rests."""
         return self.to_json().keys() == {"order_ids"}
 
-    def listing(self) -> dict[str, str | int]:
-        """The part of the scope that the exchange can filter by itself, as query parameters."""
+    def listings(self) -> list[dict[str, str | int]]:
+        """The part of the scope that the exchange can filter by itself: one query or more.
+
+        Which event a market belongs to is for the exchange to say: a ticker's text only starts with it.
+        """
         query: dict[str, str | int] = {}
         if len(self.tickers) == 1:
             query["ticker"] = self.tickers[0]
-        if 0 < len(self.event_tickers) <= EVENTS_IN_ONE_LISTING:
-            query["event_ticker"] = ",".join(self.event_tickers)
         if self.subaccount is not None:
             query["subaccount"] = self.subaccount
         if self.exchange_index is not None:
             query["exchange_index"] = self.exchange_index
-        return query
+        if not self.event_tickers:
+            return [query]
+        starts = range(0, len(self.event_tickers), EVENTS_IN_ONE_LISTING)
+        groups = [self.event_tickers[start : start + EVENTS_IN_ONE_LISTING] for start in starts]
+        return [{**query, "event_ticker": ",".join(group)} for group in groups]
 
     def includes(self, order: Order) -> bool:
         """Whether the order is meant, by everything that its own fields tell."""
@@ -142,7 +147,7 @@ def _price(dollars: object, cents: object) -> Decimal | None:
 def _moment(value: object) -> datetime | None:
     try:
         return _parse_moment(value)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
 
 
