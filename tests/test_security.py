@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandbox.stack import ROOT, NotReady, RedisServer, Stack, wait_until
+from sandbox.stack import ROOT, Part, RedisServer, Stack, valkey_server, wait_until
 from worker.book import Book, GiveUp
 from worker.client import BookError, CancelClient, NotSettled
 from worker.orders import Lane
@@ -406,17 +406,18 @@ def test_nobody_else_gets_in(guarded, who):
         "the placeholder": {"username": "worker", "password": "SHA256-OF-WORKERS-PASSWORD"},
     }[who]
     once = Retry(NoBackoff(), 0)
-    with redis.Redis(port=guarded.redis.port, retry=once, **credentials) as server:
-        with pytest.raises(redis.AuthenticationError):
-            server.get("x")
+    stranger = redis.Redis(port=guarded.redis.port, retry=once, **credentials)
+    with stranger, pytest.raises(redis.AuthenticationError):
+        stranger.get("x")
     guarded.denials()
 
 
 @pytest.mark.parametrize("program", programs())
 def test_the_file_does_not_load_before_its_passwords_are_set(tmp_path, program):
-    server = RedisServer(tmp_path, program=program, options=["--aclfile", str(USERS_FILE)])
-    with pytest.raises(NotReady):
-        server.start()
+    command = [program or valkey_server(), "--port", "0", "--dir", tmp_path, "--aclfile", USERS_FILE]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ran.returncode != 0
+    assert "ACL errors" in ran.stdout
 
 
 def test_a_client_whose_user_may_not_do_it_says_so_and_what_it_wanted_was_not_accepted(guarded):
@@ -528,17 +529,21 @@ UNTRUSTED = {
 }
 
 
-@pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
 def test_a_worker_refuses_a_certificate_that_it_cannot_verify_and_says_so_in_one_line(
-    stack, door, certificate, host, query
+    stack, door, certificate, tmp_path
 ):
-    url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
-    worker = stack.spawn_worker(REDIS_URL=url)
-    stack.workers.remove(worker)
-    assert worker.process.wait(PATIENCE_S) != 0
-    [line] = [line for line in worker.log_text().splitlines() if "cannot start" in line]
-    assert "certificate" in line.lower()
-    assert "Traceback" not in worker.log_text()
+    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker"]
+    workers = []
+    for number, (host, query) in enumerate(UNTRUSTED.values()):
+        url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
+        environment = {**stack.environment, "REDIS_URL": url}
+        workers.append(Part(command, log_path=tmp_path / f"worker{number}.log", env=environment))
+    for worker in workers:
+        assert worker.process.wait(PATIENCE_S) != 0
+        [line] = [line for line in worker.log_text().splitlines() if "cannot start" in line]
+        assert "certificate" in line.lower()
+        assert "Traceback" not in worker.log_text()
+    assert door.opened == 0
 
 
 @pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
@@ -549,11 +554,18 @@ def test_a_client_refuses_a_certificate_that_it_cannot_verify(door, certificate,
     assert door.opened == 0
 
 
-def test_celery_itself_verifies_the_broker_and_the_results_too(stack):
-    url = "rediss://127.0.0.1:1/0"
-    conf = configuration(stack, REDIS_URL=url)
-    assert conf["broker_url"] == conf["result_backend"]
-    assert "ssl_cert_reqs=CERT_REQUIRED" in conf["broker_url"]
+@pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
+def test_celery_itself_verifies_the_certificate_for_its_queues_and_for_its_results(
+    door, certificate, host, query
+):
+    url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
+    celery_url = RedisSettings.from_env({"REDIS_URL": url}).celery_url
+    with Celery("x", broker=celery_url, backend=celery_url, set_as_current=False) as app:
+        with app.connection_for_write() as broker, pytest.raises(Exception, match=r"(?i)certificate"):
+            broker.connect()
+        with pytest.raises(redis.ConnectionError, match=r"(?i)certificate"):
+            app.backend.client.ping()
+    assert door.opened == 0
 
 
 # -- what is never accepted, from anybody
@@ -593,7 +605,7 @@ def test_nothing_but_json_is_sent_or_accepted_anywhere(stack, client):
     imported = [
         path.name
         for path in sources
-        if re.search(r"^\s*(import|from) (pickle|marshal|shelve|yaml)\b", path.read_text(), re.M)
+        if re.search(r"^\s*(import|from) (pickle|marshal|shelve|yaml)\b", path.read_text(), re.MULTILINE)
     ]
     assert imported == []
 
