@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
     wanted = set(arguments.only or [*BENCHED_TIERS, "foreign", "overtake"])
-    command = " ".join(["python -m bench.flat", *(argv or sys.argv[1:])])
+    command = report.command_line("bench.flat", argv if argv is not None else sys.argv[1:])
     found: dict[str, list[Any]] = {"flat": [], "overtake": []}
     started = time.time()
 

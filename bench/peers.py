@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "seconds": round(time.time() - started),
                     "idle_s": size.idle_s,
                 }
-                command = " ".join(["python -m bench.peers", *(argv or sys.argv[1:])])
+                command = report.command_line("bench.peers", argv if argv is not None else sys.argv[1:])
                 report.keep(out, "peers", command=command, facts=facts, found=bench.found)
 
             _run(bench, rounds, set(arguments.only or MEASURES), names, keep)

@@ -88,6 +88,15 @@ def keep(folder: Path, part: str, *, command: str, facts: Mapping[str, Any], fou
     (folder / "performance.md").write_text(_document(kept, folder / "profiles.md"))
 
 
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """The command as it stands in the document: without the folder that it is written to."""
+    words = list(arguments)
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return " ".join(["python", "-m", module, *words])
+
+
 def _machine() -> str:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     model = "unknown processor"

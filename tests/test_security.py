@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandbox.stack import ROOT, Part, RedisServer, Stack, valkey_server, wait_until
+from sandbox.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 from worker.book import Book, GiveUp
 from worker.client import BookError, CancelClient, NotSettled
 from worker.orders import Lane
@@ -397,6 +397,32 @@ def test_a_book_in_a_producers_hands_claims_and_settles_nothing(guarded, as_prod
     guarded.denials()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("requested_by", '[],"outcome":"canceled","status":"canceled","reduced_by":"99.00"'),
+        ("requested_by", '{"x": [1]}'),
+        ("requested_by", "no list"),
+        ("reply_to", '["cancel:{other}", 7, "mass:{other}"]'),
+        ("reply_to", "no list"),
+    ],
+)
+def test_what_a_producer_writes_into_an_entry_forges_no_result(guarded, as_producer, field, value):
+    order_id, other = place(guarded, 2)
+    guarded.control.fill(order_id)
+    [worker] = guarded.workers
+    with frozen(worker), as_user(guarded.redis, "producer") as producer:
+        as_producer.cancel(order_id)
+        producer.hset(f"kalshi-cancel:entry:{order_id}", field, value.replace("{other}", other))
+    result = as_producer.results([order_id], timeout=PATIENCE_S)
+    assert [(each.outcome, each.status, str(each.reduced_by)) for each in result] == [
+        ("too_late", "executed", "0.00")
+    ]
+    assert as_producer.status(other).result is None
+    with as_user(guarded.redis, "admin") as admin:
+        assert admin.exists(f"celery-task-meta-cancel:{other}", f"celery-task-meta-mass:{other}") == 0
+
+
 @pytest.mark.parametrize("who", ["nobody", "the default user", "a wrong password", "the placeholder"])
 def test_nobody_else_gets_in(guarded, who):
     credentials = {
@@ -414,7 +440,8 @@ def test_nobody_else_gets_in(guarded, who):
 
 @pytest.mark.parametrize("program", programs())
 def test_the_file_does_not_load_before_its_passwords_are_set(tmp_path, program):
-    command = [program or valkey_server(), "--port", "0", "--dir", tmp_path, "--aclfile", USERS_FILE]
+    command = [program or valkey_server(), "--bind", "127.0.0.1", "--port", str(free_port())]
+    command += ["--dir", tmp_path, "--aclfile", USERS_FILE]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ran.returncode != 0
     assert "ACL errors" in ran.stdout

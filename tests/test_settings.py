@@ -796,5 +796,5 @@ def test_settings_cannot_be_changed():
 
 def test_a_second_broker_in_the_environment_is_refused():
     refuse_celery_overrides({"CELERY_BROKER_URL": "", "PATH": "/bin"})
-    with pytest.raises(SettingsError, match="CELERY_BROKER_URL must not be set.*CELERY_RESULT_BACKEND"):
+    with pytest.raises(SettingsError, match=r"CELERY_BROKER_URL must not be set.*CELERY_RESULT_BACKEND"):
         refuse_celery_overrides({"CELERY_BROKER_URL": "redis://a", "CELERY_RESULT_BACKEND": "redis://b"})

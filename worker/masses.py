@@ -234,6 +234,8 @@ class Masses:
         """Stores the report, tells the waiters, and lets the mass cancel go."""
         key = self._key(request_id)
         reply_to = scripts.call(lambda: self._server.hget(key, "reply_to"))
+        if reply_to and reply_to.startswith("cancel:"):
+            reply_to = None  # a producer's word; what is kept there is an order's record
         pipeline = self._server.pipeline()
         pipeline.hset(key, "report", json.dumps(report))
         pipeline.srem(f"{self._prefix}:masses:open", request_id)

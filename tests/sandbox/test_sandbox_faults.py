@@ -39,7 +39,7 @@ def _an_order(control):
         ("redirect", 302, b""),
     ],
 )
-def test_an_error_answer_comes_before_or_after_the_effect(  # noqa: PLR0917  # a table of cases
+def test_an_error_answer_comes_before_or_after_the_effect(  # a table of cases
     control, client, kind, status, text, effect
 ):
     control.fault(kind, effect=effect)
@@ -116,7 +116,7 @@ def test_a_429_may_ask_for_patience(control, client):
         ("drop_after_fill", "executed", "10.00"),
     ],
 )
-def test_a_dropped_call_took_effect_or_not_as_told(  # noqa: PLR0917  # a table of cases
+def test_a_dropped_call_took_effect_or_not_as_told(  # a table of cases
     control, client, kind, status, filled, how
 ):
     control.fault(kind, how=how, times=1)

@@ -1,6 +1,6 @@
 -- conclude: puts claimed entries out of the hand: settled, given back, or given up.
 --
--- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then seven for each entry:
+-- (after tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then seven for each entry:
 --       order_id · token · "settled", "dead", or the pause before it is due again, ms · its path from now on (empty: as it was) ·
 --       what was learned (JSON) · the record up to · and after its requested_by (only when settled)
 -- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched
@@ -14,11 +14,6 @@ local prefix, record_prefix, life_s = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function store(key, meta)
-  redis.call('SETEX', key, life_s, meta)
-  redis.call('PUBLISH', key, meta)
-end
-
 local answer = {}
 for at = 4, #ARGV, 7 do
   local order_id, token, fate, path, learned, head, tail =
@@ -29,13 +24,7 @@ for at = 4, #ARGV, 7 do
   if held[1] ~= token then
     answer[#answer + 1] = 0
   elseif fate == 'settled' then
-    local record = head .. held[3] .. tail
-    store(record_prefix .. order_id, record .. '"cancel:' .. order_id .. '"}')
-    if held[4] ~= '[]' then
-      for _, task_id in ipairs(cjson.decode(held[4])) do
-        store('celery-task-meta-' .. task_id, record .. cjson.encode(task_id) .. '}')
-      end
-    end
+    tell(record_prefix, life_s, order_id, head, held[3], tail, held[4])
     redis.call('ZREM', due, order_id)
     redis.call('ZREM', prefix .. ':deadline', order_id)
     redis.call('DEL', entry)

@@ -1,6 +1,6 @@
 -- report: tells the waiters of overdue entries that they are unresolved so far; the work goes on.
 --
--- ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then three for each entry:
+-- (after tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then three for each entry:
 --       order_id · the record up to · and after its requested_by (see conclude)
 -- returns how many were told: not those that were settled, asked for again or told meanwhile
 
@@ -8,24 +8,13 @@ local prefix, record_prefix, life_s = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function store(key, meta)
-  redis.call('SETEX', key, life_s, meta)
-  redis.call('PUBLISH', key, meta)
-end
-
 local told = 0
 for at = 4, #ARGV, 3 do
   local order_id, head, tail = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local entry = prefix .. ':entry:' .. order_id
   local e = redis.call('HMGET', entry, 'reported', 'deadline_ms', 'requested_by', 'reply_to')
   if e[1] == '0' and tonumber(e[2]) <= now_ms then
-    local record = head .. e[3] .. tail
-    store(record_prefix .. order_id, record .. '"cancel:' .. order_id .. '"}')
-    if e[4] ~= '[]' then
-      for _, task_id in ipairs(cjson.decode(e[4])) do
-        store('celery-task-meta-' .. task_id, record .. cjson.encode(task_id) .. '}')
-      end
-    end
+    tell(record_prefix, life_s, order_id, head, e[3], tail, e[4])
     redis.call('HSET', entry, 'reported', 1)
     redis.call('ZREM', prefix .. ':deadline', order_id)
     told = told + 1
