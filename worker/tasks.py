@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 @app.task(bind=True, name="cancel_order")
-def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any]:
+def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None:
     """Cancels one order; fields as in CancelRequest. The value is the order's result."""
     if _entered(self):
         desk().work()
-        raise Ignore
+        return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
     parsed = _parse(_one_message(args, fields))
     if isinstance(parsed, CancelResult):
         return _refused(parsed)
@@ -68,11 +68,11 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
 
 
 @app.task(bind=True, name="mass_cancel")
-def mass_cancel(self: Task, **fields: Any) -> dict[str, Any]:
+def mass_cancel(self: Task, **fields: Any) -> dict[str, Any] | None:
     """Cancels everything in a scope; fields as in MassRequest.parse. The value is the report."""
     if _entered(self):
         mass_runner().look()
-        raise Ignore
+        return None
     try:
         request = MassRequest.parse({"request_id": self.request.id, **fields})
     except BadRequest as bad:
@@ -88,7 +88,6 @@ def mass_cancel(self: Task, **fields: Any) -> dict[str, Any]:
 def wake_up(*_args: Any, **_fields: Any) -> None:
     """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
     desk().work()
-    raise Ignore
 
 
 def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: str = "") -> Accepted:

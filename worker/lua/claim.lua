@@ -99,8 +99,10 @@ local function take_from(lane)
     elseif head.path == 'write' then
       in_one_call('write'); pay('write', cancel_cost)
     else
+      -- A call for many is worth more than one for one, as long as nothing that needs it goes short.
+      local unscoped = affordable('write', cancel_cost, lane)
       local many = #shards > 1 or redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':' .. head.path, '-inf', now_ms) > 1
-      if many and at_most > 1 and not unscoped_wanted and affordable('write', cancel_cost, lane) > 1 then
+      if many and at_most > 1 and unscoped > 1 and (unscoped >= at_most or not unscoped_wanted) then
         in_one_call(nil); pay('write', cancel_cost)
       elseif affordable(head.path, cancel_cost, lane) > 0 then
         claim(lane, head.path, 1); pay(head.path, cancel_cost)
