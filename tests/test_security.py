@@ -149,7 +149,7 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
     assert as_producer.cancel(late, deadline_s=0.2).result(timeout=PATIENCE_S).outcome == "unresolved"
     assert [each.order_id for each in as_producer.open_cancels()] == [late]
     as_producer.cancel(late, lane=Lane.RISK, reason="joined")
-    assert as_producer.held_back()
+    wait_until(as_producer.held_back, within_s=PATIENCE_S, what="it is seen that cancels are held back")
     with pytest.raises(NotSettled):
         as_producer.cancel(late, deadline_s=5).result(timeout=0.1)
     monitor = {
