@@ -921,3 +921,12 @@ def test_the_books_laws_hold_under_any_sequence_of_operations(server):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_an_entry_that_somebody_has_spoilt_is_kept_as_a_dead_letter_and_stops_nobody(desk):
+    spoilt, sound = ids(2)
+    desk.accept(spoilt, sound)
+    desk.server.hset(f"{desk.prefix}:entry:{spoilt}", "request", "no JSON")
+    assert [entry.order_id for entry in desk.claim(9)] == [sound]
+    [letter] = desk.book.dead_letters()
+    assert (letter.order_id, letter.progress.last_problem.code) == (spoilt, "spoilt_entry")

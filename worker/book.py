@@ -23,6 +23,7 @@ on how long the book is. Keys, under the configured prefix P:
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ __all__ = [
     "Settle",
     "connect",
 ]
+
+log = logging.getLogger(__name__)
 
 # Orders entered by one script: it runs for about 5 ms, and Redis serves nobody else meanwhile.
 ACCEPT_AT_ONCE = 200
@@ -307,9 +310,21 @@ class Book:
         for lane in lanes:
             args += (lane.value, lane.queue)
         now_ms, waiting, next_due_ms, held_up_ms, bucket, tokens, claimed = self._run(self._claim, args)
-        entries = tuple(_parse_entry(fields, now_ms) for fields in claimed)
+        readable = (self._readable(fields, now_ms) for fields in claimed)
+        entries = tuple(entry for entry in readable if entry is not None)
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
         return Claim(entries, next_due_s, held_up_ms / 1000, waiting, bucket, float(tokens))
+
+    def _readable(self, fields: Sequence[Any], now_ms: int) -> Entry | None:
+        """The claimed entry; one that somebody has spoilt goes to the dead letters: it must not stop a lane."""
+        try:
+            return _parse_entry(fields, now_ms)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            order_id, token = fields[0], fields[1]
+            log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
+            args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+            self._run(self._conclude, [*args, order_id, token, "dead", "", "", "", ""])
+            return None
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is in another hand by now."""
@@ -365,11 +380,19 @@ class Book:
         """Stores the list of results of every noted task whose orders all have one."""
         noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:bulks"))
         for task_id, text in noted.items():
-            order_ids, refused = json.loads(text)
-            found = self.records(order_ids)
+            try:
+                order_ids, refused = json.loads(text)
+                found = self.records(order_ids)
+            except (ValueError, TypeError) as error:
+                log.warning("%s: its list cannot be read and is dropped: %s", task_id, error)
+                self._drop_bulk(task_id)
+                continue
             if len(found) == len(order_ids):
                 values = [found[order_id].to_json() for order_id in order_ids]
                 self._answer_bulk(task_id, [*values, *refused])
+
+    def _drop_bulk(self, task_id: str) -> None:
+        scripts.call(lambda: self._server.hdel(f"{self._prefix}:bulks", task_id))
 
     def _answer_bulk(self, task_id: str, values: Sequence[object]) -> None:
         record = records.task_record(task_id, values, date_done=utc_text(time.time()))
@@ -408,16 +431,8 @@ class Book:
                     f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
                 )
             for (order_id, died_ms), fields in zip(dead, scripts.call(pipeline.execute), strict=True):
-                request, requested_by, accepted_ms, learned = fields
-                if request is not None:
-                    yield DeadLetter(
-                        order_id,
-                        tuple(json.loads(requested_by)),
-                        utc_text(int(accepted_ms) / 1000),
-                        utc_text(died_ms / 1000),
-                        CancelRequest.parse(json.loads(request)),
-                        Progress.parse(learned),
-                    )
+                if fields[0] is not None:
+                    yield _parse_dead_letter(order_id, died_ms, fields)
 
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> list[Lane]:
         """The lanes where something can be claimed and nobody is coming; each is told to one caller only."""
@@ -512,13 +527,31 @@ def _record_parts(result: CancelResult) -> tuple[str, str]:
     return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
 
 
+def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any]) -> DeadLetter:
+    """The dead letter; of one that somebody has spoilt, its id and when it died."""
+    request, requested_by, accepted_ms, learned = fields
+    died_at = utc_text(died_ms / 1000)
+    try:
+        return DeadLetter(
+            order_id,
+            tuple(json.loads(requested_by)),
+            utc_text(int(accepted_ms) / 1000),
+            died_at,
+            CancelRequest.parse(json.loads(request)),
+            Progress.parse(learned),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        spoilt = Problem("spoilt_entry", "what was kept about it cannot be read")
+        return DeadLetter(order_id, (), died_at, died_at, CancelRequest(order_id), Progress(0, spoilt))
+
+
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
     order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms, deadline_ms, reported = fields
     return Entry(
         order_id=order_id,
         token=str(token),
         request=CancelRequest.parse(json.loads(request)),
-        learned=learned,
+        learned=json.dumps(json.loads(learned)) if learned else "",
         interrupted=sent == "1",
         first_sent_ms=int(first_sent_ms) if first_sent_ms else None,
         lane=Lane(lane),

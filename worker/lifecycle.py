@@ -166,9 +166,6 @@ def _refuse_to_start_unfit(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _warm_up(**_: Any) -> None:
-    # Celery's two lines a message say nothing that the outcome's line does not, and cost a tenth of it.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     desk()
 
 

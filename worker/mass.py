@@ -89,13 +89,20 @@ class MassRunner:
             self._look.clear()
             try:
                 for request_id in self._means.masses.open_ids():
-                    request = self._means.masses.take(request_id, self._means.name)
-                    if request is not None:
-                        threading.Thread(
-                            target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
-                        ).start()
+                    self._take(request_id)
             except BookError as error:
                 log.warning("mass cancels cannot be looked for: %s", error)
+
+    def _take(self, request_id: str) -> None:
+        try:
+            request = self._means.masses.take(request_id, self._means.name)
+        except (ValueError, TypeError, KeyError) as error:  # somebody has spoilt it: the others go on
+            log.warning("mass cancel %s cannot be read: %s", request_id, error)
+            return
+        if request is not None:
+            threading.Thread(
+                target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
+            ).start()
 
     def _run(self, request: MassRequest) -> None:
         log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by)
