@@ -316,7 +316,7 @@ class Book:
         return Claim(entries, next_due_s, held_up_ms / 1000, waiting, bucket, float(tokens))
 
     def _readable(self, fields: Sequence[Any], now_ms: int) -> Entry | None:
-        """The claimed entry; one that somebody has spoilt goes to the dead letters: it must not stop a lane."""
+        """The claimed entry; one that somebody has spoilt becomes a dead letter: it must not stop a lane."""
         try:
             return _parse_entry(fields, now_ms)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
