@@ -19,11 +19,11 @@ from sandbox.campaign_audit import CANCELS
 from sandbox.campaign_scene import Scene
 from sandbox.faults import KINDS as SANDBOX_FAULTS
 from sandbox.stack import free_port
+from worker.leases import LEASE_S
 from worker.orders import Lane
 
 Play = Callable[[Scene], None]
 Operations = tuple[str | None, ...]  # of the sandbox; None: all there are
-LEASE_S = 2.5  # the desk's; freezes are shorter and longer than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _kill_in_call(effect: str) -> Play:
 def _freeze_short(scene: Scene) -> None:
     for share in (0.2, 0.7):
         scene.until(share)
-        scene.freeze(scene.any_worker(), 0.5, LEASE_S - 0.7)
+        scene.freeze(scene.any_worker(), LEASE_S / 4, LEASE_S * 0.75)
         scene.mark()
 
 
@@ -106,7 +106,9 @@ def _freeze_long(scene: Scene) -> None:
 def _freeze_all(scene: Scene) -> None:
     scene.until(scene.chance.uniform(0.1, 0.6))
     first, *others = scene.crew.workers
-    threads = [threading.Thread(target=scene.freeze, args=(other, 3.2, 3.6)) for other in others]
+    threads = [
+        threading.Thread(target=scene.freeze, args=(other, LEASE_S + 1.0, LEASE_S + 1.5)) for other in others
+    ]
     for thread in threads:
         thread.start()
     scene.freeze(first, LEASE_S + 0.5, LEASE_S + 1.5)

@@ -10,19 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import outcomes
 from worker.dialects import Canceled, Meaning, Routing, Trouble
 from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 from worker.outcomes import (
     CLOCK_MARGIN_MS,
     NOT_FOUND_READS_FOR_PROOF,
     Case,
+    Instant,
     Next,
     Pause,
     Step,
     Verdict,
-    after_cancel,
-    after_lost_batch,
-    after_read,
 )
 
 ORDER_ID = "order-1"
@@ -38,7 +37,7 @@ def case_of(**request):
 
 
 def sent(case=None, at_ms=T0):
-    return (case or case_of()).sending(at_ms)
+    return (case or case_of()).sending(at(at_ms))
 
 
 def trouble(meaning, code="some_code", retry_after_s=None, *, proof=True):
@@ -62,8 +61,21 @@ def order(status, **known):
     return Order(order_id=ORDER_ID, status=status, raw={"order_id": ORDER_ID}, **{**fields, **known})
 
 
-def after_read_at(case, answer, now_ms):
-    return after_read(case, answer, now_ms, read_lag_ms=LAG_MS)
+def at(now_ms, age_ms=None):
+    """A moment in the life of a cancel that was accepted at T0, unless its age is given."""
+    return Instant(now_ms, now_ms - T0 if age_ms is None else age_ms)
+
+
+def after_cancel(case, answer, now_ms, age_ms=None):
+    return outcomes.after_cancel(case, answer, at(now_ms, age_ms))
+
+
+def after_lost_batch(case, answer, now_ms):
+    return outcomes.after_lost_batch(case, answer, at(now_ms))
+
+
+def after_read_at(case, answer, now_ms, age_ms=None):
+    return outcomes.after_read(case, answer, at(now_ms, age_ms), read_lag_ms=LAG_MS)
 
 
 def onward(learned):
@@ -75,7 +87,7 @@ def onward(learned):
 def lost_then_404():
     """Sent at T0, its answer lost at T0 + 1,000; sent again, a 404 at T0 + 1,200."""
     lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
-    return onward(after_cancel(lost.sending(T0 + 1_100), NOT_FOUND, T0 + 1_200))
+    return onward(after_cancel(lost.sending(at(T0 + 1_100)), NOT_FOUND, T0 + 1_200))
 
 
 def a_404():
@@ -94,7 +106,9 @@ def test_the_exchanges_own_word_settles_a_cancel():
 
 
 def test_the_exchanges_own_word_counts_whatever_came_before():
-    verdict = after_cancel(lost_then_404().sending(T0 + 2_000), Canceled(Decimal(3), None, None), T0 + 2_100)
+    verdict = after_cancel(
+        lost_then_404().sending(at(T0 + 2_000)), Canceled(Decimal(3), None, None), T0 + 2_100
+    )
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(3))
     assert verdict.confirmed_by is ConfirmedBy.CANCEL
@@ -118,12 +132,12 @@ def test_an_answer_that_asks_for_patience_is_followed_by_another_cancel_after_a_
 @pytest.mark.parametrize("meaning", NOT_APPLIED)
 def test_what_was_not_applied_leaves_no_doubt_behind(meaning):
     case = onward(after_cancel(sent(), trouble(meaning), T0 + 70))
-    assert (case.unanswered_ms, case.accepted_ms, case.not_found_ms) == (None, None, None)
+    assert (case.unanswered_age_ms, case.accepted_age_ms, case.not_found_age_ms) == (None, None, None)
 
 
 @pytest.mark.parametrize("meaning", [*PERHAPS_APPLIED, Meaning.UNCLEAR])
 def test_what_may_have_been_applied_is_remembered_with_its_moment(meaning):
-    assert onward(after_cancel(sent(), trouble(meaning), T0 + 70)).unanswered_ms == T0 + 70
+    assert onward(after_cancel(sent(), trouble(meaning), T0 + 70)).unanswered_age_ms == 70
 
 
 @pytest.mark.parametrize("meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.PAUSED])
@@ -136,7 +150,7 @@ def test_a_retry_after_is_the_least_pause(meaning):
 def test_back_offs_are_counted_over_all_answers():
     case = case_of()
     for n in range(5):
-        case = onward(after_cancel(case.sending(T0 + n), trouble(Meaning.BUSY), T0 + n))
+        case = onward(after_cancel(case.sending(at(T0 + n)), trouble(Meaning.BUSY), T0 + n))
     assert (case.back_offs, case.attempts, case.first_attempt_ms) == (5, 5, T0)
 
 
@@ -144,15 +158,15 @@ def test_a_404_is_no_outcome_but_is_read_back_at_once():
     learned = after_cancel(sent(), NOT_FOUND, T0 + 100)
     assert isinstance(learned, Next)
     assert learned.pause is Pause.NONE
-    assert (learned.case.step, learned.case.not_found_ms) == (Step.READ_BACK, T0 + 100)
-    assert learned.case.unanswered_ms is None
+    assert (learned.case.step, learned.case.not_found_age_ms) == (Step.READ_BACK, 100)
+    assert learned.case.unanswered_age_ms is None
 
 
 def test_an_answer_about_another_order_is_read_back_at_once():
     learned = after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
     assert isinstance(learned, Next)
     assert learned.pause is Pause.NONE
-    assert (learned.case.step, learned.case.accepted_ms) == (Step.READ_BACK, T0 + 100)
+    assert (learned.case.step, learned.case.accepted_age_ms) == (Step.READ_BACK, 100)
 
 
 def test_a_permanent_error_is_the_outcome_when_no_answer_was_lost():
@@ -162,7 +176,7 @@ def test_a_permanent_error_is_the_outcome_when_no_answer_was_lost():
 
 def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reported():
     lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
-    learned = after_cancel(lost.sending(T0 + 1_100), trouble(Meaning.REFUSED), T0 + 1_200)
+    learned = after_cancel(lost.sending(at(T0 + 1_100)), trouble(Meaning.REFUSED), T0 + 1_200)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
     canceled = after_read_at(learned.case, order(CANCELED, fill_count=Decimal(4)), T0 + 1_300)
@@ -172,7 +186,7 @@ def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reporte
 
 def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
     lost = onward(after_cancel(sent(), LOST, T0))
-    refused = onward(after_cancel(lost.sending(T0 + 10), trouble(Meaning.REFUSED), T0 + 20))
+    refused = onward(after_cancel(lost.sending(at(T0 + 10)), trouble(Meaning.REFUSED), T0 + 20))
     early = after_read_at(refused, order(RESTING), T0 + LAG_MS - 1)
     assert isinstance(early, Next)
     assert (early.case.step, early.pause) == (Step.READ_BACK, Pause.BACK_OFF)
@@ -184,7 +198,7 @@ def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
 def test_a_batch_without_an_answer_is_read_back_at_once_and_its_loss_is_remembered():
     learned = after_lost_batch(sent(), LOST, T0 + 300)
     assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
-    assert learned.case.unanswered_ms == T0 + 300
+    assert learned.case.unanswered_age_ms == 300
     verdict = after_read_at(learned.case, order(CANCELED), T0 + 400)
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(10))
@@ -249,9 +263,9 @@ def test_within_the_clocks_margin_a_cancellation_counts_as_ours(last_update_ms):
 
 
 def test_without_knowing_the_exchanges_clock_no_cancellation_is_clearly_before_ours():
-    lost = onward(after_cancel(case_of().sending(None), LOST, T0 + 1_000))
+    lost = onward(after_cancel(case_of().sending(at(T0), clock_known=False), LOST, T0 + 1_000))
     verdict = after_read_at(
-        onward(after_cancel(lost.sending(T0 + 1_100), NOT_FOUND, T0 + 1_200)),
+        onward(after_cancel(lost.sending(at(T0 + 1_100)), NOT_FOUND, T0 + 1_200)),
         order(CANCELED, last_update_ms=T0 - 3_600_000),
         T0 + 1_300,
     )
@@ -267,13 +281,13 @@ def test_a_200_about_another_order_is_ours_once_the_order_reads_canceled():
 
 
 def test_a_vanished_hands_attempt_is_perhaps_ours():
-    taken_over = case_of().interrupted(T0, T0 + 5_000)
-    assert (taken_over.attempts, taken_over.first_attempt_ms, taken_over.unanswered_ms) == (
+    taken_over = case_of().interrupted(T0, at(T0 + 5_000))
+    assert (taken_over.attempts, taken_over.first_attempt_ms, taken_over.unanswered_age_ms) == (
         1,
         T0,
-        T0 + 5_000,
+        5_000,
     )
-    case = onward(after_cancel(taken_over.sending(T0 + 5_001), NOT_FOUND, T0 + 5_100))
+    case = onward(after_cancel(taken_over.sending(at(T0 + 5_001)), NOT_FOUND, T0 + 5_100))
     assert case.attempts == 2
     verdict = after_read_at(case, order(CANCELED), T0 + 5_200)
     assert isinstance(verdict, Verdict)
@@ -281,7 +295,7 @@ def test_a_vanished_hands_attempt_is_perhaps_ours():
 
 
 def test_a_hand_that_vanished_later_does_not_move_the_first_attempt():
-    case = onward(after_cancel(sent(), LOST, T0 + 1_000)).interrupted(T0 + 3_000, T0 + 5_000)
+    case = onward(after_cancel(sent(), LOST, T0 + 1_000)).interrupted(T0 + 3_000, at(T0 + 5_000))
     assert case.first_attempt_ms == T0
 
 
@@ -351,8 +365,8 @@ def test_an_accepted_cancel_makes_every_resting_read_within_the_lag_stale_even_e
 def test_once_canceled_elsewhere_the_404_of_the_first_place_is_forgotten():
     first = onward(after_cancel(sent(), NOT_FOUND, T0 + 100))
     there = onward(after_read_at(first, order(RESTING, exchange_index=2), T0 + 110))
-    assert there.not_found_ms is None
-    verdict = after_cancel(there.sending(T0 + 120), Canceled(Decimal(10), T0 + 130, None), T0 + 140)
+    assert there.not_found_age_ms is None
+    verdict = after_cancel(there.sending(at(T0 + 120)), Canceled(Decimal(10), T0 + 130, None), T0 + 140)
     assert isinstance(verdict, Verdict)
     assert verdict.outcome is Outcome.CANCELED
 
@@ -403,7 +417,7 @@ def test_an_order_that_is_seen_makes_earlier_404s_void():
     for n in range(2):
         case = onward(after_read_at(case, NOT_FOUND, T0 + 200 + n * LAG_MS))
     case = onward(after_read_at(case, order(RESTING), T0 + 200 + 2 * LAG_MS))
-    assert (case.unknown_reads, case.first_unknown_ms) == (0, None)
+    assert (case.unknown_reads, case.first_unknown_age_ms) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +428,7 @@ def test_a_read_that_fails_is_asked_again_as_a_read(meaning):
     assert isinstance(learned, Next)
     assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.5)
     assert learned.case.step is Step.READ_BACK
-    assert learned.case.unanswered_ms is None  # a read that is lost changes nothing at the exchange
+    assert learned.case.unanswered_age_ms is None  # a read that is lost changes nothing at the exchange
 
 
 def test_a_read_that_is_refused_settles_only_when_no_answer_was_lost():
@@ -465,11 +479,12 @@ def cases(draw):
         attempts=draw(st.integers(0, 99)),
         back_offs=draw(st.integers(0, 99)),
         first_attempt_ms=draw(moments),
-        unanswered_ms=draw(moments),
-        accepted_ms=draw(moments),
-        not_found_ms=draw(moments),
+        first_attempt_age_ms=draw(st.integers(0, 9)),
+        unanswered_age_ms=draw(moments),
+        accepted_age_ms=draw(moments),
+        not_found_age_ms=draw(moments),
         unknown_reads=draw(st.integers(0, 9)),
-        first_unknown_ms=draw(moments),
+        first_unknown_age_ms=draw(moments),
         refused=draw(problems),
         last_problem=draw(problems),
         seen=draw(st.booleans()),
@@ -522,10 +537,14 @@ class Truth:
     foreign_ms: int | None = None
     first_sent_ms: int | None = None
     unanswered: int = 0
+    clock_ms: int = 0  # what its clock shows beyond the true time
+
+    def stamp_ms(self):
+        return self.now_ms + self.clock_ms
 
     def __post_init__(self):
         self.remaining = self.initial - self.fill
-        self.updated_ms = self.now_ms
+        self.updated_ms = self.stamp_ms()
         self.past = []
         self.note()
 
@@ -546,7 +565,7 @@ class Truth:
         self.past.append((self.now_ms, shown))
 
     def end(self, status):
-        self.status, self.remaining, self.updated_ms = status, Decimal(0), self.now_ms
+        self.status, self.remaining, self.updated_ms = status, Decimal(0), self.stamp_ms()
         self.note()
 
     def trade(self, count):
@@ -555,7 +574,7 @@ class Truth:
         count = min(count, self.remaining)
         self.fill += count
         self.remaining -= count
-        self.updated_ms = self.now_ms
+        self.updated_ms = self.stamp_ms()
         if self.remaining:
             self.note()
         else:
@@ -580,7 +599,7 @@ class Truth:
             return NOT_FOUND
         removed, self.removed_by_us = self.remaining, self.remaining
         self.end(CANCELED)
-        return Canceled(removed, self.now_ms, None)
+        return Canceled(removed, self.stamp_ms(), None)
 
     def read(self, lag_ms):
         """What an undisturbed read gets, as it was `lag_ms` ago: a new order is not there yet."""
@@ -603,7 +622,8 @@ READ_MISHAPS = {
     "refused": trouble(Meaning.REFUSED),
     "not ours": trouble(Meaning.NOT_FOUND, proof=False),
 }
-EVENTS = ("none", "fill", "execute", "foreign")
+EVENTS = ("none", "fill", "execute", "foreign", "clock")
+JUMPS_MS = [-120_000, -30_000, -8_000, 8_000, 120_000]
 
 
 def ask_to_cancel(truth, routing, mishap):
@@ -636,7 +656,8 @@ def check_verdict(verdict, truth, clock_error_ms):
         assert verdict.confirmed_by is ConfirmedBy.READ_BACK
         assert truth.unanswered
         assert truth.foreign_ms is not None
-        assert truth.foreign_ms >= truth.first_sent_ms - CLOCK_MARGIN_MS - abs(clock_error_ms)
+        if truth.clock_ms >= 0:  # (set back, its stamps from before and after do not compare)
+            assert truth.foreign_ms >= truth.first_sent_ms - CLOCK_MARGIN_MS - abs(clock_error_ms)
         assert verdict.reduced_by == truth.initial - truth.fill
 
 
@@ -671,6 +692,7 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
     mishaps, read_mishaps, events = (draw(some_of(names)) for names in (MISHAPS, READ_MISHAPS, EVENTS))
     longest_pause_ms = draw(st.sampled_from([0, STEP_MS, 3 * LAG_MS]), "longest pause")
     case = Case.of(draw(st.just(CancelRequest(ORDER_ID)) | requests, "request"))
+    accepted_ms = truth.now_ms
     troubled_steps = draw(st.integers(0, 25), "troubled steps")
     for step in range(troubled_steps + 60):
         troubled = step < troubled_steps
@@ -683,19 +705,23 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
                 truth.trade(initial)
             elif event == "foreign":
                 truth.cancel_elsewhere()
+            elif event == "clock" and not truth.clock_ms:
+                truth.clock_ms = draw(st.sampled_from(JUMPS_MS), "jump")
             if draw(st.booleans(), "another hand takes over"):
                 case = Case.from_json(case.request, case.to_json())
-        ours_ms = truth.now_ms + clock_error_ms
+        ours_ms = truth.stamp_ms() + clock_error_ms
         if case.step is Step.CANCEL:
             if truth.first_sent_ms is None:
                 truth.first_sent_ms = truth.now_ms
-            case = case.sending(ours_ms)
+            case = case.sending(at(ours_ms, truth.now_ms - accepted_ms))
             mishap = draw(st.sampled_from(mishaps), "mishap") if troubled else "none"
-            learned = after_cancel(case, ask_to_cancel(truth, case.routing, mishap), ours_ms)
+            answer = ask_to_cancel(truth, case.routing, mishap)
+            learned = after_cancel(case, answer, ours_ms, truth.now_ms - accepted_ms)
         else:
             lag_ms = draw(st.integers(0, LAG_MS), "lag")
             mishap = draw(st.sampled_from(read_mishaps), "read mishap") if troubled else "none"
-            learned = after_read_at(case, READ_MISHAPS[mishap] or truth.read(lag_ms), ours_ms)
+            answer = READ_MISHAPS[mishap] or truth.read(lag_ms)
+            learned = after_read_at(case, answer, ours_ms, truth.now_ms - accepted_ms)
         if isinstance(learned, Verdict):
             check_verdict(learned, truth, clock_error_ms)
             return
@@ -704,9 +730,58 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
 
 
 def test_a_clock_that_was_set_back_does_not_make_our_own_cancel_somebody_elses():
-    ahead = sent(at_ms=T0 + 60_000)  # noted on a clock that is a minute ahead, and corrected afterwards
+    ahead = case_of().sending(at(T0 + 60_000, age_ms=0))  # noted on a clock that is a minute ahead, and corrected afterwards
     lost = onward(after_cancel(ahead, LOST, T0 + 1_000))
     shown = order(CANCELED, fill_count=Decimal(3), last_update_ms=T0 + 500)
     verdict = after_read_at(lost, shown, T0 + 3_500)
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(7))
+
+
+MINUTE_MS = 60_000
+
+
+def lost_at(at_ms):
+    return onward(after_cancel(sent(at_ms=at_ms), LOST, at_ms + 1_000))
+
+
+def test_an_end_in_the_exchanges_future_is_from_before_its_clock_was_set_back_and_so_before_us():
+    shown = order(CANCELED, last_update_ms=T0 + MINUTE_MS)
+    verdict = after_read_at(lost_at(T0), shown, T0 + 3_000)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.TOO_LATE
+
+
+@pytest.mark.parametrize(("end_ms", "outcome"), [(-MINUTE_MS, Outcome.TOO_LATE), (500, Outcome.CANCELED)])
+def test_an_end_and_a_first_attempt_from_before_the_clock_was_set_back_compare(end_ms, outcome):
+    shown = order(CANCELED, last_update_ms=T0 + end_ms)
+    verdict = after_read_at(lost_at(T0), shown, T0 - 2 * MINUTE_MS, age_ms=3_000)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("end_ms", "outcome"), [(-3_000 - CLOCK_MARGIN_MS - 1, Outcome.TOO_LATE), (-2_000, Outcome.CANCELED)]
+)
+def test_once_the_clock_was_set_back_only_an_end_before_the_cancel_was_accepted_is_before_us(end_ms, outcome):
+    now_ms = T0 - 30_000
+    shown = order(CANCELED, last_update_ms=now_ms + end_ms)
+    verdict = after_read_at(lost_at(T0), shown, now_ms, age_ms=3_000)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is outcome
+
+
+def test_with_the_clock_set_back_an_attempt_after_that_is_not_taken_for_one_before():
+    elsewhere = onward(after_read_at(a_404(), order(RESTING, exchange_index=2), T0 + 200))
+    now_ms = T0 - 8_000  # eight seconds back; in the meantime it has caught up with the first attempt
+    lost = onward(after_cancel(sent(elsewhere, at_ms=now_ms), LOST, now_ms + 100, age_ms=1_000))
+    shown = order(CANCELED, last_update_ms=now_ms + 50)
+    verdict = after_read_at(lost, shown, T0 + 500, age_ms=9_500)
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.CANCELED
+
+
+def test_doubts_from_before_a_dead_letter_was_asked_for_again_do_not_hold_it_up():
+    waited = onward(after_cancel(sent(), NOT_FOUND, T0 + 3_600_000))
+    revived = onward(after_read_at(waited, order(RESTING), T0 + 3_700_000, age_ms=100))
+    assert revived.step is Step.CANCEL

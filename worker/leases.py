@@ -14,8 +14,8 @@ from worker.scripts import BookError
 log = logging.getLogger(__name__)
 
 # A vanished worker's orders are due again after this; kept alive while the hand lives.
-LEASE_S = 2.0
-EXTEND_EVERY_S = 0.4
+LEASE_S = 1.5
+EXTEND_EVERY_S = 0.3
 
 
 class Leases:

@@ -23,6 +23,8 @@ from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcom
 NOT_FOUND_READS_FOR_PROOF = 3
 # `Date` has whole seconds, and the measured skew inherits that: closer than this is not "clearly before".
 CLOCK_MARGIN_MS = 2_000
+# An order's time stamp that lies so far in the exchange's own future is from before its clock was set back.
+FUTURE_MARGIN_MS = 10_000
 HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
 
 
@@ -41,12 +43,24 @@ class Pause(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What is known about one cancel; ``*_ms`` are moments on the exchange's clock.
+class Instant:
+    """A moment in a cancel's life: on the exchange's clock, and since the cancel was accepted.
 
-    ``unanswered_ms``: when an attempt of ours last ended without a usable reply, so may have taken effect.
-    ``accepted_ms``: when a cancel was accepted by a reply that does not describe our order.
-    ``not_found_ms``: when a cancel last got a 404.
+    Only orders' own time stamps are held against the exchange's clock, which may be set; what took how long
+    is told by the age.
+    """
+
+    exchange_ms: int
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known about one cancel; ``first_attempt_ms`` is a moment on the exchange's clock.
+
+    ``unanswered_age_ms``: when an attempt of ours last got no usable reply, so may have taken effect.
+    ``accepted_age_ms``: when a cancel was accepted by a reply that does not describe our order.
+    ``not_found_age_ms``: when a cancel last got a 404.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
@@ -58,11 +72,12 @@ class Case:
     attempts: int = 0
     back_offs: int = 0
     first_attempt_ms: int | None = None
-    unanswered_ms: int | None = None
-    accepted_ms: int | None = None
-    not_found_ms: int | None = None
+    first_attempt_age_ms: int = 0
+    unanswered_age_ms: int | None = None
+    accepted_age_ms: int | None = None
+    not_found_age_ms: int | None = None
     unknown_reads: int = 0
-    first_unknown_ms: int | None = None
+    first_unknown_age_ms: int | None = None
     refused: Problem | None = None
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
@@ -76,7 +91,7 @@ class Case:
 
     def to_json(self) -> str:
         """What was learned, as the book keeps it between two hands; the request is kept beside it."""
-        learned = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) not in (None, 0, ())}
+        learned = {name: value for name in _PLAIN if (value := getattr(self, name)) not in (None, ())}
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         return json.dumps({**learned, **nested, "routing": asdict(self.routing)}, separators=(",", ":"))
 
@@ -97,51 +112,44 @@ class Case:
         known = {**learned, **problems, "routing": Routing(**routing), "step": Step(learned["step"])}
         return replace(case, **known)
 
-    def troubled(self, problem: Problem, now_ms: int) -> Case:
+    def troubled(self, problem: Problem, now: Instant) -> Case:
         """The case with one more trouble in its history."""
-        history = (*self.history, (now_ms, problem.code))[-HISTORY_MOST:]
+        history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
         return replace(self, last_problem=problem, history=history)
 
-    def as_of(self, now_ms: int) -> Case:
-        """The case on a clock that shows ``now_ms``: it may have been set back since moments were noted.
-
-        A first attempt that is clearly still to come was noted on a wrong clock: its moment is not known.
-        """
-        moments = {name: moment for name in _MOMENTS if (moment := getattr(self, name)) is not None}
-        case = replace(self, **{name: min(moment, now_ms) for name, moment in moments.items()})
-        wrong = (self.first_attempt_ms or 0) > now_ms + CLOCK_MARGIN_MS
-        return replace(case, first_attempt_ms=None) if wrong else case
-
-    def interrupted(self, first_attempt_ms: int | None, now_ms: int) -> Case:
+    def interrupted(self, first_attempt_ms: int | None, now: Instant) -> Case:
         """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
-        first = self.first_attempt_ms if self.attempts else first_attempt_ms
-        case = self.troubled(
-            Problem("interrupted", "a worker vanished while it may have been sending"), now_ms
+        return replace(
+            self.troubled(Problem("interrupted", "a worker vanished while it may have been sending"), now),
+            attempts=self.attempts + 1,
+            first_attempt_ms=self.first_attempt_ms if self.attempts else first_attempt_ms,
+            unanswered_age_ms=now.age_ms,
         )
-        case = replace(case, attempts=self.attempts + 1, first_attempt_ms=first, unanswered_ms=now_ms)
-        return case.as_of(now_ms)
 
-    def sending(self, now_ms: int | None) -> Case:
-        """The case once a cancel is about to be sent; ``now_ms`` None: the exchange's clock is not known."""
-        first = now_ms if self.attempts == 0 else self.first_attempt_ms
-        return replace(self, attempts=self.attempts + 1, first_attempt_ms=first)
+    def sending(self, now: Instant, *, clock_known: bool = True) -> Case:
+        """The case once a cancel is about to be sent; whether the exchange's clock is known at all."""
+        case = replace(self, attempts=self.attempts + 1)
+        if self.attempts:
+            return case
+        first_ms = now.exchange_ms if clock_known else None
+        return replace(case, first_attempt_ms=first_ms, first_attempt_age_ms=now.age_ms)
 
 
 _PLAIN = (
     "attempts",
     "back_offs",
     "first_attempt_ms",
-    "unanswered_ms",
-    "accepted_ms",
-    "not_found_ms",
+    "first_attempt_age_ms",
+    "unanswered_age_ms",
+    "accepted_age_ms",
+    "not_found_age_ms",
     "unknown_reads",
-    "first_unknown_ms",
+    "first_unknown_age_ms",
     "history",
     "seen",
     "step",
 )
 _PROBLEMS = ("refused", "last_problem")
-_MOMENTS = ("first_attempt_ms", "unanswered_ms", "accepted_ms", "not_found_ms", "first_unknown_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ class Next:
     at_least_s: float = 0.0
 
 
-def after_cancel(case: Case, answer: CancelAnswer, now_ms: int) -> Verdict | Next:
+def after_cancel(case: Case, answer: CancelAnswer, now: Instant) -> Verdict | Next:
     """What an answer to the cancel means for ``case``."""
     if isinstance(answer, Canceled):
         return Verdict(
@@ -177,7 +185,7 @@ def after_cancel(case: Case, answer: CancelAnswer, now_ms: int) -> Verdict | Nex
             answer.ts_ms,
             order=answer.order,
         )
-    return _AFTER_CANCEL[answer.meaning](case.as_of(now_ms).troubled(answer.problem, now_ms), answer, now_ms)
+    return _AFTER_CANCEL[answer.meaning](case.troubled(answer.problem, now), answer, now)
 
 
 def _at_once(case: Case, step: Step) -> Next:
@@ -188,32 +196,32 @@ def _back_off(case: Case, step: Step, at_least_s: float = 0.0) -> Next:
     return Next(replace(case, step=step, back_offs=case.back_offs + 1), Pause.BACK_OFF, at_least_s)
 
 
-def _ask_again_later(case: Case, answer: Trouble, _now_ms: int) -> Next:
+def _ask_again_later(case: Case, answer: Trouble, _now: Instant) -> Next:
     return _back_off(case, Step.CANCEL, answer.retry_after_s or 0.0)
 
 
-def _ask_again_perhaps_applied(case: Case, answer: Trouble, now_ms: int) -> Next:
-    return _ask_again_later(replace(case, unanswered_ms=now_ms), answer, now_ms)
+def _ask_again_perhaps_applied(case: Case, answer: Trouble, now: Instant) -> Next:
+    return _ask_again_later(replace(case, unanswered_age_ms=now.age_ms), answer, now)
 
 
-def _read_back(case: Case, _answer: Trouble, now_ms: int) -> Next:
-    return _at_once(replace(case, not_found_ms=now_ms), Step.READ_BACK)
+def _read_back(case: Case, _answer: Trouble, now: Instant) -> Next:
+    return _at_once(replace(case, not_found_age_ms=now.age_ms), Step.READ_BACK)
 
 
-def _read_back_accepted(case: Case, _answer: Trouble, now_ms: int) -> Next:
+def _read_back_accepted(case: Case, _answer: Trouble, now: Instant) -> Next:
     # The known response bug: the cancel did happen, the body tells of another order (its ts_ms too).
-    return _at_once(replace(case, unanswered_ms=now_ms, accepted_ms=now_ms), Step.READ_BACK)
+    return _at_once(replace(case, unanswered_age_ms=now.age_ms, accepted_age_ms=now.age_ms), Step.READ_BACK)
 
 
-def _refuse(case: Case, answer: Trouble, _now_ms: int) -> Verdict | Next:
+def _refuse(case: Case, answer: Trouble, _now: Instant) -> Verdict | Next:
     if (
-        case.unanswered_ms is not None
+        case.unanswered_age_ms is not None
     ):  # an earlier attempt may have canceled it: only a read-back may say what is true
         return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
     return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
 
 
-_AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, int], Verdict | Next]] = {
+_AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]] = {
     Meaning.NOT_FOUND: _read_back,
     Meaning.RETIRED: _ask_again_later,  # the exchange client has moved to the other dialect
     Meaning.CLOCK: _ask_again_later,  # the exchange client has corrected its clock
@@ -227,26 +235,25 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, int], Verdict | Next]] = {
 }
 
 
-def after_lost_batch(case: Case, trouble: Trouble, now_ms: int) -> Next:
+def after_lost_batch(case: Case, trouble: Trouble, now: Instant) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
-    case = case.as_of(now_ms).troubled(trouble.problem, now_ms)
-    return _at_once(replace(case, unanswered_ms=now_ms), Step.READ_BACK)
+    case = case.troubled(trouble.problem, now)
+    return _at_once(replace(case, unanswered_age_ms=now.age_ms), Step.READ_BACK)
 
 
-def after_read(case: Case, answer: ReadAnswer, now_ms: int, *, read_lag_ms: int) -> Verdict | Next:
+def after_read(case: Case, answer: ReadAnswer, asked: Instant, *, read_lag_ms: int) -> Verdict | Next:
     """What an answer to the read-back means; ``read_lag_ms``: how long reads may show an older state."""
-    case = case.as_of(now_ms)
     if isinstance(answer, Order):
-        case = replace(case, order=answer, seen=True, unknown_reads=0, first_unknown_ms=None)
+        case = replace(case, order=answer, seen=True, unknown_reads=0, first_unknown_age_ms=None)
         if answer.status is OrderStatus.EXECUTED:
             return _too_late(answer)
         if answer.status is OrderStatus.CANCELED:
-            return _already_canceled(case, answer)
-        return _still_resting(case, answer, now_ms, read_lag_ms)
-    case = case.troubled(answer.problem, now_ms)
+            return _already_canceled(case, answer, asked)
+        return _still_resting(case, answer, asked.age_ms, read_lag_ms)
+    case = case.troubled(answer.problem, asked)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
-        return _unknown(case, now_ms, read_lag_ms)
-    if answer.meaning is Meaning.REFUSED and case.unanswered_ms is None:
+        return _unknown(case, asked.age_ms, read_lag_ms)
+    if answer.meaning is Meaning.REFUSED and case.unanswered_age_ms is None:
         return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
     return _back_off(case, Step.READ_BACK, answer.retry_after_s or 0.0)
 
@@ -262,9 +269,9 @@ def _too_late(order: Order) -> Verdict:
     )
 
 
-def _already_canceled(case: Case, order: Order) -> Verdict:
+def _already_canceled(case: Case, order: Order, asked: Instant) -> Verdict:
     """Ours if a cancel of ours can have done it, else somebody was there before us."""
-    if case.unanswered_ms is None or _clearly_before_us(case, order):
+    if case.unanswered_age_ms is None or _clearly_before_us(case, order.last_update_ms, asked):
         return _too_late(order)
     removed: Decimal | None = None
     if order.initial_count is not None and order.fill_count is not None:
@@ -279,27 +286,37 @@ def _already_canceled(case: Case, order: Order) -> Verdict:
     )
 
 
-def _clearly_before_us(case: Case, order: Order) -> bool:
-    if order.last_update_ms is None or case.first_attempt_ms is None:
+def _clearly_before_us(case: Case, updated_ms: int | None, asked: Instant) -> bool:
+    """Whether the order's end, as the exchange stamped it, lies before any attempt of ours.
+
+    The exchange's clock may have been set since, once: what cannot be told apart then counts as ours.
+    """
+    first_ms = case.first_attempt_ms
+    if updated_ms is None or first_ms is None:
         return False
-    return order.last_update_ms < case.first_attempt_ms - CLOCK_MARGIN_MS
+    first_by_its_clock_now_ms = asked.exchange_ms - (asked.age_ms - case.first_attempt_age_ms)
+    if updated_ms > asked.exchange_ms + FUTURE_MARGIN_MS:  # stamped before the clock was set back
+        sent_after_that = first_ms <= first_by_its_clock_now_ms + CLOCK_MARGIN_MS
+        return sent_after_that or updated_ms < first_ms - CLOCK_MARGIN_MS
+    return updated_ms < min(first_ms, first_by_its_clock_now_ms) - CLOCK_MARGIN_MS
 
 
-def _still_resting(case: Case, order: Order, now_ms: int, read_lag_ms: int) -> Verdict | Next:
+def _still_resting(case: Case, order: Order, age_ms: int, read_lag_ms: int) -> Verdict | Next:
     """Resting: elsewhere than where we asked, or shown as it was before (a stale read)."""
     asked_there = _asked_where_it_rests(case.routing, order)
-    contradicted_ms = [
-        case.accepted_ms,
-        case.not_found_ms if asked_there else None,
-        case.unanswered_ms if case.refused else None,
+    contradicted_age_ms = [
+        case.accepted_age_ms,
+        case.not_found_age_ms if asked_there else None,
+        case.unanswered_age_ms if case.refused else None,
     ]
-    if any(moment is not None and now_ms - moment < read_lag_ms for moment in contradicted_ms):
+    # (A moment still to come is from before the cancel was given up and asked for again.)
+    if any(then_ms is not None and 0 <= age_ms - then_ms < read_lag_ms for then_ms in contradicted_age_ms):
         return _back_off(case, Step.READ_BACK)
     if case.refused is not None:
         return Verdict(Outcome.REFUSED, problem=case.refused, order=order)
     there = _routing_to(order, case.routing)
     moved = not asked_there and there != case.routing
-    case = replace(case, routing=there, accepted_ms=None, not_found_ms=None)
+    case = replace(case, routing=there, accepted_age_ms=None, not_found_age_ms=None)
     return _at_once(case, Step.CANCEL) if moved else _back_off(case, Step.CANCEL)
 
 
@@ -323,11 +340,11 @@ def _asked_where_it_rests(asked: Routing, order: Order) -> bool:
     return auto_routed or (asked.exchange_index or 0) == (order.exchange_index or 0)
 
 
-def _unknown(case: Case, now_ms: int, read_lag_ms: int) -> Verdict | Next:
+def _unknown(case: Case, age_ms: int, read_lag_ms: int) -> Verdict | Next:
     """Unknown once enough reads over enough time agree, and none ever showed the order."""
-    first_ms = now_ms if case.first_unknown_ms is None else case.first_unknown_ms
-    case = replace(case, unknown_reads=case.unknown_reads + 1, first_unknown_ms=first_ms)
-    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and now_ms - first_ms >= read_lag_ms
+    first_ms = min(age_ms, age_ms if case.first_unknown_age_ms is None else case.first_unknown_age_ms)
+    case = replace(case, unknown_reads=case.unknown_reads + 1, first_unknown_age_ms=first_ms)
+    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and age_ms - first_ms >= read_lag_ms
     if long_enough and not case.seen:
         return Verdict(Outcome.UNKNOWN_ORDER, confirmed_by=ConfirmedBy.READ_BACK, problem=case.last_problem)
     return _back_off(case, Step.READ_BACK)

@@ -23,7 +23,17 @@ from worker.exchange import Exchange
 from worker.gate import Gate
 from worker.leases import Leases
 from worker.orders import CancelResult, Lane, Order, Outcome, utc_text, write_path
-from worker.outcomes import Case, Next, Pause, Step, Verdict, after_cancel, after_lost_batch, after_read
+from worker.outcomes import (
+    Case,
+    Instant,
+    Next,
+    Pause,
+    Step,
+    Verdict,
+    after_cancel,
+    after_lost_batch,
+    after_read,
+)
 from worker.pacing import Pacer
 from worker.scripts import BookError
 
@@ -75,7 +85,7 @@ class Pursuit:
 
     def pursue(self, claim: Claim) -> list[Conclusion]:
         """What becomes of a claim's entries, whose first call is paid for."""
-        walks = [_Walk(self._case_of(entry), entry) for entry in claim.entries]
+        walks = [self._walk(entry) for entry in claim.entries]
         if len(walks) > 1:
             return self._cancel_batch(walks, claim)
         return [self._see_through(walk) for walk in walks]
@@ -107,13 +117,15 @@ class Pursuit:
         self._pay(walk, bucket)
         answer: Canceled | Order | Trouble
         if case.step is Step.CANCEL:
-            case = case.sending(self.exchange_ms())
+            case = self._sending(walk)
             answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
-            learned = after_cancel(case, answer, self._exchange.now_ms())
+            learned = after_cancel(case, answer, self._now(walk))
         else:
-            asked_ms = self._exchange.now_ms()  # what a slow reply shows may be as old as its question
+            asked = time.monotonic()
             answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
-            learned = after_read(case, answer, asked_ms, read_lag_ms=self._read_lag_ms)
+            # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
+            asked_at = self._now(walk, ago_s=time.monotonic() - asked)
+            learned = after_read(case, answer, asked_at, read_lag_ms=self._read_lag_ms)
         self._notice(answer, bucket, self._cost(case))
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
@@ -168,9 +180,8 @@ class Pursuit:
     def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
         if not all(self._leases.is_held(walk.entry) for walk in walks):
             return [self._give_back(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
-        now_ms = self.exchange_ms()
         for walk in walks:
-            walk.case = walk.case.sending(now_ms)
+            walk.case = self._sending(walk)
         orders = [(walk.entry.order_id, walk.case.routing) for walk in walks]
         time_left_s = max(walk.time_left_s() for walk in walks)
         answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
@@ -182,23 +193,23 @@ class Pursuit:
         ]
         self._gate.note(paused[0] if len(paused) == len(walks) else _ANSWERED)
         self.batch_size.accepted(len(walks))
-        learned_ms = self._exchange.now_ms()
         return [
-            self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], learned_ms))
+            self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], self._now(walk)))
             for walk in walks
         ]
 
     def _whole_batch(self, walks: Sequence[_Walk], trouble: Trouble) -> list[Conclusion]:
         """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's."""
-        now_ms = self._exchange.now_ms()
         if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
         if trouble.meaning is Meaning.BUSY:
             self.batch_size.turned_away(len(walks))
         if trouble.meaning in (Meaning.UNANSWERED, Meaning.UNAVAILABLE, Meaning.UNCLEAR, Meaning.NOT_FOUND):
-            return [self._conclude(walk, after_lost_batch(walk.case, trouble, now_ms)) for walk in walks]
-        return [self._conclude(walk, after_cancel(walk.case, trouble, now_ms)) for walk in walks]
+            return [
+                self._conclude(walk, after_lost_batch(walk.case, trouble, self._now(walk))) for walk in walks
+            ]
+        return [self._conclude(walk, after_cancel(walk.case, trouble, self._now(walk))) for walk in walks]
 
     def _conclude(self, walk: _Walk, learned: Verdict | Next) -> Conclusion:
         if isinstance(learned, Verdict):
@@ -212,11 +223,17 @@ class Pursuit:
         """This moment on the exchange's clock, None while that is not known."""
         return None if self._exchange.skew_ms is None else self._exchange.now_ms()
 
-    def _case_of(self, entry: Entry) -> Case:
-        case = Case.from_json(entry.request, entry.learned)
+    def _walk(self, entry: Entry) -> _Walk:
+        walk = _Walk(Case.from_json(entry.request, entry.learned), entry)
         if entry.interrupted:
-            case = case.interrupted(entry.first_sent_ms, self._exchange.now_ms())
-        return case
+            walk.case = walk.case.interrupted(entry.first_sent_ms, self._now(walk))
+        return walk
+
+    def _sending(self, walk: _Walk) -> Case:
+        return walk.case.sending(self._now(walk), clock_known=self._exchange.skew_ms is not None)
+
+    def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
+        return Instant(self._exchange.now_ms() - round(ago_s * 1000), walk.age_ms(ago_s=ago_s))
 
     def _give_back(self, walk: _Walk, pause_s: float) -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
@@ -286,7 +303,12 @@ class _Walk:
         self.case = case
         self.entry = entry
         self.paid = False  # the tokens of its next call are taken
-        self._deadline = time.monotonic() + entry.deadline_left_s
+        self._claimed = time.monotonic()
+        self._deadline = self._claimed + entry.deadline_left_s
+
+    def age_ms(self, *, ago_s: float = 0.0) -> int:
+        """How long before now, or before a moment ``ago_s`` ago, the cancel was accepted."""
+        return round((self.entry.age_s + time.monotonic() - self._claimed - ago_s) * 1000)
 
     def is_overdue(self) -> bool:
         """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""
