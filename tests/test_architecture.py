@@ -33,13 +33,16 @@ MAY_IMPORT = {
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
+    # What a worker tells about its work.
+    "notices": {"book", "dialects", "gate", "orders"},
     # Both together: what is asked for is seen through.
     "pursuit": {
         *("book", "leases", "pacing", "scripts"),
         *("dialects", "exchange", "gate", "orders", "outcomes"),
+        "notices",
     },
-    "desk": {"book", "exchange", "gate", "leases", "orders", "pacing", "pursuit", "scripts"},
-    "mass": {"book", "dialects", "exchange", "masses", "orders", "pacing", "scripts"},
+    "desk": {"book", "exchange", "gate", "leases", "notices", "orders", "pacing", "pursuit", "scripts"},
+    "mass": {"book", "dialects", "exchange", "masses", "notices", "orders", "pacing", "scripts"},
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),

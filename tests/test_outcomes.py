@@ -730,7 +730,9 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):
 
 
 def test_a_clock_that_was_set_back_does_not_make_our_own_cancel_somebody_elses():
-    ahead = case_of().sending(at(T0 + 60_000, age_ms=0))  # noted on a clock that is a minute ahead, and corrected afterwards
+    ahead = case_of().sending(
+        at(T0 + 60_000, age_ms=0)
+    )  # noted on a clock that is a minute ahead, and corrected afterwards
     lost = onward(after_cancel(ahead, LOST, T0 + 1_000))
     shown = order(CANCELED, fill_count=Decimal(3), last_update_ms=T0 + 500)
     verdict = after_read_at(lost, shown, T0 + 3_500)

@@ -18,6 +18,7 @@ from worker.book import Accepted, Book, Claim, Conclusion, GiveUp, Overdue, Prog
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
+from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.pacing import Pacer
 from worker.pursuit import Pursuit
@@ -59,8 +60,10 @@ class Desk:
         hands: int = 1,
         call_hand: Callable[[Lane], None] = lambda _lane: None,
         name: str = "",
+        tell: Tell = nobody,
     ) -> None:
         self._book = book
+        self._tell = tell
         self._pacer = pacer
         self._cancel_deadline_s = cancel_deadline_s
         self._risk_reserve = risk_reserve
@@ -70,8 +73,8 @@ class Desk:
         self._name = name
         self._stopping = threading.Event()
         self._staying = threading.Lock()
-        self._leases = Leases(book)
-        self._gate = Gate(exchange.warm_up, self._tell_gate)
+        self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
+        self._gate = Gate(exchange.warm_up, self._show_gate)
         self._pursuit = Pursuit(
             exchange,
             pacer,
@@ -82,6 +85,7 @@ class Desk:
             read_lag_s=read_lag_s,
             risk_reserve=risk_reserve,
             batch_most=batch_most,
+            tell=tell,
         )
 
     def accept(self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: str = "") -> Accepted:
@@ -125,6 +129,7 @@ class Desk:
             asked = time.monotonic()
             claim = self._claim()
             if claim.entries:
+                self._tell(Claimed(claim.entries))
                 with self._leases.holding(claim.entries, since=asked):
                     more_is_due = claim.next_due_s == 0.0 and not claim.waiting_messages
                     if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
@@ -184,7 +189,8 @@ class Desk:
         """Ends every :meth:`work` after the call it is in; what is in hand goes back into the book."""
         self._stopping.set()
 
-    def _tell_gate(self, state: GateState) -> None:
+    def _show_gate(self, state: GateState) -> None:
+        self._tell(GateMoved(state))
         try:
             self._book.note_gate(self._name, state.value)
         except BookError as error:
@@ -204,8 +210,9 @@ class Desk:
                     if time.monotonic() > give_up:
                         return  # still in the book: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
+        self._tell(Concluded(tuple(conclusions), tuple(done)))
         for conclusion, ours in zip(conclusions, done, strict=True):
-            _tell(conclusion, ours=ours)
+            _log(conclusion, ours=ours)
 
 
 def _until_more(claim: Claim) -> float | None:
@@ -217,7 +224,7 @@ def _until_more(claim: Claim) -> float | None:
     return max(claim.next_due_s, 0.001)
 
 
-def _tell(conclusion: Conclusion, *, ours: bool) -> None:
+def _log(conclusion: Conclusion, *, ours: bool) -> None:
     """One line for each outcome."""
     entry = conclusion.entry
     if not ours:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from worker.book import Book, Entry
@@ -25,8 +25,9 @@ class Leases:
     leases over when it wakes, before it asks anybody.
     """
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, *, lost: Callable[[int], None] = lambda _entries: None) -> None:
         self._book = book
+        self._lost = lost
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by token
         self._valid_until: dict[str, float] = {}
@@ -66,7 +67,11 @@ class Leases:
             except BookError as error:
                 log.warning("leases cannot be extended: %s", error)
                 continue
+            lost = 0
             with self._lock:
                 for entry, still in zip(entries, held, strict=True):
                     if entry.token in self._valid_until:
                         self._valid_until[entry.token] = asked + LEASE_S if still else 0.0
+                        lost += not still
+            if lost:
+                self._lost(lost)

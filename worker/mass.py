@@ -23,6 +23,7 @@ from worker.book import Book
 from worker.dialects import Meaning, Page, Trouble
 from worker.exchange import Exchange
 from worker.masses import Masses, MassRequest, Planned
+from worker.notices import BucketCorrected, CallMade, MassStep, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Order, OrderStatus, Outcome, count_text, utc_text
 from worker.pacing import Pacer
 from worker.scripts import BookError
@@ -56,6 +57,7 @@ class Means:
     read_lag_s: float
     name: str
     stopping: threading.Event
+    tell: Tell = nobody
 
 
 class MassRunner:
@@ -106,6 +108,7 @@ class MassRunner:
 
     def _run(self, request: MassRequest) -> None:
         log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by)
+        self._means.tell(MassStep(request.request_id, "started"))
         run = _Run(request, self._means)
         while not self._means.stopping.is_set():
             try:
@@ -119,8 +122,11 @@ class MassRunner:
             else:
                 level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
                 log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"])
+                step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
+                self._means.tell(MassStep(request.request_id, step))
                 return
         log.warning("mass cancel %s is left to another worker", request.request_id)
+        self._means.tell(MassStep(request.request_id, "left"))
         try:
             self._means.masses.leave(request.request_id, self._means.name)
         except BookError as error:
@@ -306,13 +312,17 @@ class _Run:
         while True:
             while (wait_s := self._pacer.take("read", cost)) > 0:
                 self._wait(wait_s)
+            started = time.monotonic()
             page = self._means.exchange.list_resting(query, cursor)
+            trouble = page if isinstance(page, Trouble) else None
+            took_s = time.monotonic() - started
+            self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost))
             if not isinstance(page, Trouble):
                 self._pages += 1
                 return page
             log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
-            if page.meaning is Meaning.BUSY:
-                self._pacer.correct("read", cost)
+            if page.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
+                self._means.tell(BucketCorrected("read"))
             if self._masses.now_s() >= give_up_s:
                 self._why_not_flat = f"no listing could be had: {page.problem.code}"
                 return None

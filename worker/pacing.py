@@ -93,14 +93,17 @@ class Pacer:
         args = [self._prefix, bucket, tokens, kept_share]
         return float(scripts.call(lambda: self._take(args=args))) / 1000
 
-    def correct(self, bucket: str, tokens: float) -> None:
-        """Learns from a 429, once for the whole fleet."""
+    def correct(self, bucket: str, tokens: float) -> bool:
+        """Learns from a 429, once for the whole fleet; whether this call was the one."""
         args = [self._prefix, bucket, tokens, CORRECTION_STANDS_MS, SHARE_AFTER_429]
         try:
-            if scripts.call(lambda: self._correct(args=args)):
-                log.warning("429 from the exchange: the %s bucket is corrected", bucket)
+            corrected = bool(scripts.call(lambda: self._correct(args=args)))
         except BookError as error:
             log.warning("a 429 could not be shared: %s", error)
+            return False
+        if corrected:
+            log.warning("429 from the exchange: the %s bucket is corrected", bucket)
+        return corrected
 
     def tokens_now(self, shards: Sequence[int]) -> dict[int, float]:
         """The write tokens there are at this moment: of each shard's own bucket, and for 0 the unscoped."""

@@ -22,6 +22,7 @@ from worker.dialects import Canceled, Meaning, Trouble
 from worker.exchange import Exchange
 from worker.gate import Gate
 from worker.leases import Leases
+from worker.notices import BucketCorrected, CallMade, Tell, nobody
 from worker.orders import CancelResult, Lane, Order, Outcome, utc_text, write_path
 from worker.outcomes import (
     Case,
@@ -72,8 +73,10 @@ class Pursuit:
         read_lag_s: float,
         risk_reserve: float,
         batch_most: int,
+        tell: Tell = nobody,
     ) -> None:
         self._exchange = exchange
+        self._tell = tell
         self._pacer = pacer
         self._gate = gate
         self._leases = leases
@@ -116,17 +119,18 @@ class Pursuit:
         bucket = _bucket(case)
         self._pay(walk, bucket)
         answer: Canceled | Order | Trouble
+        started = time.monotonic()
         if case.step is Step.CANCEL:
             case = self._sending(walk)
             answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
             learned = after_cancel(case, answer, self._now(walk))
         else:
-            asked = time.monotonic()
             answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
             # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
-            asked_at = self._now(walk, ago_s=time.monotonic() - asked)
+            asked_at = self._now(walk, ago_s=time.monotonic() - started)
             learned = after_read(case, answer, asked_at, read_lag_ms=self._read_lag_ms)
-        self._notice(answer, bucket, self._cost(case))
+        operation = "cancel" if case.step is Step.CANCEL else "read_back"
+        self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
             raise _NotKnownYet(walk, learned)
@@ -150,10 +154,24 @@ class Pursuit:
         limits = self._pacer.limits
         return limits.cancel_cost if case.step is Step.CANCEL else limits.read_cost
 
-    def _notice(self, answer: Canceled | Order | Trouble, bucket: str, tokens: float) -> None:
+    def _notice(
+        self,
+        operation: str,
+        walks: Sequence[_Walk],
+        answer: Canceled | Order | Trouble,
+        started: float,
+        *,
+        bucket: str,
+        tokens: float,
+    ) -> None:
+        """What gate, buckets and listeners learn from a call that began at ``started`` (monotonic)."""
         self._gate.note(answer)
-        if isinstance(answer, Trouble) and answer.meaning is Meaning.BUSY:
-            self._pacer.correct(bucket, tokens)
+        trouble = answer if isinstance(answer, Trouble) else None
+        if trouble is not None and trouble.meaning is Meaning.BUSY and self._pacer.correct(bucket, tokens):
+            self._tell(BucketCorrected(bucket))
+        order_ids = tuple(walk.entry.order_id for walk in walks)
+        took_s = time.monotonic() - started
+        self._tell(CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens))
 
     def _pause_s(self, state: RetryCallState) -> float:
         """How long to wait before the next step, for tenacity; drawn once per answer."""
@@ -184,14 +202,16 @@ class Pursuit:
             walk.case = self._sending(walk)
         orders = [(walk.entry.order_id, walk.case.routing) for walk in walks]
         time_left_s = max(walk.time_left_s() for walk in walks)
+        started = time.monotonic()
         answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
         if isinstance(answers, Trouble):
-            self._notice(answers, claim.bucket, claim.tokens)
+            self._notice("batch", walks, answers, started, bucket=claim.bucket, tokens=claim.tokens)
             return self._whole_batch(walks, answers)
         paused = [
             each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.PAUSED
         ]
-        self._gate.note(paused[0] if len(paused) == len(walks) else _ANSWERED)
+        heard = paused[0] if len(paused) == len(walks) else _ANSWERED
+        self._notice("batch", walks, heard, started, bucket=claim.bucket, tokens=claim.tokens)
         self.batch_size.accepted(len(walks))
         return [
             self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], self._now(walk)))

@@ -1,0 +1,93 @@
+"""What a worker tells about its work, as values; who listens (log, metrics, traces) is decided elsewhere.
+
+A listener is called in the thread that does the work, so it must be quick and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from worker.book import Conclusion, Entry
+from worker.dialects import Trouble
+from worker.gate import GateState
+from worker.orders import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Entries came into a hand, to be asked for now; each one's ``age_s`` is how long it had waited."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallMade:
+    """One signed HTTP exchange has ended, after ``duration_s``.
+
+    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it got what it asked for.
+    ``tokens`` were paid from ``bucket``; ``lane`` None: it was not for any one order (a listing).
+    """
+
+    operation: str
+    order_ids: tuple[str, ...]
+    lane: Lane | None
+    trouble: Trouble | None
+    duration_s: float
+    bucket: str
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """Entries are out of the hand; ``ours`` False: another hand had taken that one over."""
+
+    conclusions: tuple[Conclusion, ...]
+    ours: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """So many entries in this process' hands turned out to be in another's."""
+
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class BellRung:
+    """The sweep found something claimable that nobody was coming for."""
+
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCorrected:
+    """A 429: the fleet's idea of a bucket was corrected."""
+
+    bucket: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateMoved:
+    """Cancels pass again, or are held back."""
+
+    state: GateState
+
+
+@dataclass(frozen=True, slots=True)
+class MassStep:
+    """A mass cancel is ``started``, ``planned`` (a dry run), ``flat``, ``not_flat``, or ``left`` to others."""
+
+    request_id: str
+    step: str
+
+
+Notice: TypeAlias = (
+    Claimed | CallMade | Concluded | LeaseLost | BellRung | BucketCorrected | GateMoved | MassStep
+)
+Tell: TypeAlias = Callable[[Notice], None]
+
+
+def nobody(_notice: Notice) -> None:
+    """Listens to nothing."""
