@@ -54,6 +54,12 @@ VARIABLES: Final = (
         meaning="How many seconds a result is kept.",
     ),
     Variable(
+        name="KALSHI_AUDIT",
+        default="on",
+        who="producers",
+        meaning="Whether all that is asked for and done goes into the audit trail.",
+    ),
+    Variable(
         name="KALSHI_BASE_URL",
         required=True,
         meaning="The exchange, scheme and host only, like https://external-api.kalshi.com.",
@@ -230,6 +236,7 @@ class RedisSettings:
     redis_url: str = field(repr=False)  # may hold a password; masked_url is for eyes
     key_prefix: str
     result_expires_s: int
+    audit: bool
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
@@ -433,6 +440,7 @@ class _RedisFields(TypedDict):
     redis_url: str
     key_prefix: str
     result_expires_s: int
+    audit: bool
 
 
 def _redis_fields(reader: _Reader) -> _RedisFields:
@@ -444,7 +452,8 @@ def _redis_fields(reader: _Reader) -> _RedisFields:
             f" (got: {_shown(prefix)})"
         )
     expires_s = reader.integer("KALSHI_RESULT_EXPIRES_S", low=60, high=365 * DAY_S, unit="seconds")
-    return {"redis_url": url, "key_prefix": prefix, "result_expires_s": expires_s}
+    audit = reader.flag("KALSHI_AUDIT")
+    return {"redis_url": url, "key_prefix": prefix, "result_expires_s": expires_s, "audit": audit}
 
 
 def _redis_url(reader: _Reader) -> str:
