@@ -93,6 +93,7 @@ def test_the_least_environment_gives_the_documented_defaults():
             "redis_url": "redis://localhost:6379/0",
             "key_prefix": "kalshi-cancel",
             "result_expires_s": 7 * 24 * 3600,
+            "audit": True,
         },
         "base_url": "https://external-api.kalshi.com",
         "api_key_id": "a952bcbe-ec3b-4b5b-b8f9-11dae589608c",
