@@ -47,7 +47,10 @@ MAY_IMPORT = {
         *("exchange", "gate", "notices", "orders"),
     },
     "hands": {"book", "desk", "orders", "scripts"},
-    "mass": {"book", "dialects", "exchange", "masses", "notices", "orders", "pacing", "scripts"},
+    "mass": {
+        *("book", "masses", "pacing", "scripts"),
+        *("dialects", "exchange", "notices", "orders", "outcomes"),
+    },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),

@@ -10,7 +10,8 @@ on how long the book is. Keys, under the configured prefix P:
 - ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token
 - ``P:due:{lane}:{path}``   sorted set: order ids by the moment they are due, ms
 - ``P:paths``               set: the paths there are, named after the bucket that pays: ``write`` (unscoped),
-                            ``write:{shard}``, and ``read`` for what is to be read back
+                            ``write:{shard}``, ``read`` for what is to be read back one by one, and
+                            ``reads`` for what a listing may answer together
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
 - ``P:bulks``               hash: the tasks that want a list of results, by task id
@@ -71,11 +72,22 @@ class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
     ``heard``: a hand that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    ``joined`` of them had an entry already.
     """
 
     settled: dict[str, CancelResult]
     heard: bool
     waiting_messages: int
+    joined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What new entries begin with: what was learned about them, which path they are due on, and when."""
+
+    learned: str
+    path: str
+    due_in_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,7 @@ class Wish:
     risk_reserve: float = 0.0
     cancel_cost: float = 2.0
     read_cost: float = 2.0
+    list_cost: float = 10.0
     hand: str = ""
 
 
@@ -262,14 +275,16 @@ class Book:
         lane: Lane,
         default_deadline_s: float,
         reply_to: str = "",
+        known: Known | None = None,
     ) -> Accepted:
         """Enters the requests, each atomically; safe to repeat.
 
-        ``reply_to`` is a task id that gets the result too. Raises BookError: those of earlier portions
-        of a long list may have been accepted even when ``may_be_accepted`` is false for the last one.
+        ``reply_to`` is a task id that gets the result too; ``known`` goes for those that are new. Raises
+        BookError: those of earlier portions of a long list may have been accepted even when
+        ``may_be_accepted`` is false for the last one.
         """
         settled: dict[str, CancelResult] = {}
-        heard, waiting = 1, 0
+        heard, waiting, joined = 1, 0, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
@@ -279,6 +294,8 @@ class Book:
                 self._record_life_s,
                 lane.queue,
                 int(self._audit),
+                known.learned if known else "",
+                round(known.due_in_s * 1000) if known else 0,
             ]
             for request in portion:
                 fields = request.fields()
@@ -287,16 +304,18 @@ class Book:
                 args += (
                     request.order_id,
                     json.dumps(fields),
-                    write_path(request.exchange_index),
+                    known.path if known else write_path(request.exchange_index),
                     json.dumps(requested_by) if requested_by else "",
                     round(deadline_s * 1000),
                     reply_to,
                 )
             heard, waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
             for request, answer in zip(portion, answers, strict=True):
-                if answer:
+                if answer == "joined":
+                    joined += 1
+                elif answer:
                     settled[request.order_id] = _parse_record(request.order_id, answer)
-        return Accepted(settled, bool(heard), waiting)
+        return Accepted(settled, bool(heard), waiting, joined)
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
@@ -326,7 +345,7 @@ class Book:
         if wish is not None:
             args += (wish.at_most, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
-            args += (wish.cancel_cost, wish.read_cost, wish.hand)
+            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, wish.hand)
             for lane in wish.lanes:
                 args += (lane.value, lane.queue)
         concluded, *claimed = self._run(self._turn, args)

@@ -188,6 +188,7 @@ class Desk:
             risk_reserve=self._risk_reserve,
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
+            list_cost=limits.list_cost,
             hand=self._name,
         )
 

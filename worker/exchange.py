@@ -30,6 +30,7 @@ from worker.dialects import (
     compose_read,
     decipher_batch,
     decipher_cancel,
+    decipher_command,
     decipher_list,
     decipher_object,
     decipher_read,
@@ -129,10 +130,15 @@ class Exchange:
             self._notice(answer, Dialect.V2)
         return answer
 
-    def list_resting(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
-        """One page of the resting orders that the query lets through."""
+    def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+        """One page of the orders that the query lets through, resting ones unless it names a status."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
         return reply if isinstance(reply, Trouble) else decipher_list(reply)
+
+    def command(self, call: Call) -> Trouble | None:
+        """Has the exchange carry out a mass command of its own; None: it has."""
+        reply = self._ask(call, self._call_deadline_s)
+        return reply if isinstance(reply, Trouble) else decipher_command(reply)
 
     def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""

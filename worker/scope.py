@@ -99,6 +99,8 @@ class Scope:
 
     def includes(self, order: Order) -> bool:
         """Whether the order is meant, by everything that its own fields tell."""
+        if self.everything:
+            return True
         ticker, raw = order.ticker or "", order.raw
         price = _price(raw.get("yes_price_dollars"), raw.get("yes_price"))
         created = _moment(raw.get("created_time"))
