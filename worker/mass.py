@@ -14,10 +14,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 from worker.book import Book, Known
 from worker.dialects import CANCEL_ALL, Call, Meaning, Page, Routing, Trouble, compose_trigger
@@ -220,10 +221,12 @@ class _Run:
             refused_calls=self._refused_calls(),
         )
         command = self._command()
-        at_once = not self._request.dry_run and command is None
-        listing = self._list(
-            self._masses.now_s() + self._request.deadline_s, on_page=self._add if at_once else None
-        )
+        give_up_s = self._masses.now_s() + self._request.deadline_s
+        if self._request.dry_run or command is not None:
+            listing = self._list(give_up_s)
+        else:
+            with _Aside(self._add) as entering:
+                listing = self._list(give_up_s, on_page=entering)
         orders = {} if listing is None else listing.orders
         # Ids that were not seen resting are asked for blindly, unless they may rest outside of the scope.
         blindly = self._request.scope.order_ids if self._request.scope.names_orders_only else ()
@@ -505,6 +508,27 @@ class _Run:
 
     def _refused_calls(self) -> int:
         return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
+
+
+class _Aside:
+    """Calls a function in a thread of its own, call after call; what it raises is raised at the end."""
+
+    def __init__(self, function: Callable[[Mapping[str, Order]], None]) -> None:
+        self._function = function
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mass-entering")
+        self._calls: list[Future[None]] = []
+
+    def __call__(self, orders: Mapping[str, Order]) -> None:
+        self._calls.append(self._thread.submit(self._function, orders))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            for call in self._calls:
+                call.result()
 
 
 def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:
