@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
+    "rotation": {"exchange", "settings", "signing"},
     # What a worker tells about its work.
     "notices": {"book", "dialects", "gate", "orders"},
     # Both together: what is asked for is seen through.
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "lifecycle": {
         *("bells", "desk", "mass"),
         *("book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange"),
+        *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),
     },
     "consumer": {"bells", "broker", "lifecycle", "scripts"},

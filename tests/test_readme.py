@@ -160,7 +160,7 @@ def test_the_message_for_any_other_language_is_served_as_it_stands(stack, contro
 def test_the_environment_of_the_walk_through_is_what_a_worker_requires():
     exported = re.findall(r"export (\w+)=", section("With a real account"))
     required = {variable.name for variable in VARIABLES if variable.required}
-    assert set(exported) == required | {"KALSHI_PRIVATE_KEY_PATH"}
+    assert set(exported) == required | {"KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY_PATH"}
 
 
 # -- tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from worker.mass import MassRunner, Means
 from worker.masses import Masses
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
+from worker.rotation import Rotation
 from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings
 from worker.signing import KeyProblem, permission_warning
@@ -41,6 +43,7 @@ class Office:
 
     desk: Desk
     mass_runner: MassRunner
+    rotation: Rotation
     shutdown_s: float
 
     def stop(self) -> None:
@@ -120,7 +123,10 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         )
     )
     runner.start()
-    return Office(the_desk, runner, settings.shutdown_s)
+    rotation = Rotation(exchange, settings)
+    if settings.private_key_path is not None:
+        rotation.start()
+    return Office(the_desk, runner, rotation, settings.shutdown_s)
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
@@ -166,7 +172,10 @@ def _refuse_to_start_unfit(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _warm_up(**_: Any) -> None:
-    desk()
+    rotation = _office().rotation
+    # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
+    if callable(signal.getsignal(signal.SIGHUP)):
+        signal.signal(signal.SIGHUP, lambda *_: rotation.look_now())
 
 
 @signals.worker_shutting_down.connect
