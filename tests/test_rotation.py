@@ -56,7 +56,7 @@ class Mount:
 
 
 class Keyed:
-    """A crew whose workers take their key from a mount; ``old`` is in use at first, ``new`` is not known yet."""
+    """A crew whose workers take their key from a mount; ``old`` is in use at first, ``new`` is unknown."""
 
     def __init__(self, folder):
         self.mount = Mount(folder / "mount")

@@ -45,7 +45,7 @@ VARIABLES: Final = (
         name="KALSHI_KEY_PREFIX",
         default="kalshi-cancel",
         who="producers",
-        meaning="What every Redis key of this service, apart from Celery's own, begins with.",
+        meaning="What this service's Redis keys begin with; Celery's own too, if it is not the default.",
     ),
     Variable(
         name="KALSHI_RESULT_EXPIRES_S",
@@ -257,6 +257,12 @@ class RedisSettings:
             return self.redis_url
         database = dict(parse_qsl(parts.query)).get("db", "0")
         return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+
+    @property
+    def celery_prefix(self) -> str:
+        """What Celery's keys and channels begin with: by default nothing, as any Celery producer expects."""
+        is_default = self.key_prefix == _BY_NAME["KALSHI_KEY_PREFIX"].default
+        return "" if is_default else f"{self.key_prefix}:"
 
     @property
     def masked_url(self) -> str:
