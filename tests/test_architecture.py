@@ -58,6 +58,8 @@ MAY_IMPORT = {
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    # For whoever writes a producer: the forms of messages and values.
+    "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli": {"book", "client", "doctor", "orders", "settings"},
     "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
