@@ -144,6 +144,17 @@ def test_the_raw_producer_gets_the_result_under_both_ids(stack, control, tmp_pat
     assert run_python(code, tmp_path).split() == ["canceled", "canceled"]
 
 
+def test_the_strategy_prints_what_is_shown(tmp_path):
+    [code] = blocks(DOCS["docs/strategy.md"], "python")
+    [shown] = blocks(DOCS["docs/strategy.md"], "text")
+    assert run_python(code, tmp_path, PYTHONPATH=str(ROOT)) == shown
+
+
+def test_the_strategys_table_has_every_outcome():
+    [rows] = tables(DOCS["docs/strategy.md"])
+    assert first_words(rows) == [outcome.value for outcome in Outcome]
+
+
 @pytest.mark.parametrize("queue", ["cancels", "risk"])
 def test_the_message_for_any_other_language_is_served_as_it_stands(stack, control, queue):
     [text] = blocks(MESSAGES, "json")
