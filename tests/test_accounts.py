@@ -181,6 +181,27 @@ def test_a_raw_producer_reaches_the_account_whose_prefix_it_names(both, tmp_path
     assert both.a.control.order(order_id)["status"] == "resting"
 
 
+def test_a_raw_message_on_the_second_accounts_risk_queue_is_in_its_risk_lane(both):
+    order_ids = both.place(2)
+    both.b.control.configure(exchange_paused=True)
+    url = both.b.url("producer")
+    with Celery("raw", broker=url, backend=url, set_as_current=False) as raw:
+        raw.conf.broker_transport_options = {"global_keyprefix": f"{OTHER}:"}
+        for order_id, lane in zip(order_ids, Lane, strict=True):
+            raw.send_task(
+                "cancel_order",
+                kwargs={"order_id": order_id, "deadline_s": 60},
+                queue=lane.queue,
+                ignore_result=True,
+            )
+    wait_until(lambda: len(list(both.ask_b.open_cancels())) == 2, what="both are in the book")
+    lanes = {each.order_id: each.lane for each in both.ask_b.open_cancels()}
+    assert lanes == dict(zip(order_ids, Lane, strict=True))
+    assert list(both.ask_a.open_cancels()) == []
+    both.b.control.configure(exchange_paused=False)
+    assert [each.outcome for each in both.ask_b.results(order_ids, timeout=PATIENCE_S)] == ["canceled"] * 2
+
+
 def test_messages_of_a_killed_worker_come_back_to_their_own_account(both):
     with both.admin() as admin:
         for worker in both.b.workers:
