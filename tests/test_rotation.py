@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -89,6 +90,15 @@ class Keyed:
         assert self.crew.client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
         [call] = [call for call in self.crew.cancels() if order_id in call["order_ids"]]
         return call["key_id"]
+
+    def lines(self, worker):
+        """The lines of a worker's log as (process, text)."""
+        return re.findall(r"^\[\S+ \S+ \w+/([\w-]+)\] (.*)$", worker.log_text(), re.MULTILINE)
+
+    def who_worked(self, worker):
+        """The process of a pool that has settled the only order so far."""
+        [process] = {who for who, text in self.lines(worker) if ": canceled after" in text}
+        return process
 
     def refused_trials(self):
         """How often the exchange has refused the new key."""
@@ -264,3 +274,21 @@ def test_the_key_changes_while_the_exchange_is_away_and_is_used_when_it_is_back(
         wait_until(lambda: NOT_USED in worker.log_text(), within_s=PATIENCE_S, what="the trial's end")
     wait_until(lambda: keyed.has_changed(worker), within_s=PATIENCE_S, what="the change")
     assert keyed.one_more() == keyed.new_id
+
+
+def test_processes_of_a_forking_pool_change_their_key_each_by_itself(keyed, crew):
+    worker = crew.stack.start_worker("-P", "prefork", "-c", "2")
+    assert keyed.one_more() == KEY_ID
+    keyed.register_new()
+    keyed.swap()
+    signed = f"calls are signed with the key {keyed.new_id} from now on"
+    at_work = {"MainProcess", keyed.who_worked(worker)}
+    wait_until(
+        lambda: {who for who, text in keyed.lines(worker) if signed in text} >= at_work,
+        within_s=PATIENCE_S,
+        what="the change in the process that has worked",
+    )
+    crew.control.revoke_key(KEY_ID)
+    order_ids = crew.place(20)
+    results = [crew.client.cancel(order_id).result(timeout=PATIENCE_S) for order_id in order_ids]
+    assert Counter((result.outcome, result.attempts) for result in results) == {("canceled", 1): 20}
