@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
+    "rotation": {"exchange", "settings", "signing"},
     # What a worker tells about its work.
     "notices": {"book", "dialects", "gate", "orders"},
     # Both together: what is asked for is seen through.
@@ -57,7 +58,7 @@ MAY_IMPORT = {
     "lifecycle": {
         *("bells", "desk", "hands", "mass", "outbox"),
         *("book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange"),
+        *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),
     },
     "consumer": {"bells", "broker", "lifecycle", "scripts"},
@@ -65,6 +66,8 @@ MAY_IMPORT = {
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    # For whoever writes a producer: the forms of messages and values.
+    "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli": {"book", "client", "doctor", "orders", "settings"},
     "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},

@@ -253,6 +253,8 @@ class Book:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
+        self._record_prefix = records.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
         self._accept = scripts.load(server, "audit", "bells", "accept")
@@ -289,10 +291,10 @@ class Book:
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
                 self._prefix,
-                records.RECORD_KEY_PREFIX,
+                self._record_prefix,
                 lane.value,
                 self._record_life_s,
-                lane.queue,
+                self._celery_prefix + lane.queue,
                 int(self._audit),
                 known.learned if known else "",
                 round(known.due_in_s * 1000) if known else 0,
@@ -327,7 +329,7 @@ class Book:
             + json.dumps(f"cancel:{result.order_id}")
             + "}"
         )
-        args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, result.order_id, record]
+        args = [self._prefix, self._record_prefix, self._record_life_s, result.order_id, record]
         return bool(self._run(self._refuse, args))
 
     def turn(
@@ -338,7 +340,7 @@ class Book:
         False for each conclusion whose entry was in another hand by now (nothing is done about it).
         ``done`` are the calls that were made for these, as the trail is to show them.
         """
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
         args += (self._trail_of(conclusions, done), 7 * len(conclusions))
         for each in conclusions:
             args += (each.entry.order_id, each.entry.token, *_fate(each))
@@ -347,7 +349,7 @@ class Book:
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
             args += (wish.cancel_cost, wish.read_cost, wish.list_cost, wish.hand)
             for lane in wish.lanes:
-                args += (lane.value, lane.queue)
+                args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)
         return [bool(each) for each in concluded], self._parse_claim(claimed[0]) if claimed else None
 
@@ -384,7 +386,7 @@ class Book:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             order_id, token = fields[0], fields[1]
             log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
-            args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, "", 7]
+            args = [self._prefix, self._record_prefix, self._record_life_s, "", 7]
             self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None
 
@@ -457,8 +459,9 @@ class Book:
     def _answer_bulk(self, task_id: str, values: Sequence[object]) -> None:
         record = records.task_record(task_id, values, date_done=utc_text(time.time()))
         pipeline = self._server.pipeline()
-        pipeline.set(records.task_key(task_id), record, ex=self._record_life_s)
-        pipeline.publish(records.task_key(task_id), record)
+        key = records.task_key(task_id, self._celery_prefix)
+        pipeline.set(key, record, ex=self._record_life_s)
+        pipeline.publish(key, record)
         pipeline.hdel(f"{self._prefix}:bulks", task_id)
         scripts.call(pipeline.execute)
 
@@ -471,7 +474,7 @@ class Book:
 
     def report(self, results: Sequence[CancelResult]) -> int:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, int(self._audit)]
+        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
         for result in results:
             args += (result.order_id, *_record_parts(result))
         return int(self._run(self._report, args))
@@ -501,19 +504,23 @@ class Book:
         """
         args: list[Any] = [self._prefix, round(patience_s * 1000)]
         for lane in lanes:
-            args += (lane.value, lane.queue)
+            args += (lane.value, self._celery_prefix + lane.queue)
         return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring == 1]
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises BookError."""
         try:
-            yield from records.await_each(self._server, order_ids, timeout_s=timeout_s)
+            yield from records.await_each(
+                self._server, order_ids, timeout_s=timeout_s, celery_prefix=self._celery_prefix
+            )
         except redis.RedisError as error:
             raise BookError(f"Redis: {error}", may_be_accepted=False) from None
 
     def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
         """The records there are of these orders, by order id."""
-        found: dict[str, CancelResult] = scripts.call(lambda: records.read(self._server, order_ids))
+        found: dict[str, CancelResult] = scripts.call(
+            lambda: records.read(self._server, order_ids, self._celery_prefix)
+        )
         return found
 
     def record(self, order_id: str) -> CancelResult | None:

@@ -157,6 +157,7 @@ class CancelClient:
             # An answer within two seconds, whatever Redis does: the stock values wait for ever.
             broker_pool_acquire_timeout=1,
             broker_transport_options={
+                "global_keyprefix": redis_url.celery_prefix,
                 "socket_timeout": SOCKET_TIMEOUT_S,
                 "socket_connect_timeout": CONNECT_TIMEOUT_S,
             },

@@ -142,6 +142,7 @@ class Masses:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
         self._life_s = settings.result_expires_s
         self._keep_lease = scripts.load(server, "keep_lease")
         self._still_open = scripts.load(server, "still_open")
@@ -277,8 +278,9 @@ class Masses:
             pipeline.expire(name, self._life_s)
         for task_id in filter(None, (f"mass:{request_id}", reply_to)):
             record = records.task_record(task_id, report, date_done=utc_text(time.time()))
-            pipeline.set(records.task_key(task_id), record, ex=self._life_s)
-            pipeline.publish(records.task_key(task_id), record)
+            result_key = records.task_key(task_id, self._celery_prefix)
+            pipeline.set(result_key, record, ex=self._life_s)
+            pipeline.publish(result_key, record)
         scripts.call(pipeline.execute)
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:

@@ -24,7 +24,7 @@ end
 
 local function reply_from(record, task_id)
   local meta = string.match(record, '^(.*"task_id":)') .. cjson.encode(task_id) .. '}'
-  local key = 'celery-task-meta-' .. task_id
+  local key = string.sub(record_prefix, 1, -1 - #'cancel:') .. task_id
   redis.call('SETEX', key, life_s, meta)
   redis.call('PUBLISH', key, meta)
 end
