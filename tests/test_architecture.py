@@ -55,8 +55,9 @@ MAY_IMPORT = {
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),
+    "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "lifecycle": {
-        *("bells", "desk", "hands", "mass", "outbox"),
+        *("bells", "desk", "hands", "intake", "mass", "outbox"),
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),

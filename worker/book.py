@@ -276,14 +276,14 @@ class Book:
         *,
         lane: Lane,
         default_deadline_s: float,
-        reply_to: str = "",
+        reply_to: Sequence[str] = (),
         known: Known | None = None,
     ) -> Accepted:
         """Enters the requests, each atomically; safe to repeat.
 
-        ``reply_to`` is a task id that gets the result too; ``known`` goes for those that are new. Raises
-        BookError: those of earlier portions of a long list may have been accepted even when
-        ``may_be_accepted`` is false for the last one.
+        ``reply_to`` names for each request a task id that gets the result too (or ""); ``known`` goes for
+        those that are new. Raises BookError: those of earlier portions of a long list may have been accepted
+        even when ``may_be_accepted`` is false for the last one.
         """
         settled: dict[str, CancelResult] = {}
         heard, waiting, joined = 1, 0, 0
@@ -299,7 +299,7 @@ class Book:
                 known.learned if known else "",
                 round(known.due_in_s * 1000) if known else 0,
             ]
-            for request in portion:
+            for at, request in enumerate(portion, start):
                 fields = request.fields()
                 requested_by = fields.pop("requested_by", "")
                 deadline_s = fields.pop("deadline_s", default_deadline_s)
@@ -309,7 +309,7 @@ class Book:
                     known.path if known else write_path(request.exchange_index),
                     json.dumps(requested_by) if requested_by else "",
                     round(deadline_s * 1000),
-                    reply_to,
+                    reply_to[at] if reply_to else "",
                 )
             heard, waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
             for request, answer in zip(portion, answers, strict=True):

@@ -12,6 +12,7 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -71,6 +72,30 @@ def checked(item: bytes, queue: str) -> bytes:
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it must not reach Celery's loop
         return _wrapped(item, queue, error)
     return _tamed(envelope, call, queue) or item
+
+
+@dataclass(frozen=True, slots=True)
+class PlainCall:
+    """What a message asks for, when it asks for nothing that only Celery can do (a time, an end)."""
+
+    task: str
+    task_id: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    headers: dict[str, Any]
+
+
+def plain_call(item: bytes, queue: str) -> PlainCall | None:
+    """The call in an item of a queue; None when that is for Celery to handle, or cannot be opened."""
+    try:
+        envelope = _read(checked(item, queue))
+        call, headers = _call_in(envelope), envelope["headers"]
+        if headers.get("eta") or headers.get("expires"):
+            return None
+        args, kwargs, _embed = call
+        return PlainCall(headers["task"], headers["id"], args, kwargs, headers)
+    except Exception:  # noqa: BLE001 - Celery's side keeps what is wrong with it
+        return None
 
 
 def _read(text: bytes) -> Any:

@@ -94,7 +94,9 @@ class Desk:
             tell=tell,
         )
 
-    def accept(self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: str = "") -> Accepted:
+    def accept(
+        self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: Sequence[str] = ()
+    ) -> Accepted:
         """Enters the requests of a message into the book; raises BookError only when stopping."""
         while True:
             try:

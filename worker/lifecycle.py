@@ -23,6 +23,7 @@ from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
 from worker.hands import Hands
+from worker.intake import Intake
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
 from worker.orders import Lane
@@ -45,6 +46,7 @@ class Office:
 
     desk: Desk
     hands: Hands
+    intake: Intake
     mass_runner: MassRunner
     rotation: Rotation
     shutdown_s: float
@@ -68,6 +70,11 @@ def desk() -> Desk:
 def hands() -> Hands:
     """This process' hands."""
     return _office().hands
+
+
+def intake() -> Intake:
+    """This process' intake of raw messages."""
+    return _office().intake
 
 
 def mass_runner() -> MassRunner:
@@ -139,7 +146,9 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     rotation = Rotation(exchange, settings)
     if settings.private_key_path is not None:
         rotation.start()
-    return Office(the_desk, the_hands, runner, rotation, settings.shutdown_s)
+    in_bytes = scripts.connect(settings.redis, in_bytes=True)
+    the_intake = Intake(in_bytes, settings.redis, the_desk)
+    return Office(the_desk, the_hands, the_intake, runner, rotation, settings.shutdown_s)
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:

@@ -25,11 +25,14 @@ class BookError(Exception):
         self.may_be_accepted = may_be_accepted
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
-    """A client that fails within about a second instead of hanging, and asks nothing twice by itself."""
+def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:
+    """A client that fails within about a second instead of hanging, and asks nothing twice by itself.
+
+    It answers in text, or ``in_bytes``, as what others have put there is best looked at.
+    """
     return redis.Redis.from_url(
         settings.redis_url,
-        decode_responses=True,
+        decode_responses=not in_bytes,
         encoding_errors="surrogateescape",
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,

@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Reject
 from worker.app import app
 from worker.bells import ENTERED_HEADER, ring_for
 from worker.book import Accepted
-from worker.lifecycle import desk, mass_runner
+from worker.lifecycle import desk, intake, mass_runner
 from worker.masses import MassRequest
 from worker.orders import (
     BadRequest,
@@ -43,7 +43,8 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
     if isinstance(parsed, CancelResult):
         return _refused(parsed)
     reply_to = "" if self.request.ignore_result else self.request.id
-    accepted = _accept([parsed], _lane(self), reply_to=reply_to)
+    accepted = _accept([parsed], _lane(self), reply_to=[reply_to])
+    intake().take_in(_lane(self))  # where one comes raw, more may be waiting
     if parsed.order_id in accepted.settled:
         return accepted.settled[parsed.order_id].to_json()
     if not accepted.heard:
@@ -92,7 +93,7 @@ def wake_up(*_args: Any, **_fields: Any) -> None:
     desk().work()
 
 
-def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: str = "") -> Accepted:
+def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: Sequence[str] = ()) -> Accepted:
     try:
         return desk().accept(requests, lane=lane, reply_to=reply_to)
     except BookError as error:

@@ -1,0 +1,79 @@
+"""A flood of raw messages: taken in together, each answered under its own task id, and none lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from celery import Celery
+from crew import PATIENCE_S, Crew
+
+from sandbox.stack import wait_until
+from worker import broker
+
+FLOOD = 400
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory):
+    crew = Crew(tmp_path_factory.mktemp("intake"), KALSHI_BATCH_MOST="")
+    yield crew
+    crew.leave()
+    crew.close()
+
+
+@pytest.fixture
+def strangers(crew):
+    """A producer that has none of our code."""
+    with Celery(broker=crew.redis.url, backend=crew.redis.url, set_as_current=False) as app:
+        yield app
+
+
+def test_a_flood_of_raw_messages_is_taken_in_together_and_each_gets_its_own_result(crew, strangers):
+    crew.workers(0)
+    order_ids = crew.place(FLOOD)
+    sent = {
+        each: strangers.send_task("cancel_order", kwargs={"order_id": each}, queue="cancels")
+        for each in order_ids
+    }
+    ugly = strangers.send_task("cancel_order", kwargs={"order_id": "no such/id"}, queue="cancels")
+    other = strangers.send_task("wake_up", queue="cancels")
+    crew.workers(2)
+    values = {each: task.get(timeout=PATIENCE_S) for each, task in sent.items()}
+    assert Counter(value["outcome"] for value in values.values()) == {"canceled": FLOOD}
+    assert {each: value["order_id"] for each, value in values.items()} == {each: each for each in order_ids}
+    assert ugly.get(timeout=PATIENCE_S)["outcome"] == "refused"
+    assert other.get(timeout=PATIENCE_S) is None
+    assert crew.sent() == Counter(order_ids)
+    taken_by_celery = sum(worker.log_text().count("cancel_order[") for worker in crew.alive())
+    assert taken_by_celery < FLOOD, "most never went through Celery's loop"
+    with crew.redis.client() as server:
+        wait_until(lambda: server.llen("cancels") == 0, within_s=PATIENCE_S, what="the queue is empty")
+
+
+def test_a_flood_survives_the_death_of_who_takes_it_in(crew, strangers):
+    crew.workers(0)
+    order_ids = crew.place(FLOOD)
+    for each in order_ids:
+        strangers.send_task("cancel_order", kwargs={"order_id": each}, queue="cancels", ignore_result=True)
+    [first, _second] = crew.workers(2)
+    crew.wait_many_sent(1)
+    first.kill()
+    # (What Celery itself had popped comes back by its own means, after the visibility timeout.)
+    settled = sum(1 for _ in crew.client.results(order_ids, timeout=PATIENCE_S / 3))
+    assert settled >= FLOOD - 2
+
+
+@pytest.mark.parametrize("wish", [{"countdown": 5}, {"expires": 60}])
+def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, wish):
+    crew.workers(0)
+    for how in ({}, wish):
+        strangers.send_task("cancel_order", kwargs={"order_id": "x"}, queue="cancels", **how)
+    with crew.redis.client() as server:
+        timed, plain = (item.encode() for item in server.lrange("cancels", 0, -1))
+        server.delete("cancels")
+    assert broker.plain_call(timed, "cancels") is None
+    call = broker.plain_call(plain, "cancels")
+    assert call is not None
+    assert (call.task, call.kwargs) == ("cancel_order", {"order_id": "x"})
+    assert broker.plain_call(b"not a message", "cancels") is None
