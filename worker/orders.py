@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Self, TypeVar
 
@@ -320,8 +321,13 @@ def parse_count(value: object) -> Decimal | None:
 
 def utc_text(epoch_s: float) -> str:
     """A moment as ISO 8601 UTC with milliseconds."""
-    moment = datetime.fromtimestamp(epoch_s, tz=UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, ms = divmod(round(epoch_s * 1000), 1000)
+    return f"{_second_text(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=64)  # thousands of orders a second share one
+def _second_text(epoch_s: int) -> str:
+    return datetime.fromtimestamp(epoch_s, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _kind(value: object) -> str:
