@@ -36,7 +36,7 @@ from worker.signing import KeyProblem, permission_warning
 
 log = logging.getLogger(__name__)
 
-LIMITS_EVERY_S = 60.0
+LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read
 
 

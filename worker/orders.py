@@ -6,6 +6,7 @@ be understood is refused by field name (:class:`BadRequest`).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -321,7 +322,7 @@ def parse_count(value: object) -> Decimal | None:
 
 def utc_text(epoch_s: float) -> str:
     """A moment as ISO 8601 UTC with milliseconds."""
-    seconds, ms = divmod(round(epoch_s * 1000), 1000)
+    seconds, ms = divmod(math.floor(epoch_s * 1000), 1000)
     return f"{_second_text(seconds)}.{ms:03d}Z"
 
 
