@@ -212,6 +212,7 @@ class Book:
         self._server = server
         self._prefix = settings.key_prefix
         self._record_life_s = settings.result_expires_s
+        self._wait_replicas = settings.wait_replicas
         self._accept = scripts.load(server, "accept")
         self._claim = scripts.load(server, "buckets", "claim")
         self._extend = scripts.load(server, "extend")
@@ -262,7 +263,7 @@ class Book:
                     round(deadline_s * 1000),
                     reply_to,
                 )
-            waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
+            waiting, *answers = scripts.accept(self._server, self._accept, args, replicas=self._wait_replicas)
             for request, answer in zip(portion, answers, strict=True):
                 if answer:
                     settled[request.order_id] = _parse_record(request.order_id, answer)
