@@ -12,14 +12,18 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import requests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sandbox.stack import ROOT, Part
+from sandbox.stack import ROOT, Part, free_port
+from worker.client import CancelClient
+from worker.orders import Lane
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -215,6 +219,29 @@ def test_the_procfiles_workers_have_names_of_their_own(start):
         part.wait_ready(lambda: " ready." in part.log_text(), "a worker")  # noqa: B023 - called at once
         names.add(re.search(r"(\S+@\S+) ready\.", part.log_text())[1])
     assert len(names) == len(parts)
+
+
+def test_honcho_runs_the_procfile_and_ends_it_in_good_order(start, stack, control):
+    port = free_port()
+    url = stack.redis.url.removesuffix("/0") + "/7"  # to which no other worker listens
+    environment = {"REDIS_URL": url, "KALSHI_SHUTDOWN_S": "4"}
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    honcho = start(["env", *settings, "honcho", "start", "-d", str(ROOT), "-p", str(port)])
+    honcho.wait_ready(lambda: honcho.log_text().count(" ready.") == 2, "the Procfile's processes")
+    names = dict(re.findall(r"(worker|risk)\.1 +\| .* (\S+@\S+) ready\.", honcho.log_text()))
+    assert set(names) == {"worker", "risk"}
+    with closing(CancelClient(url, requested_by="test")) as client:
+        for lane in Lane:
+            order_ids = [control.place()["order_id"] for _ in range(10)]
+            results = client.cancel_many(order_ids, lane=lane).results(30)
+            assert {result.outcome for result in results} == {"canceled"}
+    for offset in (0, 100):
+        assert (
+            "kalshi_cancel_open" in requests.get(f"http://127.0.0.1:{port + offset}/metrics", timeout=10).text
+        )
+    honcho.signal(signal.SIGTERM)
+    assert honcho.process.wait(15) == 128 + signal.SIGTERM
+    assert honcho.log_text().count("stopped (rc=0)") == 2
 
 
 def test_the_images_command_starts_a_worker_that_a_signal_ends_in_good_order(start, installed, tmp_path):
