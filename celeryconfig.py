@@ -10,6 +10,7 @@ from kombu.entity import Exchange, Queue
 
 from worker.broker import use_checked_transport
 from worker.orders import Lane
+from worker.scripts import celery_options
 from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
 
 try:
@@ -26,7 +27,7 @@ except SettingsError as _problem:
 broker_url = _redis.celery_url
 use_checked_transport()  # a message that Celery cannot open would end one worker after the other
 result_backend = _redis.celery_url
-result_backend_transport_options = {"global_keyprefix": _redis.celery_prefix}
+result_backend_transport_options = celery_options(_redis)
 imports = ("worker.tasks",)
 
 # -- what is accepted ---------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ task_default_queue = Lane.STRATEGY.queue
 task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
 # Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
 broker_transport_options = {
-    "global_keyprefix": _redis.celery_prefix,  # two accounts on one Redis
+    **celery_options(_redis),
     "queue_order_strategy": "priority",  # queues in the order above, always; the default rotates them
     "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the book anyway
     "unacked_restore_interval": 1,
@@ -75,6 +76,8 @@ broker_connection_retry_on_startup = False  # refuse to start without Redis, in 
 broker_connection_max_retries = None  # later: for ever; the default gives up after 100
 task_publish_retry = False  # a bell that cannot be rung must not keep a hand: the sweep rings again
 broker_channel_error_retry = True  # NOREPLICAS, READONLY and OOM would end the worker
+redis_socket_timeout = 5  # the defaults wait two minutes for a host that is gone
+redis_socket_connect_timeout = 1
 result_backend_always_retry = True  # a result that cannot be stored is stored later, not dropped
 result_backend_max_retries = 1000
 result_backend_base_sleep_between_retries_ms = 50

@@ -132,7 +132,7 @@ def test_the_sandbox_and_the_tests_are_not_known_to_what_runs_in_production(path
 
 
 def test_the_queues_policy_knows_its_door_orders_and_settings_only():
-    assert ours(ROOT / "celeryconfig.py") == {"broker", "orders", "settings"}
+    assert ours(ROOT / "celeryconfig.py") == {"broker", "orders", "scripts", "settings"}
 
 
 def test_only_the_settings_read_the_environment():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,18 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import requests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sandbox.stack import ROOT, Part
+from sandbox.stack import ROOT, Part, free_port
+from worker.client import CancelClient
+from worker.orders import Lane
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -217,6 +222,29 @@ def test_the_procfiles_workers_have_names_of_their_own(start):
     assert len(names) == len(parts)
 
 
+def test_honcho_runs_the_procfile_and_ends_it_in_good_order(start, stack, control):
+    port = free_port()
+    url = stack.redis.url.removesuffix("/0") + "/7"  # to which no other worker listens
+    environment = {"REDIS_URL": url, "KALSHI_SHUTDOWN_S": "4"}
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    honcho = start(["env", *settings, "honcho", "start", "-d", str(ROOT), "-p", str(port)])
+    honcho.wait_ready(lambda: honcho.log_text().count(" ready.") == 2, "the Procfile's processes")
+    names = dict(re.findall(r"(worker|risk)\.1 +\| .* (\S+@\S+) ready\.", honcho.log_text()))
+    assert set(names) == {"worker", "risk"}
+    with closing(CancelClient(url, requested_by="test")) as client:
+        for lane in Lane:
+            order_ids = [control.place()["order_id"] for _ in range(10)]
+            results = client.cancel_many(order_ids, lane=lane).results(30)
+            assert {result.outcome for result in results} == {"canceled"}
+    for offset in (0, 100):
+        assert (
+            "kalshi_cancel_open" in requests.get(f"http://127.0.0.1:{port + offset}/metrics", timeout=10).text
+        )
+    honcho.signal(signal.SIGTERM)
+    assert honcho.process.wait(15) == 128 + signal.SIGTERM
+    assert honcho.log_text().count("stopped (rc=0)") == 2
+
+
 def test_the_images_command_starts_a_worker_that_a_signal_ends_in_good_order(start, installed, tmp_path):
     shutil.copy(ROOT / "celeryconfig.py", tmp_path)  # as in the image: the wheel, and beside it this one file
     in_app = ["env", "-C", str(tmp_path), f"PYTHONPATH={installed}"]
@@ -227,16 +255,10 @@ def test_the_images_command_starts_a_worker_that_a_signal_ends_in_good_order(sta
     assert ("STOPSIGNAL", "SIGTERM") in last_stage()
 
 
-def test_the_images_health_check_asks_redis(start, stack):
-    assert start(command_of("HEALTHCHECK")).process.wait(30) == 0
-    nobody_there = ["env", "REDIS_URL=redis://127.0.0.1:1/0", *command_of("HEALTHCHECK")]
-    assert start(nobody_there).process.wait(30) == 1
-
-
 def test_the_image_is_built_in_two_stages_from_pinned_bases():
     froms = [arguments for word, arguments in instructions() if word == "FROM"]
     assert len(froms) == 2
-    assert all(re.match(r"python:3\.\d+-slim( AS \w+)?$", each) for each in froms)
+    assert all(re.match(r"python:3\.\d+\.\d+-slim-\w+( AS \w+)?$", each) for each in froms)
     copies = [arguments for word, arguments in last_stage() if word == "COPY"]
     assert copies == ["--from=build /opt/venv /opt/venv", "celeryconfig.py ./"]
 
@@ -263,6 +285,7 @@ def test_the_images_user_is_not_root():
 
 def test_the_image_holds_no_secret():
     named = [arguments for word, arguments in instructions() if word in ("ENV", "ARG")]
+    named = [each.replace("KALSHI_HEARTBEAT_FILE", "") for each in named]
     assert not any(re.search(r"KALSHI|REDIS|KEY|SECRET|TOKEN|PASS", each, re.IGNORECASE) for each in named)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in ignored if not line.startswith("#")) == "*"
@@ -293,6 +316,113 @@ def test_the_images_recipe_for_the_build_tool_finds_it_in_the_lock(tmp_path):
         ["sed", "-n", recipe, ROOT / "requirements-dev.lock"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"setuptools==\S+ \\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n)+", done.stdout)
+
+
+def test_hadolint_has_nothing_to_say():
+    done = subprocess.run(
+        [BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+class Image:
+    """What the Dockerfile's steps make, each done in order below a folder that stands for `/`.
+
+    Not done: the base image (this Python stands for its own), a user of its own, layers.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("KALSHI", "REDIS"))
+        }
+        self.env["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        self.folder = root
+        for word, arguments in instructions():
+            getattr(self, f"_{word.lower()}", lambda _arguments: None)(arguments)
+
+    def here(self, text: str) -> str:
+        """A text with the image's paths as they are here."""
+        return re.sub(r"(?<![\w/.])/(opt|build|app|dev)\b", rf"{self.root}/\1", text)
+
+    def _env(self, arguments: str) -> None:
+        for name, value in (each.split("=", 1) for each in shlex.split(arguments)):
+            self.env[name] = self.here(value).replace("$PATH", self.env["PATH"])
+
+    def _workdir(self, arguments: str) -> None:
+        self.folder = Path(self.here(arguments))
+        self.folder.mkdir()
+
+    def _copy(self, arguments: str) -> None:
+        *sources, target = arguments.split()
+        if sources[0].startswith("--from"):
+            assert sources[1] == target, "what is copied to the same place is there already"
+            return
+        for source in sources:
+            if (ROOT / source).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / source, self.folder / target, ignore=ignored)
+            else:
+                shutil.copy(ROOT / source, self.folder / target)
+
+    def _run(self, arguments: str) -> None:
+        if arguments.startswith("useradd"):
+            return
+        done = subprocess.run(
+            ["sh", "-ec", self.here(arguments)],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Image:
+    return Image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.mark.timeout(300)
+def test_the_images_steps_install_exactly_what_is_locked(image):
+    command = [image.root / "opt/venv/bin/pip", "list", "--format=json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {canonicalize_name(each["name"]): Version(each["version"]) for each in json.loads(done.stdout)}
+    brought = {"pip", "setuptools", "kalshi-cancel"}
+    pins = locked("requirements.lock")
+    assert {name: version for name, version in found.items() if name not in brought} == {
+        name: version for name, pinned in pins.items() for version, _ in pinned if found.get(name) == version
+    }
+    assert {Requirement(each).name for each in PROJECT["project"]["dependencies"]} <= set(found)
+    assert found["kalshi-cancel"] == Version(PROJECT["project"]["version"])
+
+
+@pytest.mark.timeout(300)
+def test_the_images_worker_works_and_its_health_check_tells_that_it_lives(image, stack, control, tmp_path):
+    (image.root / "dev/shm").mkdir(parents=True, exist_ok=True)
+    url = stack.redis.url.removesuffix("/0") + "/8"  # to which no other worker listens
+    own = {name: image.env[name] for name in ("PATH", "PYTHONUNBUFFERED", "KALSHI_HEARTBEAT_FILE")}
+    env = stack.environment | own | {"REDIS_URL": url}
+
+    def run(word: str) -> Part:
+        program, *arguments = command_of(word)
+        command = ["env", "-C", str(image.folder), str(image.root / "opt/venv/bin" / program), *arguments]
+        return Part(command, log_path=tmp_path / f"{word}.log", env=env)
+
+    assert run("HEALTHCHECK").process.wait(30) == 1
+    worker = run("CMD")
+    try:
+        worker.wait_ready(lambda: " ready." in worker.log_text(), "the image's worker")
+        assert run("HEALTHCHECK").process.wait(30) == 0
+        with closing(CancelClient(url)) as client:
+            assert client.cancel(control.place()["order_id"]).result(30).outcome == "canceled"
+        worker.signal(signal.SIGSTOP)
+        os.utime(env["KALSHI_HEARTBEAT_FILE"], (0, 0))  # as after some time
+        assert run("HEALTHCHECK").process.wait(30) == 1
+    finally:
+        assert worker.stop() == 0
 
 
 # -- CI

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from worker.settings import (
     VARIABLES,
     RedisSettings,
+    Sentinels,
     SettingsError,
     WorkerSettings,
     _shown,
@@ -95,6 +96,7 @@ def test_the_least_environment_gives_the_documented_defaults():
             "key_prefix": "kalshi-cancel",
             "result_expires_s": 7 * 24 * 3600,
             "audit": True,
+            "wait_replicas": 0,
         },
         "base_url": "https://external-api.kalshi.com",
         "api_key_id": "a952bcbe-ec3b-4b5b-b8f9-11dae589608c",
@@ -171,7 +173,7 @@ def test_all_problems_are_reported_at_once_in_one_line():
     )
 
     assert found == (
-        "REDIS_URL must start with redis://, rediss:// or unix:// (got no scheme)",
+        "REDIS_URL must start with redis://, rediss://, unix:// or sentinel:// (got no scheme)",
         f"{BASE_URL_RULE} (got a path: /trade-api/v2)",
         "neither KALSHI_API_KEY_ID_PATH nor KALSHI_API_KEY_ID is set: set one of them",
         "KALSHI_PRIVATE_KEY_PATH: the file /nowhere/key.pem does not exist",
@@ -279,6 +281,9 @@ def test_the_required_variables_of_the_table_are_those_without_which_nothing_sta
         ("rediss://h?ssl_cert_reqs=optional", "rediss://h/0?ssl_cert_reqs=optional"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock?db=0"),
         ("unix://:pw@/run/a%20b.sock?db=4", "unix://:pw@/run/a%20b.sock?db=4"),
+        ("sentinel://h1/main", "sentinel://h1:26379/main/0"),
+        ("Sentinel://u:p;q@h1:1,[::1],h3/main/3/", "sentinel://u:p%3Bq@h1:1,[::1]:26379,h3:26379/main/3"),
+        ("sentinel://h/m?sentinel_password=a%26b", "sentinel://h:26379/m/0?sentinel_password=a%26b"),
     ],
 )
 def test_a_redis_url_is_completed_with_database_and_tls_verification(given_url, url):
@@ -287,11 +292,31 @@ def test_a_redis_url_is_completed_with_database_and_tls_verification(given_url, 
     assert redis_settings(url) == settings
 
 
+def test_sentinels_are_told_apart_from_the_primary_that_they_know():
+    settings = redis_settings("sentinel://worker:p%40ss@h1,[::1]:7/main/3?sentinel_password=a%26b")
+    assert settings.sentinels == Sentinels(
+        addresses=(("h1", 26379), ("::1", 7)),
+        primary="main",
+        database=3,
+        login={"username": "worker", "password": "p@ss"},
+        sentinel_login={"password": "a&b"},
+    )
+    assert settings.celery_url == "sentinel://worker:p%40ss@h1:26379/3;sentinel://worker:p%40ss@[::1]:7/3"
+    assert settings.masked_url == "sentinel://worker:***@h1:26379,[::1]:7/main/3"
+    assert not any(secret in repr(settings.sentinels) for secret in ("p@ss", "a&b"))
+    assert redis_settings("redis://localhost").sentinels is None
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://localhost", "must start with redis://, rediss:// or unix:// (got http://)"),
-        ("sentinel://localhost", "(got sentinel://)"),
+        ("http://localhost", "must start with redis://, rediss://, unix:// or sentinel:// (got http://)"),
+        ("sentinel://localhost", "must be like sentinel://"),
+        ("sentinel://h1,/main", "must be like sentinel://"),
+        ("sentinel://h1:0/main", "must be like sentinel://"),
+        ("sentinel://h1 ,h2/main", "must be like sentinel://"),
+        ("sentinel://h1/main/zero", "must be like sentinel://"),
+        ("sentinel://h1/main?ssl_cert_reqs=none", "only sentinel_password, sentinel_username can be given"),
         ("redis+socket:///run/redis.sock", "(got redis+socket://)"),
         ("localhost:6379", "(got no scheme)"),
         ("redis:/localhost", "(got no scheme)"),
@@ -349,6 +374,9 @@ def test_a_redis_url_that_cannot_work_is_refused_with_the_reason(url, problem):
         f":{PASSWORD}@localhost",
         f"rediss://:{PASSWORD}@localhost?password={PASSWORD}&ssl_cert_reqs={PASSWORD}",
         f"unix://:{PASSWORD}@run/redis.sock",
+        f"sentinel://:{PASSWORD}@h1",
+        f"sentinel://:{PASSWORD}/{PASSWORD}@h1/main",
+        f"sentinel://:{PASSWORD}@h1/main?sentinel_password={PASSWORD}&password={PASSWORD}",
     ],
 )
 def test_a_refused_redis_url_never_shows_its_password(url):

@@ -259,6 +259,7 @@ class Book:
         self._audit = settings.audit
         self._accept = scripts.load(server, "audit", "bells", "accept")
         self._turn = scripts.load(server, "audit", "bells", "tell", "conclude", "buckets", "claim", "turn")
+        self._wait_replicas = settings.wait_replicas
         self._extend = scripts.load(server, "extend")
         self._overdue = scripts.load(server, "overdue")
         self._report = scripts.load(server, "audit", "tell", "report")
@@ -311,7 +312,9 @@ class Book:
                     round(deadline_s * 1000),
                     reply_to[at] if reply_to else "",
                 )
-            heard, waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
+            heard, waiting, *answers = scripts.accept(
+                self._server, self._accept, args, replicas=self._wait_replicas
+            )
             for request, answer in zip(portion, answers, strict=True):
                 if answer == "joined":
                     joined += 1

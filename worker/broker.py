@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, SentinelChannel, SentinelTransport, Transport
 from kombu.utils.json import dumps, loads
 
 UNREADABLE = "application/x-unreadable"
@@ -32,13 +32,22 @@ ID_MAX_CHARS = 1000
 ETA_MOST_S = 30.0
 
 
-class CheckedChannel(Channel):
-    """A channel that hands on only envelopes that can be opened."""
+class _Checked:
+    """Of a channel: hands on only envelopes that can be opened."""
 
     def _create_client(self, *args: Any, **kwargs: Any) -> Any:
-        client = super()._create_client(*args, **kwargs)  # type: ignore[no-untyped-call]  # kombu ships no types
-        client.set_response_callback("BRPOP", partial(_check_popped, len(self.global_keyprefix)))
+        client = super()._create_client(*args, **kwargs)  # type: ignore[misc]  # of the channel beside it
+        prefix_length = len(self.global_keyprefix)  # type: ignore[attr-defined]  # see above
+        client.set_response_callback("BRPOP", partial(_check_popped, prefix_length))
         return client
+
+
+class CheckedChannel(_Checked, Channel):
+    """A channel to one Redis."""
+
+
+class CheckedSentinelChannel(_Checked, SentinelChannel):
+    """A channel to whatever Redis the Sentinels name."""
 
 
 class CheckedTransport(Transport):
@@ -47,11 +56,18 @@ class CheckedTransport(Transport):
     Channel = CheckedChannel
 
 
+class CheckedSentinelTransport(SentinelTransport):
+    """The same by way of Sentinels."""
+
+    Channel = CheckedSentinelChannel
+
+
 def use_checked_transport() -> None:
-    """Has this process' connections to redis:// and rediss:// brokers go through the checked transport."""
+    """Has this process' connections to brokers go through the checked transports."""
     for alias in ("redis", "rediss", "redis+socket"):
         if alias in TRANSPORT_ALIASES:
             TRANSPORT_ALIASES[alias] = f"{__name__}:{CheckedTransport.__name__}"
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{CheckedSentinelTransport.__name__}"
 
 
 def _check_popped(prefix_length: int, answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:

@@ -25,7 +25,7 @@ from worker import bells
 from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
-from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, connect
+from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
 from worker.settings import RedisSettings, refuse_celery_overrides
 
 __all__ = [
@@ -157,7 +157,7 @@ class CancelClient:
             # An answer within two seconds, whatever Redis does: the stock values wait for ever.
             broker_pool_acquire_timeout=1,
             broker_transport_options={
-                "global_keyprefix": redis_url.celery_prefix,
+                **celery_options(redis_url),
                 "socket_timeout": SOCKET_TIMEOUT_S,
                 "socket_connect_timeout": CONNECT_TIMEOUT_S,
             },

@@ -41,7 +41,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             conn.connect()
         else:
             conn.ensure_connection(
-                lambda error, _interval: log.error("no connection to Redis: %s", error),
+                lambda error, _interval: log.error("no connection to Redis: %s", str(error).split(" : ")[0]),
                 interval_start=0.1,
                 interval_step=0.1,
                 interval_max=RECONNECT_MOST_S,

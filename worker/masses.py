@@ -144,19 +144,17 @@ class Masses:
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
         self._life_s = settings.result_expires_s
+        self._wait_replicas = settings.wait_replicas
+        self._enter = scripts.load(server, "enter")
         self._keep_lease = scripts.load(server, "keep_lease")
         self._still_open = scripts.load(server, "still_open")
         self._note_orders = scripts.load(server, "note_orders")
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
         """Accepts a mass cancel; entering one again changes nothing."""
-        key = self._key(request.request_id)
-        pipeline = self._server.pipeline()
-        pipeline.hsetnx(key, "request", json.dumps(request.to_json()))
-        pipeline.hsetnx(key, "reply_to", reply_to)
-        pipeline.zadd(f"{self._prefix}:masses", {request.request_id: time.time() * 1000}, nx=True)
-        pipeline.sadd(f"{self._prefix}:masses:open", request.request_id)
-        scripts.call(pipeline.execute, may_be_accepted=True)
+        asked_ms = time.time() * 1000
+        args = [self._prefix, request.request_id, json.dumps(request.to_json()), reply_to, asked_ms]
+        scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
 
     def now_s(self) -> float:
         """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
-from worker.settings import RedisSettings
+from worker.settings import RedisSettings, Sentinels
 
 # Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
 SOCKET_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 0.5
+# Sentinels are asked one after the other at each new connection; one that is gone must not use up the time.
+SENTINEL_TIMEOUT_S = 0.3
+# A replica at hand has it within a millisecond or two; producers are promised an answer within 2 s.
+REPLICATED_WITHIN_S = 0.5
 
 
 class BookError(Exception):
@@ -30,15 +35,39 @@ def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:
 
     It answers in text, or ``in_bytes``, as what others have put there is best looked at.
     """
-    return redis.Redis.from_url(
-        settings.redis_url,
-        decode_responses=not in_bytes,
-        encoding_errors="surrogateescape",
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
+    manner: dict[str, Any] = {
+        "decode_responses": not in_bytes,
+        "encoding_errors": "surrogateescape",
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+    }
+    group = settings.sentinels
+    if group is None:
+        return redis.Redis.from_url(settings.redis_url, **manner)
+    sentinel = Sentinel(group.addresses, sentinel_kwargs=_sentinel_manner(group))
+    primary: redis.Redis = sentinel.master_for(group.primary, db=group.database, **group.login, **manner)
+    return primary
+
+
+def celery_options(settings: RedisSettings) -> dict[str, Any]:
+    """What Celery's broker and result backend have to be told besides the URL."""
+    options: dict[str, Any] = {"global_keyprefix": settings.celery_prefix}  # two accounts on one Redis
+    group = settings.sentinels
+    if group is not None:
+        options |= {"master_name": group.primary, "sentinel_kwargs": _sentinel_manner(group)}
+    return options
+
+
+def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
+    # Left to itself, redis-py tries a Sentinel that is gone three times more, for seconds, before the next.
+    return {
+        **group.sentinel_login,
+        "socket_timeout": SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
 
 
 def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
@@ -47,11 +76,32 @@ def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
         return ask()
     except redis.ResponseError as error:  # READONLY, OOM, NOPERM ...: refused before anything was written
         raise BookError(f"Redis refuses: {error}", may_be_accepted=False) from None
+    except MasterNotFoundError as error:  # (its text goes on for a page)
+        raise BookError(f"Redis: {str(error).split(' : ')[0]}", may_be_accepted=False) from None
     except redis.ConnectionError as error:
         refused = isinstance(error.__cause__ or error.__context__, ConnectionRefusedError)
         raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted and not refused) from None
     except redis.RedisError as error:
         raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted) from None
+
+
+def accept(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: int) -> Any:
+    """What a script that accepts something answers, once so many replicas have what it wrote.
+
+    Raises BookError as :func:`call` does; ``may_be_accepted`` also when too few replicas have it in time.
+    """
+    if replicas == 0:
+        return call(lambda: script(args=args), may_be_accepted=True)
+    with call(server.client) as one_connection:  # WAIT is about what its own connection has written
+        answer = call(lambda: script(args=args, client=one_connection), may_be_accepted=True)
+        wait_ms = round(REPLICATED_WITHIN_S * 1000)
+        kept_by: int = call(lambda: one_connection.wait(replicas, wait_ms), may_be_accepted=True)
+    if kept_by < replicas:
+        raise BookError(
+            f"Redis has it, but only {kept_by} of {replicas} replicas within {REPLICATED_WITHIN_S:g} s",
+            may_be_accepted=True,
+        )
+    return answer
 
 
 # Put before every script: the book's prefix is always the first argument, and time is the server's.

@@ -39,7 +39,8 @@ VARIABLES: Final = (
         required=True,
         secret=True,
         who="producers",
-        meaning="The Redis that holds queue and results: redis://, rediss:// (TLS, verified) or unix://.",
+        meaning="The Redis that holds queue and results: redis://, rediss:// (TLS, verified), unix://"
+        " or sentinel://.",
     ),
     Variable(
         name="KALSHI_KEY_PREFIX",
@@ -58,6 +59,12 @@ VARIABLES: Final = (
         default="on",
         who="producers",
         meaning="Whether all that is asked for and done goes into the audit trail.",
+    ),
+    Variable(
+        name="KALSHI_WAIT_REPLICAS",
+        default="0",
+        who="producers",
+        meaning="How many replicas of Redis must have a cancel before it counts as accepted.",
     ),
     Variable(
         name="KALSHI_BASE_URL",
@@ -202,7 +209,15 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 _BASE_URL_RULE: Final = "KALSHI_BASE_URL must be scheme and host only, like https://external-api.kalshi.com"
-_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "sentinel")
+# urlsplit cannot read a list of hosts. The name of the primary, as sentinel.conf allows it, and a database.
+_SENTINEL_URL: Final = re.compile(
+    r"sentinel://(?:(?P<login>[^@/\s]*)@)?(?P<hosts>[^@/?#]+)/(?P<name>[A-Za-z0-9._-]+)(?:/(?P<db>[0-9]{1,5}))?/?"
+    r"(?:\?(?P<query>[^#\s]*))?",
+    re.IGNORECASE,
+)
+_SENTINEL_RULE: Final = "must be like sentinel://user:password@host1:26379,host2:26379/name-of-primary/0"
+SENTINEL_PORT: Final = 26379
 _ENCODE_HINT: Final = "special characters in its user name or password must be percent-encoded"
 # The parameters that redis-py, Celery's broker and Celery's result backend all read, and read alike. What
 # only some of them know would hold for the queue and not for the results, or the other way round.
@@ -211,6 +226,7 @@ _REDIS_PARAMETERS: Final = {
     "redis": frozenset[str](),
     "rediss": frozenset({"ssl_cert_reqs", *_TLS_FILES}),
     "unix": frozenset({"db"}),
+    "sentinel": frozenset({"sentinel_username", "sentinel_password"}),
 }
 _CERT_REQS: Final = {
     "required": "required",
@@ -234,6 +250,20 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sentinels:
+    """Whom to ask where the primary is, and what it is called there.
+
+    ``login`` at the primary and ``sentinel_login`` have ``username`` and ``password``, as far as set.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    primary: str
+    database: int
+    login: Mapping[str, str] = field(repr=False)
+    sentinel_login: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisSettings:
     """What producers and workers share: where Redis is and how our keys are called there; built by from_env.
 
@@ -244,6 +274,7 @@ class RedisSettings:
     key_prefix: str
     result_expires_s: int
     audit: bool
+    wait_replicas: int
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
@@ -260,6 +291,10 @@ class RedisSettings:
     def celery_url(self) -> str:
         """The same Redis as Celery's broker and result backend want it written."""
         parts = urlsplit(self.redis_url)
+        if parts.scheme == "sentinel":
+            login, at, hosts = parts.netloc.rpartition("@")
+            database = parts.path.split("/")[-1]
+            return ";".join(f"sentinel://{login}{at}{host}/{database}" for host in hosts.split(","))
         if parts.scheme != "unix":
             return self.redis_url
         database = dict(parse_qsl(parts.query)).get("db", "0")
@@ -270,6 +305,25 @@ class RedisSettings:
         """What Celery's keys and channels begin with: by default nothing, as any Celery producer expects."""
         is_default = self.key_prefix == _BY_NAME["KALSHI_KEY_PREFIX"].default
         return "" if is_default else f"{self.key_prefix}:"
+
+    @property
+    def sentinels(self) -> Sentinels | None:
+        """Who knows where the primary is; None when ``redis_url`` says it itself."""
+        parts = urlsplit(self.redis_url)
+        if parts.scheme != "sentinel":
+            return None
+        userinfo, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = userinfo.partition(":")
+        login = {"username": unquote(username), "password": unquote(password)}
+        _, primary, database = parts.path.split("/")
+        addresses = (urlsplit(f"//{host}") for host in hosts.split(","))
+        return Sentinels(
+            addresses=tuple((each.hostname or "", each.port or SENTINEL_PORT) for each in addresses),
+            primary=primary,
+            database=int(database),
+            login={name: value for name, value in login.items() if value},
+            sentinel_login={name.removeprefix("sentinel_"): value for name, value in parse_qsl(parts.query)},
+        )
 
     @property
     def masked_url(self) -> str:
@@ -444,6 +498,7 @@ class _RedisFields(TypedDict):
     key_prefix: str
     result_expires_s: int
     audit: bool
+    wait_replicas: int
 
 
 def _redis_fields(reader: _Reader) -> _RedisFields:
@@ -455,8 +510,13 @@ def _redis_fields(reader: _Reader) -> _RedisFields:
             f" (got: {_shown(prefix)})"
         )
     expires_s = reader.integer("KALSHI_RESULT_EXPIRES_S", low=60, high=365 * DAY_S, unit="seconds")
-    audit = reader.flag("KALSHI_AUDIT")
-    return {"redis_url": url, "key_prefix": prefix, "result_expires_s": expires_s, "audit": audit}
+    return {
+        "redis_url": url,
+        "key_prefix": prefix,
+        "result_expires_s": expires_s,
+        "audit": reader.flag("KALSHI_AUDIT"),
+        "wait_replicas": reader.integer("KALSHI_WAIT_REPLICAS", low=0, high=9, unit="replicas"),
+    }
 
 
 def _redis_url(reader: _Reader) -> str:
@@ -467,8 +527,10 @@ def _redis_url(reader: _Reader) -> str:
     scheme = _SCHEME.match(value)
     if scheme is None or scheme[1].lower() not in _REDIS_SCHEMES:
         found = f"{scheme[1]}://" if scheme else "no scheme"
-        reader.problem(f"REDIS_URL must start with redis://, rediss:// or unix:// (got {found})")
+        reader.problem(f"REDIS_URL must start with redis://, rediss://, unix:// or sentinel:// (got {found})")
         return ""
+    if scheme[1].lower() == "sentinel":
+        return _sentinel_url(reader, value)
     parts = _split(value)
     if parts is None or parts.fragment or "#" in value:
         reader.problem(f"REDIS_URL cannot be understood: {_ENCODE_HINT}")
@@ -477,6 +539,28 @@ def _redis_url(reader: _Reader) -> str:
     for problem in problems:
         reader.problem(f"REDIS_URL {problem}")
     return "" if problems else _spelled_out(parts)
+
+
+def _sentinel_url(reader: _Reader, value: str) -> str:
+    """The URL with every port and the database in it."""
+    found = _SENTINEL_URL.fullmatch(value)
+    hosts = [_split(f"sentinel://{host}") for host in found["hosts"].split(",")] if found else []
+    if found is None or not all(host and _is_host(host.hostname or "") and not host.path for host in hosts):
+        reader.problem(f"REDIS_URL {_SENTINEL_RULE}, and {_ENCODE_HINT}")
+        return ""
+    parts = SplitResult("sentinel", "", "", found["query"] or "", "")
+    problems = _redis_parameter_problems(parts)
+    for problem in problems:
+        reader.problem(f"REDIS_URL {problem}")
+    login = f"{found['login'].replace(';', '%3B')}@" if found["login"] else ""
+    addresses = ",".join(_address(host.hostname or "", host.port or SENTINEL_PORT) for host in hosts if host)
+    query = urlencode(parse_qsl(parts.query), quote_via=quote)
+    path = f"{found['name']}/{found['db'] or 0}"
+    return "" if problems else f"sentinel://{login}{addresses}/{path}{'?' if query else ''}{query}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _redis_address_problems(parts: SplitResult) -> list[str]:

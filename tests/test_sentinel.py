@@ -1,0 +1,193 @@
+"""Redis behind Sentinels: a failover loses nothing that was replicated, and everybody goes on by himself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+
+import pytest
+from celery import Celery
+from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
+
+from sandbox.failover import DOWN_AFTER_MS, WatchedRedis
+from sandbox.stack import ROOT, Stack, wait_until
+from worker.client import BookError, CancelClient
+from worker.scripts import celery_options
+from worker.settings import RedisSettings
+
+# The Sentinels agree and promote within about a second after they have taken the primary for dead.
+FAILOVER_S = DOWN_AFTER_MS / 1000 + 6.0
+PRODUCER_S = 2.0  # promised to a producer, whatever Redis does
+
+
+class Guarded:
+    """Sentinels, their Redis, the exchange and workers."""
+
+    def __init__(self, folder) -> None:
+        self.redis = WatchedRedis(folder / "redis").start()
+        self.settings = RedisSettings.from_env({"REDIS_URL": self.redis.url, "KALSHI_WAIT_REPLICAS": "1"})
+        self.stack = Stack(folder, environment={**ENVIRONMENT, "REDIS_URL": self.redis.url})
+        self.stack.start_exchange()
+        self.control = self.stack.control
+        self.workers = [self.stack.spawn_worker() for _ in range(2)]
+        for worker in self.workers:
+            wait_ready(worker)
+        self.client = CancelClient(self.settings, requested_by="test")
+
+    def place(self, number: int) -> list[str]:
+        """The ids of so many resting orders."""
+        order_ids = ids(number)
+        self.control.place_many([{"order_id": order_id} for order_id in order_ids])
+        return order_ids
+
+    def sent(self) -> int:
+        """How many cancels have reached the exchange."""
+        return len(self.control.calls(operation="cancel")) + len(self.control.calls(operation="batch"))
+
+    def accept(self, order_id: str):
+        """The pending cancel, asked for again and again as a producer should."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self.client.cancel(order_id)
+            except BookError:
+                assert time.monotonic() < give_up
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.client.close()
+        for server in self.redis.servers:
+            server.part.signal(signal.SIGCONT)
+        self.stack.stop()
+        self.redis.stop()
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    guarded = Guarded(tmp_path)
+    yield guarded
+    for worker in guarded.workers:
+        sys.stdout.write(f"--- {worker.log_path.name}\n{worker.log_text()[-5000:]}\n")
+    guarded.close()
+
+
+def killed(guarded, old) -> None:
+    old.kill()
+
+
+def moved_on_purpose(guarded, old) -> None:
+    with guarded.redis.ask() as sentinel:
+        sentinel.execute_command("SENTINEL FAILOVER", "cancels", "COORDINATED")
+
+
+def frozen(guarded, old) -> None:
+    old.part.signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("trouble", [killed, moved_on_purpose, frozen])
+def test_a_failover_under_load_loses_nothing_that_was_replicated_and_work_goes_on_by_itself(guarded, trouble):
+    guarded.control.configure(latency_s=0.05)
+    old = guarded.redis.primary()
+    order_ids = guarded.place(150)
+    pending = guarded.client.cancel_many(order_ids)
+    wait_until(lambda: guarded.sent() >= 10, what="some cancels sent")
+    trouble(guarded, old)
+    began = time.monotonic()
+    wait_until(lambda: guarded.redis.primary() is not old, what="another primary")
+    [one_more] = guarded.place(1)
+    result = guarded.accept(one_more).result(PATIENCE_S)
+    took_s = time.monotonic() - began
+    print(f"{trouble.__name__}: the next cancel is settled after {took_s:.1f} s")
+    assert result.outcome == "canceled"
+    assert took_s <= FAILOVER_S
+    outcomes = Counter(result.outcome for result in pending.results(PATIENCE_S))
+    assert outcomes == {"canceled": 150}
+    assert {guarded.control.order(order_id)["status"] for order_id in order_ids} == {"canceled"}
+    assert [worker.process.poll() for worker in guarded.workers] == [None, None]
+    if trouble is killed:
+        old.start()
+    old.part.signal(signal.SIGCONT)
+    wait_until(guarded.redis.is_settled, what="the old primary as a replica of the new one")
+    assert guarded.redis.primary() is not old
+    assert guarded.accept(*guarded.place(1)).result(PATIENCE_S).outcome == "canceled"
+
+
+def test_a_raw_producer_and_a_hostile_one_are_served_as_by_a_single_redis(guarded):
+    [order_id] = guarded.place(1)
+    url, options = guarded.settings.celery_url, celery_options(guarded.settings)
+    with Celery("raw", broker=url, backend=url, set_as_current=False) as app:
+        app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
+        with guarded.redis.primary().client() as server:
+            server.lpush("cancels", "{this is no message")
+        sent = app.send_task("cancel_order", [order_id], queue="cancels")
+        assert sent.get(timeout=PATIENCE_S)["outcome"] == "canceled"
+        refused = app.send_task("cancel_order", ["no/id"], queue="cancels")
+        assert refused.get(timeout=PATIENCE_S)["outcome"] == "refused"
+    assert [worker.process.poll() for worker in guarded.workers] == [None, None]
+
+
+def test_what_no_replica_has_is_not_called_accepted(guarded):
+    old = guarded.redis.primary()
+    replicas = [server for server in guarded.redis.servers if server is not old]
+    [order_id, other] = guarded.place(2)
+    for replica in replicas:
+        replica.part.signal(signal.SIGSTOP)
+    asked = time.monotonic()
+    with pytest.raises(BookError, match="only 0 of 1 replicas") as told:
+        guarded.client.cancel(order_id)
+    assert told.value.may_be_accepted
+    assert time.monotonic() - asked <= PRODUCER_S
+    with pytest.raises(BookError, match="only 0 of 1 replicas"):
+        guarded.client.mass_cancel({"order_ids": [other]})
+    replicas[0].part.signal(signal.SIGCONT)
+    assert guarded.accept(order_id).result(PATIENCE_S).outcome == "canceled"
+
+
+def test_sentinels_that_are_gone_do_not_keep_anybody_from_the_primary(guarded):
+    guarded.redis.sentinels[0].kill()
+    guarded.redis.sentinels[1].signal(signal.SIGSTOP)
+    asked = time.monotonic()
+    with closing(CancelClient(guarded.settings)) as client:
+        [order_id] = guarded.place(1)
+        pending = client.cancel(order_id)
+        assert time.monotonic() - asked <= PRODUCER_S
+        assert pending.result(PATIENCE_S).outcome == "canceled"
+    worker = guarded.stack.start_worker()
+    assert worker.stop() == 0
+
+
+def test_without_any_sentinel_everybody_says_so_in_time(guarded, tmp_path):
+    for sentinel in guarded.redis.sentinels:
+        sentinel.kill()
+    with closing(CancelClient(guarded.settings)) as client:
+        asked = time.monotonic()
+        with pytest.raises(BookError, match=r"^Redis: No master found for 'cancels'$") as told:
+            client.cancel(*ids(1))
+        assert not told.value.may_be_accepted
+        assert time.monotonic() - asked <= PRODUCER_S
+    worker = guarded.stack.spawn_worker()
+    assert worker.process.wait(PATIENCE_S) != 0
+    assert "cannot start: no Redis at sentinel://127.0.0.1" in worker.log_text()
+
+
+def test_the_command_line_finds_its_way(guarded):
+    [order_id] = guarded.place(1)
+    for command, code in (
+        (["cancel", order_id], 0),
+        (["status", order_id], 0),
+        (["doctor", "--producer"], 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", *command],
+            cwd=ROOT,
+            env=guarded.stack.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
