@@ -13,6 +13,7 @@ from sandbox.stack import ROOT
 
 # What each module of worker/ may import of ours; a new module is given its place here. Arrows point one
 # way: values at the bottom, the exchange and the book side by side, the desk above both, the queue on top.
+COMMAND = {"cli.exits", "cli.line", "cli.printing"}  # what each of cancelctl's commands is made with
 MAY_IMPORT = {
     "__init__": set(),
     # Values.
@@ -58,7 +59,20 @@ MAY_IMPORT = {
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
     # The operator's side; `doctor` looks at everything a worker needs.
-    "cli": {"book", "client", "doctor", "orders", "settings"},
+    "cli.printing": {"book", "orders"},
+    "cli.exits": {"cli.printing", "client", "orders"},
+    "cli.line": {"cli.exits"},
+    "cli.cancels": {"book", "client", "orders", *COMMAND},
+    "cli.dead": {"book", "client", *COMMAND},
+    "cli.reports": {"cli.exits", "cli.printing"},
+    "cli.masses": {"client", "cli.reports", *COMMAND},
+    "cli.doctor": {"doctor", *COMMAND},
+    "cli.sandbox": COMMAND,
+    "cli.__init__": {
+        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.sandbox"),
+        *("cli.exits", "cli.line", "client", "settings"),
+    },
+    "cli.__main__": {"cli.__init__"},
     "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
@@ -87,8 +101,17 @@ def imported(path):
 
 def ours(path):
     """The modules of worker/ that a module imports."""
-    parts = (name.split(".") for name in imported(path))
-    return {each[1] if len(each) > 1 else "__init__" for each in parts if each[0] == "worker"}
+    return {_module(name) for name in imported(path) if name.split(".")[0] == "worker"}
+
+
+def _module(name):
+    """The module that a dotted name is, or is in."""
+    parts = name.split(".")[1:3]
+    while parts and not (ROOT / "worker" / "/".join(parts)).with_suffix(".py").exists():
+        if (ROOT / "worker" / "/".join(parts)).is_dir():
+            return ".".join([*parts, "__init__"])
+        parts.pop()
+    return ".".join(parts) or "__init__"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
