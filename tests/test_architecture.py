@@ -34,8 +34,12 @@ MAY_IMPORT = {
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
-    # What a worker tells about its work.
+    # What a worker tells about its work, and who listens and looks.
     "notices": {"book", "dialects", "gate", "orders"},
+    "fleet": {"orders", "scripts", "settings"},
+    "metrics": {"book", "dialects", "fleet", "gate", "notices", "orders", "scripts", "settings"},
+    "health": {"book", "dialects", "exchange", "scripts"},
+    "monitor": set(),
     # Both together: what is asked for is seen through.
     "pursuit": {
         *("book", "leases", "pacing", "scripts"),
@@ -52,8 +56,9 @@ MAY_IMPORT = {
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),
+        *("fleet", "health", "metrics", "monitor", "notices"),
     },
-    "consumer": {"bells", "broker", "lifecycle", "scripts"},
+    "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.

@@ -135,7 +135,7 @@ class Desk:
                     if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
                         called_at = asked
                         self._call_hand(claim.entries[0].lane)
-                    self._conclude(self._pursuit.pursue(claim))
+                    self._conclude(self._pursuit.pursue(claim), since=asked)
             else:
                 wait_s = _until_more(claim)
                 if wait_s is None or not self._stay(wait_s):
@@ -196,8 +196,11 @@ class Desk:
         except BookError as error:
             log.warning("the gate's state cannot be shown: %s", error)
 
-    def _conclude(self, conclusions: Sequence[Conclusion]) -> None:
-        """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
+    def _conclude(self, conclusions: Sequence[Conclusion], *, since: float) -> None:
+        """Stores and tells; asks Redis until it is done, because the exchange will not say it twice.
+
+        ``since``: when they were claimed (monotonic).
+        """
         give_up = None
         while True:
             try:
@@ -210,7 +213,8 @@ class Desk:
                     if time.monotonic() > give_up:
                         return  # still in the book: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
-        self._tell(Concluded(tuple(conclusions), tuple(done)))
+        held_s = time.monotonic() - since
+        self._tell(Concluded(tuple(conclusions), tuple(done), held_s))
         for conclusion, ours in zip(conclusions, done, strict=True):
             _log(conclusion, ours=ours)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, concurrency, signals
 from celery.app import app_or_default
 from kombu.exceptions import OperationalError
 
@@ -21,8 +24,13 @@ from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
+from worker.fleet import Fleet
+from worker.health import BEAT_OLD_S, OK, Heartbeat, Readiness
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
+from worker.metrics import Metrics
+from worker.monitor import Monitor, json_page
+from worker.notices import Notice, Tell, tell_all
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
 from worker.scripts import BookError
@@ -41,6 +49,8 @@ class Office:
 
     desk: Desk
     mass_runner: MassRunner
+    readiness: Readiness
+    tell: Tell
     shutdown_s: float
 
     def stop(self) -> None:
@@ -49,8 +59,24 @@ class Office:
         self.mass_runner.stop()
 
 
+@dataclass(slots=True)
+class Watch:
+    """How this worker is watched; decided once, at its start, and inherited by the processes of its pool."""
+
+    heartbeat: Heartbeat
+    metrics: Metrics | None = None
+    monitor: Monitor | None = None
+    folder: str | None = None  # where the processes of a pool count
+
+    def close(self) -> None:
+        """Lets go of what the worker has put down."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 _offices: dict[int, Office] = {}
 _offices_lock = threading.Lock()
+_watch = Watch(Heartbeat(None))
 
 
 def desk() -> Desk:
@@ -61,6 +87,16 @@ def desk() -> Desk:
 def mass_runner() -> MassRunner:
     """This process' runner of mass cancels."""
     return _office().mass_runner
+
+
+def tell(notice: Notice) -> None:
+    """Tells whoever listens to this process."""
+    _office().tell(notice)
+
+
+def heartbeat() -> Heartbeat:
+    """The beat of this worker's main loop."""
+    return _watch.heartbeat
 
 
 def _office() -> Office:
@@ -92,6 +128,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     name = f"{socket.gethostname()}:{os.getpid()}"
     the_book = Book(server, settings.redis)
+    tell = tell_all(_listeners(exchange))
     the_desk = Desk(
         the_book,
         exchange,
@@ -106,6 +143,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: _ring(bells.wake_up, app, lane),
         name=name,
+        tell=tell,
     )
     runner = MassRunner(
         Means(
@@ -117,10 +155,29 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
             read_lag_s=settings.read_lag_s,
             name=name,
             stopping=threading.Event(),
+            tell=tell,
         )
     )
     runner.start()
-    return Office(the_desk, runner, settings.shutdown_s)
+    metrics = _watch.metrics
+    if metrics is not None:
+        metrics.watch_fleet(Fleet(server, settings.redis))
+    readiness = Readiness(the_book, exchange, metrics.gate_states if metrics else list)
+    return Office(the_desk, runner, readiness, tell, settings.shutdown_s)
+
+
+def _listeners(exchange: Exchange) -> list[Tell]:
+    """Who is told what this process does."""
+    listeners: list[Tell] = []
+    if _watch.metrics is not None:
+        key_id, algorithm = exchange.signs_with
+        _watch.metrics.begin(
+            key_id=key_id,
+            algorithm=algorithm,
+            skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
+        )
+        listeners.append(_watch.metrics)
+    return listeners
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
@@ -149,8 +206,8 @@ def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
 
 
 @signals.worker_init.connect
-def _refuse_to_start_unfit(**_: Any) -> None:
-    """Ends the process in one line unless settings, key and Redis are fit."""
+def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
+    """Ends the process in one line unless settings, key and Redis are fit, and it can be watched."""
     # SystemExit, because Celery swallows ordinary exceptions of this signal's handlers and runs on.
     try:
         settings = WorkerSettings.from_env()
@@ -162,11 +219,62 @@ def _refuse_to_start_unfit(**_: Any) -> None:
         sys.exit(f"cannot start: no Redis at {settings.redis.masked_url}: {problem}")
     if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
         log.warning(warning)
+    _start_watch(settings, forks=_forks(sender))
+
+
+def _forks(worker: Any) -> bool:
+    """Whether a worker's pool is one of processes."""
+    pool = concurrency.get_implementation(worker.pool_cls)
+    return bool(pool.__module__ == "celery.concurrency.prefork")
+
+
+def _start_watch(settings: WorkerSettings, *, forks: bool) -> None:
+    """Opens what the worker is to be watched by, or ends the process in one line."""
+    _watch.heartbeat = Heartbeat(settings.heartbeat_file)
+    try:
+        _watch.heartbeat.start()
+    except OSError as problem:
+        sys.exit(f"cannot start: KALSHI_HEARTBEAT_FILE cannot be touched: {problem}")
+    if not settings.metrics_port:
+        return
+    try:
+        _watch.monitor = Monitor(settings.metrics_host, settings.metrics_port)
+    except OSError as problem:
+        address = f"{settings.metrics_host}:{settings.metrics_port}"
+        sys.exit(f"cannot start: KALSHI_METRICS_PORT cannot be opened at {address}: {problem.strerror}")
+    _watch.folder = tempfile.mkdtemp(prefix="kalshi-cancel-metrics-") if forks else None
+    _watch.metrics = Metrics(_watch.folder)
+
+
+@signals.worker_process_init.connect
+def _leave_the_port_to_the_parent(**_: Any) -> None:
+    if _watch.monitor is not None:
+        _watch.monitor.close()
 
 
 @signals.worker_ready.connect
 def _warm_up(**_: Any) -> None:
-    desk()
+    office, metrics, monitor = _office(), _watch.metrics, _watch.monitor
+    if metrics is None or monitor is None:
+        return
+
+    def show_metrics(accept: str) -> tuple[HTTPStatus, str, bytes]:
+        return HTTPStatus.OK, *metrics.exposition(accept)
+
+    def show_life(_accept: str) -> tuple[HTTPStatus, str, bytes]:
+        age_s = _watch.heartbeat.age_s
+        return json_page({"heartbeat_age_s": round(age_s, 3)}, ok=age_s <= BEAT_OLD_S)
+
+    def show_readiness(_accept: str) -> tuple[HTTPStatus, str, bytes]:
+        found = office.readiness.look()
+        return json_page(found, ok=all(each == OK for each in found.values()))
+
+    monitor.serve({"/metrics": show_metrics, "/healthz": show_life, "/ready": show_readiness})
+
+
+@signals.worker_shutdown.connect
+def _stop_watch(**_: Any) -> None:
+    _watch.close()
 
 
 @signals.worker_shutting_down.connect
