@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "notices": {"book", "dialects", "gate", "orders"},
     "fleet": {"orders", "scripts", "settings"},
     "metrics": {"book", "dialects", "fleet", "gate", "notices", "orders", "scripts", "settings"},
-    "health": {"book", "dialects", "exchange", "scripts"},
+    "health": set(),
+    "readiness": {"book", "dialects", "exchange", "scripts"},
     "monitor": set(),
     # Both together: what is asked for is seen through.
     "pursuit": {
@@ -56,7 +57,7 @@ MAY_IMPORT = {
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),
-        *("fleet", "health", "metrics", "monitor", "notices"),
+        *("fleet", "health", "metrics", "monitor", "notices", "readiness"),
     },
     "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
     "app": {"consumer"},
@@ -72,9 +73,10 @@ MAY_IMPORT = {
     "cli.reports": {"cli.exits", "cli.printing"},
     "cli.masses": {"client", "cli.reports", *COMMAND},
     "cli.doctor": {"doctor", *COMMAND},
+    "cli.health": {"health", "settings", *COMMAND},
     "cli.sandbox": COMMAND,
     "cli.__init__": {
-        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.sandbox"),
+        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.health", "cli.sandbox"),
         *("cli.exits", "cli.line", "client", "settings"),
     },
     "cli.__main__": {"cli.__init__"},

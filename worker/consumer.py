@@ -19,7 +19,7 @@ from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 
 from worker import bells
-from worker.broker import WHY_HEADER
+from worker.broker import WHY_HEADER, notice_waits
 from worker.health import BEAT_EVERY_S
 from worker.lifecycle import desk, heartbeat, tell
 from worker.notices import BellRung
@@ -135,6 +135,8 @@ class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
 
     def start(self, consumer: Any) -> None:
         """Starts the timer; called again after every reconnect."""
+        # While Redis is silent one round of the timer takes many waits for it, minutes in all.
+        notice_waits(heartbeat().beat)
         self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, heartbeat().beat)
 
     def stop(self, _consumer: Any) -> None:

@@ -1,30 +1,16 @@
-"""Whether a worker lives, and whether it is ready: what an orchestrator asks, and how it is answered.
-
-It lives while its main loop beats. It is ready while cancels would go through: Redis, key, clock, exchange
-and gate are fit.
-"""
+"""Whether a worker lives: the beat of its main loop, in memory and as the age of a file."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from worker.book import Book
-from worker.dialects import ACCOUNT_LIMITS, Trouble
-from worker.exchange import SKEW_TO_CORRECT_MS, Exchange
-from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 1.0
-# Longer than whatever the main loop waits for while Redis is away or silent.
+# Longer than the longest single wait of the main loop, which is that for a silent Redis.
 BEAT_OLD_S = 15.0
-ASK_EXCHANGE_EVERY_S = 5.0
-OK = "ok"
-_REFUSED = (401, 403)
 
 
 class Heartbeat:
@@ -42,7 +28,9 @@ class Heartbeat:
             self._file.touch()
 
     def beat(self) -> None:
-        """Says that the main loop has come by; to be called by nobody else."""
+        """Says that the main loop goes on; to be called from nowhere else, as often as one likes."""
+        if self.age_s < BEAT_EVERY_S / 2:
+            return
         try:
             self.start()
         except OSError as error:
@@ -56,65 +44,17 @@ class Heartbeat:
         return time.monotonic() - self._at
 
 
-def is_alive(file: Path) -> bool:
-    """Whether the file was touched lately; also not when that is to come, after a clock was set."""
+def age_of(file: Path) -> float | None:
+    """Seconds since the last beat that a file tells; None when there is no such file."""
     try:
-        age_s = time.time() - file.stat().st_mtime
+        return time.time() - file.stat().st_mtime
     except OSError:
-        return False
-    return abs(age_s) <= BEAT_OLD_S
+        return None
 
 
-class Readiness:
-    """Looks whether cancels would go through; safe to share between threads.
+def is_young(age_s: float | None) -> bool:
+    """Whether a beat of this age is one of a worker that lives.
 
-    ``held_back``: why gates of this worker hold cancels back, if any does.
+    One that is still to come is none: a clock was set since, and who lives has beaten again by now.
     """
-
-    def __init__(self, book: Book, exchange: Exchange, held_back: Callable[[], Sequence[str]]) -> None:
-        self._book = book
-        self._exchange = exchange
-        self._held_back = held_back
-        self._lock = threading.Lock()
-        self._asked_at = -ASK_EXCHANGE_EVERY_S
-        self._trouble: Trouble | None = None
-
-    def look(self) -> dict[str, str]:
-        """``ok`` or why not, for each of redis, key, clock, exchange and breaker.
-
-        The exchange is asked at most every five seconds, by one read that is signed; so an answer may take as
-        long as a call to the exchange may.
-        """
-        trouble = self._ask_exchange()
-        refused = trouble is not None and trouble.problem.http_status in _REFUSED
-        words = "" if trouble is None else f"{trouble.problem.code}: {trouble.problem.message}"
-        return {
-            "redis": self._redis(),
-            "key": words if refused else OK,
-            "clock": self._clock(),
-            "exchange": OK if trouble is None or refused else words,
-            "breaker": ", ".join(self._held_back()) or OK,
-        }
-
-    def _redis(self) -> str:
-        try:
-            self._book.ping()
-        except BookError as error:
-            return str(error)
-        return OK
-
-    def _clock(self) -> str:
-        skew_ms = self._exchange.skew_ms
-        if skew_ms is None:
-            return "the exchange has not told its time yet"
-        if abs(skew_ms) >= SKEW_TO_CORRECT_MS:
-            return f"this host's clock is off: the exchange's differs by {skew_ms:+d} ms"
-        return OK
-
-    def _ask_exchange(self) -> Trouble | None:
-        with self._lock:
-            if time.monotonic() - self._asked_at >= ASK_EXCHANGE_EVERY_S:
-                answer = self._exchange.fetch(ACCOUNT_LIMITS)
-                self._trouble = answer if isinstance(answer, Trouble) else None
-                self._asked_at = time.monotonic()
-            return self._trouble
+    return age_s is not None and abs(age_s) <= BEAT_OLD_S

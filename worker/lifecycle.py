@@ -25,7 +25,7 @@ from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
 from worker.fleet import Fleet
-from worker.health import BEAT_OLD_S, OK, Heartbeat, Readiness
+from worker.health import Heartbeat, is_young
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
 from worker.metrics import Metrics
@@ -33,6 +33,7 @@ from worker.monitor import Monitor, json_page
 from worker.notices import Notice, Tell, tell_all
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
+from worker.readiness import OK, Readiness
 from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings
 from worker.signing import KeyProblem, permission_warning
@@ -263,7 +264,7 @@ def _warm_up(**_: Any) -> None:
 
     def show_life(_accept: str) -> tuple[HTTPStatus, str, bytes]:
         age_s = _watch.heartbeat.age_s
-        return json_page({"heartbeat_age_s": round(age_s, 3)}, ok=age_s <= BEAT_OLD_S)
+        return json_page({"heartbeat_age_s": round(age_s, 3)}, ok=is_young(age_s))
 
     def show_readiness(_accept: str) -> tuple[HTTPStatus, str, bytes]:
         found = office.readiness.look()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker.cli import cancels, dead, doctor, masses, sandbox
+from worker.cli import cancels, dead, doctor, health, masses, sandbox
 from worker.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from worker.cli.line import Subparsers
 from worker.client import BadRequest, BookError
@@ -75,5 +75,6 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     dead.add_retry,
     masses.add_mass,
     doctor.add_doctor,
+    health.add_health,
     sandbox.add_sandbox,
 )
