@@ -39,6 +39,9 @@ MAY_IMPORT = {
     "fleet": {"orders", "scripts", "settings"},
     "metrics": {"book", "dialects", "fleet", "gate", "notices", "orders", "scripts", "settings"},
     "health": set(),
+    "logs": {"orders", "settings"},
+    "tracing": {"settings"},
+    "spans": {"book", "notices"},
     "readiness": {"book", "dialects", "exchange", "scripts"},
     "monitor": set(),
     # Both together: what is asked for is seen through.
@@ -47,7 +50,9 @@ MAY_IMPORT = {
         *("dialects", "exchange", "gate", "orders", "outcomes"),
         "notices",
     },
-    "desk": {"book", "exchange", "gate", "leases", "notices", "orders", "pacing", "pursuit", "scripts"},
+    "desk": {
+        *("book", "exchange", "gate", "leases", "logs", "notices", "orders", "pacing", "pursuit", "scripts")
+    },
     "mass": {"book", "dialects", "exchange", "masses", "notices", "orders", "pacing", "scripts"},
     # The worker's process and the queue's surface.
     "bells": {"orders"},
@@ -57,13 +62,13 @@ MAY_IMPORT = {
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),
-        *("fleet", "health", "metrics", "monitor", "notices", "readiness"),
+        *("fleet", "health", "logs", "metrics", "monitor", "notices", "readiness", "spans", "tracing"),
     },
     "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli.printing": {"book", "orders"},
     "cli.exits": {"cli.printing", "client", "orders"},

@@ -19,7 +19,7 @@ from celery import Celery, concurrency, signals
 from celery.app import app_or_default
 from kombu.exceptions import OperationalError
 
-from worker import bells, scripts
+from worker import bells, logs, scripts
 from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
@@ -35,8 +35,9 @@ from worker.orders import Lane
 from worker.pacing import Limits, Pacer
 from worker.readiness import OK, Readiness
 from worker.scripts import BookError
-from worker.settings import SettingsError, WorkerSettings
+from worker.settings import SettingsError, WorkerSettings, read_log_format
 from worker.signing import KeyProblem, permission_warning
+from worker.tracing import open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,11 @@ def _listeners(exchange: Exchange) -> list[Tell]:
             skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
         )
         listeners.append(_watch.metrics)
+    tracer = open_tracer("kalshi-cancel-worker")
+    if tracer is not None:
+        from worker.spans import Spans  # noqa: PLC0415 - OpenTelemetry is an extra
+
+        listeners.append(Spans(tracer))
     return listeners
 
 
@@ -218,9 +224,23 @@ def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
         sys.exit(f"cannot start: {problem}")
     except BookError as problem:
         sys.exit(f"cannot start: no Redis at {settings.redis.masked_url}: {problem}")
-    if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
-        log.warning(warning)
     _start_watch(settings, forks=_forks(sender))
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _format_log(logger: logging.Logger, **_: Any) -> None:
+    logs.set_format(logger, read_log_format())
+
+
+@signals.celeryd_after_setup.connect
+def _greet(instance: Any, **_: Any) -> None:
+    """The first words after the log is set up."""
+    if logs.is_json(logging.getLogger()):
+        instance.quiet = True  # Celery's banner is no JSON
+    path = WorkerSettings.from_env().private_key_path
+    if path and (warning := permission_warning(path)):
+        log.warning(warning)
 
 
 def _forks(worker: Any) -> bool:

@@ -402,6 +402,18 @@ def read_log_format(env: Mapping[str, str] | None = None) -> LogFormat:
     return log_format
 
 
+def read_traces_exporter(env: Mapping[str, str] | None = None) -> str | None:
+    """``otlp`` or ``console`` where OpenTelemetry's own variables ask for traces, else None."""
+    env = os.environ if env is None else env
+    if (env.get("OTEL_SDK_DISABLED") or "").strip().lower() == "true":
+        return None
+    named = (env.get("OTEL_TRACES_EXPORTER") or "").strip().lower()
+    addressed = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if named in {"otlp", "console"}:
+        return named
+    return "otlp" if addressed and not named else None
+
+
 def count_in_files(folder: str | None) -> None:
     """Has prometheus_client count in files of this folder, or in memory; it reads that nowhere else.
 
