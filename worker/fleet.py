@@ -94,7 +94,7 @@ class Fleet:
 
     def _masses(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zrange(f"{self._prefix}:masses", 0, MASSES_MOST - 1, desc=True)
+        pipeline.zrange(f"{self._prefix}:masses", -MASSES_MOST, -1)
         pipeline.smembers(f"{self._prefix}:masses:open")
         latest, running = scripts.call(pipeline.execute)
         ended = {
