@@ -176,6 +176,34 @@ def test_a_batch_is_linked_to_all_its_orders(own, collector):
         assert set(batch.links) <= settled
 
 
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_what_was_not_sent_yet_is_sent_as_a_worker_ends(own, collector, pool):
+    own.workers[-1].stop()
+    late = {**collector.environment, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    part = own.start_worker("-P", pool, "-c", "2", **late)
+    [order_id] = place(own)
+    produce(own, order_id)
+    assert part.stop() == 0
+    assert collector.settled(order_id).about["kalshi.outcome"] == "canceled"
+    own.start_worker()
+
+
+WITHOUT = """
+import sys
+sys.modules["opentelemetry"] = None  # as if it were not installed
+from worker.client import CancelClient
+print(CancelClient.from_env().cancel(sys.argv[1]).result(30).outcome.value)
+"""
+
+
+def test_without_the_extra_a_cancel_goes_through_and_it_is_said_that_nothing_is_traced(own, collector):
+    [order_id] = place(own)
+    text = WITHOUT.replace("import sys\n", "import sys, logging\nlogging.basicConfig(stream=sys.stdout)\n", 1)
+    printed = produce(own, order_id, text=text)
+    assert "install kalshi-cancel[tracing]" in printed
+    assert printed.endswith("canceled\n")
+
+
 @pytest.mark.parametrize("how", ["field", "header"])
 def test_a_raw_producers_traceparent_is_followed(own, collector, how):
     [order_id] = place(own)

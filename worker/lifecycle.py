@@ -37,7 +37,7 @@ from worker.readiness import OK, Readiness
 from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings, read_log_format
 from worker.signing import KeyProblem, permission_warning
-from worker.tracing import open_tracer
+from worker.tracing import open_tracer, send_what_is_left
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +271,11 @@ def _start_watch(settings: WorkerSettings, *, forks: bool) -> None:
 def _leave_the_port_to_the_parent(**_: Any) -> None:
     if _watch.monitor is not None:
         _watch.monitor.close()
+
+
+@signals.worker_process_shutdown.connect
+def _send_what_is_left(**_: Any) -> None:
+    send_what_is_left()
 
 
 @signals.worker_ready.connect

@@ -41,6 +41,15 @@ def open_tracer(service: str) -> Tracer | None:
     return None if provider is None else provider.get_tracer(NAME)
 
 
+def send_what_is_left() -> None:
+    """Exports what waits for it, for a process that ends without Python's own end."""
+    for provider in _providers:
+        provider.shutdown()
+
+
+_providers: list[Any] = []  # of our own making
+
+
 def _provider(service: str, exporter: str) -> Any:
     try:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415 - see the first lines
@@ -54,6 +63,7 @@ def _provider(service: str, exporter: str) -> Any:
     named = Resource({"service.name": service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named)
     provider.add_span_processor(BatchSpanProcessor(sink))
+    _providers.append(provider)
     return provider
 
 
