@@ -228,6 +228,7 @@ class Stack:
             "KALSHI_BASE_URL": self.control.url,
             "KALSHI_API_KEY_ID": KEY_ID,
             "KALSHI_PRIVATE_KEY_PATH": str(self.keys.private_path),
+            "KALSHI_LOG_FORMAT": "text",  # these are read by people, and by tests
             **self._environment,
         }
 

@@ -13,6 +13,7 @@ from sandbox.stack import ROOT
 
 # What each module of worker/ may import of ours; a new module is given its place here. Arrows point one
 # way: values at the bottom, the exchange and the book side by side, the desk above both, the queue on top.
+COMMAND = {"cli.exits", "cli.line", "cli.printing"}  # what each of cancelctl's commands is made with
 MAY_IMPORT = {
     "__init__": set(),
     # Values.
@@ -34,8 +35,16 @@ MAY_IMPORT = {
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
     "rotation": {"exchange", "settings", "signing"},
-    # What a worker tells about its work.
+    # What a worker tells about its work, and who listens and looks.
     "notices": {"book", "dialects", "gate", "orders"},
+    "fleet": {"orders", "scripts", "settings"},
+    "metrics": {"book", "dialects", "fleet", "gate", "notices", "orders", "scripts", "settings"},
+    "health": set(),
+    "logs": {"orders", "settings"},
+    "tracing": {"settings"},
+    "spans": {"book", "notices"},
+    "readiness": {"book", "dialects", "exchange", "scripts"},
+    "monitor": set(),
     # Both together: what is asked for is seen through.
     "pursuit": {
         *("book", "leases", "pacing", "scripts"),
@@ -45,7 +54,7 @@ MAY_IMPORT = {
     "outbox": set(),
     "desk": {
         *("book", "leases", "outbox", "pacing", "pursuit", "scripts"),
-        *("exchange", "gate", "notices", "orders"),
+        *("exchange", "gate", "logs", "notices", "orders"),
     },
     "hands": {"book", "desk", "orders", "scripts"},
     "mass": {
@@ -61,16 +70,31 @@ MAY_IMPORT = {
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),
+        *("fleet", "health", "logs", "metrics", "monitor", "notices", "readiness", "spans", "tracing"),
     },
-    "consumer": {"bells", "broker", "lifecycle", "scripts"},
+    "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # For whoever writes a producer: the forms of messages and values.
     "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
-    "cli": {"book", "client", "doctor", "orders", "settings"},
+    "cli.printing": {"book", "orders"},
+    "cli.exits": {"cli.printing", "client", "orders"},
+    "cli.line": {"cli.exits"},
+    "cli.cancels": {"book", "client", "orders", *COMMAND},
+    "cli.dead": {"book", "client", *COMMAND},
+    "cli.reports": {"cli.exits", "cli.printing"},
+    "cli.masses": {"client", "cli.reports", *COMMAND},
+    "cli.doctor": {"doctor", *COMMAND},
+    "cli.health": {"health", "settings", *COMMAND},
+    "cli.sandbox": COMMAND,
+    "cli.__init__": {
+        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.health", "cli.sandbox"),
+        *("cli.exits", "cli.line", "client", "settings"),
+    },
+    "cli.__main__": {"cli.__init__"},
     "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
@@ -99,8 +123,17 @@ def imported(path):
 
 def ours(path):
     """The modules of worker/ that a module imports."""
-    parts = (name.split(".") for name in imported(path))
-    return {each[1] if len(each) > 1 else "__init__" for each in parts if each[0] == "worker"}
+    return {_module(name) for name in imported(path) if name.split(".")[0] == "worker"}
+
+
+def _module(name):
+    """The module that a dotted name is, or is in."""
+    parts = name.split(".")[1:3]
+    while parts and not (ROOT / "worker" / "/".join(parts)).with_suffix(".py").exists():
+        if (ROOT / "worker" / "/".join(parts)).is_dir():
+            return ".".join([*parts, "__init__"])
+        parts.pop()
+    return ".".join(parts) or "__init__"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import re
@@ -17,7 +18,9 @@ import pytest
 from sandbox.stack import ROOT, Keys, RedisServer, free_port, wait_until
 from worker import cli
 from worker.book import Book, GiveBack, GiveUp, connect
-from worker.cli import Exit
+from worker.cli import exits
+from worker.cli.exits import Exit
+from worker.cli.printing import duration
 from worker.doctor import Health, examine
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome
 from worker.settings import RedisSettings
@@ -455,7 +458,7 @@ def test_many_who_asked_are_shortened_in_tables_only(here, order_id):
     [(-1, "0.0 s"), (2.04, "2.0 s"), (59.9, "59.9 s"), (61, "1 min 01 s"), (3725, "1 h 02 min")],
 )
 def test_durations_are_written_for_eyes(seconds, text):
-    assert cli._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 # --- as a good citizen of a shell -------------------------------------------------------------------------
@@ -494,14 +497,14 @@ def test_the_help_lists_every_exit_code_in_the_order_in_which_they_win(here):
     assert code == 0
     listed = [int(number) for number in re.findall(r"^ +(\d+)  \w", out, re.MULTILINE)]
     assert set(listed) == set(Exit)
-    assert [number for number in listed if number in cli._WORST_FIRST] == list(cli._WORST_FIRST)
+    assert [number for number in listed if number in exits.WORST_FIRST] == list(exits.WORST_FIRST)
 
 
 def test_every_outcome_has_an_exit_code_and_the_worst_wins():
-    assert set(cli._EXIT_OF) == set(Outcome)
-    for worse, better in itertools.combinations(cli._WORST_FIRST, 2):
-        assert cli._worst({better, worse}) == worse
-    assert cli._worst(set()) == Exit.SETTLED
+    assert set(exits.EXIT_OF) == set(Outcome)
+    for worse, better in itertools.combinations(exits.WORST_FIRST, 2):
+        assert exits.worst({better, worse}) == worse
+    assert exits.worst(set()) == Exit.SETTLED
 
 
 @pytest.mark.parametrize("command", ["cancel", "status", "open", "dead", "retry", "doctor"])
@@ -604,7 +607,7 @@ def test_a_sandbox_whose_output_nobody_reads_any_more_ends(idle):
 
 
 def test_an_installation_without_the_sandbox_says_so(here, monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     code, _, err = here("sandbox")
     assert err == "cancelctl: the sandbox is not installed here: it comes with the project's repository\n"
     assert code == Exit.USAGE

@@ -23,7 +23,7 @@ from crew import PATIENCE_S, Crew, ids
 
 from sandbox.control import ControlError
 from sandbox.stack import ROOT, wait_until
-from worker.cli import Exit
+from worker.cli.exits import Exit
 from worker.client import BadRequest, CancelClient
 from worker.orders import Lane
 

@@ -273,7 +273,7 @@ def test_an_unknown_field_is_refused_with_the_list_of_known_ones():
     problems = problems_of({"order_id": ORDER_ID, "ticker": "A"})
     assert problems["'ticker'"] == (
         "unknown field; known are deadline_s, exchange_index, market_ticker, order_id, reason,"
-        " requested_by, subaccount"
+        " requested_by, subaccount, traceparent"
     )
 
 

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from sandbox.stack import ROOT, wait_until
 from worker import cli
+from worker.cli import exits, masses
 from worker.dialects import MEANINGS
 from worker.masses import MassRequest
 from worker.orders import CancelRequest, CancelResult, Outcome
@@ -219,7 +220,7 @@ def test_the_scope_table_names_exactly_the_fields_of_a_scope_and_the_options_tha
     assert first_words(rows) == [each.name for each in fields(Scope)]
     options = {
         how.get("dest", option.removeprefix("--").replace("-", "_")): option
-        for option, _, _, how in cli._SCOPE_OPTIONS
+        for option, _, _, how in masses.SCOPE_OPTIONS
     }
     assert {name: code_words(row[2])[0] for name, row in zip(first_words(rows), rows, strict=True)} == options
     in_short = section("Mass cancel")
@@ -246,7 +247,7 @@ def test_every_mass_cancel_that_is_shown_can_be_typed():
     for line in examples.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "cancelctl"
-        assert cli._parser().parse_args(words[1:]).run
+        assert cli.parser().parse_args(words[1:]).run
 
 
 def test_the_table_of_answers_has_every_row_that_the_dialects_tell_apart():
@@ -274,7 +275,7 @@ def messages_of_the_log() -> set[str]:
     """What the code says to its log above the level of INFO, `...` for what differs."""
     calls = [
         node
-        for path in (ROOT / "worker").glob("*.py")
+        for path in (ROOT / "worker").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -293,9 +294,9 @@ def messages_of_the_log() -> set[str]:
 
 def test_the_exit_codes_are_those_of_the_command():
     [rows] = tables(section("Command line"))
-    in_help = re.findall(r"^ +(\d+)  (.+)$", cli.__doc__, re.MULTILINE)
+    in_help = re.findall(r"^ +(\d+)  (.+)$", exits.__doc__, re.MULTILINE)
     assert [(code, meaning) for code, meaning in rows] == in_help
-    assert {int(code) for code, _ in rows} == {code.value for code in cli.Exit}
+    assert {int(code) for code, _ in rows} == {code.value for code in exits.Exit}
 
 
 def test_the_commands_are_those_of_the_command_line():

@@ -10,13 +10,15 @@ import logging
 import re
 import traceback
 import uuid
+from pathlib import Path
 
 import pytest
 import redis
+import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sandbox.stack import RedisServer, Stack, wait_until
+from sandbox.stack import RedisServer, Stack, free_port, wait_until
 from worker.book import Book
 from worker.client import BadRequest, BookError, CancelClient
 from worker.desk import Desk
@@ -112,8 +114,23 @@ def guarded(tmp_path, key, encrypted_pem):
         )
         stack.keys.private_path.write_bytes(encrypted_pem)
         stack.start_exchange()
-        stack.start_worker("-l", "debug", KALSHI_PRIVATE_KEY_PASSPHRASE=PASSPHRASE)
+        stack.start_worker(
+            *("-l", "debug"),
+            KALSHI_PRIVATE_KEY_PASSPHRASE=PASSPHRASE,
+            KALSHI_LOG_FORMAT="json",
+            KALSHI_METRICS_PORT=str(free_port()),
+        )
         yield stack
+
+
+def pages_of(worker):
+    """What a worker's own port shows at this moment."""
+    environment = Path(f"/proc/{worker.pid}/environ").read_text("utf-8")
+    port = re.search(r"KALSHI_METRICS_PORT=(\d+)", environment)[1]
+    return "".join(
+        requests.get(f"http://127.0.0.1:{port}/{page}", timeout=PATIENCE_S).text
+        for page in ("metrics", "ready", "healthz")
+    )
 
 
 def everything_in(server):
@@ -166,7 +183,10 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
         lambda: "the exchange is unreachable" in worker.log_text(), what="the worker misses the exchange"
     )
     calls_gone = len(worker.log_text())
+    shown.append(pages_of(worker))
     guarded.redis.kill()
+    shown.append(pages_of(worker))
+    assert all('"exchange": "not_sent' in each for each in shown[-2:])
     with pytest.raises(BookError) as raised:
         client.cancel(str(uuid.uuid4()))
     shown += traceback.format_exception(raised.value)

@@ -31,7 +31,9 @@ from redis.retry import Retry
 from sandbox.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 from worker.book import Book, GiveUp
 from worker.client import BookError, CancelClient, NotSettled
+from worker.fleet import Fleet
 from worker.orders import Lane
+from worker.scripts import connect
 from worker.settings import RedisSettings
 
 PATIENCE_S = 20.0
@@ -187,6 +189,23 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
         assert "not a message" in kept[0]
         assert monitor.llen("cancels") == 0
     assert guarded.denials() == set()
+
+
+def test_the_worker_sees_how_the_fleet_stands_without_one_denial(guarded, as_producer):
+    guarded.denials()
+    [open_still] = place(guarded)
+    guarded.control.fault("http_429", order_id=open_still)
+    as_producer.cancel(open_still, exchange_index=1)
+    assert as_producer.mass_cancel({"order_ids": place(guarded)}).result(timeout=PATIENCE_S)["flat"] is True
+    settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
+    with closing(connect(settings)) as server:
+        state = Fleet(server, settings).look()
+    assert state.lanes[Lane.STRATEGY].open == 1
+    assert state.masses["flat"] >= 1
+    assert {"read", "write"} < set(state.buckets)
+    assert guarded.denials() == set()
+    guarded.control.clear_faults()
+    assert next(as_producer.results([open_still], timeout=PATIENCE_S)).order_id == open_still
 
 
 def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_producer):

@@ -122,6 +122,10 @@ def test_the_least_environment_gives_the_documented_defaults():
         "http_proxy": None,
         "trust_env": False,
         "ca_bundle": None,
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
+        "heartbeat_file": None,
+        "log_format": "auto",
     }
 
 
@@ -145,6 +149,10 @@ def test_every_variable_changes_its_setting(tmp_path):
             "KALSHI_HTTP_PROXY": "http://proxy.example:3128",
             "KALSHI_TRUST_ENV": "Yes",
             "KALSHI_CA_BUNDLE": str(bundle),
+            "KALSHI_METRICS_PORT": "9100",
+            "KALSHI_METRICS_HOST": "0.0.0.0",
+            "KALSHI_HEARTBEAT_FILE": "/run/worker.alive",
+            "KALSHI_LOG_FORMAT": "JSON",
         }
     )
 
@@ -158,6 +166,9 @@ def test_every_variable_changes_its_setting(tmp_path):
     assert settings.http_proxy == "http://proxy.example:3128"
     assert settings.trust_env is True
     assert settings.ca_bundle == str(bundle)
+    assert (settings.metrics_port, settings.metrics_host) == (9100, "0.0.0.0")
+    assert settings.heartbeat_file == Path("/run/worker.alive")
+    assert settings.log_format == "json"
 
 
 def test_all_problems_are_reported_at_once_in_one_line():

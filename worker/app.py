@@ -2,8 +2,8 @@
 
 from celery import Celery
 
-from worker.consumer import Sweep
+from worker.consumer import Beat, Sweep
 
 app = Celery("worker")
 app.config_from_object("celeryconfig")
-app.steps["consumer"].add(Sweep)
+app.steps["consumer"].update((Sweep, Beat))

@@ -15,6 +15,7 @@ from worker.orders import CancelRequest, Lane
 
 # With this header a message says that its orders are in the book: the worker need not enter them.
 ENTERED_HEADER = "kalshi_entered"
+TRACE_HEADER = "traceparent"  # W3C's, as every instrumented producer sends it
 # Messages waiting in a queue from which on another bell adds nothing: each wakes a hand that works on
 # until nothing is due, and a worker has about as many hands.
 BELLS_ENOUGH = 8
@@ -23,7 +24,10 @@ BELLS_ENOUGH = 8
 def ring_for(app: Celery, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
     """Publishes a ``cancel_order`` for as many of the accepted requests as still adds something."""
     for request in requests[: max(BELLS_ENOUGH - waiting, 0)]:
-        _publish(app, "cancel_order", lane, kwargs=request.fields(), headers={ENTERED_HEADER: 1})
+        headers: dict[str, Any] = {ENTERED_HEADER: 1}
+        if request.traceparent is not None:
+            headers[TRACE_HEADER] = request.traceparent
+        _publish(app, "cancel_order", lane, kwargs=request.fields(), headers=headers)
 
 
 def wake_up(app: Celery, lane: Lane) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +42,11 @@ class _Checked:
         client.set_response_callback("BRPOP", partial(_check_popped, prefix_length))
         return client
 
+    def _connparams(self, *args: Any, **kwargs: Any) -> Any:
+        options = super()._connparams(*args, **kwargs)  # type: ignore[misc]  # see above
+        options["connection_class"] = _noticed(options["connection_class"])
+        return options
+
 
 class CheckedChannel(_Checked, Channel):
     """A channel to one Redis."""
@@ -68,6 +74,25 @@ def use_checked_transport() -> None:
         if alias in TRANSPORT_ALIASES:
             TRANSPORT_ALIASES[alias] = f"{__name__}:{CheckedTransport.__name__}"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{CheckedSentinelTransport.__name__}"
+
+
+_notice: list[Callable[[], None]] = []
+
+
+def notice_waits(notice: Callable[[], None]) -> None:
+    """Has the main thread call ``notice`` before each wait for an answer of Redis, which its timeout ends."""
+    _notice[:] = [notice]
+
+
+def _noticed(connection_class: Any) -> Any:
+    class Connection(connection_class):  # type: ignore[misc]  # whichever the URL asks for
+        def read_response(self, *args: Any, **kwargs: Any) -> Any:
+            for notice in _notice:
+                if threading.current_thread() is threading.main_thread():
+                    notice()
+            return super().read_response(*args, **kwargs)
+
+    return Connection
 
 
 def _check_popped(prefix_length: int, answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:

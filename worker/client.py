@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import redis
@@ -27,6 +27,7 @@ from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
 from worker.settings import RedisSettings, refuse_celery_overrides
+from worker.tracing import asking, open_tracer
 
 __all__ = [
     "BadRequest",
@@ -145,6 +146,7 @@ class CancelClient:
             redis_url = RedisSettings.from_env({"REDIS_URL": redis_url})
         refuse_celery_overrides()
         self._requested_by = requested_by
+        self._tracer = open_tracer("kalshi-cancel-producer")
         self._server: redis.Redis = connect(redis_url)
         self._book = Book(self._server, redis_url)
         self._masses = Masses(self._server, redis_url)
@@ -207,6 +209,16 @@ class CancelClient:
         once. Raises as :meth:`cancel` does.
         """
         requests = _parse_all([self._fields(order) for order in orders])
+        with asking(self._tracer, orders=len(requests), lane=lane.value) as traceparent:
+            if traceparent is not None:
+                requests = [
+                    request if request.traceparent else replace(request, traceparent=traceparent)
+                    for request in requests
+                ]
+            self._accept(requests, lane)
+        return PendingCancels(tuple(request.order_id for request in requests), self)
+
+    def _accept(self, requests: Sequence[CancelRequest], lane: Lane) -> None:
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             accepted = self._book.accept(portion, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
@@ -215,7 +227,6 @@ class CancelClient:
             # leave the work lying until the last is accepted.
             if not accepted.heard:
                 self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
-        return PendingCancels(tuple(request.order_id for request in requests), self)
 
     def mass_cancel(
         self,

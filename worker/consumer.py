@@ -19,8 +19,10 @@ from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 
 from worker import bells
-from worker.broker import WHY_HEADER
-from worker.lifecycle import desk, hands
+from worker.broker import WHY_HEADER, notice_waits
+from worker.health import BEAT_EVERY_S
+from worker.lifecycle import desk, hands, heartbeat, tell
+from worker.notices import BellRung
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
                 interval_start=0.1,
                 interval_step=0.1,
                 interval_max=RECONNECT_MOST_S,
-                callback=maybe_shutdown,
+                callback=_between_tries,
             )
         self.first_connection_attempt: bool = False
         return conn
@@ -123,6 +125,33 @@ class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no t
             self._timer.cancel()
 
 
+class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """On the timer of every worker: says that the main loop comes by."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Starts the timer; called again after every reconnect."""
+        # While Redis is silent one round of the timer takes many waits for it, minutes in all.
+        notice_waits(heartbeat().beat)
+        self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, heartbeat().beat)
+
+    def stop(self, _consumer: Any) -> None:
+        """Stops the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _between_tries() -> None:
+    """While Redis is away the main loop, and so its timer, stands in the attempts to reach it."""
+    maybe_shutdown()
+    heartbeat().beat()
+
+
 def _sweep(app: Celery) -> None:
     try:
         desk().tell_overdue()
@@ -131,5 +160,6 @@ def _sweep(app: Celery) -> None:
         for lane in desk().lanes_to_wake():
             log.info("waking up for the %s lane", lane.value)
             bells.wake_up(app, lane)
+            tell(BellRung(lane))
     except (BookError, OperationalError, OSError) as error:
         log.warning("no sweep: %s", error)

@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from worker.book import Accepted, Book, Claim, Conclusion, GiveUp, Overdue, Progress, Settle, Wish
+from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdue, Progress, Settle, Wish
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
+from worker.logs import about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.outbox import Outbox
@@ -150,7 +152,7 @@ class Desk:
                         if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
                             called_at = asked
                             self._call_hand(claim.entries[0].lane)
-                        held = self._pursuit.pursue(claim)
+                        held = self._pursuit.pursue(claim, since=asked)
                 if not claim.entries:
                     wait_s = _until_more(claim)
                     if wait_s is None or not self._stay(wait_s):
@@ -252,9 +254,10 @@ class Desk:
         if not held.conclusions:
             return
         self._leases.release([each.entry for each in held.conclusions])
-        self._tell(Concluded(tuple(held.conclusions), tuple(done)))
+        held_s = time.monotonic() - held.since
+        self._tell(Concluded(tuple(held.conclusions), tuple(done), held_s))
         for conclusion, ours in zip(held.conclusions, done, strict=True):
-            _log(conclusion, ours=ours)
+            _log(conclusion, ours=ours, held_s=held_s)
 
 
 def _until_more(claim: Claim) -> float | None:
@@ -266,23 +269,49 @@ def _until_more(claim: Claim) -> float | None:
     return max(claim.next_due_s, 0.001)
 
 
-def _log(conclusion: Conclusion, *, ours: bool) -> None:
+def _log(conclusion: Conclusion, *, ours: bool, held_s: float) -> None:
     """One line for each outcome."""
     entry = conclusion.entry
     if not ours:
-        log.warning("%s: another hand has taken over", entry.order_id)
+        log.warning("%s: another hand has taken over", entry.order_id, extra=_about(entry))
     elif isinstance(conclusion, Settle):
         result = conclusion.result
+        level = logging.INFO if result.outcome.final else logging.WARNING
+        if not log.isEnabledFor(level):
+            return
         log.log(
-            logging.INFO if result.outcome.final else logging.WARNING,
+            level,
             "%s: %s after %d attempts%s",
             entry.order_id,
             result.outcome.value,
             result.attempts,
             f" ({result.error.code})" if result.error else "",
+            extra=_about(
+                entry,
+                outcome=result.outcome.value,
+                attempts=result.attempts,
+                code=result.error and result.error.code,
+                age_s=round(entry.age_s + held_s, 3),
+            ),
         )
     elif isinstance(conclusion, GiveUp):
-        log.error("%s: given up unresolved after %.0f s", entry.order_id, entry.age_s)
+        learned = Progress.parse(conclusion.learned)
+        log.error(
+            "%s: given up unresolved after %.0f s",
+            entry.order_id,
+            entry.age_s,
+            extra=_about(
+                entry,
+                outcome=Outcome.UNRESOLVED.value,
+                attempts=learned.attempts,
+                code=learned.last_problem and learned.last_problem.code,
+                age_s=round(entry.age_s + held_s, 3),
+            ),
+        )
+
+
+def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
+    return about(entry.order_id, entry.lane, entry.request.traceparent, **fields)
 
 
 def _unresolved(overdue: Overdue) -> CancelResult:

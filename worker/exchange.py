@@ -175,6 +175,11 @@ class Exchange:
         measured = self._skew_range_ms
         return None if measured is None else round(sum(measured) / 2)
 
+    @property
+    def signs_with(self) -> tuple[str, str]:
+        """The key's id and its algorithm."""
+        return self._signer.key_id, self._signer.algorithm
+
     def now_ms(self) -> int:
         """This moment on the exchange's clock, as well as it is known (``skew_ms`` None: not at all)."""
         return round(self._clock() * 1000) + (self.skew_ms or 0)

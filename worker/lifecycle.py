@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, concurrency, signals
 from celery.app import app_or_default
 from kombu.exceptions import OperationalError
 
-from worker import bells, scripts
+from worker import bells, logs, scripts
 from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
+from worker.fleet import Fleet
 from worker.hands import Hands
+from worker.health import Heartbeat, is_young
 from worker.intake import Intake
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
+from worker.metrics import Metrics
+from worker.monitor import Monitor, json_page
+from worker.notices import Notice, Tell, tell_all
 from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
+from worker.readiness import OK, Readiness
 from worker.rotation import Rotation
 from worker.scripts import BookError
-from worker.settings import SettingsError, WorkerSettings
+from worker.settings import SettingsError, WorkerSettings, read_log_format
 from worker.signing import KeyProblem, permission_warning
+from worker.tracing import open_tracer, send_what_is_left
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +59,8 @@ class Office:
     intake: Intake
     mass_runner: MassRunner
     rotation: Rotation
+    readiness: Readiness
+    tell: Tell
     shutdown_s: float
 
     def stop(self) -> None:
@@ -58,8 +70,24 @@ class Office:
         self.mass_runner.stop()
 
 
+@dataclass(slots=True)
+class Watch:
+    """How this worker is watched; decided once, at its start, and inherited by the processes of its pool."""
+
+    heartbeat: Heartbeat
+    metrics: Metrics | None = None
+    monitor: Monitor | None = None
+    folder: str | None = None  # where the processes of a pool count
+
+    def close(self) -> None:
+        """Lets go of what the worker has put down."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 _offices: dict[int, Office] = {}
 _offices_lock = threading.Lock()
+_watch = Watch(Heartbeat(None))
 
 
 def desk() -> Desk:
@@ -80,6 +108,16 @@ def intake() -> Intake:
 def mass_runner() -> MassRunner:
     """This process' runner of mass cancels."""
     return _office().mass_runner
+
+
+def tell(notice: Notice) -> None:
+    """Tells whoever listens to this process."""
+    _office().tell(notice)
+
+
+def heartbeat() -> Heartbeat:
+    """The beat of this worker's main loop."""
+    return _watch.heartbeat
 
 
 def _office() -> Office:
@@ -114,6 +152,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     lanes = [lane for lane in Lane if lane in consumed]
     name = f"{socket.gethostname()}:{os.getpid()}"
     the_book = Book(server, settings.redis)
+    tell = tell_all(_listeners(exchange))
     the_desk = Desk(
         the_book,
         exchange,
@@ -128,6 +167,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: _ring(bells.wake_up, app, lane),
         name=name,
+        tell=tell,
     )
     runner = MassRunner(
         Means(
@@ -139,16 +179,43 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
             read_lag_s=settings.read_lag_s,
             name=name,
             stopping=threading.Event(),
+            tell=tell,
         )
     )
     runner.start()
-    the_hands = Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency)
+    metrics = _watch.metrics
+    if metrics is not None:
+        metrics.watch_fleet(Fleet(server, settings.redis))
     rotation = Rotation(exchange, settings)
     if settings.private_key_path is not None:
         rotation.start()
-    in_bytes = scripts.connect(settings.redis, in_bytes=True)
-    the_intake = Intake(in_bytes, settings.redis, the_desk)
-    return Office(the_desk, the_hands, the_intake, runner, rotation, settings.shutdown_s)
+    return Office(
+        the_desk,
+        Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency),
+        Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_desk),
+        runner,
+        rotation,
+        Readiness(the_book, exchange, metrics.gate_states if metrics else list),
+        tell,
+        settings.shutdown_s,
+    )
+
+
+def _listeners(exchange: Exchange) -> list[Tell]:
+    """Who is told what this process does."""
+    listeners: list[Tell] = []
+    if _watch.metrics is not None:
+        _watch.metrics.begin(
+            signs_with=lambda: exchange.signs_with,
+            skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
+        )
+        listeners.append(_watch.metrics)
+    tracer = open_tracer("kalshi-cancel-worker")
+    if tracer is not None:
+        from worker.spans import Spans  # noqa: PLC0415 - OpenTelemetry is an extra
+
+        listeners.append(Spans(tracer))
+    return listeners
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
@@ -177,8 +244,8 @@ def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
 
 
 @signals.worker_init.connect
-def _refuse_to_start_unfit(**_: Any) -> None:
-    """Ends the process in one line unless settings, key and Redis are fit."""
+def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
+    """Ends the process in one line unless settings, key and Redis are fit, and it can be watched."""
     # SystemExit, because Celery swallows ordinary exceptions of this signal's handlers and runs on.
     try:
         settings = WorkerSettings.from_env()
@@ -188,25 +255,91 @@ def _refuse_to_start_unfit(**_: Any) -> None:
         sys.exit(f"cannot start: {problem}")
     except BookError as problem:
         sys.exit(f"cannot start: no Redis at {settings.redis.masked_url}: {problem}")
-    if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
-        log.warning(warning)
+    _start_watch(settings, forks=_forks(sender))
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _format_log(logger: logging.Logger, **_: Any) -> None:
+    logs.set_format(logger, read_log_format())
 
 
 @signals.celeryd_after_setup.connect
-def _note_concurrency(instance: Any, **_: Any) -> None:
-    """What the command line says counts for our hands as for Celery's pool."""
+def _greet(instance: Any, **_: Any) -> None:
+    """The first words after the log is set up."""
+    # What the command line says counts for our hands as for Celery's pool.
     instance.app.conf.worker_concurrency = instance.concurrency
+    if logs.is_json(logging.getLogger()):
+        instance.quiet = True  # Celery's banner is no JSON
+    path = WorkerSettings.from_env().private_key_path
+    if path and (warning := permission_warning(path)):
+        log.warning(warning)
+
+
+def _forks(worker: Any) -> bool:
+    """Whether a worker's pool is one of processes."""
+    pool = concurrency.get_implementation(worker.pool_cls)
+    return bool(pool.__module__ == "celery.concurrency.prefork")
+
+
+def _start_watch(settings: WorkerSettings, *, forks: bool) -> None:
+    """Opens what the worker is to be watched by, or ends the process in one line."""
+    _watch.heartbeat = Heartbeat(settings.heartbeat_file)
+    try:
+        _watch.heartbeat.start()
+    except OSError as problem:
+        sys.exit(f"cannot start: KALSHI_HEARTBEAT_FILE cannot be touched: {problem}")
+    if not settings.metrics_port:
+        return
+    try:
+        _watch.monitor = Monitor(settings.metrics_host, settings.metrics_port)
+    except OSError as problem:
+        address = f"{settings.metrics_host}:{settings.metrics_port}"
+        sys.exit(f"cannot start: KALSHI_METRICS_PORT cannot be opened at {address}: {problem.strerror}")
+    _watch.folder = tempfile.mkdtemp(prefix="kalshi-cancel-metrics-") if forks else None
+    _watch.metrics = Metrics(_watch.folder)
+
+
+@signals.worker_process_init.connect
+def _leave_the_port_to_the_parent(**_: Any) -> None:
+    if _watch.monitor is not None:
+        _watch.monitor.close()
+
+
+@signals.worker_process_shutdown.connect
+def _send_what_is_left(**_: Any) -> None:
+    send_what_is_left()
 
 
 @signals.worker_ready.connect
-def _begin(sender: Any = None, **_: Any) -> None:
+def _begin(sender: Any, **_: Any) -> None:
     """Hands listen in the worker's own process; where a pool forks, they would be copied with their locks."""
     mine = _office()
-    if sender is None or "prefork" not in str(type(sender.pool).__module__):
+    if not _forks(sender.controller):
         mine.hands.start()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
+    _serve_monitor(mine)
+
+
+def _serve_monitor(office: Office) -> None:
+    metrics, monitor = _watch.metrics, _watch.monitor
+    if metrics is None or monitor is None:
+        return
+
+    def show_metrics(accept: str) -> tuple[HTTPStatus, str, bytes]:
+        return HTTPStatus.OK, *metrics.exposition(accept)
+
+    def show_life(_accept: str) -> tuple[HTTPStatus, str, bytes]:
+        age_s = _watch.heartbeat.age_s
+        return json_page({"heartbeat_age_s": round(age_s, 3)}, ok=is_young(age_s))
+
+    def show_readiness(_accept: str) -> tuple[HTTPStatus, str, bytes]:
+        found = office.readiness.look()
+        return json_page(found, ok=all(each == OK for each in found.values()))
+
+    monitor.serve({"/metrics": show_metrics, "/healthz": show_life, "/ready": show_readiness})
 
 
 @signals.worker_shutdown.connect
@@ -214,6 +347,7 @@ def _end(**_: Any) -> None:
     mine = _offices.get(os.getpid())
     if mine is not None:
         mine.hands.join(mine.shutdown_s)
+    _watch.close()
 
 
 @signals.worker_shutting_down.connect

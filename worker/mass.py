@@ -123,7 +123,8 @@ class MassRunner:
             ).start()
 
     def _run(self, request: MassRequest) -> None:
-        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by)
+        about = {"request_id": request.request_id}
+        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=about)
         self._means.tell(MassStep(request.request_id, "started"))
         run = _Run(request, self._means)
         while not self._means.stopping.is_set():
@@ -131,22 +132,22 @@ class MassRunner:
                 report = run.to_the_end()
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
-                log.warning("mass cancel %s: %s", request.request_id, error)
+                log.warning("mass cancel %s: %s", request.request_id, error, extra=about)
                 self._means.stopping.wait(LOOK_EVERY_S)
             except _Vanished:
                 break
             else:
                 level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
-                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"])
+                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=about)
                 step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
                 self._means.tell(MassStep(request.request_id, step))
                 return
-        log.warning("mass cancel %s is left to another worker", request.request_id)
+        log.warning("mass cancel %s is left to another worker", request.request_id, extra=about)
         self._means.tell(MassStep(request.request_id, "left"))
         try:
             self._means.masses.leave(request.request_id, self._means.name)
         except BookError as error:
-            log.warning("its lease runs out by itself: %s", error)
+            log.warning("its lease runs out by itself: %s", error, extra=about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,12 @@ class _Run:
                 self._why_not_flat = None
                 return self._report(plan, listing)
             self._why_not_flat = f"{len(listing.orders)} orders were still resting at {listing.at}"
-            log.warning("mass cancel %s: %d orders still or newly resting", self._id, len(listing.orders))
+            log.warning(
+                "mass cancel %s: %d orders still or newly resting",
+                self._id,
+                len(listing.orders),
+                extra={"request_id": self._id},
+            )
             self._add(listing.orders)
         return self._report(plan, None)
 
@@ -424,7 +430,12 @@ class _Run:
                 self._masses.spend(self._id, cost)
             if not isinstance(page, Trouble):
                 return page
-            log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
+            log.warning(
+                "mass cancel %s: no listing: %s",
+                self._id,
+                page.problem.message,
+                extra={"request_id": self._id},
+            )
             if page.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
                 self._means.tell(BucketCorrected("read"))
             if self._masses.now_s() >= give_up_s:

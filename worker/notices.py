@@ -5,7 +5,8 @@ A listener is called in the thread that does the work, so it must be quick and m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +14,8 @@ from worker.book import Conclusion, Entry
 from worker.dialects import Trouble
 from worker.gate import GateState
 from worker.orders import Lane
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,14 @@ class CallMade:
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """Entries are out of the hand; ``ours`` False: another hand had taken that one over."""
+    """Entries are out of the hand, ``held_s`` after their claim.
+
+    ``ours`` False: another hand had taken that one over.
+    """
 
     conclusions: tuple[Conclusion, ...]
     ours: tuple[bool, ...]
+    held_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +98,18 @@ Tell: TypeAlias = Callable[[Notice], None]
 
 def nobody(_notice: Notice) -> None:
     """Listens to nothing."""
+
+
+def tell_all(listeners: Sequence[Tell]) -> Tell:
+    """One listener that tells them all; what goes wrong in one is logged and stops no work."""
+    if not listeners:
+        return nobody
+
+    def tell(notice: Notice) -> None:
+        for listener in listeners:
+            try:
+                listener(notice)
+            except Exception:
+                log.exception("what happened could not be noted")
+
+    return tell

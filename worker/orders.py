@@ -28,6 +28,7 @@ DEADLINE_MAX_S = 3600.0  # a waiter that is willing to wait longer should look a
 _ORDER_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{ORDER_ID_MAX_CHARS}}}")
 _TICKER = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CENT_OF_A_CONTRACT = Decimal("0.01")
 
 
@@ -47,7 +48,8 @@ class CancelRequest:
     """One order to be canceled, as a producer asked for it.
 
     ``exchange_index`` is the order's shard (-1: let the exchange route by ``market_ticker``);
-    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``.
+    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``traceparent``
+    (W3C) the span that its traces hang on.
     """
 
     order_id: str
@@ -57,6 +59,7 @@ class CancelRequest:
     requested_by: str | None = None
     reason: str | None = None
     deadline_s: float | None = None
+    traceparent: str | None = None
 
     @classmethod
     def parse(cls, message: object) -> Self:
@@ -102,6 +105,11 @@ def is_order_id(value: object) -> bool:
     return isinstance(value, str) and _ORDER_ID.fullmatch(value) is not None
 
 
+def is_traceparent(value: object) -> bool:
+    """Whether ``value`` is a W3C traceparent of the version that there is."""
+    return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
+
+
 def _expect_order_id(value: object) -> str | None:
     if is_order_id(value):
         return None
@@ -134,6 +142,10 @@ def _expect_deadline(value: object) -> str | None:
     return None if ok else f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"
 
 
+def _expect_traceparent(value: object) -> str | None:
+    return None if is_traceparent(value) else "a W3C traceparent like 00-{32 hex digits}-{16 hex digits}-01"
+
+
 _CHECKS = {
     "order_id": _expect_order_id,
     "market_ticker": _expect_ticker,
@@ -142,6 +154,7 @@ _CHECKS = {
     "requested_by": _expect_text,
     "reason": _expect_text,
     "deadline_s": _expect_deadline,
+    "traceparent": _expect_traceparent,
 }
 
 

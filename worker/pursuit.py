@@ -65,10 +65,11 @@ ALONE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Pursued:
-    """What has become of a claim, and the calls that it took."""
+    """What has become of a claim, made at ``since`` (monotonic), and the calls that it took."""
 
     conclusions: Sequence[Conclusion] = ()
     calls: Sequence[CallMade] = ()
+    since: float = 0.0
 
     @property
     def done(self) -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ class Pursuit:
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
 
-    def pursue(self, claim: Claim) -> Pursued:
+    def pursue(self, claim: Claim, *, since: float) -> Pursued:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         walks = [self._walk(entry, calls) for entry in claim.entries]
@@ -125,7 +126,7 @@ class Pursuit:
             conclusions = self._cancel_batch(walks, claim)
         else:
             conclusions = [self._see_through(walk) for walk in walks]
-        return Pursued(conclusions, calls)
+        return Pursued(conclusions, calls, since)
 
     # -- one order
 

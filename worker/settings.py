@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Who: TypeAlias = Literal["producers", "workers"]
 OrdersApi: TypeAlias = Literal["v2", "v1"]
+LogFormat: TypeAlias = Literal["auto", "text", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +187,25 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_CA_BUNDLE",
         meaning="Certificates to trust (PEM file, or folder made by c_rehash) instead of the built-in ones.",
+    ),
+    Variable(
+        name="KALSHI_METRICS_PORT",
+        default="0",
+        meaning="The port of /metrics, /healthz and /ready, each worker's own; 0: none is opened.",
+    ),
+    Variable(
+        name="KALSHI_METRICS_HOST",
+        default="127.0.0.1",
+        meaning="The address that the metrics port is opened on; 0.0.0.0 or :: for all.",
+    ),
+    Variable(
+        name="KALSHI_HEARTBEAT_FILE",
+        meaning="A file that a worker touches every second as long as it lives; none: no file.",
+    ),
+    Variable(
+        name="KALSHI_LOG_FORMAT",
+        default="auto",
+        meaning="How a worker logs: text, json, or auto, which is text at a terminal and else json.",
     ),
 )
 
@@ -363,6 +383,10 @@ class WorkerSettings:
     http_proxy: str | None = field(repr=False)  # may hold a password
     trust_env: bool
     ca_bundle: str | None
+    metrics_port: int  # 0: none
+    metrics_host: str
+    heartbeat_file: Path | None
+    log_format: LogFormat
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
@@ -402,6 +426,10 @@ class WorkerSettings:
             http_proxy=_http_proxy(reader),
             trust_env=reader.flag("KALSHI_TRUST_ENV"),
             ca_bundle=_ca_bundle(reader),
+            metrics_port=_port(reader),
+            metrics_host=_metrics_host(reader),
+            heartbeat_file=_heartbeat_file(reader),
+            log_format=_log_format(reader),
         )
         reader.finish()
         return settings
@@ -423,6 +451,42 @@ def refuse_celery_overrides(env: Mapping[str, str] | None = None) -> None:
         raise SettingsError(
             tuple(f"{name} must not be set: REDIS_URL names the one Redis" for name in set_ones)
         )
+
+
+def read_heartbeat_file(env: Mapping[str, str] | None = None) -> Path | None:
+    """The heartbeat file alone, for a health check that needs nothing else; None: there is none."""
+    return _heartbeat_file(_Reader(os.environ if env is None else env))
+
+
+def read_log_format(env: Mapping[str, str] | None = None) -> LogFormat:
+    """The format of the log alone: it is needed before the rest is read; raises SettingsError."""
+    reader = _Reader(os.environ if env is None else env)
+    log_format = _log_format(reader)
+    reader.finish()
+    return log_format
+
+
+def read_traces_exporter(env: Mapping[str, str] | None = None) -> str | None:
+    """``otlp`` or ``console`` where OpenTelemetry's own variables ask for traces, else None."""
+    env = os.environ if env is None else env
+    if (env.get("OTEL_SDK_DISABLED") or "").strip().lower() == "true":
+        return None
+    named = (env.get("OTEL_TRACES_EXPORTER") or "").strip().lower()
+    addressed = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if named in {"otlp", "console"}:
+        return named
+    return "otlp" if addressed and not named else None
+
+
+def count_in_files(folder: str | None) -> None:
+    """Has prometheus_client count in files of this folder, or in memory; it reads that nowhere else.
+
+    Whatever the environment says of it is overruled: two workers that count in one folder count wrong.
+    """
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
+    if folder is not None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
 
 
 class _Reader:
@@ -767,6 +831,41 @@ def _ca_bundle(reader: _Reader) -> str | None:
             f" (got: {_shown(value)})"
         )
     return value
+
+
+# --- Being watched ----------------------------------------------------------------------------------------
+
+
+def _port(reader: _Reader) -> int:
+    value = reader.text("KALSHI_METRICS_PORT")
+    if _INTEGER.fullmatch(value) and int(value) <= 65_535:  # noqa: PLR2004 - the highest port there is
+        return int(value)
+    if value:
+        reader.problem(f"KALSHI_METRICS_PORT must be a port, or 0 for none (got: {_shown(value)})")
+    return 0
+
+
+def _metrics_host(reader: _Reader) -> str:
+    value = reader.text("KALSHI_METRICS_HOST")
+    if value and not _is_host(value.lower()):
+        reader.problem(f"KALSHI_METRICS_HOST must be an address or a host's name (got: {_shown(value)})")
+    return value
+
+
+def _heartbeat_file(reader: _Reader) -> Path | None:
+    value = reader.text("KALSHI_HEARTBEAT_FILE")
+    return Path(value) if value else None
+
+
+def _log_format(reader: _Reader) -> LogFormat:
+    value = reader.text("KALSHI_LOG_FORMAT").lower()
+    if value == "text":
+        return "text"
+    if value == "json":
+        return "json"
+    if value not in {"auto", ""}:
+        reader.problem(f"KALSHI_LOG_FORMAT must be text, json or auto (got: {_shown(value)})")
+    return "auto"
 
 
 # --- URLs -------------------------------------------------------------------------------------------------

@@ -9,23 +9,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
 
 from worker.app import app
-from worker.bells import ENTERED_HEADER, ring_for
+from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.book import Accepted
 from worker.lifecycle import desk, intake, mass_runner
 from worker.masses import MassRequest
 from worker.orders import (
+    ORDER_ID_MAX_CHARS,
     BadRequest,
     CancelRequest,
     CancelResult,
     Lane,
     Outcome,
     Problem,
+    is_traceparent,
     utc_text,
 )
 from worker.scripts import BookError
@@ -39,7 +42,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
     if _entered(self):
         desk().work()
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
-    parsed = _parse(_one_message(args, fields))
+    parsed = _traced(self, _parse(_one_message(args, fields)))
     if isinstance(parsed, CancelResult):
         return _refused(parsed)
     reply_to = "" if self.request.ignore_result else self.request.id
@@ -55,7 +58,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
 @app.task(bind=True, name="cancel_orders")
 def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
     """Cancels a list of orders; the value has one result for each, in the order they are first named."""
-    parsed = [_parse(message) for message in _many_messages(args, fields)]
+    parsed = [_traced(self, _parse(message)) for message in _many_messages(args, fields)]
     requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
     ids = list(dict.fromkeys(each.order_id for each in parsed if isinstance(each, CancelRequest)))
     lane = _lane(self)
@@ -140,8 +143,25 @@ def _parse(message: object) -> CancelRequest | CancelResult:
         )
 
 
+def _traced(task: Task, parsed: CancelRequest | CancelResult) -> CancelRequest | CancelResult:
+    """The request with the traceparent of its message's headers, unless it has one of its own."""
+    if isinstance(parsed, CancelResult) or parsed.traceparent is not None:
+        return parsed
+    sent = task.request.get(TRACE_HEADER)
+    return replace(parsed, traceparent=sent) if is_traceparent(sent) else parsed
+
+
 def _refused(result: CancelResult) -> dict[str, Any]:
     """The refusal as a value, stored for whoever waits for the order as well."""
-    log.warning("refused: %s", result.error and result.error.message)
+    log.warning(
+        "refused: %s",
+        result.error and result.error.message,
+        extra={
+            "order_id": result.order_id and result.order_id[:ORDER_ID_MAX_CHARS],
+            "outcome": result.outcome.value,
+            "attempts": 0,
+            "code": result.error and result.error.code,
+        },
+    )
     desk().refuse(result)
     return result.to_json()

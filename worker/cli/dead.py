@@ -1,0 +1,90 @@
+"""Hides the cancels that were given up: `cancelctl dead` and `retry`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from worker.book import DeadLetter
+from worker.cli.exits import Exit, UsageError
+from worker.cli.line import Subparsers, add_command, add_json, add_order_ids, ids_given
+from worker.cli.printing import names_text, print_json, print_table, problem_text, progress_json
+from worker.client import CancelClient
+
+
+def add_dead(commands: Subparsers) -> None:
+    """Adds `dead`."""
+    command = add_command(
+        commands,
+        "dead",
+        _dead,
+        about="list the cancels that were given up unresolved, oldest first",
+        examples="  cancelctl dead\n  cancelctl dead --json | jq -r .order_id | cancelctl retry -",
+    )
+    add_json(command)
+
+
+def _dead(arguments: argparse.Namespace) -> int:
+    letters = CancelClient.from_env().dead_letters()
+    if arguments.json:
+        for letter in letters:
+            print_json(_dead_json(letter))
+    else:
+        titles = ("ORDER", "REQUESTED", "GIVEN UP", "ATTEMPTS", "WHO", "LAST ANSWER")
+        print_table(titles, map(_dead_cells, letters), nothing="nothing was given up")
+    return Exit.SETTLED
+
+
+def _dead_cells(letter: DeadLetter) -> list[str]:
+    return [
+        letter.order_id,
+        letter.requested_at,
+        letter.died_at,
+        str(letter.progress.attempts),
+        names_text(letter.requested_by),
+        problem_text(letter.progress.last_problem),
+    ]
+
+
+def _dead_json(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "order_id": letter.order_id,
+        "requested_by": letter.requested_by,
+        "requested_at": letter.requested_at,
+        "died_at": letter.died_at,
+        **progress_json(letter),
+        "request": letter.request.fields(),
+    }
+
+
+def add_retry(commands: Subparsers) -> None:
+    """Adds `retry`."""
+    command = add_command(
+        commands,
+        "retry",
+        _retry,
+        about="have cancels that were given up worked on again",
+        examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all",
+    )
+    add_order_ids(command, nargs="*")
+    command.add_argument("--all", action="store_true", help="every one that was given up")
+    add_json(command)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    if arguments.all and arguments.order_ids:
+        raise UsageError("give order ids or --all, not both")
+    client = CancelClient.from_env()
+    if arguments.all:
+        order_ids = [letter.order_id for letter in client.dead_letters()]
+    else:
+        order_ids = ids_given(arguments)
+    revived = set(client.retry(order_ids)) if order_ids else set()
+    if arguments.json:
+        for order_id in order_ids:
+            print_json({"order_id": order_id, "retried": order_id in revived})
+    else:
+        rows = [[each, "worked on again" if each in revived else "no dead letter"] for each in order_ids]
+        print_table(("ORDER", "NOW"), rows, nothing="nothing was given up")
+    # With --all, what is gone from the list meanwhile was retried by somebody else.
+    return Exit.SETTLED if arguments.all or len(revived) == len(order_ids) else Exit.NOT_KNOWN_HERE
