@@ -24,10 +24,11 @@ MAY_IMPORT = {
     # Redis: one way to it, and what is kept there.
     "scripts": {"settings"},
     "records": {"orders"},
+    "audit": {"scripts", "settings"},
     "book": {"orders", "records", "scripts", "settings"},
     "leases": {"book", "scripts"},
     "pacing": {"orders", "scripts"},
-    "masses": {"orders", "records", "scope", "scripts", "settings"},
+    "masses": {"audit", "orders", "records", "scope", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
     "dialects": {"orders"},
     "outcomes": {"dialects", "orders"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "broker": set(),
     "lifecycle": {
         *("bells", "desk", "mass"),
-        *("book", "masses", "pacing", "scripts"),
+        *("audit", "book", "masses", "pacing", "scripts"),
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),
     },
@@ -57,7 +58,7 @@ MAY_IMPORT = {
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli.printing": {"book", "orders"},
     "cli.exits": {"cli.printing", "client", "orders"},
@@ -66,10 +67,12 @@ MAY_IMPORT = {
     "cli.dead": {"book", "client", *COMMAND},
     "cli.reports": {"cli.exits", "cli.printing"},
     "cli.masses": {"client", "cli.reports", *COMMAND},
+    "cli.exports": {"audit", "cli.exits", "orders"},
+    "cli.trail": {"audit", "book", "cli.exports", "orders", "settings", *COMMAND},
     "cli.doctor": {"doctor", *COMMAND},
     "cli.sandbox": COMMAND,
     "cli.__init__": {
-        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.sandbox"),
+        *("cli.cancels", "cli.dead", "cli.masses", "cli.trail", "cli.doctor", "cli.sandbox"),
         *("cli.exits", "cli.line", "client", "settings"),
     },
     "cli.__main__": {"cli.__init__"},

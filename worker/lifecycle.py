@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 from celery import Celery, signals
 from celery.app import app_or_default
 from kombu.exceptions import OperationalError
 
 from worker import bells, scripts
+from worker.audit import Trail
 from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LIMITS_EVERY_S = 60.0
 LIMITS_AGAIN_S = 5.0  # when they could not be read
+TRIM_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         ),
     )
     threading.Thread(target=_keep_limits, args=(exchange, pacer), name="limits", daemon=True).start()
+    threading.Thread(target=_keep_trimmed, args=(server, settings), name="trail", daemon=True).start()
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     name = f"{socket.gethostname()}:{os.getpid()}"
     the_book = Book(server, settings.redis)
@@ -146,6 +150,17 @@ def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
         except BookError as error:
             log.warning("limits cannot be shared: %s", error)
         time.sleep(LIMITS_EVERY_S if known is not None else LIMITS_AGAIN_S)
+
+
+def _keep_trimmed(server: redis.Redis, settings: WorkerSettings) -> None:
+    """Trims the audit trail now and again; that several workers do so costs next to nothing."""
+    trail = Trail(server, settings.redis)
+    while True:
+        try:
+            trail.trim(max_age_s=settings.audit_max_age_s, max_entries=settings.audit_max_entries)
+        except BookError as error:
+            log.warning("the audit trail cannot be trimmed: %s", error)
+        time.sleep(TRIM_EVERY_S)
 
 
 @signals.worker_init.connect

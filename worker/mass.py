@@ -113,6 +113,8 @@ class MassRunner:
         while not self._means.stopping.is_set():
             try:
                 report = run.to_the_end()
+                # First the trail: what is there twice, because this worker vanished in between, does no harm.
+                self._means.masses.tell_trail(request.request_id, "finished", **_in_short(report))
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
                 log.warning("mass cancel %s: %s", request.request_id, error)
@@ -181,6 +183,9 @@ class _Run:
                 return self._report(plan, listing)
             self._why_not_flat = f"{len(listing.orders)} orders were still resting at {listing.at}"
             log.warning("mass cancel %s: %d orders still or newly resting", self._id, len(listing.orders))
+            self._trail(
+                "still_resting", orders=len(listing.orders), listed_at=listing.at, sha256=listing.sha256
+            )
             self._add(listing.orders)
         return self._report(plan, None)
 
@@ -218,6 +223,7 @@ class _Run:
             "predicted_s": round(self._predict(shards), 3),
             "refused_calls_before": before,
         }
+        self._trail("planned", **plan)
         if not self._request.dry_run:
             self._note_orders(orders, unlisted)
             plan["requests"] = [request.fields() for request in requests]
@@ -248,6 +254,7 @@ class _Run:
         wanted = list(requests)
         if not wanted:
             return
+        self._trail("entered", orders=len(wanted))
         accepted = self._book.accept(wanted, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S)
         self._means.call_hands(Lane.RISK, accepted.waiting_messages)
 
@@ -351,6 +358,9 @@ class _Run:
         }
         self._masses.note(self._id, progress=progress)
 
+    def _trail(self, step: str, **details: Any) -> None:
+        self._masses.tell_trail(self._id, step, worker=self._means.name, **details)
+
     # -- report
 
     def _report(self, plan: Mapping[str, Any], listing: _Listing | None) -> dict[str, Any]:
@@ -393,6 +403,14 @@ class _Run:
 
     def _refused_calls(self) -> int:
         return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
+
+
+def _in_short(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without what is said of each order: the trail has that already."""
+    short = {
+        name: value for name, value in report.items() if name not in ("affected", "not_affected", "plan")
+    }
+    return {**short, "orders_not_affected": len(report["not_affected"])}
 
 
 def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:

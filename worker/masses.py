@@ -24,6 +24,7 @@ from typing import Any
 import redis
 
 from worker import records, scripts
+from worker.audit import Trail
 from worker.orders import DEADLINE_MAX_S, TEXT_MAX_CHARS, BadRequest, count_text, is_order_id, utc_text
 from worker.scope import Scope
 from worker.settings import RedisSettings
@@ -134,6 +135,7 @@ class Masses:
         self._server = server
         self._prefix = settings.key_prefix
         self._life_s = settings.result_expires_s
+        self._trail = Trail(server, settings)
         self._keep_lease = scripts.load(server, "keep_lease")
         self._still_open = scripts.load(server, "still_open")
 
@@ -145,7 +147,13 @@ class Masses:
         pipeline.hsetnx(key, "reply_to", reply_to)
         pipeline.zadd(f"{self._prefix}:masses", {request.request_id: time.time() * 1000}, nx=True)
         pipeline.sadd(f"{self._prefix}:masses:open", request.request_id)
-        scripts.call(pipeline.execute, may_be_accepted=True)
+        [is_new, *_] = scripts.call(pipeline.execute, may_be_accepted=True)
+        if is_new:
+            self.tell_trail(request.request_id, "accepted", **request.to_json())
+
+    def tell_trail(self, request_id: str, step: str, /, **details: Any) -> None:
+        """Notes a step in the audit trail."""
+        self._trail.append("mass", {"request_id": request_id, "step": step, **details})
 
     def now_s(self) -> float:
         """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""

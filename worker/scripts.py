@@ -51,13 +51,15 @@ def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
         raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted) from None
 
 
-_CLOCK = """local prefix = ARGV[1]
+# Put before every script: the book's prefix is always the first argument, and time is the server's.
+_PREAMBLE = """local prefix = ARGV[1]
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
 """
 
 
 def load(server: redis.Redis, *names: str) -> Any:
-    """The Lua files of these names as one script; with ``buckets`` first, the clock is put before them."""
+    """The Lua files of these names, in this order, as one script."""
     texts = [resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8") for name in names]
-    return server.register_script((_CLOCK if "buckets" in names else "") + "\n".join(texts))
+    return server.register_script(_PREAMBLE + "\n".join(texts))

@@ -54,6 +54,12 @@ VARIABLES: Final = (
         meaning="How many seconds a result is kept.",
     ),
     Variable(
+        name="KALSHI_AUDIT",
+        default="on",
+        who="producers",
+        meaning="Whether all that is asked for and done goes into the audit trail.",
+    ),
+    Variable(
         name="KALSHI_BASE_URL",
         required=True,
         meaning="The exchange, scheme and host only, like https://external-api.kalshi.com.",
@@ -102,6 +108,16 @@ VARIABLES: Final = (
         name="KALSHI_CANCEL_MAX_AGE_S",
         default="86400",
         meaning="After how many seconds an unresolved cancel is given up and kept as a dead letter.",
+    ),
+    Variable(
+        name="KALSHI_AUDIT_MAX_AGE_S",
+        default="604800",
+        meaning="How many seconds an entry stays in the audit trail.",
+    ),
+    Variable(
+        name="KALSHI_AUDIT_MAX_ENTRIES",
+        default="1000000",
+        meaning="How many entries the audit trail holds; the oldest go first.",
     ),
     Variable(
         name="KALSHI_SHUTDOWN_S",
@@ -230,6 +246,7 @@ class RedisSettings:
     redis_url: str = field(repr=False)  # may hold a password; masked_url is for eyes
     key_prefix: str
     result_expires_s: int
+    audit: bool
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
@@ -286,6 +303,8 @@ class WorkerSettings:
     call_deadline_s: float
     cancel_deadline_s: float
     cancel_max_age_s: float
+    audit_max_age_s: float
+    audit_max_entries: int
     shutdown_s: float
     read_tokens_per_s: float
     read_tokens_capacity: float
@@ -325,6 +344,8 @@ class WorkerSettings:
             call_deadline_s=reader.number("KALSHI_CALL_DEADLINE_S", low=0.01, high=120),
             cancel_deadline_s=reader.number("KALSHI_CANCEL_DEADLINE_S", low=0.1, high=DAY_S),
             cancel_max_age_s=reader.number("KALSHI_CANCEL_MAX_AGE_S", low=1, high=365 * DAY_S),
+            audit_max_age_s=reader.number("KALSHI_AUDIT_MAX_AGE_S", low=1, high=3650 * DAY_S),
+            audit_max_entries=reader.integer("KALSHI_AUDIT_MAX_ENTRIES", low=1, high=10**9, unit="entries"),
             shutdown_s=reader.number("KALSHI_SHUTDOWN_S", low=0.5, high=3600),
             read_tokens_per_s=reader.number("KALSHI_READ_TOKENS_PER_S", low=1, high=1e9),
             read_tokens_capacity=reader.number("KALSHI_READ_TOKENS_CAPACITY", low=10, high=1e9),
@@ -433,6 +454,7 @@ class _RedisFields(TypedDict):
     redis_url: str
     key_prefix: str
     result_expires_s: int
+    audit: bool
 
 
 def _redis_fields(reader: _Reader) -> _RedisFields:
@@ -444,7 +466,8 @@ def _redis_fields(reader: _Reader) -> _RedisFields:
             f" (got: {_shown(prefix)})"
         )
     expires_s = reader.integer("KALSHI_RESULT_EXPIRES_S", low=60, high=365 * DAY_S, unit="seconds")
-    return {"redis_url": url, "key_prefix": prefix, "result_expires_s": expires_s}
+    audit = reader.flag("KALSHI_AUDIT")
+    return {"redis_url": url, "key_prefix": prefix, "result_expires_s": expires_s, "audit": audit}
 
 
 def _redis_url(reader: _Reader) -> str:

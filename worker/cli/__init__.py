@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker.cli import cancels, dead, doctor, masses, sandbox
+from worker.cli import cancels, dead, doctor, masses, sandbox, trail
 from worker.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from worker.cli.line import Subparsers
 from worker.client import BadRequest, BookError
@@ -74,6 +74,8 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     dead.add_dead,
     dead.add_retry,
     masses.add_mass,
+    trail.add_history,
+    trail.add_audit,
     doctor.add_doctor,
     sandbox.add_sandbox,
 )
