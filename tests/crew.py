@@ -35,15 +35,6 @@ def wait_ready(worker: Part) -> None:
     worker.wait_ready(lambda: " ready." in worker.log_text(), "the worker")
 
 
-def is_idle(worker: Part) -> bool:
-    """Whether the worker has finished every message that it has received."""
-    log = worker.log_text()
-    return log.count(" received") == sum(log.count(end) for end in _ENDS_OF_A_MESSAGE)
-
-
-_ENDS_OF_A_MESSAGE = (" ignored", " succeeded in ", " rejected", " raised unexpected")
-
-
 @dataclass(frozen=True, slots=True)
 class Apart:
     """A database of one test's own: its client, and ``start``, which starts its workers."""
@@ -125,9 +116,10 @@ class Crew:
         """Asks for a cancel whose call will not be answered soon; the worker that has sent it."""
         self.client.cancel(order_id)
         self.wait_sent(order_id)
-        only_one = lambda: sum(not is_idle(worker) for worker in self.alive()) == 1  # noqa: E731 - a condition
-        wait_until(only_one, within_s=PATIENCE_S, what="one worker at work, all others without")
-        return next(worker for worker in self.alive() if not is_idle(worker))
+        entry = self.client.status(order_id).open
+        assert entry is not None
+        assert entry.in_hand
+        return next(worker for worker in self.alive() if entry.hand.endswith(f":{worker.pid}"))
 
     @contextmanager
     def apart(self, *options: str, workers: int = 1, **environment: str) -> Iterator[Apart]:

@@ -43,13 +43,18 @@ MAY_IMPORT = {
         *("dialects", "exchange", "gate", "orders", "outcomes"),
         "notices",
     },
-    "desk": {"book", "exchange", "gate", "leases", "notices", "orders", "pacing", "pursuit", "scripts"},
+    "outbox": set(),
+    "desk": {
+        *("book", "leases", "outbox", "pacing", "pursuit", "scripts"),
+        *("exchange", "gate", "notices", "orders"),
+    },
+    "hands": {"book", "desk", "orders", "scripts"},
     "mass": {"book", "dialects", "exchange", "masses", "notices", "orders", "pacing", "scripts"},
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),
     "lifecycle": {
-        *("bells", "desk", "mass"),
+        *("bells", "desk", "hands", "mass", "outbox"),
         *("audit", "book", "masses", "pacing", "scripts"),
         *("dialects", "exchange"),
         *("orders", "settings", "signing"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from crew import PATIENCE_S, Crew
@@ -17,6 +19,7 @@ from worker.client import CancelClient, Lane, NotSettled
 from worker.orders import CancelRequest
 from worker.settings import RedisSettings
 
+ROOT = Path(__file__).parent.parent
 WORST_S = 5.0  # promised after a worker's death
 MEDIAN_S = 3.0
 LOST_WAKE_UP_S = 2.0  # promised from claimable to claimed
@@ -93,6 +96,36 @@ def test_many_cancels_survive_two_of_three_workers_killed_in_the_middle_of_them(
     assert Counter(result.outcome for result in results) == {"canceled": 120}
     assert {order["status"] for order in crew.control.orders()} == {"canceled"}
     assert {result.reduced_by for result in results} == {Decimal("10.00")}
+
+
+# -- clocks
+
+
+def test_workers_whose_clocks_differ_by_minutes_take_over_from_each_other_in_time(crew, tmp_path):
+    """Each worker's own `time.time()` is set wrong; leases, ages and deadlines go by the server's clock."""
+    for name, seconds in (("ahead", 180), ("behind", -240)):
+        folder = tmp_path / name
+        folder.mkdir()
+        shifted = f"import time\nreal = time.time\ntime.time = lambda: real() + {seconds}\n"
+        (folder / "sitecustomize.py").write_text(shifted, "utf-8")
+    crew.workers(0)
+    ahead, behind = (
+        crew.stack.start_worker(PYTHONPATH=f"{tmp_path / name}{os.pathsep}{ROOT}")
+        for name in ("ahead", "behind")
+    )
+    order_ids = crew.place(40)
+    [hanging] = crew.place()
+    crew.control.fault("hang", order_id=hanging, operation="cancel", effect="before", times=1)
+    victim = crew.in_flight(hanging)
+    results = crew.client.cancel_many(order_ids).results(timeout=PATIENCE_S)
+    assert Counter((each.outcome, each.attempts) for each in results) == {("canceled", 1): 40}
+    victim.kill()
+    killed = time.monotonic()
+    result = crew.client.cancel(hanging).result(timeout=PATIENCE_S)
+    assert time.monotonic() - killed <= WORST_S
+    assert (result.outcome, result.confirmed_by) == ("canceled", "read_back")
+    survivor = behind if victim is ahead else ahead
+    assert "timestamps are corrected by the exchange's clock" in survivor.log_text()
 
 
 # -- frozen

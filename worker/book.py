@@ -17,7 +17,10 @@ on how long the book is. Keys, under the configured prefix P:
 - ``P:unreadable``          list: the latest messages that nobody could understand
 - ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
 - ``P:fence``               the last token given out
-- ``P:claimed_ms:{lane}``, ``P:rung:{lane}``    when the lane was last claimed from, and last swept
+- ``P:claimed_ms``, ``P:rung:{lane}``   when each lane was last claimed from, and last swept
+- ``P:bell:{lane}``, ``P:ears:{lane}``  a list at which idle hands wait, and whether any do
+- ``P:counts``              hash: how many requests were accepted, by lane
+- ``P:audit``, ``P:audit:head``         the trail of all that was asked for and done, and its last hash
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import redis
 
 from worker import records, scripts
-from worker.orders import CancelRequest, CancelResult, Lane, Problem, utc_text, write_path
+from worker.orders import CancelRequest, CancelResult, Lane, Problem, count_text, utc_text, write_path
 from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
 
@@ -50,6 +53,7 @@ __all__ = [
     "Overdue",
     "Progress",
     "Settle",
+    "Wish",
     "connect",
 ]
 
@@ -64,9 +68,13 @@ GATE_NOTE_LIFE_S = 10  # a closed gate is noted about every second
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What accepting some requests came to; ``settled`` are answered from the record already."""
+    """What accepting some requests came to; ``settled`` are answered from the record already.
+
+    ``heard``: a hand that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    """
 
     settled: dict[str, CancelResult]
+    heard: bool
     waiting_messages: int
 
 
@@ -96,16 +104,35 @@ class Claim:
     """What one claim brought.
 
     ``next_due_s`` is when there may be more (0: now; None: nothing is in the book); ``tokens_in_s`` when
-    the tokens for it may be there (0: nothing waits for tokens); ``waiting_messages`` are in the queues, on
-    their way to a hand. The call for these entries is paid for: ``tokens`` from ``bucket``.
+    the tokens for it may be there (0: nothing waits for tokens); ``coming`` hands were told or have a message
+    on its way. The call for these entries is paid for: ``tokens`` from ``bucket``.
     """
 
     entries: tuple[Entry, ...]
     next_due_s: float | None
     tokens_in_s: float
-    waiting_messages: int
+    coming: int
     bucket: str
     tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a hand is ready to take up: one call's worth of what is due, the first lane first.
+
+    Up to ``at_most`` cancels, or one read-back, for ``lease_s``; ``exchange_ms``, this moment on the
+    exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each write
+    bucket that only the risk lane may touch. ``hand`` says whose hand it is.
+    """
+
+    lanes: tuple[Lane, ...]
+    at_most: int
+    lease_s: float
+    exchange_ms: int | None
+    risk_reserve: float = 0.0
+    cancel_cost: float = 2.0
+    read_cost: float = 2.0
+    hand: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +217,8 @@ class DeadLetter:
 class OpenCancel:
     """An entry of the book as an operator sees it; times are ISO 8601 UTC.
 
-    ``next_due_s`` from now: the next try, or for what is in a hand, the end of its lease.
+    ``next_due_s`` from now: the next try, or for what is in a hand, the end of its lease. ``hand`` is the
+    latest to have claimed it (host and process id), empty when none has.
     """
 
     order_id: str
@@ -203,6 +231,7 @@ class OpenCancel:
     unresolved: bool
     request: CancelRequest
     progress: Progress
+    hand: str = ""
 
 
 class Book:
@@ -212,14 +241,14 @@ class Book:
         self._server = server
         self._prefix = settings.key_prefix
         self._record_life_s = settings.result_expires_s
-        self._accept = scripts.load(server, "accept")
-        self._claim = scripts.load(server, "buckets", "claim")
+        self._audit = settings.audit
+        self._accept = scripts.load(server, "audit", "bells", "accept")
+        self._turn = scripts.load(server, "audit", "bells", "tell", "conclude", "buckets", "claim", "turn")
         self._extend = scripts.load(server, "extend")
-        self._conclude = scripts.load(server, "tell", "conclude")
         self._overdue = scripts.load(server, "overdue")
-        self._report = scripts.load(server, "tell", "report")
+        self._report = scripts.load(server, "audit", "tell", "report")
         self._retry = scripts.load(server, "retry")
-        self._sweep = scripts.load(server, "sweep")
+        self._sweep = scripts.load(server, "bells", "sweep")
         self._refuse = scripts.load(server, "refuse")
 
     def ping(self) -> None:
@@ -240,7 +269,7 @@ class Book:
         of a long list may have been accepted even when ``may_be_accepted`` is false for the last one.
         """
         settled: dict[str, CancelResult] = {}
-        waiting = 0
+        heard, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
@@ -249,6 +278,7 @@ class Book:
                 lane.value,
                 self._record_life_s,
                 lane.queue,
+                int(self._audit),
             ]
             for request in portion:
                 fields = request.fields()
@@ -262,11 +292,11 @@ class Book:
                     round(deadline_s * 1000),
                     reply_to,
                 )
-            waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
+            heard, waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
             for request, answer in zip(portion, answers, strict=True):
                 if answer:
                     settled[request.order_id] = _parse_record(request.order_id, answer)
-        return Accepted(settled, waiting)
+        return Accepted(settled, bool(heard), waiting)
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
@@ -281,39 +311,52 @@ class Book:
         args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, result.order_id, record]
         return bool(self._run(self._refuse, args))
 
-    def claim(
-        self,
-        lanes: Iterable[Lane],
-        *,
-        at_most: int,
-        lease_s: float,
-        exchange_ms: int | None,
-        risk_reserve: float = 0.0,
-        cancel_cost: float = 2.0,
-        read_cost: float = 2.0,
-    ) -> Claim:
-        """Takes tokens and the due entries that they pay for, for one call, the first lane first.
+    def turn(
+        self, conclusions: Sequence[Conclusion], wish: Wish | None, *, done: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[list[bool], Claim | None]:
+        """One step of a hand: puts entries out of it, and takes up what it wishes for, if anything.
 
-        Up to ``at_most`` cancels, or one read-back, for ``lease_s``; ``exchange_ms``, this moment on the
-        exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each
-        write bucket that only the risk lane may touch.
+        False for each conclusion whose entry was in another hand by now (nothing is done about it).
+        ``done`` are the calls that were made for these, as the trail is to show them.
         """
-        args: list[Any] = [
-            self._prefix,
-            at_most,
-            round(lease_s * 1000),
-            "" if exchange_ms is None else exchange_ms,
-            risk_reserve,
-            cancel_cost,
-            read_cost,
-        ]
-        for lane in lanes:
-            args += (lane.value, lane.queue)
-        now_ms, waiting, next_due_ms, held_up_ms, bucket, tokens, claimed = self._run(self._claim, args)
+        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+        args += (self._trail_of(conclusions, done), 7 * len(conclusions))
+        for each in conclusions:
+            args += (each.entry.order_id, each.entry.token, *_fate(each))
+        if wish is not None:
+            args += (wish.at_most, round(wish.lease_s * 1000))
+            args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
+            args += (wish.cancel_cost, wish.read_cost, wish.hand)
+            for lane in wish.lanes:
+                args += (lane.value, lane.queue)
+        concluded, *claimed = self._run(self._turn, args)
+        return [bool(each) for each in concluded], self._parse_claim(claimed[0]) if claimed else None
+
+    def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
+        """Takes tokens and the due entries that they pay for, for one call; see :class:`Wish`."""
+        _, claim = self.turn((), Wish(tuple(lanes), **wish))
+        assert claim is not None
+        return claim
+
+    def conclude(
+        self, conclusions: Sequence[Conclusion], *, done: Sequence[Mapping[str, Any]] = ()
+    ) -> list[bool]:
+        """Puts entries out of the hand; see :meth:`turn`."""
+        return self.turn(conclusions, None, done=done)[0]
+
+    def _trail_of(self, conclusions: Sequence[Conclusion], done: Sequence[Mapping[str, Any]]) -> str:
+        """What the trail is to say, without its first brace; empty when there is no trail."""
+        if not self._audit or not conclusions:
+            return ""
+        orders = {each.entry.order_id: _story(each) for each in conclusions}
+        return json.dumps({"calls": done, "orders": orders}, separators=(",", ":"))[1:]
+
+    def _parse_claim(self, answer: Sequence[Any]) -> Claim:
+        now_ms, coming, next_due_ms, held_up_ms, bucket, tokens, claimed = answer
         readable = (self._readable(fields, now_ms) for fields in claimed)
         entries = tuple(entry for entry in readable if entry is not None)
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
-        return Claim(entries, next_due_s, held_up_ms / 1000, waiting, bucket, float(tokens))
+        return Claim(entries, next_due_s, held_up_ms / 1000, coming, bucket, float(tokens))
 
     def _readable(self, fields: Sequence[Any], now_ms: int) -> Entry | None:
         """The claimed entry; one that somebody has spoilt becomes a dead letter: it must not stop a lane."""
@@ -322,8 +365,8 @@ class Book:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             order_id, token = fields[0], fields[1]
             log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
-            args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
-            self._run(self._conclude, [*args, order_id, token, "dead", "", "", "", ""])
+            args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, "", 7]
+            self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
@@ -333,19 +376,17 @@ class Book:
             args += (entry.order_id, entry.token)
         return [bool(held) for held in self._run(self._extend, args)]
 
-    def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
-        """Puts entries out of the hand; False for each that was in another hand by now (nothing is done)."""
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
-        for each in conclusions:
-            args += (each.entry.order_id, each.entry.token)
-            match each:
-                case Settle():
-                    args += ("settled", "", "", *_record_parts(each.result))
-                case GiveBack():
-                    args += (round(each.pause_s * 1000), each.path, each.learned, "", "")
-                case GiveUp():
-                    args += ("dead", "", each.learned, "", "")
-        return [bool(done) for done in self._run(self._conclude, args)]
+    def listen(self, lanes: Sequence[Lane], *, within_s: float) -> bool:
+        """Waits until a bell rings for one of these lanes; False when none has within the time."""
+        bells = [f"{self._prefix}:bell:{lane}" for lane in lanes]
+        return scripts.call(lambda: self._server.blpop(bells, timeout=within_s)) is not None
+
+    def show_ears(self, lanes: Sequence[Lane], *, life_s: float) -> None:
+        """Says that hands of these lanes listen, for so long."""
+        pipeline = self._server.pipeline(transaction=False)
+        for lane in lanes:
+            pipeline.set(f"{self._prefix}:ears:{lane}", 1, px=round(life_s * 1000))
+        scripts.call(pipeline.execute)
 
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""
@@ -411,7 +452,7 @@ class Book:
 
     def report(self, results: Sequence[CancelResult]) -> int:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, int(self._audit)]
         for result in results:
             args += (result.order_id, *_record_parts(result))
         return int(self._run(self._report, args))
@@ -435,11 +476,14 @@ class Book:
                     yield _parse_dead_letter(order_id, died_ms, fields)
 
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> list[Lane]:
-        """The lanes where something can be claimed and nobody is coming; each is told to one caller only."""
+        """The lanes where something can be claimed, nobody is coming, and no hand listens that could be told.
+
+        Each is told to one caller only.
+        """
         args: list[Any] = [self._prefix, round(patience_s * 1000)]
         for lane in lanes:
             args += (lane.value, lane.queue)
-        return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring]
+        return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring == 1]
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises BookError."""
@@ -491,12 +535,12 @@ class Book:
         for order_id, _ in due:
             pipeline.hmget(
                 f"{self._prefix}:entry:{order_id}",
-                ["request", "requested_by", "accepted_ms", "token", "reported", "learned"],
+                ["request", "requested_by", "accepted_ms", "token", "reported", "learned", "hand"],
             )
         (seconds, micros), *entries = scripts.call(pipeline.execute)
         now_ms = seconds * 1000 + micros // 1000
         for (order_id, due_ms), fields in zip(due, entries, strict=True):
-            request, requested_by, accepted_ms, token, reported, learned = fields
+            request, requested_by, accepted_ms, token, reported, learned, hand = fields
             if request is None:
                 continue  # settled between the two looks
             yield OpenCancel(
@@ -510,10 +554,35 @@ class Book:
                 reported == "1",
                 CancelRequest.parse(json.loads(request)),
                 Progress.parse(learned),
+                hand or "",
             )
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+
+
+def _fate(conclusion: Conclusion) -> tuple[Any, ...]:
+    """The conclusion as ``worker/lua/conclude.lua`` takes it."""
+    match conclusion:
+        case Settle():
+            return ("settled", "", "", *_record_parts(conclusion.result))
+        case GiveBack():
+            return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.learned, "", "")
+        case GiveUp():
+            return ("dead", "", conclusion.learned, "", "")
+
+
+def _story(conclusion: Conclusion) -> list[Any]:
+    """The conclusion as the trail tells it."""
+    match conclusion:
+        case Settle(result=result):
+            return ["settled", result.outcome.value, count_text(result.reduced_by), result.attempts]
+        case GiveBack(learned=learned):
+            problem = Progress.parse(learned).last_problem
+            return ["open", round(conclusion.pause_s * 1000), problem and problem.code]
+        case GiveUp(learned=learned):
+            problem = Progress.parse(learned).last_problem
+            return ["dead", problem and problem.code]
 
 
 def _parse_record(order_id: str, text: str) -> CancelResult:

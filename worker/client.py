@@ -214,7 +214,8 @@ class CancelClient:
             fresh = [request for request in portion if request.order_id not in accepted.settled]
             # The first portion calls the hands, the others see to it that one is there: all at the end would
             # leave the work lying until the last is accepted.
-            self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
+            if not accepted.heard:
+                self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
         return PendingCancels(tuple(request.order_id for request in requests), self)
 
     def mass_cancel(

@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 
 from worker import bells
 from worker.broker import WHY_HEADER
-from worker.lifecycle import desk
+from worker.lifecycle import desk, hands
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 RECONNECT_MOST_S = 0.5
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
 SWEEP_EVERY_S = 0.25
+EARS_LIFE_S = 2.0  # that hands listen is said with each sweep
 KEPT_BODY_MOST_BYTES = 65_536
 
 
@@ -126,6 +127,7 @@ def _sweep(app: Celery) -> None:
     try:
         desk().tell_overdue()
         desk().answer_bulks()
+        hands().show_ears(life_s=EARS_LIFE_S)
         for lane in desk().lanes_to_wake():
             log.info("waking up for the %s lane", lane.value)
             bells.wake_up(app, lane)

@@ -1,7 +1,8 @@
 """The desk: takes what is due out of the book, has it pursued, and puts it back concluded.
 
-A woken worker calls :meth:`Desk.work`: it claims one call's worth of what is due, risk first, and goes on
-until nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim.
+A woken hand calls :meth:`Desk.work`: it claims one call's worth of what is due, risk first, and goes on until
+nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim, which is one
+step with putting down what the last one brought.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from worker.book import Accepted, Book, Claim, Conclusion, GiveUp, Overdue, Progress, Settle
+from worker.book import Accepted, Book, Claim, Conclusion, GiveUp, Overdue, Progress, Settle, Wish
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from worker.outbox import Outbox
 from worker.pacing import Pacer
-from worker.pursuit import Pursuit
+from worker.pursuit import Pursued, Pursuit
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Desk:
         lanes: Sequence[Lane] = tuple(Lane),
         hands: int = 1,
         call_hand: Callable[[Lane], None] = lambda _lane: None,
+        outbox: Outbox | None = None,
         name: str = "",
         tell: Tell = nobody,
     ) -> None:
@@ -67,8 +70,9 @@ class Desk:
         self._pacer = pacer
         self._cancel_deadline_s = cancel_deadline_s
         self._risk_reserve = risk_reserve
-        self._lanes = lanes
-        self._hands = _Hands(hands)
+        self._lanes = tuple(lanes)
+        self._outbox = outbox or Outbox()
+        self._hands = _Room(hands)
         self._call_hand = call_hand
         self._name = name
         self._stopping = threading.Event()
@@ -109,7 +113,7 @@ class Desk:
         """Keeps a message that nobody can understand, for inspection."""
         self._book.keep_unreadable(message)
 
-    def work(self) -> None:
+    def work(self, lanes: Sequence[Lane] | None = None) -> None:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be.
 
         Returns at once when enough hands are at it: one stays free for messages that are to be entered.
@@ -117,30 +121,52 @@ class Desk:
         with self._hands.one_more() as wanted:
             if wanted:
                 try:
-                    self._work()
+                    self._work(self._lanes if lanes is None else tuple(lanes))
                 except BookError as error:  # the sweep wakes somebody up when Redis is back
                     log.warning("no work without the book: %s", error)
 
-    def _work(self) -> None:
+    def _work(self, lanes: tuple[Lane, ...]) -> None:
         called_at = -math.inf
-        while not self._stopping.is_set():
-            if not self._gate.is_open and not self._gate.keep_watch(self._stopping):
-                return
+        held = Pursued()
+        try:
+            while not self._stopping.is_set():
+                if not self._gate.is_open:
+                    held = self._put_down(held)
+                    if not self._gate.keep_watch(self._stopping):
+                        return
+                with self._outbox.at_it():
+                    putting, held = held, Pursued()
+                    claim, asked = self._turn(putting, lanes)
+                    if claim.entries:
+                        self._leases.hold(claim.entries, since=asked)
+                        self._tell(Claimed(claim.entries))
+                        more_is_due = claim.next_due_s == 0.0 and not claim.coming
+                        if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
+                            called_at = asked
+                            self._call_hand(claim.entries[0].lane)
+                        held = self._pursuit.pursue(claim)
+                if not claim.entries:
+                    wait_s = _until_more(claim)
+                    if wait_s is None or not self._stay(wait_s):
+                        return
+                    called_at = -math.inf
+        finally:
+            self._put_down(held)
+
+    def _turn(self, held: Pursued, lanes: tuple[Lane, ...]) -> tuple[Claim, float]:
+        """Puts down what is held and claims more, in one step; and when that was asked for (monotonic)."""
+        while True:
             asked = time.monotonic()
-            claim = self._claim()
-            if claim.entries:
-                self._tell(Claimed(claim.entries))
-                with self._leases.holding(claim.entries, since=asked):
-                    more_is_due = claim.next_due_s == 0.0 and not claim.waiting_messages
-                    if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
-                        called_at = asked
-                        self._call_hand(claim.entries[0].lane)
-                    self._conclude(self._pursuit.pursue(claim))
-            else:
-                wait_s = _until_more(claim)
-                if wait_s is None or not self._stay(wait_s):
-                    return
-                called_at = -math.inf
+            try:
+                done, claim = self._book.turn(held.conclusions, self._wish(lanes), done=held.done)
+            except BookError:
+                if not held.conclusions:
+                    raise
+                held = self._put_down(held)  # until that is done, the exchange will not say it twice
+                continue
+            self._put(held, done)
+            assert claim is not None
+            return claim, asked
 
     def _stay(self, seconds: float) -> bool:
         """Waits for what is due or paid for soon, as the one hand that does; False for the others."""
@@ -152,16 +178,17 @@ class Desk:
             self._staying.release()
         return True
 
-    def _claim(self) -> Claim:
+    def _wish(self, lanes: tuple[Lane, ...]) -> Wish:
         limits = self._pacer.limits
-        return self._book.claim(
-            self._lanes,
+        return Wish(
+            lanes,
             at_most=self._pursuit.batch_size.limit,
             lease_s=LEASE_S,
             exchange_ms=self._pursuit.exchange_ms(),
             risk_reserve=self._risk_reserve,
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
+            hand=self._name,
         )
 
     def reply_when_settled(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
@@ -196,22 +223,30 @@ class Desk:
         except BookError as error:
             log.warning("the gate's state cannot be shown: %s", error)
 
-    def _conclude(self, conclusions: Sequence[Conclusion]) -> None:
+    def _put_down(self, held: Pursued) -> Pursued:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
         give_up = None
-        while True:
+        while held.conclusions:
             try:
-                done = self._book.conclude(conclusions)
+                self._put(held, self._book.conclude(held.conclusions, done=held.done))
                 break
             except BookError as error:
-                log.warning("%d results cannot be stored yet: %s", len(conclusions), error)
+                log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
                 if self._stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
                     if time.monotonic() > give_up:
-                        return  # still in the book: whoever claims it next finds out what became of it
+                        break  # still in the book: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
-        self._tell(Concluded(tuple(conclusions), tuple(done)))
-        for conclusion, ours in zip(conclusions, done, strict=True):
+        self._leases.release([each.entry for each in held.conclusions])
+        return Pursued()
+
+    def _put(self, held: Pursued, done: Sequence[bool]) -> None:
+        """What was held is out of the hand."""
+        if not held.conclusions:
+            return
+        self._leases.release([each.entry for each in held.conclusions])
+        self._tell(Concluded(tuple(held.conclusions), tuple(done)))
+        for conclusion, ours in zip(held.conclusions, done, strict=True):
             _log(conclusion, ours=ours)
 
 
@@ -261,8 +296,8 @@ def _can_be_looked_for(order_id: str) -> bool:
     )
 
 
-class _Hands:
-    """How many of this process' threads are at work in the book; one of several is kept free."""
+class _Room:
+    """How many of this process' threads may be at work in the book; one of several is kept free."""
 
     def __init__(self, number: int) -> None:
         self._most = max(number - 1, 1)

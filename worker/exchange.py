@@ -73,8 +73,13 @@ class Exchange:
         self._refusals_told: set[str] = set()
 
     @classmethod
-    def from_settings(cls, settings: WorkerSettings) -> Exchange:
-        """The exchange that the environment describes; raises KeyProblem for a key that cannot sign."""
+    def from_settings(
+        cls, settings: WorkerSettings, *, on_sent: Callable[[], None] = lambda: None
+    ) -> Exchange:
+        """The exchange that the environment describes; raises KeyProblem for a key that cannot sign.
+
+        ``on_sent`` is called in a call's own thread once its request is on its way.
+        """
         transport = Transport(
             settings.base_url,
             connect_timeout_s=settings.connect_timeout_s,
@@ -84,6 +89,7 @@ class Exchange:
             proxy_url=settings.http_proxy,
             trust_env=settings.trust_env,
             ca_bundle=settings.ca_bundle,
+            on_sent=on_sent,
         )
         key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
         return cls(

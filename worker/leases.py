@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from worker.book import Book, Entry
 from worker.scripts import BookError
@@ -33,9 +32,8 @@ class Leases:
         self._valid_until: dict[str, float] = {}
         self._keeper: threading.Thread | None = None
 
-    @contextmanager
-    def holding(self, entries: Sequence[Entry], *, since: float) -> Iterator[None]:
-        """Keeps the leases of entries claimed at ``since`` (monotonic) alive for the body's time."""
+    def hold(self, entries: Sequence[Entry], *, since: float) -> None:
+        """Keeps the leases of entries claimed at ``since`` (monotonic) alive until they are released."""
         with self._lock:
             for entry in entries:
                 self._entries[entry.token] = entry
@@ -43,12 +41,13 @@ class Leases:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
                 self._keeper.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                for entry in entries:
-                    del self._entries[entry.token], self._valid_until[entry.token]
+
+    def release(self, entries: Sequence[Entry]) -> None:
+        """Lets go of entries; of those that are not held, nothing happens."""
+        with self._lock:
+            for entry in entries:
+                self._entries.pop(entry.token, None)
+                self._valid_until.pop(entry.token, None)
 
     def is_held(self, entry: Entry) -> bool:
         """Whether no other hand can have the entry yet."""

@@ -23,9 +23,11 @@ from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
+from worker.hands import Hands
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
 from worker.orders import Lane
+from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings
@@ -43,12 +45,14 @@ class Office:
     """What one process works with."""
 
     desk: Desk
+    hands: Hands
     mass_runner: MassRunner
     shutdown_s: float
 
     def stop(self) -> None:
         """What is in hand goes back into the book, what is under way to other workers."""
         self.desk.stop()
+        self.hands.stop()
         self.mass_runner.stop()
 
 
@@ -59,6 +63,11 @@ _offices_lock = threading.Lock()
 def desk() -> Desk:
     """This process' desk."""
     return _office().desk
+
+
+def hands() -> Hands:
+    """This process' hands."""
+    return _office().hands
 
 
 def mass_runner() -> MassRunner:
@@ -76,7 +85,8 @@ def _office() -> Office:
 
 
 def _open_office(settings: WorkerSettings, app: Celery) -> Office:
-    exchange = Exchange.from_settings(settings)
+    outbox = Outbox()
+    exchange = Exchange.from_settings(settings, on_sent=outbox.sent)
     shown = exchange.warm_up()
     if isinstance(shown, Trouble):
         log.warning("the exchange does not answer yet: %s", shown.problem.message)
@@ -94,6 +104,8 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     threading.Thread(target=_keep_limits, args=(exchange, pacer), name="limits", daemon=True).start()
     threading.Thread(target=_keep_trimmed, args=(server, settings), name="trail", daemon=True).start()
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
+    # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
+    lanes = [lane for lane in Lane if lane in consumed]
     name = f"{socket.gethostname()}:{os.getpid()}"
     the_book = Book(server, settings.redis)
     the_desk = Desk(
@@ -105,8 +117,8 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         read_lag_s=settings.read_lag_s,
         risk_reserve=settings.risk_reserve,
         batch_most=settings.batch_most,
-        # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
-        lanes=[lane for lane in Lane if lane in consumed],
+        lanes=lanes,
+        outbox=outbox,
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: _ring(bells.wake_up, app, lane),
         name=name,
@@ -124,7 +136,8 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         )
     )
     runner.start()
-    return Office(the_desk, runner, settings.shutdown_s)
+    the_hands = Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency)
+    return Office(the_desk, the_hands, runner, settings.shutdown_s)
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
@@ -179,9 +192,26 @@ def _refuse_to_start_unfit(**_: Any) -> None:
         log.warning(warning)
 
 
+@signals.celeryd_after_setup.connect
+def _note_concurrency(instance: Any, **_: Any) -> None:
+    """What the command line says counts for our hands as for Celery's pool."""
+    instance.app.conf.worker_concurrency = instance.concurrency
+
+
 @signals.worker_ready.connect
-def _warm_up(**_: Any) -> None:
-    desk()
+def _begin(sender: Any = None, **_: Any) -> None:
+    """Hands listen in the worker's own process; where a pool forks, they would be copied with their locks."""
+    if sender is None or "prefork" not in str(type(sender.pool).__module__):
+        hands().start()
+    else:
+        desk()
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    mine = _offices.get(os.getpid())
+    if mine is not None:
+        mine.hands.join(mine.shutdown_s)
 
 
 @signals.worker_shutting_down.connect

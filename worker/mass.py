@@ -256,7 +256,8 @@ class _Run:
             return
         self._trail("entered", orders=len(wanted))
         accepted = self._book.accept(wanted, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S)
-        self._means.call_hands(Lane.RISK, accepted.waiting_messages)
+        if not accepted.heard:
+            self._means.call_hands(Lane.RISK, accepted.waiting_messages)
 
     def _add(self, orders: Mapping[str, Order]) -> None:
         self._note_orders(orders)

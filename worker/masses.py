@@ -174,7 +174,7 @@ class Masses:
 
     def keep(self, request_id: str, runner: str) -> bool:
         """Runs the lease anew; False when another runner has it."""
-        args = [f"{self._key(request_id)}:lease", runner, LEASE_MS]
+        args = [self._prefix, f"{self._key(request_id)}:lease", runner, LEASE_MS]
         return bool(scripts.call(lambda: self._keep_lease(args=args)))
 
     def leave(self, request_id: str, runner: str) -> None:

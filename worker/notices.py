@@ -26,7 +26,7 @@ class Claimed:
 class CallMade:
     """One signed HTTP exchange has ended, after ``duration_s``.
 
-    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it got what it asked for.
+    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it was done as asked.
     ``tokens`` were paid from ``bucket``; ``lane`` None: it was not for any one order (a listing).
     """
 
@@ -77,7 +77,7 @@ class GateMoved:
 
 @dataclass(frozen=True, slots=True)
 class MassStep:
-    """A mass cancel is ``started``, ``planned`` (a dry run), ``flat``, ``not_flat``, or ``left`` to others."""
+    """A mass cancel is ``started``, ``planned`` (a dry run), ``flat``, ``not_flat`` or ``left`` to others."""
 
     request_id: str
     step: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -61,29 +61,33 @@ class CancelRequest:
         """The request that a message's fields describe; raises :class:`BadRequest` naming every bad field."""
         if not isinstance(message, Mapping):
             raise BadRequest({"message": f"expected an object with an order_id, got {_kind(message)}"})
-        known = {f.name for f in fields(cls)}
+        # (JSON null and an absent field are the same wish.)
+        values = {name: value for name, value in message.items() if value is not None or name not in _CHECKS}
+        if "order_id" not in values or any(
+            name not in _CHECKS or _CHECKS[name](value) is not None for name, value in values.items()
+        ):
+            raise BadRequest(cls._problems(message))
+        return cls(**values)
+
+    @staticmethod
+    def _problems(message: Mapping[Any, Any]) -> dict[str, str]:
+        """What is wrong with each field."""
         problems = {
-            _shown(name): f"unknown field; known are {', '.join(sorted(known))}"
+            _shown(name): f"unknown field; known are {', '.join(sorted(_CHECKS))}"
             for name in message
-            if name not in known
+            if name not in _CHECKS
         }
-        values: dict[str, Any] = {}
         for name, check in _CHECKS.items():
             value = message.get(name)
-            if value is None and name != "order_id":
-                continue  # JSON null and an absent field are the same wish
-            problem = check(value)
-            if problem is None:
-                values[name] = value
-            else:
-                problems[name] = f"expected {problem}, got {_kind(value)}"
-        if problems:
-            raise BadRequest(problems)
-        return cls(**values)
+            if value is not None or name == "order_id":
+                expected = check(value)
+                if expected is not None:
+                    problems[name] = f"expected {expected}, got {_kind(value)}"
+        return problems
 
     def fields(self) -> dict[str, Any]:
         """The message's fields: what :meth:`parse` takes, without those that are not set."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return {name: value for name in _CHECKS if (value := getattr(self, name)) is not None}
 
 
 def write_path(exchange_index: int | None, orders: int = 1) -> str:

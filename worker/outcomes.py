@@ -128,11 +128,10 @@ class Case:
 
     def sending(self, now: Instant, *, clock_known: bool = True) -> Case:
         """The case once a cancel is about to be sent; whether the exchange's clock is known at all."""
-        case = replace(self, attempts=self.attempts + 1)
         if self.attempts:
-            return case
+            return replace(self, attempts=self.attempts + 1)
         first_ms = now.exchange_ms if clock_known else None
-        return replace(case, first_attempt_ms=first_ms, first_attempt_age_ms=now.age_ms)
+        return replace(self, attempts=1, first_attempt_ms=first_ms, first_attempt_age_ms=now.age_ms)
 
 
 _PLAIN = (

@@ -13,7 +13,10 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from http import HTTPStatus
+from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
@@ -58,6 +61,30 @@ NEVER_TOO_MANY = 4
 ALONE_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Pursued:
+    """What has become of a claim, and the calls that it took."""
+
+    conclusions: Sequence[Conclusion] = ()
+    calls: Sequence[CallMade] = ()
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """The calls as the trail is to show them."""
+        return [
+            {
+                "operation": call.operation,
+                "orders": len(call.order_ids),
+                "status": call.trouble.problem.http_status if call.trouble else HTTPStatus.OK,
+                "code": call.trouble and call.trouble.problem.code,
+                "ms": round(call.duration_s * 1000, 1),
+                "tokens": call.tokens,
+                "bucket": call.bucket,
+            }
+            for call in self.calls
+        ]
+
+
 class Pursuit:
     """How one process pursues orders; shared by its threads."""
 
@@ -86,12 +113,15 @@ class Pursuit:
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
 
-    def pursue(self, claim: Claim) -> list[Conclusion]:
+    def pursue(self, claim: Claim) -> Pursued:
         """What becomes of a claim's entries, whose first call is paid for."""
-        walks = [self._walk(entry) for entry in claim.entries]
+        calls: list[CallMade] = []
+        walks = [self._walk(entry, calls) for entry in claim.entries]
         if len(walks) > 1:
-            return self._cancel_batch(walks, claim)
-        return [self._see_through(walk) for walk in walks]
+            conclusions = self._cancel_batch(walks, claim)
+        else:
+            conclusions = [self._see_through(walk) for walk in walks]
+        return Pursued(conclusions, calls)
 
     # -- one order
 
@@ -171,7 +201,9 @@ class Pursuit:
             self._tell(BucketCorrected(bucket))
         order_ids = tuple(walk.entry.order_id for walk in walks)
         took_s = time.monotonic() - started
-        self._tell(CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens))
+        call = CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens)
+        walks[0].calls.append(call)
+        self._tell(call)
 
     def _pause_s(self, state: RetryCallState) -> float:
         """How long to wait before the next step, for tenacity; drawn once per answer."""
@@ -243,8 +275,8 @@ class Pursuit:
         """This moment on the exchange's clock, None while that is not known."""
         return None if self._exchange.skew_ms is None else self._exchange.now_ms()
 
-    def _walk(self, entry: Entry) -> _Walk:
-        walk = _Walk(Case.from_json(entry.request, entry.learned), entry)
+    def _walk(self, entry: Entry, calls: list[CallMade]) -> _Walk:
+        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls)
         if entry.interrupted:
             walk.case = walk.case.interrupted(entry.first_sent_ms, self._now(walk))
         return walk
@@ -319,9 +351,10 @@ _ANSWERED = Canceled(Decimal(0), None, None)
 class _Walk:
     """One entry in hand: what is known so far, and by when its waiters want to hear."""
 
-    def __init__(self, case: Case, entry: Entry) -> None:
+    def __init__(self, case: Case, entry: Entry, calls: list[CallMade]) -> None:
         self.case = case
         self.entry = entry
+        self.calls = calls  # made for all entries of the claim
         self.paid = False  # the tokens of its next call are taken
         self._claimed = time.monotonic()
         self._deadline = self._claimed + entry.deadline_left_s

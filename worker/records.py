@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _TASK_KEY_PREFIX = "celery-task-meta-"
 RECORD_KEY_PREFIX = f"{_TASK_KEY_PREFIX}cancel:"
 _MGET_AT_ONCE = 500
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one at every call
 # Between looks at the records themselves: a published notice can be lost with its connection.
 _LOOK_AGAIN_S = 2.0
 _CONNECT_AGAIN_S = 0.2
@@ -48,14 +49,14 @@ def task_record(task_id: str, value: object, *, date_done: str) -> str:
         "date_done": date_done,
         "task_id": task_id,
     }
-    return json.dumps(record, separators=(",", ":"))
+    return _encode(record)
 
 
 def record_parts(result: CancelResult, *, date_done: str) -> tuple[str, str]:
     """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``."""
     value = result.to_json()
     del value["requested_by"]  # filled in by the book, which knows who has joined
-    head = json.dumps(value, separators=(",", ":"))[:-1] + ',"requested_by":'
+    head = _encode(value)[:-1] + ',"requested_by":'
     tail = f'}},"traceback":null,"children":[],"date_done":"{date_done}","task_id":'
     return '{"status":"SUCCESS","result":' + head, tail
 

@@ -46,7 +46,8 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
     accepted = _accept([parsed], _lane(self), reply_to=reply_to)
     if parsed.order_id in accepted.settled:
         return accepted.settled[parsed.order_id].to_json()
-    desk().work()
+    if not accepted.heard:
+        desk().work()
     raise Ignore  # the book stores the result under this task's id when the order is settled
 
 
@@ -59,7 +60,8 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
     lane = _lane(self)
     accepted = _accept([requests[order_id] for order_id in ids], lane)
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
-    ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
+    if not accepted.heard:
+        ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
     refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
     if not self.request.ignore_result:
         desk().reply_when_settled(self.request.id, ids, refused)

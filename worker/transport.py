@@ -22,7 +22,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
@@ -55,7 +55,8 @@ class Transport:
     """Sends calls to one exchange; shared by all threads of a process.
 
     Timeouts are seconds: ``connect_timeout_s`` to reach the exchange, ``read_timeout_s`` the longest
-    silence. ``base_url`` is scheme and host.
+    silence. ``base_url`` is scheme and host. ``on_sent`` is called in a call's own thread once its request is
+    on its way.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Transport:
         proxy_url: str | None = None,
         trust_env: bool = False,
         ca_bundle: str | None = None,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_sent = on_sent
         self._base_url = base_url
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
@@ -92,6 +95,7 @@ class Transport:
         if time_left_s < MIN_TIME_S:
             raise NotSent("no time left to send it")
         _call.sent = False
+        _call.on_sent = self._on_sent
         _call.deadline = time.monotonic() + time_left_s
         try:
             request = requests.Request(
@@ -158,6 +162,7 @@ def _reason(error: BaseException) -> str:
 class _CallOfThisThread(threading.local):
     deadline: float = math.inf  # time.monotonic() by which the whole reply must be here
     sent: bool = False
+    on_sent: Callable[[], None] = staticmethod(lambda: None)
 
 
 _call = _CallOfThisThread()
@@ -210,6 +215,10 @@ class _Watched:
             self.connect()
         _call.sent = True
         super().send(data)  # type: ignore[misc]  # see connect
+
+    def getresponse(self) -> Any:
+        _call.on_sent()
+        return super().getresponse()  # type: ignore[misc]  # see connect
 
 
 class _WatchedHTTPConnection(_Watched, HTTPConnection):

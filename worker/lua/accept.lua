@@ -1,18 +1,17 @@
 -- accept: enters cancel requests into the book, or joins them to the entries that are there already.
 --
--- ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane · 4 record's life, seconds
---       5 key of the lane's queue · then six for each request:
---       order_id · request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms ·
---       task id that wants the result too (or empty)
--- returns { messages waiting in the queue, then for each request: the final record's JSON, or "" when open }
+-- (after audit.lua, bells.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
+--       4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a trail (1, 0) ·
+--       then six for each request: order_id · request (JSON) · path · requested_by (a JSON string, or empty) ·
+--       deadline from now, ms · task id that wants the result too (or empty)
+-- returns { whether a listening hand was told (1, 0), messages waiting in the queue,
+--           then for each request: the final record's JSON, or "" when open }
 --
 -- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
 -- record is final is answered from it; a record that is not final goes, because work on it starts again.
 
-local prefix, record_prefix, lane, life_s, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function with(list_json, value)  -- a JSON list of texts, with one more unless it is there
   if list_json == '[]' then return '[' .. cjson.encode(value) .. ']' end
@@ -75,17 +74,22 @@ local function revive(entry, order_id)  -- a dead letter is an entry again, with
   redis.call('ZADD', prefix .. ':due:' .. home[1] .. ':' .. home[2], now_ms, order_id)
 end
 
-local answer = { redis.call('LLEN', queue) }
-for at = 6, #ARGV, 6 do
+local answer, open, asked = { 0, redis.call('LLEN', queue) }, 0, {}
+for at = 7, #ARGV, 6 do
   local order_id, request, path, requested_by, deadline_ms, task_id =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
   local record_key = record_prefix .. order_id
+  if ARGV[6] == '1' then
+    local by = requested_by == '' and '}' or ',"requested_by":' .. requested_by .. '}'
+    asked[#asked + 1] = string.sub(request, 1, -2) .. by
+  end
   -- (Looked up before anything is written: a script that has written is not stopped for lack of memory.)
   if redis.call('ZSCORE', prefix .. ':dead', order_id) then revive(entry, order_id) end
   if redis.call('EXISTS', entry) == 1 then
     if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
     join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
+    open = open + 1
     answer[#answer + 1] = ''
   else
     local record = redis.call('GET', record_key)
@@ -103,8 +107,16 @@ for at = 6, #ARGV, 6 do
       redis.call('SADD', prefix .. ':paths', path)
       redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
       redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
+      open = open + 1
       answer[#answer + 1] = ''
     end
   end
+end
+if open > 0 then
+  redis.call('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
+  answer[1] = ring(lane)
+end
+if ARGV[6] == '1' then
+  audit('request', '{"at":' .. now_ms .. ',"lane":"' .. lane .. '","orders":[' .. table.concat(asked, ',') .. ']}')
 end
 return answer

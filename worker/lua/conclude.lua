@@ -1,54 +1,54 @@
--- conclude: puts claimed entries out of the hand: settled, given back, or given up.
+-- conclude: puts claimed entries out of the hand: settled, given back, or given up; put before turn.lua.
 --
--- (after tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then seven for each entry:
---       order_id · token · "settled", "dead", or the pause before it is due again, ms · its path from now on (empty: as it was) ·
---       what was learned (JSON) · the record up to · and after its requested_by (only when settled)
--- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched
+-- Expects `prefix`, `now_ms` and tell.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
+--       order_id · token · "settled", "dead", or the pause before it is due again, ms ·
+--       its path from now on (empty: as it was) · what was learned (JSON) · the record up to · and after its
+--       requested_by (only when settled)
+-- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched; and those ids
 --
 -- Settled: the record is stored and the entry goes, in this one step. Given back without a pause, an entry
 -- has its old place in the line. Dead: it is kept, with what was learned, until somebody asks again.
 -- The record ends in `"task_id":` so that the same text serves every task that wants the result; who
 -- requested it is filled in here, because further requests may have joined since the claim.
 
-local prefix, record_prefix, life_s = ARGV[1], ARGV[2], ARGV[3]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local answer = {}
-for at = 4, #ARGV, 7 do
-  local order_id, token, fate, path, learned, head, tail =
-    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  local entry = prefix .. ':entry:' .. order_id
-  local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'hurry')
-  local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
-  if held[1] ~= token then
-    answer[#answer + 1] = 0
-  elseif fate == 'settled' then
-    tell(record_prefix, life_s, order_id, head, held[3], tail, held[4])
-    redis.call('ZREM', due, order_id)
-    redis.call('ZREM', prefix .. ':deadline', order_id)
-    redis.call('DEL', entry)
-    answer[#answer + 1] = 1
-  else
-    redis.call('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
-    if fate == 'dead' then
+local function conclude(record_prefix, life_s, first, last)
+  local answer, lost = {}, {}
+  for at = first, last, 7 do
+    local order_id, token, fate, path, learned, head, tail =
+      ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+    local entry = prefix .. ':entry:' .. order_id
+    local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'hurry')
+    local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
+    if held[1] ~= token then
+      lost[#lost + 1] = order_id
+      answer[#answer + 1] = 0
+    elseif fate == 'settled' then
+      tell(record_prefix, life_s, order_id, head, held[3], tail, held[4])
       redis.call('ZREM', due, order_id)
-      redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
-      redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
+      redis.call('ZREM', prefix .. ':deadline', order_id)
+      redis.call('DEL', entry)
+      answer[#answer + 1] = 1
     else
-      if held[7] then  -- asked for again meanwhile: the long pause of an overdue one is not meant any more
-        fate = math.min(tonumber(fate), 1000)
-        redis.call('HDEL', entry, 'hurry')
-      end
-      if path ~= '' and path ~= held[6] then
-        redis.call('HSET', entry, 'path', path)
-        redis.call('SADD', prefix .. ':paths', path)
+      redis.call('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
+      if fate == 'dead' then
         redis.call('ZREM', due, order_id)
-        due = prefix .. ':due:' .. held[2] .. ':' .. path
+        redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
+        redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
+      else
+        if held[7] then  -- asked for again meanwhile: the long pause of an overdue one is not meant any more
+          fate = math.min(tonumber(fate), 1000)
+          redis.call('HDEL', entry, 'hurry')
+        end
+        if path ~= '' and path ~= held[6] then
+          redis.call('HSET', entry, 'path', path)
+          redis.call('SADD', prefix .. ':paths', path)
+          redis.call('ZREM', due, order_id)
+          due = prefix .. ':due:' .. held[2] .. ':' .. path
+        end
+        redis.call('ZADD', due, tonumber(fate) == 0 and held[5] or now_ms + fate, order_id)
       end
-      redis.call('ZADD', due, tonumber(fate) == 0 and held[5] or now_ms + fate, order_id)
+      answer[#answer + 1] = 1
     end
-    answer[#answer + 1] = 1
   end
+  return answer, lost
 end
-return answer

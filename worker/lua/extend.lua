@@ -3,9 +3,7 @@
 -- ARGV  1 prefix · 2 lease, ms · then two for each entry: order_id · token
 -- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this hand's
 
-local prefix, lease_ms = ARGV[1], tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local lease_ms = tonumber(ARGV[2])
 local answer = {}
 for at = 3, #ARGV, 2 do
   local held = redis.call('HMGET', prefix .. ':entry:' .. ARGV[at], 'token', 'lane', 'path')

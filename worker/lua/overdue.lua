@@ -3,9 +3,6 @@
 -- ARGV  1 prefix · 2 how many at most
 -- returns for each entry: { order_id, learned, accepted_ms }
 
-local prefix = ARGV[1]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. ':deadline', '-inf', now_ms, 'LIMIT', 0, ARGV[2])) do
   local e = redis.call('HMGET', prefix .. ':entry:' .. order_id, 'learned', 'accepted_ms')

@@ -1,15 +1,13 @@
 -- report: tells the waiters of overdue entries that they are unresolved so far; the work goes on.
 --
--- (after tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then three for each entry:
---       order_id · the record up to · and after its requested_by (see conclude)
+-- (after audit.lua, tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds ·
+--       4 whether there is a trail (1, 0) · then three for each entry: order_id · the record up to · and after its requested_by (see conclude)
 -- returns how many were told: not those that were settled, asked for again or told meanwhile
 
-local prefix, record_prefix, life_s = ARGV[1], ARGV[2], ARGV[3]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local record_prefix, life_s = ARGV[2], ARGV[3]
 
-local told = 0
-for at = 4, #ARGV, 3 do
+local told = {}
+for at = 5, #ARGV, 3 do
   local order_id, head, tail = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local entry = prefix .. ':entry:' .. order_id
   local e = redis.call('HMGET', entry, 'reported', 'deadline_ms', 'requested_by', 'reply_to')
@@ -17,7 +15,10 @@ for at = 4, #ARGV, 3 do
     tell(record_prefix, life_s, order_id, head, e[3], tail, e[4])
     redis.call('HSET', entry, 'reported', 1)
     redis.call('ZREM', prefix .. ':deadline', order_id)
-    told = told + 1
+    told[#told + 1] = order_id
   end
 end
-return told
+if #told > 0 and ARGV[4] == '1' then
+  audit('unresolved', '{"at":' .. now_ms .. ',"orders":' .. cjson.encode(told) .. '}')
+end
+return #told

@@ -3,9 +3,6 @@
 -- ARGV  1 prefix · 2 deadline from now, ms · then the order ids
 -- returns the order ids that were dead and are open now
 
-local prefix = ARGV[1]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for at = 3, #ARGV do
   local order_id = ARGV[at]

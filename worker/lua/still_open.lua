@@ -5,7 +5,7 @@
 --
 -- Its cost shrinks as orders settle; what is left counts as open without another look.
 
-local prefix, list = ARGV[1], ARGV[1] .. ':mass:' .. ARGV[2] .. ':open'
+local list = prefix .. ':mass:' .. ARGV[2] .. ':open'
 local overdue = 0
 for _, order_id in ipairs(redis.call('SRANDMEMBER', list, ARGV[3])) do
   local reported = redis.call('HGET', prefix .. ':entry:' .. order_id, 'reported')

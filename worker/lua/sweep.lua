@@ -1,15 +1,13 @@
 -- sweep: finds the lanes in which something can be claimed and nobody is coming to claim it.
 --
--- ARGV  1 prefix · 2 patience, ms · then two for each lane: lane · key of its queue
--- returns for each lane: 1 a wake-up is to be published (by this caller alone), 0 it is not
+-- (after bells.lua) ARGV  1 prefix · 2 patience, ms · then two for each lane: lane · key of its queue
+-- returns for each lane: 2 a listening hand was told, 1 a wake-up is to be published (by this caller alone), 0 neither
 --
 -- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
 -- goes on until nothing is due. What became due within the patience has its message on the way, unless it
 -- was a vanished hand's. Asked to ring, a caller that dies is replaced after the patience.
 
-local prefix, patience_ms = ARGV[1], tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local patience_ms = tonumber(ARGV[2])
 local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function anything_due(lane)
@@ -26,11 +24,11 @@ end
 local answer = {}
 for at = 3, #ARGV, 2 do
   local lane, queue = ARGV[at], ARGV[at + 1]
-  local claimed_ms = tonumber(redis.call('GET', prefix .. ':claimed_ms:' .. lane) or 0)
-  local ring = anything_due(lane)
+  local claimed_ms = tonumber(redis.call('HGET', prefix .. ':claimed_ms', lane) or 0)
+  local nobody_comes = anything_due(lane)
     and redis.call('LLEN', queue) == 0
     and now_ms - claimed_ms >= patience_ms
     and redis.call('SET', prefix .. ':rung:' .. lane, now_ms, 'NX', 'PX', patience_ms)
-  answer[#answer + 1] = ring and 1 or 0
+  answer[#answer + 1] = nobody_comes and 1 + ring(lane) or 0
 end
 return answer
