@@ -614,7 +614,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trai
     assert list(told) == [
         "asked for by mm-btc, strategy lane: quote ?[2Jpulled",
         "asked for by somebody without a name, risk lane",
-        "cancel by h:1: no answer timeout in 12.3 ms, 2 tokens of write",
+        "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
         "not settled yet (timeout): due again in 1.5 s",
         "another hand had taken over: the line before does not count",
         "its deadline passed without proof: who waits is told unresolved, and the work goes on",
@@ -737,10 +737,34 @@ def test_a_worker_trims_the_trail(crew):
         assert "is about to be trimmed there" in worker.log_text()
 
 
-WRITTEN_IN_LUA = "audit(" in (ROOT / "worker/lua/accept.lua").read_text()
+def run(crew, apart, *arguments):
+    """A command of a process of its own, on the database of these workers."""
+    database = apart.client._server.connection_pool.connection_kwargs["db"]
+    url = crew.redis.url.removesuffix("/0") + f"/{database}"
+    command = [sys.executable, "-m", "worker.cli", *arguments]
+    environment = {"PATH": os.environ["PATH"], "REDIS_URL": url}
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
 
 
-@pytest.mark.skipif(not WRITTEN_IN_LUA, reason="the book's scripts do not write to the trail yet")
+def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew):
+    crew.control.reset()
+    with crew.apart() as apart:
+        apart.start()
+        [order_id] = crew.place(1, count="7.00")
+        crew.control.fault("drop_after", order_id=order_id, times=1)
+        result = apart.client.cancel(order_id, requested_by="ann", reason="drill").result(timeout=PATIENCE_S)
+        assert result.confirmed_by == "read_back"
+        wait_until(lambda: apart.client.status(order_id).open is None, what="it is settled")
+        told = [line.split("  ", 1)[1] for line in run(crew, apart, "history", order_id).splitlines()]
+    print(*told, sep="\n")
+    assert told[0] == "asked for by ann, strategy lane: drill"
+    assert re.match(r"cancel( by \S+)?: no answer in \d+\.\d ms, 2 tokens of write$", told[1])
+    assert any(re.match(r"read back( by \S+)?: 200 in \d+\.\d ms, 2 tokens of read$", line) for line in told)
+    assert told[-1] == f"settled: canceled, 7.00 contracts removed, attempts: {result.attempts}"
+
+
 def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, tmp_path):
     crew.control.reset()
     with crew.apart(workers=2, KALSHI_BATCH_MOST="50") as apart:
@@ -753,22 +777,9 @@ def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, 
         report = pending.result(timeout=PATIENCE_S)
         assert report["flat"]
         assert trail_of(apart.client).verify().problem is None
-        url = apart.client._server.connection_pool.connection_kwargs["db"]
-        environment = {"PATH": os.environ["PATH"], "REDIS_URL": crew.redis.url.removesuffix("/0") + f"/{url}"}
         for kind in FORMATS:
             path = tmp_path / kind
-            command = [
-                sys.executable,
-                "-m",
-                "worker.cli",
-                "audit",
-                "export",
-                "--format",
-                kind,
-                "--out",
-                str(path),
-            ]
-            subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=True)
+            run(crew, apart, "audit", "export", "--format", kind, "--out", str(path))
             adds_up(rows(path, kind), report, set(placed))
 
 

@@ -172,7 +172,7 @@ def _work(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
             orders = len(orders)
         doing = f"batch of {orders}" if call["operation"] == "batch" else call["operation"].replace("_", " ")
         answer = "no answer" if call["status"] is None else call["status"]
-        code = f" {call['code']}" if call.get("code") else ""
+        code = f" ({call['code']})" if call.get("code") not in {None, "unanswered"} else ""
         by = f" by {worker}" if worker else ""
         cost = f"{call['tokens']:g} tokens of {call['bucket']}"
         yield f"{doing}{by}: {answer}{code} in {call['ms']:.1f} ms, {cost}"
