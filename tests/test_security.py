@@ -157,7 +157,9 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
         "open": cancelctl(guarded, "monitor", "open", "--json"),
         "status": cancelctl(guarded, "monitor", "status", "--json", one, late),
         "dead": cancelctl(guarded, "monitor", "dead", "--json"),
+        "top": cancelctl(guarded, "monitor", "top", "--json"),
     }
+    assert json.loads(monitor["top"].stdout)["workers"]
     assert late in monitor["open"].stdout
     assert "canceled" in monitor["status"].stdout
     guarded.control.configure(exchange_paused=False)

@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 
 from worker import bells, scripts
 from worker.audit import Trail
-from worker.book import Book
+from worker.book import Book, WorkerShown
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 LIMITS_EVERY_S = 60.0
 LIMITS_AGAIN_S = 5.0  # when they could not be read
 TRIM_EVERY_S = 60.0
+SHOW_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,8 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         )
     )
     runner.start()
+    shown_as = WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
+    threading.Thread(target=_keep_shown, args=(the_book, shown_as), name="shown", daemon=True).start()
     the_hands = Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency)
     return Office(the_desk, the_hands, runner, settings.shutdown_s)
 
@@ -163,6 +166,16 @@ def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
         except BookError as error:
             log.warning("limits cannot be shared: %s", error)
         time.sleep(LIMITS_EVERY_S if known is not None else LIMITS_AGAIN_S)
+
+
+def _keep_shown(book: Book, worker: WorkerShown) -> None:
+    """Says again and again that this process runs, for `cancelctl top`."""
+    while True:
+        try:
+            book.show_worker(worker)
+        except BookError as error:
+            log.info("this worker cannot be shown: %s", error)
+        time.sleep(SHOW_EVERY_S)
 
 
 def _keep_trimmed(server: redis.Redis, settings: WorkerSettings) -> None:

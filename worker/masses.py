@@ -267,6 +267,19 @@ class Masses:
             shown = self.report(request_id) or self.progress(request_id)
             yield request_id, utc_text(accepted_ms / 1000), shown
 
+    def running(self, *, at_most: int = 100) -> list[tuple[MassRequest, dict[str, Any] | None]]:
+        """Those without a report, the latest first, and how far each has got."""
+        pipeline = self._server.pipeline(transaction=False)
+        for request_id in self.open_ids()[:at_most]:
+            pipeline.hmget(self._key(request_id), ["request", "progress"])
+        found = []
+        for request, progress in scripts.call(pipeline.execute):
+            try:
+                found.append((MassRequest.from_json(json.loads(request)), progress and json.loads(progress)))
+            except (ValueError, TypeError, KeyError):
+                continue  # spoilt, or just forgotten: who runs it says so
+        return sorted(found, key=lambda each: each[0].accepted_at, reverse=True)
+
     def _field(self, request_id: str, name: str) -> dict[str, Any] | None:
         text = scripts.call(lambda: self._server.hget(self._key(request_id), name))
         value: dict[str, Any] | None = json.loads(text) if text else None

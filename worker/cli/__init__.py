@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker.cli import cancels, dead, doctor, masses, sandbox, trail
+from worker.cli import cancels, dead, doctor, masses, sandbox, top, trail
 from worker.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from worker.cli.line import Subparsers
 from worker.client import BadRequest, BookError
@@ -71,6 +71,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     cancels.add_cancel,
     cancels.add_status,
     cancels.add_open,
+    top.add_top,
     dead.add_dead,
     dead.add_retry,
     masses.add_mass,
