@@ -24,10 +24,11 @@ MAY_IMPORT = {
     # Redis: one way to it, and what is kept there.
     "scripts": {"settings"},
     "records": {"orders"},
+    "audit": {"scripts", "settings"},
     "book": {"orders", "records", "scripts", "settings"},
     "leases": {"book", "scripts"},
     "pacing": {"orders", "scripts"},
-    "masses": {"orders", "records", "scope", "scripts", "settings"},
+    "masses": {"audit", "orders", "records", "scope", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
     "dialects": {"orders"},
     "outcomes": {"dialects", "orders"},
@@ -67,7 +68,7 @@ MAY_IMPORT = {
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "lifecycle": {
         *("bells", "desk", "hands", "intake", "mass", "outbox"),
-        *("book", "masses", "pacing", "scripts"),
+        *("audit", "book", "masses", "pacing", "scripts"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),
         *("fleet", "health", "logs", "metrics", "monitor", "notices", "readiness", "spans", "tracing"),
@@ -76,7 +77,7 @@ MAY_IMPORT = {
     "app": {"consumer"},
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
+    "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # For whoever writes a producer: the forms of messages and values.
     "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
@@ -87,11 +88,17 @@ MAY_IMPORT = {
     "cli.dead": {"book", "client", *COMMAND},
     "cli.reports": {"cli.exits", "cli.printing"},
     "cli.masses": {"client", "cli.reports", *COMMAND},
+    "cli.exports": {"audit", "cli.exits", "orders"},
+    "cli.trail": {"audit", "book", "cli.exports", "orders", "settings", *COMMAND},
+    "cli.snapshot": {"audit", "book", "masses", "pacing", "settings"},
+    "cli.frame": {"book", "cli.printing", "cli.snapshot", "orders", "pacing"},
+    "cli.top": {"book", "cli.frame", "cli.snapshot", "settings", *COMMAND},
     "cli.doctor": {"doctor", *COMMAND},
     "cli.health": {"health", "settings", *COMMAND},
     "cli.sandbox": COMMAND,
     "cli.__init__": {
-        *("cli.cancels", "cli.dead", "cli.masses", "cli.doctor", "cli.health", "cli.sandbox"),
+        *("cli.cancels", "cli.dead", "cli.masses", "cli.trail", "cli.top", "cli.doctor", "cli.health"),
+        "cli.sandbox",
         *("cli.exits", "cli.line", "client", "settings"),
     },
     "cli.__main__": {"cli.__init__"},

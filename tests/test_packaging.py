@@ -107,7 +107,7 @@ def test_the_wheel_holds_every_file_of_the_worker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "lua/*.lua", "py.typed")
+        for pattern in ("**/*.py", "lua/*.lua", "py.typed")
         for path in (ROOT / "worker").glob(pattern)
     }
     assert any(name.endswith(".lua") for name in wanted)

@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sandbox.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
+from worker.audit import Trail
 from worker.book import Book, GiveUp
 from worker.client import BookError, CancelClient, NotSettled
 from worker.fleet import Fleet
@@ -38,7 +39,7 @@ from worker.settings import RedisSettings
 
 PATIENCE_S = 20.0
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
-USERS = ("admin", "worker", "producer", "raw-producer", "monitor")
+USERS = ("admin", "worker", "producer", "raw-producer", "monitor", "auditor")
 PASSWORDS = {user: f"{user}-{uuid.uuid4()}" for user in USERS}
 DENIED = "(?i)permission|can't (run|access)"  # as Valkey and Redis 7.0 say it
 DEBIAN = shutil.which("redis-server")
@@ -158,7 +159,9 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
         "open": cancelctl(guarded, "monitor", "open", "--json"),
         "status": cancelctl(guarded, "monitor", "status", "--json", one, late),
         "dead": cancelctl(guarded, "monitor", "dead", "--json"),
+        "top": cancelctl(guarded, "monitor", "top", "--json"),
     }
+    assert json.loads(monitor["top"].stdout)["workers"]
     assert late in monitor["open"].stdout
     assert "canceled" in monitor["status"].stdout
     guarded.control.configure(exchange_paused=False)
@@ -226,6 +229,26 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     assert guarded.denials() == set()
 
 
+def test_the_trail_is_appended_to_read_exported_and_trimmed_without_one_denial(
+    guarded, as_producer, tmp_path
+):
+    guarded.denials()
+    as_producer.retry(["nobody"], why="drill")
+    as_producer.mass_cancel({"order_ids": ["nobody"]}, dry_run=True).result(timeout=PATIENCE_S)
+    settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
+    with as_user(guarded.redis, "worker") as server:
+        Trail(server, settings).trim(max_age_s=3600, max_entries=1_000_000)
+    for user in ("monitor", "auditor"):
+        assert "every entry fits" in cancelctl(guarded, user, "audit", "verify").stdout
+        assert "retry by test: drill" in cancelctl(guarded, user, "history", "nobody").stdout
+    exported = tmp_path / "trail.jsonl"
+    done = cancelctl(guarded, "auditor", "audit", "export", "--out", str(exported))
+    assert (done.returncode, exported.stat().st_size > 0) == (0, True)
+    with as_user(guarded.redis, "admin") as admin:
+        assert admin.get(f"{TRAIL}:exported")
+    assert guarded.denials() == set()
+
+
 @contextmanager
 def frozen(part):
     part.signal(signal.SIGSTOP)
@@ -286,6 +309,7 @@ def cancelctl_doctor(stack, user):
 
 ENTRY = "kalshi-cancel:entry:x"
 RECORD = "celery-task-meta-cancel:x"
+TRAIL = "kalshi-cancel:audit"
 DENIED_TO_ALL = (
     ("FLUSHALL",),
     ("FLUSHDB",),
@@ -316,7 +340,7 @@ DENIED_TO_ALL = (
     ("PSUBSCRIBE", "*"),
 )
 DENIED_TO = {
-    "worker": (("SUBSCRIBE", "celery-task-meta-x"),),
+    "worker": (("SUBSCRIBE", "celery-task-meta-x"), ("XDEL", TRAIL, "1-1")),
     "producer": (
         ("BRPOP", "cancels", "1"),
         ("RPOP", "cancels"),
@@ -343,6 +367,25 @@ DENIED_TO = {
         ("LRANGE", "kalshi-cancel:unreadable", "0", "-1"),
         ("INFO",),
         ("SCAN", "0"),
+        ("XRANGE", TRAIL, "-", "+"),
+        ("XDEL", TRAIL, "1-1"),
+        ("XTRIM", TRAIL, "MAXLEN", "0"),
+        ("DEL", TRAIL),
+        ("SET", f"{TRAIL}:base", "x"),
+        ("SET", f"{TRAIL}:exported", "1-1"),
+    ),
+    "auditor": (
+        ("XADD", TRAIL, "*", "kind", "x"),
+        ("XDEL", TRAIL, "1-1"),
+        ("XTRIM", TRAIL, "MAXLEN", "0"),
+        ("DEL", TRAIL),
+        ("SET", f"{TRAIL}:head", "x"),
+        ("SET", f"{TRAIL}:base", "x"),
+        ("GET", RECORD),
+        ("HGETALL", ENTRY),
+        ("LPUSH", "cancels", "x"),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("MULTI",),
     ),
     "raw-producer": (
         ("BRPOP", "cancels", "1"),
@@ -375,6 +418,8 @@ DENIED_TO = {
         ("SCRIPT", "LOAD", "return 1"),
         ("EVALSHA", "0" * 40, "0"),
         ("MULTI",),
+        ("XADD", TRAIL, "*", "kind", "x"),
+        ("SET", f"{TRAIL}:exported", "1-1"),
     ),
 }
 

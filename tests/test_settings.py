@@ -109,6 +109,8 @@ def test_the_least_environment_gives_the_documented_defaults():
         "call_deadline_s": 5.0,
         "cancel_deadline_s": 10.0,
         "cancel_max_age_s": 86400.0,
+        "audit_max_age_s": 7 * 86400.0,
+        "audit_max_entries": 1_000_000,
         "shutdown_s": 8.0,
         "read_tokens_per_s": 200.0,
         "read_tokens_capacity": 200.0,
@@ -137,6 +139,9 @@ def test_every_variable_changes_its_setting(tmp_path):
             **MINIMAL,
             "KALSHI_KEY_PREFIX": "prod:cancel_1.x",
             "KALSHI_RESULT_EXPIRES_S": "3600",
+            "KALSHI_AUDIT": "off",
+            "KALSHI_AUDIT_MAX_AGE_S": "3600",
+            "KALSHI_AUDIT_MAX_ENTRIES": "5000",
             "KALSHI_PRIVATE_KEY_PASSPHRASE": " with blanks ",
             "KALSHI_ORDERS_API": "V1",
             "KALSHI_CONNECT_TIMEOUT_S": "0.5",
@@ -158,6 +163,8 @@ def test_every_variable_changes_its_setting(tmp_path):
 
     assert settings.redis.key_prefix == "prod:cancel_1.x"
     assert settings.redis.result_expires_s == 3600
+    assert settings.redis.audit is False
+    assert (settings.audit_max_age_s, settings.audit_max_entries) == (3600.0, 5000)
     assert settings.private_key_passphrase == b" with blanks "
     assert settings.orders_api == "v1"
     assert (settings.connect_timeout_s, settings.read_timeout_s) == (0.5, 1.25)
@@ -684,6 +691,7 @@ def test_a_key_id_comes_out_of_a_file_without_its_line_end(tmp_path):
             ("KALSHI_POOL_SIZE", "connections"),
             ("KALSHI_MAX_BODY_BYTES", "bytes"),
             ("KALSHI_RESULT_EXPIRES_S", "seconds"),
+            ("KALSHI_AUDIT_MAX_ENTRIES", "entries"),
         )
         for value in ("0", "-5", "1.5", "1e6", "4 MiB", "999999999999")
     ],

@@ -22,6 +22,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker import bells
+from worker.audit import Trail
 from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
@@ -150,6 +151,7 @@ class CancelClient:
         self._server: redis.Redis = connect(redis_url)
         self._book = Book(self._server, redis_url)
         self._masses = Masses(self._server, redis_url)
+        self._trail = Trail(self._server, redis_url)
         self._app = Celery("cancel-client", set_as_current=False)
         self._app.conf.update(
             broker_url=redis_url.celery_url,
@@ -296,8 +298,10 @@ class CancelClient:
         """What was given up unresolved, oldest first."""
         return self._book.dead_letters()
 
-    def retry(self, order_ids: Sequence[str]) -> list[str]:
-        """Has dead letters worked on again; the ids of those that were dead."""
+    def retry(self, order_ids: Sequence[str], *, by: str | None = None, why: str | None = None) -> list[str]:
+        """Has dead letters worked on again; the ids of those that were dead. The trail keeps who and why."""
+        deed = {"action": "retry", "who": by or self._requested_by, "why": why, "orders": list(order_ids)}
+        self._trail.append("operator", deed)
         revived = self._book.retry(order_ids, deadline_s=DEFAULT_DEADLINE_S)
         self._ring(Lane.STRATEGY, [CancelRequest(order_id) for order_id in revived], waiting=0)
         return revived

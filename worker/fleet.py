@@ -56,6 +56,7 @@ class Fleet:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
         self._state = scripts.load(server, "buckets", "fleet")
         self._mass_end = scripts.load(server, "mass_end")
         self._ended: dict[str, str] = {}  # what has ended does not change any more
@@ -88,7 +89,7 @@ class Fleet:
         pipeline = self._server.pipeline(transaction=False)
         for lane in Lane:
             for priority in _PRIORITIES:
-                pipeline.llen(lane.queue + priority)
+                pipeline.llen(self._celery_prefix + lane.queue + priority)
         lengths = iter(scripts.call(pipeline.execute))
         return {lane.queue: sum(next(lengths) for _ in _PRIORITIES) for lane in Lane}
 

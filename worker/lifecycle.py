@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import redis
 from celery import Celery, concurrency, signals
 from celery.app import app_or_default
 from kombu.exceptions import OperationalError
 
 from worker import bells, logs, scripts
-from worker.book import Book
+from worker.audit import Trail
+from worker.book import Book, WorkerShown
 from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 
 LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read
+TRIM_EVERY_S = 60.0
+SHOW_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         ),
     )
     threading.Thread(target=_keep_limits, args=(exchange, pacer), name="limits", daemon=True).start()
+    threading.Thread(target=_keep_trimmed, args=(server, settings), name="trail", daemon=True).start()
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
     lanes = [lane for lane in Lane if lane in consumed]
@@ -183,6 +188,8 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
         )
     )
     runner.start()
+    shown_as = WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
+    threading.Thread(target=_keep_shown, args=(the_book, shown_as), name="shown", daemon=True).start()
     metrics = _watch.metrics
     if metrics is not None:
         metrics.watch_fleet(Fleet(server, settings.redis))
@@ -241,6 +248,27 @@ def _keep_limits(exchange: Exchange, pacer: Pacer) -> None:
         except BookError as error:
             log.warning("limits cannot be shared: %s", error)
         time.sleep(LIMITS_EVERY_S if known is not None else LIMITS_AGAIN_S)
+
+
+def _keep_shown(book: Book, worker: WorkerShown) -> None:
+    """Says again and again that this process runs, for `cancelctl top`."""
+    while True:
+        try:
+            book.show_worker(worker)
+        except BookError as error:
+            log.info("this worker cannot be shown: %s", error)
+        time.sleep(SHOW_EVERY_S)
+
+
+def _keep_trimmed(server: redis.Redis, settings: WorkerSettings) -> None:
+    """Trims the audit trail now and again; that several workers do so costs next to nothing."""
+    trail = Trail(server, settings.redis)
+    while True:
+        try:
+            trail.trim(max_age_s=settings.audit_max_age_s, max_entries=settings.audit_max_entries)
+        except BookError as error:
+            log.warning("the audit trail cannot be trimmed: %s", error)
+        time.sleep(TRIM_EVERY_S)
 
 
 @signals.worker_init.connect

@@ -130,6 +130,8 @@ class MassRunner:
         while not self._means.stopping.is_set():
             try:
                 report = run.to_the_end()
+                # First the trail: what is there twice, because this worker vanished in between, does no harm.
+                self._means.masses.tell_trail(request.request_id, "finished", **_in_short(report))
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
                 log.warning("mass cancel %s: %s", request.request_id, error, extra=about)
@@ -210,6 +212,9 @@ class _Run:
                 len(listing.orders),
                 extra={"request_id": self._id},
             )
+            self._trail(
+                "still_resting", orders=len(listing.orders), listed_at=listing.at, sha256=listing.sha256
+            )
             self._add(listing.orders)
         return self._report(plan, None)
 
@@ -269,6 +274,7 @@ class _Run:
             ),
             "refused_calls_before": begun["refused_calls"],
         }
+        self._trail("planned", **plan)
         if not self._request.dry_run:
             self._masses.note(self._id, plan=plan)
         return plan
@@ -334,6 +340,7 @@ class _Run:
             CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost)
         )
         self._masses.spend(self._id, cost)
+        self._trail("command", orders=len(orders), what=command.words, error=trouble and trouble.problem.code)
         if trouble is not None:
             log.warning("mass cancel %s: order by order after all: %s", self._id, trouble.problem.message)
 
@@ -343,6 +350,7 @@ class _Run:
         wanted = list(requests)
         if not wanted:
             return
+        self._trail("entered", orders=len(wanted))
         accepted = self._book.accept(wanted, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S)
         if not accepted.heard:
             self._means.call_hands(Lane.RISK, accepted.waiting_messages)
@@ -466,6 +474,9 @@ class _Run:
         }
         self._masses.note(self._id, progress=progress)
 
+    def _trail(self, step: str, **details: Any) -> None:
+        self._masses.tell_trail(self._id, step, worker=self._means.name, **details)
+
     # -- report
 
     def _report(self, plan: Mapping[str, Any], listing: _Listing | None) -> dict[str, Any]:
@@ -540,6 +551,14 @@ class _Aside:
         if kind is None:
             for call in self._calls:
                 call.result()
+
+
+def _in_short(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without what is said of each order: the trail has that already."""
+    short = {
+        name: value for name, value in report.items() if name not in ("affected", "not_affected", "plan")
+    }
+    return {**short, "orders_not_affected": len(report["not_affected"])}
 
 
 def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:

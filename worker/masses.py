@@ -25,6 +25,7 @@ from typing import Any
 import redis
 
 from worker import records, scripts
+from worker.audit import Trail
 from worker.orders import DEADLINE_MAX_S, TEXT_MAX_CHARS, BadRequest, count_text, is_order_id, utc_text
 from worker.scope import Scope
 from worker.settings import RedisSettings
@@ -146,6 +147,7 @@ class Masses:
         self._life_s = settings.result_expires_s
         self._wait_replicas = settings.wait_replicas
         self._enter = scripts.load(server, "enter")
+        self._trail = Trail(server, settings)
         self._keep_lease = scripts.load(server, "keep_lease")
         self._still_open = scripts.load(server, "still_open")
         self._note_orders = scripts.load(server, "note_orders")
@@ -154,7 +156,13 @@ class Masses:
         """Accepts a mass cancel; entering one again changes nothing."""
         asked_ms = time.time() * 1000
         args = [self._prefix, request.request_id, json.dumps(request.to_json()), reply_to, asked_ms]
-        scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
+        is_new = scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
+        if is_new:
+            self.tell_trail(request.request_id, "accepted", **request.to_json())
+
+    def tell_trail(self, request_id: str, step: str, /, **details: Any) -> None:
+        """Notes a step in the audit trail."""
+        self._trail.append("mass", {"request_id": request_id, "step": step, **details})
 
     def now_s(self) -> float:
         """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""
@@ -289,6 +297,19 @@ class Masses:
         for request_id, accepted_ms in found:
             shown = self.report(request_id) or self.progress(request_id)
             yield request_id, utc_text(accepted_ms / 1000), shown
+
+    def running(self, *, at_most: int = 100) -> list[tuple[MassRequest, dict[str, Any] | None]]:
+        """Those without a report, the latest first, and how far each has got."""
+        pipeline = self._server.pipeline(transaction=False)
+        for request_id in self.open_ids()[:at_most]:
+            pipeline.hmget(self._key(request_id), ["request", "progress"])
+        found = []
+        for request, progress in scripts.call(pipeline.execute):
+            try:
+                found.append((MassRequest.from_json(json.loads(request)), progress and json.loads(progress)))
+            except (ValueError, TypeError, KeyError):
+                continue  # spoilt, or just forgotten: who runs it says so
+        return sorted(found, key=lambda each: each[0].accepted_at, reverse=True)
 
     def _field(self, request_id: str, name: str) -> dict[str, Any] | None:
         text = scripts.call(lambda: self._server.hget(self._key(request_id), name))

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CORRECTION_STANDS_MS = 300
 # Of the refill, after each correction; it recovers by a twentieth a second.
 SHARE_AFTER_429 = 0.8
+RECOVERY_PER_S = 0.05  # as in worker/lua/buckets.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,55 @@ class Pacer:
             if fields:
                 levels[name] = {field: float(value) for field, value in fields.items()}
         return levels
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A bucket at one moment: tokens there are of how many, tokens a second, the share of those that counts.
+
+    ``refused``: 429s met so far.
+    """
+
+    bucket: str
+    tokens: float
+    capacity: float
+    refill: float
+    share: float
+    refused: int
+
+
+def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
+    """Every bucket that was paid from or may be, for who may only read; raises BookError.
+
+    As ``worker/lua/buckets.lua`` has it, but with the whole capacity: what is on its way is not left out.
+    """
+    pipeline = server.pipeline(transaction=False)
+    pipeline.time()
+    pipeline.hgetall(f"{prefix}:limits")
+    pipeline.smembers(f"{prefix}:paths")
+    (seconds, micros), limits, paths = scripts.call(pipeline.execute)
+    names = sorted({"read", "write", *paths})
+    pipeline = server.pipeline(transaction=False)
+    for name in names:
+        pipeline.hmget(f"{prefix}:bucket:{name}", ["tokens", "at_us", "share", "share_at_us", "refused"])
+    now_us = seconds * 1_000_000 + micros
+    return [
+        _level(name, limits, fields, now_us)
+        for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
+    ]
+
+
+def _level(name: str, limits: Mapping[str, str], fields: Sequence[str | None], now_us: int) -> Level:
+    kind = "read" if name.startswith("read") else "write"
+    refill, capacity = (float(limits.get(f"{kind}_{each}", 0.0)) for each in ("refill", "capacity"))
+    tokens, at_us, share, share_at_us, refused = (None if each is None else float(each) for each in fields)
+    counts = 1.0
+    if share is not None and share_at_us is not None:
+        counts = min(1.0, share + (now_us - share_at_us) * RECOVERY_PER_S / 1e6)
+    there = capacity
+    if tokens is not None and at_us is not None:
+        there = min(capacity, tokens + (now_us - at_us) * refill * counts / 1e6)
+    return Level(name, there, capacity, refill, counts, int(refused or 0))
 
 
 def _shared(limits: Limits) -> dict[Any, Any]:

@@ -125,6 +125,16 @@ VARIABLES: Final = (
         meaning="After how many seconds an unresolved cancel is given up and kept as a dead letter.",
     ),
     Variable(
+        name="KALSHI_AUDIT_MAX_AGE_S",
+        default="604800",
+        meaning="How many seconds an entry stays in the audit trail.",
+    ),
+    Variable(
+        name="KALSHI_AUDIT_MAX_ENTRIES",
+        default="1000000",
+        meaning="How many entries the audit trail holds; the oldest go first.",
+    ),
+    Variable(
         name="KALSHI_SHUTDOWN_S",
         default="8",
         meaning="How many seconds after SIGTERM a worker has ended, whatever it was doing.",
@@ -370,6 +380,8 @@ class WorkerSettings:
     call_deadline_s: float
     cancel_deadline_s: float
     cancel_max_age_s: float
+    audit_max_age_s: float
+    audit_max_entries: int
     shutdown_s: float
     read_tokens_per_s: float
     read_tokens_capacity: float
@@ -413,6 +425,8 @@ class WorkerSettings:
             call_deadline_s=reader.number("KALSHI_CALL_DEADLINE_S", low=0.01, high=120),
             cancel_deadline_s=reader.number("KALSHI_CANCEL_DEADLINE_S", low=0.1, high=DAY_S),
             cancel_max_age_s=reader.number("KALSHI_CANCEL_MAX_AGE_S", low=1, high=365 * DAY_S),
+            audit_max_age_s=reader.number("KALSHI_AUDIT_MAX_AGE_S", low=1, high=3650 * DAY_S),
+            audit_max_entries=reader.integer("KALSHI_AUDIT_MAX_ENTRIES", low=1, high=10**9, unit="entries"),
             shutdown_s=reader.number("KALSHI_SHUTDOWN_S", low=0.5, high=3600),
             read_tokens_per_s=reader.number("KALSHI_READ_TOKENS_PER_S", low=1, high=1e9),
             read_tokens_capacity=reader.number("KALSHI_READ_TOKENS_CAPACITY", low=10, high=1e9),

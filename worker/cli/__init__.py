@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker.cli import cancels, dead, doctor, health, masses, sandbox
+from worker.cli import cancels, dead, doctor, health, masses, sandbox, top, trail
 from worker.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from worker.cli.line import Subparsers
 from worker.client import BadRequest, BookError
@@ -71,9 +71,12 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     cancels.add_cancel,
     cancels.add_status,
     cancels.add_open,
+    top.add_top,
     dead.add_dead,
     dead.add_retry,
     masses.add_mass,
+    trail.add_history,
+    trail.add_audit,
     doctor.add_doctor,
     health.add_health,
     sandbox.add_sandbox,

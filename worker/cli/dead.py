@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 from typing import Any
 
 from worker.book import DeadLetter
@@ -64,10 +66,12 @@ def add_retry(commands: Subparsers) -> None:
         "retry",
         _retry,
         about="have cancels that were given up worked on again",
-        examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all",
+        examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all --why 'the exchange is back'",
     )
     add_order_ids(command, nargs="*")
     command.add_argument("--all", action="store_true", help="every one that was given up")
+    command.add_argument("--by", metavar="WHO", help="who does it, for the audit trail (the user logged in)")
+    command.add_argument("--why", metavar="WHY", help="why, for the audit trail")
     add_json(command)
 
 
@@ -79,7 +83,8 @@ def _retry(arguments: argparse.Namespace) -> int:
         order_ids = [letter.order_id for letter in client.dead_letters()]
     else:
         order_ids = ids_given(arguments)
-    revived = set(client.retry(order_ids)) if order_ids else set()
+    who = arguments.by or _login_name()
+    revived = set(client.retry(order_ids, by=who, why=arguments.why)) if order_ids else set()
     if arguments.json:
         for order_id in order_ids:
             print_json({"order_id": order_id, "retried": order_id in revived})
@@ -88,3 +93,10 @@ def _retry(arguments: argparse.Namespace) -> int:
         print_table(("ORDER", "NOW"), rows, nothing="nothing was given up")
     # With --all, what is gone from the list meanwhile was retried by somebody else.
     return Exit.SETTLED if arguments.all or len(revived) == len(order_ids) else Exit.NOT_KNOWN_HERE
+
+
+def _login_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, perhaps
+        return f"user {os.getuid()}"

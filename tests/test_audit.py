@@ -1,0 +1,805 @@
+"""The audit trail: what is appended fits together, what is changed shows, and all of it can be taken out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+from crew import PATIENCE_S, Crew
+from pyarrow import parquet
+
+from sandbox.stack import ROOT, RedisServer, wait_until
+from worker import audit, cli
+from worker.audit import Trail, place
+from worker.book import Book, GiveUp, connect
+from worker.cli import exports
+from worker.cli.exits import Exit
+from worker.client import CancelClient
+from worker.orders import CancelRequest, Lane
+from worker.settings import RedisSettings
+
+FORMATS = ("jsonl", "csv", "parquet")
+DAY_S = 86_400
+MANY = 1_000_000
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis-server"])
+def server(request, tmp_path_factory):
+    """A server of its own, of each make."""
+    program = None
+    if request.param == "redis-server":
+        program = shutil.which("redis-server")
+        if program is None:
+            if os.environ.get("CI") == "true":
+                pytest.fail("redis-server is not installed, and here it has to be")
+            pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path_factory.mktemp(request.param), program=program).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def env(server):
+    return {"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": f"t{uuid.uuid4().hex[:8]}"}
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def key(env):
+    return env["KALSHI_KEY_PREFIX"] + ":audit"
+
+
+@pytest.fixture
+def trail(env):
+    return open_trail(env)
+
+
+def open_trail(env):
+    settings = RedisSettings.from_env(env)
+    return Trail(connect(settings), settings)
+
+
+def fill(trail, number, **fields):
+    """So many entries, of which each says which one it is."""
+    for n in range(number):
+        trail.append("operator", {"n": n, **fields})
+
+
+def backdate(client, key, age_s):
+    """The same trail, as if it had been written that much earlier."""
+    entries = client.xrange(key)
+    client.delete(key)
+    for entry_id, fields in entries:
+        ms, seq = place(entry_id)
+        client.xadd(key, fields, id=f"{ms - int(age_s * 1000)}-{seq}")
+
+
+@pytest.fixture
+def here(env, monkeypatch, capsysbinary):
+    """Runs a command in this process; its exit code, and what it printed."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code
+        printed = capsysbinary.readouterr()
+        return code, printed.out.decode(), printed.err.decode()
+
+    return run
+
+
+# -- appending
+
+
+def test_an_entry_is_hashed_over_the_one_before_it_and_says_when_it_was(trail, client, key):
+    before_ms = time.time() * 1000
+    trail.append("operator", {"action": "retry", "who": "Zoë"})
+    trail.append("mass", {})
+    (first_id, first), (_, second) = client.xrange(key)
+    assert first["hash"] == hashlib.sha1(b"operator" + first["body"].encode()).hexdigest()
+    assert second["hash"] == hashlib.sha1((first["hash"] + "mass" + second["body"]).encode()).hexdigest()
+    assert client.get(f"{key}:head") == second["hash"]
+    body = json.loads(first["body"])
+    assert {**body, "at": 0} == {"at": 0, "action": "retry", "who": "Zoë"}
+    assert before_ms - 5 <= body["at"] <= place(first_id)[0] + 5
+    assert list(json.loads(second["body"])) == ["at"]
+
+
+def test_entries_of_many_at_once_make_one_chain(trail, env):
+    writers = [threading.Thread(target=fill, args=(open_trail(env), 200)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    verdict = trail.verify()
+    assert (verdict.entries, verdict.problem, verdict.trimmed) == (800, None, False)
+
+
+def test_without_a_trail_nothing_is_written(env, client, key):
+    fill(open_trail({**env, "KALSHI_AUDIT": "off"}), 3)
+    assert client.keys(f"{key}*") == []
+
+
+# -- verifying
+
+
+def test_an_empty_trail_and_a_long_one_fit(trail, client, key, monkeypatch):
+    monkeypatch.setattr(audit, "READ_AT_ONCE", 7)  # a whole number of pages, and one more
+    for entries in (0, 7, 14, 15):
+        fill(trail, entries - client.xlen(key))
+        verdict = trail.verify()
+        assert (verdict.entries, verdict.problem) == (entries, None)
+        assert verdict.head == (client.get(f"{key}:head") or "")
+
+
+def rewritten(client, key, change):
+    """The trail after its list of (id, fields) was changed by somebody who knows no better."""
+    entries = client.xrange(key)
+    changed = change(entries) or entries
+    client.delete(key)
+    for entry_id, fields in changed:
+        client.xadd(key, fields, id=entry_id)
+
+
+def swapped(entries):
+    (first_id, first), (second_id, second) = entries[4:6]
+    entries[4:6] = [(first_id, second), (second_id, first)]
+
+
+@pytest.mark.parametrize(
+    ("change", "fitting"),
+    [
+        (lambda entries: entries[5][1].update(body=entries[5][1]["body"].replace("5}", "6}")), 5),
+        (lambda entries: entries[5][1].update(kind="mass"), 5),
+        (lambda entries: entries[5][1].update(hash="0" * 40), 5),
+        (lambda entries: entries[5][1].pop("body") and None, 5),
+        (lambda entries: entries[:5] + entries[6:], 5),
+        (lambda entries: entries[1:], 0),
+        (swapped, 4),
+        (lambda entries: [*entries[:3], (entries[3][0], entries[2][1]), *entries[4:]], 3),
+    ],
+    ids=["body", "kind", "hash", "field", "gap", "beginning", "order", "repetition"],
+)
+def test_an_edit_or_a_gap_is_found_where_it_is(trail, client, key, here, change, fitting):
+    fill(trail, 10)
+    rewritten(client, key, change)
+    ids = [entry_id for entry_id, _ in client.xrange(key)]
+    verdict = trail.verify()
+    assert verdict.entries == fitting
+    assert verdict.problem.startswith(f"{ids[fitting]} does not fit")
+    code, out, err = here("audit", "verify")
+    assert (code, out) == (Exit.REFUSED, "")
+    assert err.startswith(f"cancelctl: after {fitting} entries that fit, {ids[fitting]} does not fit")
+
+
+@pytest.mark.parametrize("gone", [1, 3, 10])
+def test_an_end_that_is_missing_is_found(trail, client, key, gone):
+    fill(trail, 10)
+    client.xdel(key, *[entry_id for entry_id, _ in client.xrange(key)[-gone:]])
+    verdict = trail.verify()
+    assert (verdict.entries, verdict.problem) == (
+        10 - gone,
+        "the end is missing: what was appended last is not there",
+    )
+
+
+def test_what_is_trimmed_by_hand_shows(trail, client, key):
+    fill(trail, 10)
+    client.xtrim(key, maxlen=4, approximate=False)
+    assert trail.verify().entries == 0
+    assert "does not fit" in trail.verify().problem
+
+
+def test_the_verdict_is_told_for_eyes_and_for_machines(trail, client, key, here):
+    fill(trail, 3)
+    head = client.get(f"{key}:head")
+    assert here("audit", "verify") == (0, f"every entry fits: 3; the last hash is {head}\n", "")
+    trail.trim(max_age_s=DAY_S, max_entries=2)
+    _, out, _ = here("audit", "verify", "--json")
+    assert json.loads(out) == {"entries": 2, "trimmed": True, "head": head, "problem": None}
+    assert "2, after older ones that were trimmed;" in here("audit", "verify")[1]
+
+
+# -- trimming
+
+
+def test_what_is_too_many_or_too_old_goes_and_the_rest_fits(trail, client, key, monkeypatch):
+    monkeypatch.setattr(audit, "TRIM_AT_ONCE", 4)
+    fill(trail, 30)
+    backdate(client, key, 3600)
+    fill(trail, 20)
+    assert trail.trim(max_age_s=7200, max_entries=50) == 0
+    assert trail.trim(max_age_s=7200, max_entries=41) == 9
+    assert (client.xlen(key), trail.verify().problem) == (41, None)
+    assert trail.trim(max_age_s=1800, max_entries=41) == 21
+    assert (client.xlen(key), trail.verify().problem, trail.verify().trimmed) == (20, None, True)
+    assert json.loads(client.xrange(key)[0][1]["body"])["n"] == 0
+    backdate(client, key, 3600)
+    assert trail.trim(max_age_s=1800, max_entries=41) == 20
+    assert trail.verify() == audit.Verdict(0, trimmed=True, head=client.get(f"{key}:head"), problem=None)
+    fill(trail, 1)
+    assert (trail.verify().entries, trail.verify().problem) == (1, None)
+
+
+def test_a_walk_among_writers_and_trimmers_finds_nothing_wrong(trail, env, monkeypatch):
+    monkeypatch.setattr(audit, "READ_AT_ONCE", 5)
+    over = threading.Event()
+
+    def write():
+        mine = open_trail(env)
+        while not over.is_set():
+            fill(mine, 5)
+
+    def trim():
+        mine = open_trail(env)
+        for keep in itertools.cycle((40, 3, 0, 20)):
+            if over.is_set():
+                return
+            mine.trim(max_age_s=DAY_S, max_entries=keep)
+
+    others = [threading.Thread(target=each) for each in (write, write, trim)]
+    for other in others:
+        other.start()
+    try:
+        verdicts = [trail.verify() for _ in range(300)]
+    finally:
+        over.set()
+        for other in others:
+            other.join()
+    assert {verdict.problem for verdict in verdicts} == {None}
+    assert sum(verdict.entries for verdict in verdicts) > 0
+    assert trail.verify().problem is None
+
+
+def warnings_of(caplog):
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    return found
+
+
+def test_it_is_warned_before_anything_unexported_is_trimmed_and_not_again_and_again(
+    trail, client, key, caplog
+):
+    fill(trail, 80)
+    assert trail.trim(max_age_s=DAY_S, max_entries=100) == 0
+    assert warnings_of(caplog) == []
+    fill(trail, 10)
+    [first_id, *_] = [entry_id for entry_id, _ in client.xrange(key)]
+    assert trail.trim(max_age_s=DAY_S, max_entries=100) == 0
+    [warning] = warnings_of(caplog)
+    assert warning == f"the audit trail is not exported from {first_id} on, and is about to be trimmed there"
+    trail.trim(max_age_s=DAY_S, max_entries=100)
+    assert warnings_of(caplog) == []
+
+
+def test_what_is_old_is_warned_of_too(trail, client, key, caplog):
+    fill(trail, 3)
+    backdate(client, key, 3000)
+    trail.trim(max_age_s=3600, max_entries=MANY)
+    assert warnings_of(caplog) == []
+    backdate(client, key, 300)
+    assert trail.trim(max_age_s=3600, max_entries=MANY) == 0
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_limits_that_were_lowered_are_warned_of_before_they_trim(trail, client, key, caplog):
+    fill(trail, 10)
+    assert trail.trim(max_age_s=DAY_S, max_entries=4) == 6
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_what_is_exported_goes_without_a_word(trail, client, key, caplog, here, tmp_path):
+    fill(trail, 95)
+    assert here("audit", "export", "--out", str(tmp_path / "x"))[0] == 0
+    assert trail.trim(max_age_s=DAY_S, max_entries=50) == 45
+    assert warnings_of(caplog) == []
+    fill(trail, 1)
+    trail.trim(max_age_s=DAY_S, max_entries=51)
+    assert warnings_of(caplog) == [], "the oldest are exported: there is time"
+
+
+# -- reading
+
+
+def numbers(entries):
+    return [each.fields()["n"] for each in entries]
+
+
+def test_reading_is_from_a_time_before_a_time_after_an_entry_in_order_and_ends(
+    trail, client, key, monkeypatch
+):
+    monkeypatch.setattr(audit, "READ_AT_ONCE", 3)
+    assert list(trail.read()) == []
+    fill(trail, 4)
+    ids = ("999700-0", "999800-0", "999900-0", "1000000-1")
+    rewritten(
+        client, key, lambda entries: [(new, fields) for new, (_, fields) in zip(ids, entries, strict=True)]
+    )
+    assert numbers(trail.read()) == [0, 1, 2, 3]
+    assert numbers(trail.read(since_ms=999_800)) == [1, 2, 3]
+    assert numbers(trail.read(since_ms=999_800, until_ms=999_900)) == [1]
+    assert numbers(trail.read(until_ms=1_000_000)) == [0, 1, 2]
+    assert numbers(trail.read(until_ms=1_000_001)) == [0, 1, 2, 3]
+    assert numbers(trail.read(after_id="999900-0")) == [3]
+    assert numbers(trail.read(after_id="1000000-1")) == []
+
+
+def test_reading_ends_at_what_was_last_when_it_began(trail, monkeypatch):
+    monkeypatch.setattr(audit, "READ_AT_ONCE", 2)
+    fill(trail, 5)
+    seen = 0
+    for _ in trail.read():
+        fill(trail, 1)
+        seen += 1
+    assert seen == 5
+
+
+# -- exporting
+
+
+def rows(path, kind):
+    """What somebody who has none of our code reads."""
+    if kind == "parquet":
+        return parquet.read_table(path).to_pylist()
+    with path.open(encoding="utf-8", newline="") as file:
+        if kind == "csv":
+            return list(csv.DictReader(file))
+        return [{**row, "body": json.dumps(row["body"])} for row in map(json.loads, file)]
+
+
+def expected(client, key):
+    return [
+        (entry_id, fields["kind"], fields["hash"], json.loads(fields["body"]))
+        for entry_id, fields in client.xrange(key)
+    ]
+
+
+def exported(path, kind):
+    return [(row["id"], row["kind"], row["hash"], json.loads(row["body"])) for row in rows(path, kind)]
+
+
+NASTY = {"why": 'said "no", \n then\r\n=1+1 \x00 Zoë', "who": "\\"}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
+    trail, client, key, here, tmp_path, kind
+):
+    path = tmp_path / "trail"
+    command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
+    assert here(*command) == (0, "", "cancelctl: there was nothing to export\n")
+    for _ in range(3):
+        fill(trail, 700, **NASTY)
+        code, out, err = here(*command)
+        last_id = client.xrevrange(key, count=1)[0][0]
+        assert (code, out, err) == (0, "", f"cancelctl: exported up to {last_id}\n")
+        assert exported(path, kind) == expected(client, key)
+        assert trail.exported() == last_id
+        here(*command)  # again, with nothing new
+        assert exported(path, kind) == expected(client, key)
+    assert [each.name for each in tmp_path.iterdir()] == ["trail"]
+    [first, *_] = rows(path, kind)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_to_stdout_is_the_same(trail, client, key, env, tmp_path, kind):
+    fill(trail, 1200, **NASTY)
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "audit", "export", "--format", kind],
+        env={"PATH": os.environ["PATH"], **env},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    (tmp_path / "piped").write_bytes(done.stdout)
+    assert exported(tmp_path / "piped", kind) == expected(client, key)
+
+
+def test_the_hashes_of_an_export_can_be_checked_by_anybody(trail, here, tmp_path):
+    fill(trail, 20, **NASTY)
+    for kind in FORMATS:
+        path = tmp_path / kind
+        here("audit", "export", "--format", kind, "--out", str(path))
+        before = ""
+        if kind == "jsonl":
+            lines = path.read_text("utf-8").splitlines()
+            found = [{**json.loads(line), "body": line.partition(',"body":')[2][:-1]} for line in lines]
+        else:
+            found = rows(path, kind)
+        for row in found:
+            assert row["hash"] == hashlib.sha1((before + row["kind"] + row["body"]).encode()).hexdigest()
+            before = row["hash"]
+        assert len(found) == 20
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kept", [0, 1, 40, -1, -30])
+def test_a_file_that_was_cut_off_anywhere_is_completed(
+    trail, client, key, here, tmp_path, kind, kept, monkeypatch
+):
+    monkeypatch.setattr(exports, "_TAIL_BYTES", 16)
+    fill(trail, 30)
+    path = tmp_path / "trail"
+    here("audit", "export", "--format", kind, "--out", str(path))
+    path.write_bytes(path.read_bytes()[:kept])
+    assert here("audit", "export", "--format", kind, "--out", str(path), "--resume")[0] == 0
+    assert exported(path, kind) == expected(client, key)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_that_is_killed_is_gone_on_with(trail, client, key, env, here, tmp_path, kind):
+    fill(trail, 2000, filler="x" * 3000)
+    path = tmp_path / "trail"
+    command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
+    growing = path if kind != "parquet" else path.with_name("trail.partial")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", *command], env={"PATH": os.environ["PATH"], **env}, cwd=ROOT
+    )
+    wait_until(lambda: growing.exists() and growing.stat().st_size > 1000, what="the file to grow")
+    running.kill()
+    running.wait()
+    assert here(*command)[0] == 0
+    assert exported(path, kind) == expected(client, key)
+    assert trail.exported() == client.xrevrange(key, count=1)[0][0]
+
+
+def test_a_part_that_leaves_a_gap_does_not_count_as_exported(trail, client, key, here, tmp_path):
+    fill(trail, 4)
+    rewritten(
+        client, key, lambda entries: [(f"{1000 * n}-1", fields) for n, (_, fields) in enumerate(entries, 1)]
+    )
+
+    def export(name, *arguments):
+        return here("audit", "export", "--out", str(tmp_path / name), *arguments)
+
+    code, _, err = export("late", "--since", "1970-01-01T00:00:02")
+    assert (code, trail.exported()) == (0, "")
+    assert "what is older, and not exported, is left out" in err
+    assert numbers_in(tmp_path / "late") == [1, 2, 3]
+    assert (export("early", "--until", "1970-01-01T00:00:02.500Z")[0], trail.exported()) == (0, "2000-1")
+    assert (export("more", "--since", "1970-01-01T01:00:03+01:00")[0], trail.exported()) == (0, "4000-1")
+    assert numbers_in(tmp_path / "more") == [2, 3]
+    export("again", "--until", "1970-01-01T00:00:02")
+    assert trail.exported() == "4000-1", "it does not go back"
+
+
+def numbers_in(path):
+    return [json.loads(line)["body"]["n"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_no_export_in_this_format_is_left_alone(trail, here, tmp_path, kind):
+    fill(trail, 1)
+    path = tmp_path / "notes"
+    for text in ("my notes\n", "id,notes\n1-1,x\n", '{"id":1}\n'):
+        path.write_text(text)
+        code, _, err = here("audit", "export", "--format", kind, "--out", str(path), "--resume")
+        assert (code, err) == (Exit.USAGE, f"cancelctl: {path} is no export in this format\n")
+        assert path.read_text() == text
+    code, _, err = here("audit", "export", "--format", kind, "--out", str(path))
+    assert code == Exit.USAGE
+    assert "is there already: --resume goes on where it ends" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "--resume"], "--resume needs --out"),
+        (["export", "--since", "yesterday"], "expected a time like 2026-11-22T10:00:00Z, got 'yesterday'"),
+        (["export", "--out", "/nowhere/x"], "/nowhere/x: No such file or directory"),
+        (["export", "--format", "parquet", "--out", "/nowhere/x"], "/nowhere/x: No such file or directory"),
+        (["export", "--format", "xls"], "invalid choice: 'xls'"),
+        ([], "required: verify | export"),
+    ],
+)
+def test_wrong_usage_says_what_was_expected(here, trail, arguments, words):
+    fill(trail, 1)
+    code, out, err = here("audit", *arguments)
+    assert (code, out) == (Exit.USAGE, "")
+    assert words in err.splitlines()[-1]
+
+
+def test_without_pyarrow_it_says_what_to_install(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, err = here("audit", "export", "--format", "parquet", "--out", "x")
+    assert (code, err) == (
+        Exit.USAGE,
+        "cancelctl: parquet needs pyarrow: pip install 'kalshi-cancel[parquet]'\n",
+    )
+
+
+def test_a_reader_that_goes_away_ends_an_export_which_then_does_not_count(trail, env):
+    fill(trail, 1000, filler="x" * 3000)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "audit", "export"],
+        env={"PATH": os.environ["PATH"], **env},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait(60) == Exit.READER_GONE
+    running.stderr.close()
+    assert trail.exported() == ""
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_somebody_has_spoilt_is_exported_too(trail, client, key, here, tmp_path, kind):
+    fill(trail, 1)
+    client.xadd(key, {"kind": "x\n", "body": "no\nJSON"})
+    client.xadd(key, {b"kind": b"x", b"body": b"\xff", b"hash": b"y"})
+    client.xadd(key, {"other": "field"})
+    path = tmp_path / "trail"
+    assert here("audit", "export", "--format", kind, "--out", str(path))[0] == 0
+    assert [row["kind"].strip() for row in rows(path, kind)] == ["operator", "x", "x", ""]
+    fill(trail, 1)
+    assert here("audit", "export", "--format", kind, "--out", str(path), "--resume")[0] == 0
+    assert len(rows(path, kind)) == 5
+
+
+# -- the story of one order
+
+CALL = {
+    "operation": "batch",
+    "orders": 12,
+    "status": 200,
+    "code": None,
+    "ms": 12.34,
+    "tokens": 24,
+    "bucket": "write",
+}
+
+
+def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trail, here):
+    def request(*orders, lane="strategy"):
+        trail.append("request", {"lane": lane, "orders": list(orders)})
+
+    request(
+        {"order_id": "o-1", "requested_by": "mm-btc", "reason": "quote \x1b[2Jpulled"}, {"order_id": "o-2"}
+    )
+    request({"order_id": "o-11", "requested_by": "another"})
+    request({"order_id": "o-1"}, lane="risk")
+    lost = {
+        **CALL,
+        "operation": "cancel",
+        "orders": ["o-1"],
+        "status": None,
+        "code": "timeout",
+        "tokens": 2.0,
+    }
+    other = {**CALL, "operation": "cancel", "orders": ["o-2"]}
+    trail.append(
+        "work", {"worker": "h:1", "calls": [lost, other], "orders": {"o-1": ["open", 1500, "timeout"]}}
+    )
+    trail.append("lost", {"orders": ["o-1"]})
+    trail.append("unresolved", {"orders": ["o-1", "o-2"]})
+    trail.append("work", {"worker": "h:2", "calls": [CALL], "orders": {"o-1": ["dead", "timeout"]}})
+    trail.append("operator", {"action": "retry", "who": "ann", "why": "back", "orders": ["o-1"]})
+    trail.append("mass", {"request_id": "m-1", "step": "accepted", "scope": {"order_ids": ["o-1"]}})
+    trail.append("mass", {"request_id": "m-1", "step": "planned", "orders": 1})
+    read = {**CALL, "operation": "read_back", "orders": 1, "tokens": 2, "bucket": "read"}
+    trail.append(
+        "work",
+        {"calls": [read], "orders": {"o-1": ["settled", "canceled", "7.00", 3], "o-2": ["open", 0, None]}},
+    )
+    trail.append("work", {"calls": [], "orders": {"o-1": "spoilt"}})
+    code, out, err = here("history", "o-1")
+    stamps, told = zip(*(line.split("  ", 1) for line in out.splitlines()), strict=True)
+    assert list(told) == [
+        "asked for by mm-btc, strategy lane: quote ?[2Jpulled",
+        "asked for by somebody without a name, risk lane",
+        "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
+        "not settled yet (timeout): due again in 1.5 s",
+        "another hand had taken over: the line before does not count",
+        "its deadline passed without proof: who waits is told unresolved, and the work goes on",
+        "batch of 12 by h:2: 200 in 12.3 ms, 24 tokens of write",
+        "given up (timeout): a dead letter",
+        "retry by ann: back",
+        "mass cancel m-1, which names it: accepted",
+        "read back: 200 in 12.3 ms, 2 tokens of read",
+        "settled: canceled, 7.00 contracts removed, attempts: 3",
+        "an entry of kind work that cannot be read",
+    ]
+    assert list(stamps) == sorted(stamps)
+    assert (code, err) == (0, "")
+    first, *_ = map(json.loads, here("history", "--json", "o-1")[1].splitlines())
+    assert set(first) == {"id", "at", "kind", "told"}
+    assert (first["kind"], first["told"][0][:11]) == ("request", "asked for b")
+
+
+def test_an_order_that_the_trail_does_not_know_has_an_exit_code_of_its_own(here):
+    assert here("history", "o") == (
+        Exit.NOT_KNOWN_HERE,
+        "",
+        "cancelctl: the audit trail knows nothing of o\n",
+    )
+
+
+# -- what operators do
+
+
+def test_a_retry_is_noted_with_who_and_why(trail, env, here):
+    settings = RedisSettings.from_env(env)
+    book = Book(connect(settings), settings)
+    for order_id in ("a", "b"):
+        book.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
+    claimed = book.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
+    book.conclude([GiveUp(entry, "") for entry in claimed.entries])
+    assert (
+        here("retry", "a", "nobody", "--by", "ann", "--why", "the exchange is back")[0] == Exit.NOT_KNOWN_HERE
+    )
+    assert here("retry", "--all")[0] == 0
+    first, second = [each.fields() for each in trail.read() if each.kind == "operator"]
+    assert {**first, "at": 0} == {
+        "at": 0,
+        "action": "retry",
+        "who": "ann",
+        "why": "the exchange is back",
+        "orders": ["a", "nobody"],
+    }
+    login = pwd.getpwuid(os.getuid()).pw_name
+    assert (second["who"], second["why"], second["orders"]) == (login, None, ["b"])
+    assert "retry by ann: the exchange is back" in here("history", "a")[1]
+
+
+# -- through real workers
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory):
+    crew = Crew(tmp_path_factory.mktemp("audit"))
+    yield crew
+    crew.close()
+
+
+def trail_of(client: CancelClient):
+    return client._trail
+
+
+def steps(client, request_id):
+    bodies = [each.fields() for each in trail_of(client).read() if each.kind == "mass"]
+    return [body for body in bodies if body["request_id"] == request_id]
+
+
+def test_every_step_of_a_mass_cancel_is_noted_with_who_and_why(crew):
+    crew.control.reset()
+    with crew.apart() as apart:
+        crew.place(5)
+        apart.start()
+        pending = apart.client.mass_cancel({"everything": True}, requested_by="ann", reason="limit breached")
+        report = pending.result(timeout=PATIENCE_S)
+        noted = steps(apart.client, pending.request_id)
+        assert [body["step"] for body in noted] == ["accepted", "planned", "entered", "finished"]
+        accepted, planned, entered, finished = noted
+        assert (accepted["requested_by"], accepted["reason"]) == ("ann", "limit breached")
+        assert accepted["scope"]["everything"] is True
+        assert (planned["orders"], entered["orders"], finished["orders_affected"]) == (5, 5, 5)
+        assert (finished["flat"], finished["contracts_canceled"]) == (True, report["contracts_canceled"])
+        assert finished["flat_listing"] == report["flat_listing"]
+        assert all(each["at"] for each in noted)
+        dry = apart.client.mass_cancel({"everything": True}, dry_run=True)
+        dry.result(timeout=PATIENCE_S)
+        assert [body["step"] for body in steps(apart.client, dry.request_id)] == [
+            "accepted",
+            "planned",
+            "finished",
+        ]
+        assert trail_of(apart.client).verify().problem is None
+
+
+def test_orders_that_come_meanwhile_are_a_step_of_their_own(crew):
+    crew.control.reset()
+    with crew.apart() as apart:
+        crew.place(1)
+        apart.start()
+        crew.control.configure(latency_s=0.2)
+        pending = apart.client.mass_cancel({"everything": True})
+        wait_until(lambda: apart.client.mass_plan(pending.request_id), what="the plan")
+        crew.place(2)
+        assert pending.result(timeout=PATIENCE_S)["orders_affected"] == 3
+        noted = steps(apart.client, pending.request_id)
+        assert [body["step"] for body in noted][2:] == ["entered", "still_resting", "entered", "finished"]
+        assert noted[3]["orders"] == 2
+
+
+def test_a_worker_trims_the_trail(crew):
+    with crew.apart(KALSHI_AUDIT_MAX_ENTRIES="10") as apart:
+        trail = trail_of(apart.client)
+        fill(trail, 50)
+        [worker] = apart.start()
+        wait_until(lambda: trail.verify().entries == 10, what="the trail is trimmed")
+        assert "is about to be trimmed there" in worker.log_text()
+
+
+def run(crew, apart, *arguments):
+    """A command of a process of its own, on the database of these workers."""
+    database = apart.client._server.connection_pool.connection_kwargs["db"]
+    url = crew.redis.url.removesuffix("/0") + f"/{database}"
+    command = [sys.executable, "-m", "worker.cli", *arguments]
+    environment = {"PATH": os.environ["PATH"], "REDIS_URL": url}
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew):
+    crew.control.reset()
+    with crew.apart() as apart:
+        apart.start()
+        [order_id] = crew.place(1, count="7.00")
+        crew.control.fault("drop_after", order_id=order_id, times=1)
+        result = apart.client.cancel(order_id, requested_by="ann", reason="drill").result(timeout=PATIENCE_S)
+        assert result.confirmed_by == "read_back"
+        wait_until(lambda: apart.client.status(order_id).open is None, what="it is settled")
+        told = [line.split("  ", 1)[1] for line in run(crew, apart, "history", order_id).splitlines()]
+    print(*told, sep="\n")
+    assert told[0] == "asked for by ann, strategy lane: drill"
+    assert re.match(r"cancel( by \S+)?: no answer in \d+\.\d ms, 2 tokens of write$", told[1])
+    assert any(re.match(r"read back( by \S+)?: 200 in \d+\.\d ms, 2 tokens of read$", line) for line in told)
+    assert told[-1] == f"settled: canceled, 7.00 contracts removed, attempts: {result.attempts}"
+
+
+def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, tmp_path):
+    crew.control.reset()
+    with crew.apart(workers=2, KALSHI_BATCH_MOST="50") as apart:
+        placed = crew.place(1000)
+        for order_id in placed[:10]:
+            crew.control.fill(order_id, "3.00")
+        crew.control.fault("drop_after", order_id=placed[20], times=1)
+        apart.start()
+        pending = apart.client.mass_cancel({"everything": True}, requested_by="ann", reason="drill")
+        report = pending.result(timeout=PATIENCE_S)
+        assert report["flat"]
+        assert trail_of(apart.client).verify().problem is None
+        for kind in FORMATS:
+            path = tmp_path / kind
+            run(crew, apart, "audit", "export", "--format", kind, "--out", str(path))
+            adds_up(rows(path, kind), report, set(placed))
+
+
+def adds_up(entries, report, placed):
+    """What the trail's rows say of each order, against the report."""
+    asked, fates, lost = Counter(), {}, set()
+    for entry in entries:
+        body = json.loads(entry["body"])
+        if entry["kind"] == "request":
+            for order in body["orders"]:
+                assert (order["requested_by"], order["reason"]) == ("ann", "drill")
+                asked[order["order_id"]] += 1
+        elif entry["kind"] == "work":
+            fates |= {each: fate for each, fate in body["orders"].items() if fate[0] == "settled"}
+        elif entry["kind"] == "lost":
+            lost |= set(body["orders"])
+    assert set(asked) == placed
+    assert set(fates) == placed
+    assert lost == set()
+    canceled = {each: Decimal(fate[2]) for each, fate in fates.items() if fate[1] == "canceled"}
+    assert canceled == {each["order_id"]: Decimal(each["reduced_by"]) for each in report["affected"]}
+    assert sum(canceled.values()) == Decimal(report["contracts_canceled"])
+    assert len(placed) - len(canceled) == len(report["not_affected"])
