@@ -135,7 +135,7 @@ def test_a_worker_whose_main_loop_hangs_is_dead_though_its_threads_live(watched,
         assert scene.get("healthz")[0] == 200
         assert scene.ctl().returncode == 0
         wait_until(lambda: scene.age_s() > BEAT_OLD_S, within_s=PATIENCE_S, what="an old heartbeat")
-        assert scene.get("healthz")[0] == 503
+        wait_until(lambda: scene.get("healthz")[0] == 503, within_s=5, what="the same over HTTP")
         assert scene.ready()
         done = scene.ctl()
         assert (done.returncode, done.stdout) == (1, "")

@@ -384,7 +384,12 @@ def _give_back(**_: Any) -> None:
     mine = _offices.get(os.getpid())
     if mine is None:
         return
-    last_resort = threading.Timer(mine.shutdown_s, os._exit, (0,))
+    last_resort = threading.Timer(mine.shutdown_s, _end_anyway)
     last_resort.daemon = True
     last_resort.start()
     mine.stop()
+
+
+def _end_anyway() -> None:
+    _watch.close()
+    os._exit(0)
