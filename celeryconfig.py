@@ -26,6 +26,7 @@ except SettingsError as _problem:
 broker_url = _redis.celery_url
 use_checked_transport()  # a message that Celery cannot open would end one worker after the other
 result_backend = _redis.celery_url
+result_backend_transport_options = {"global_keyprefix": _redis.celery_prefix}
 imports = ("worker.tasks",)
 
 # -- what is accepted ---------------------------------------------------------------------------------------
@@ -40,6 +41,7 @@ task_default_queue = Lane.STRATEGY.queue
 task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
 # Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
 broker_transport_options = {
+    "global_keyprefix": _redis.celery_prefix,  # two accounts on one Redis
     "queue_order_strategy": "priority",  # queues in the order above, always; the default rotates them
     "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the book anyway
     "unacked_restore_interval": 1,

@@ -161,6 +161,10 @@ class Control:
         }
         self._ask("POST", "keys", fields)
 
+    def revoke_key(self, key_id: str) -> None:
+        """Lets a key in no more."""
+        self._ask("DELETE", f"keys/{_segment(key_id)}")
+
     def _ask(
         self,
         method: str,

@@ -148,6 +148,11 @@ def _register_key(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
     return {}
 
 
+def _revoke_key(floor: Floor, key_id: str, _fields: Any, _query: Any) -> Any:
+    floor.keys = {known: key for known, key in floor.keys.items() if known != key_id}
+    return {}
+
+
 def _found(floor: Floor, order_id: str) -> Order:
     order = floor.market.find(order_id)
     if order is None:
@@ -179,4 +184,5 @@ _LEVERS: dict[tuple[str, str], Callable[[Floor, str, Any, Any], Any]] = {
     ("POST", "drain"): _drain,
     ("GET", "buckets"): _buckets,
     ("POST", "keys"): _register_key,
+    ("DELETE", "keys/:id"): _revoke_key,
 }

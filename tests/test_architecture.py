@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "transport": {"dialects"},
     "exchange": {"dialects", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
+    "rotation": {"exchange", "settings", "signing"},
     # What a worker tells about its work.
     "notices": {"book", "dialects", "gate", "orders"},
     # Both together: what is asked for is seen through.
@@ -49,14 +50,17 @@ MAY_IMPORT = {
         *("exchange", "gate", "notices", "orders"),
     },
     "hands": {"book", "desk", "orders", "scripts"},
-    "mass": {"book", "dialects", "exchange", "masses", "notices", "orders", "pacing", "scripts"},
+    "mass": {
+        *("book", "masses", "pacing", "scripts"),
+        *("dialects", "exchange", "notices", "orders", "outcomes"),
+    },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),
     "lifecycle": {
         *("bells", "desk", "hands", "mass", "outbox"),
         *("audit", "book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange"),
+        *("dialects", "exchange", "rotation"),
         *("orders", "settings", "signing"),
     },
     "consumer": {"bells", "broker", "lifecycle", "scripts"},
@@ -64,6 +68,8 @@ MAY_IMPORT = {
     "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings"},
+    # For whoever writes a producer: the forms of messages and values.
+    "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli.printing": {"book", "orders"},
     "cli.exits": {"cli.printing", "client", "orders"},

@@ -67,6 +67,7 @@ class Shortcuts:
     def __init__(self, server):
         self.prefix = f"t{uuid.uuid4().hex[:8]}"
         settings = RedisSettings.from_env({"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": self.prefix})
+        self.celery_prefix = settings.celery_prefix
         self.server = connect(settings)
         self.book = Book(self.server, settings)
 
@@ -224,7 +225,7 @@ def test_a_request_for_a_settled_order_is_answered_from_its_record(desk, outcome
     assert accepted.settled == {order_id: desk.book.record(order_id)}
     assert accepted.settled[order_id].outcome is outcome
     assert desk.claim() == []
-    reply = json.loads(desk.server.get(f"celery-task-meta-task-{order_id}"))
+    reply = json.loads(desk.server.get(records.task_key(f"task-{order_id}", desk.celery_prefix)))
     assert (reply["task_id"], reply["result"]["outcome"]) == (f"task-{order_id}", outcome.value)
 
 
@@ -249,10 +250,10 @@ def test_many_orders_are_accepted_in_one_call_with_those_settled_told_apart(desk
 
 def test_accepting_tells_how_many_messages_wait_in_the_lanes_queue(desk):
     try:
-        desk.server.rpush("risk", "a", "b")
+        desk.server.rpush(desk.celery_prefix + "risk", "a", "b")
         assert desk.accept(*ids(), lane=Lane.RISK).waiting_messages == 2
     finally:
-        desk.server.delete("risk")
+        desk.server.delete(desk.celery_prefix + "risk")
 
 
 def test_a_requests_names_and_reasons_come_back_as_they_were_whatever_they_are(desk):
@@ -406,7 +407,7 @@ def test_storing_the_record_and_removing_the_entry_are_one_step(desk):
                 entry, record = (
                     mine.pipeline(transaction=True)
                     .exists(f"{desk.prefix}:entry:{order_id}")
-                    .exists(records.record_key(order_id))
+                    .exists(records.record_key(order_id, desk.celery_prefix))
                     .execute()
                 )
                 if entry + record != 1:
@@ -429,9 +430,9 @@ def test_every_task_that_asked_gets_the_result_under_its_own_id(desk):
         desk.accept(order_id, reply_to=task, requested_by="raw")
     desk.accept(order_id, reply_to=tasks[0])
     desk.settle(desk.claim_one())
-    record = json.loads(desk.server.get(records.record_key(order_id)))
+    record = json.loads(desk.server.get(records.record_key(order_id, desk.celery_prefix)))
     for task in tasks:
-        reply = json.loads(desk.server.get(f"celery-task-meta-{task}"))
+        reply = json.loads(desk.server.get(records.task_key(task, desk.celery_prefix)))
         assert reply == {**record, "task_id": task}
 
 
@@ -520,7 +521,7 @@ def test_an_overdue_entry_is_told_unresolved_once_and_stays_open(desk):
     assert desk.book.overdue(at_most=9) == []
     told = desk.book.record(late)
     assert (told.outcome, told.requested_by) == (Outcome.UNRESOLVED, ("mm",))
-    reply = json.loads(desk.server.get(f"celery-task-meta-task-{late}"))
+    reply = json.loads(desk.server.get(records.task_key(f"task-{late}", desk.celery_prefix)))
     assert (reply["task_id"], reply["result"]["outcome"]) == (f"task-{late}", "unresolved")
     assert desk.book.open_cancel(late).unresolved
     entry = next(each for each in desk.claim(2) if each.order_id == late)
@@ -615,12 +616,12 @@ def test_the_sweep_does_not_ring_while_a_message_waits(desk):
     desk.accept(*ids(), lane=Lane.RISK)
     desk.claim(1, lease_s=0)
     try:
-        desk.server.rpush("risk", "a bell")
+        desk.server.rpush(desk.celery_prefix + "risk", "a bell")
         waited = time.monotonic()
         wait_until(lambda: time.monotonic() - waited > 0.1, what="longer than the patience")
         assert lanes_to_wake(desk) == []
     finally:
-        desk.server.delete("risk")
+        desk.server.delete(desk.celery_prefix + "risk")
     assert lanes_to_wake(desk) == [Lane.RISK]
 
 
@@ -644,7 +645,7 @@ def test_the_sweep_does_not_ring_for_what_is_in_a_hand_or_paused_and_does_when_t
 # -- keys and cost
 
 
-def test_every_key_is_under_the_prefix_apart_from_the_results(desk):
+def test_every_key_is_under_the_prefix(desk):
     before = set(desk.server.scan_iter(count=1000))
     order_ids = ids(5)
     desk.accept(*order_ids, deadline_s=0)
@@ -657,7 +658,7 @@ def test_every_key_is_under_the_prefix_apart_from_the_results(desk):
     desk.book.note_gate("me", "open")
     desk.book.keep_unreadable("?")
     keys = set(desk.server.scan_iter(count=1000)) - before
-    assert {key for key in keys if not key.startswith((f"{desk.prefix}:", "celery-task-meta-"))} == set()
+    assert {key for key in keys if not key.startswith(f"{desk.prefix}:")} == set()
 
 
 def test_a_settled_order_leaves_nothing_behind_but_its_record(desk):

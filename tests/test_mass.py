@@ -227,7 +227,7 @@ def test_the_report_has_all_that_a_risk_desk_is_asked_for(crew):
     report = pending.result(timeout=PATIENCE_S)
     assert set(report) == {
         *("request_id", "requested_by", "reason", "automated", "scope", "accepted_at", "completed_at"),
-        *("dry_run", "deadline_s", "plan", "flat", "flat_listing", "why_not_flat"),
+        *("dry_run", "deadline_s", "allow_side_effects", "plan", "flat", "flat_listing", "why_not_flat"),
         *("affected", "not_affected", "orders_affected", "contracts_canceled"),
         *("contracts_filled_meanwhile", "tokens_spent", "rate_limited", "predicted_s", "actual_s"),
     }
@@ -267,6 +267,68 @@ def test_a_mass_cancel_is_stored_and_listed_with_the_latest_first(crew):
     assert crew.client.mass_status(first["request_id"]) == first
     assert crew.client.mass_plan(first["request_id"])["orders"] == 2
     assert crew.client.mass_status("nobody") is None
+
+
+# -- the exchange's own mass commands
+
+
+def commands(crew):
+    """The exchange's own mass commands that were sent."""
+    return [
+        call["operation"]
+        for call in crew.control.calls()
+        if call["operation"] in {"cancel_all", "group_trigger"}
+    ]
+
+
+def test_with_side_effects_allowed_everything_is_canceled_by_one_command_and_read_back_in_listings(crew):
+    order_ids = crew.place(150)
+    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    assert report["flat"] is True
+    assert commands(crew) == ["cancel_all"]
+    assert crew.cancels() == []
+    assert {each["order_id"] for each in report["affected"]} == set(order_ids)
+    assert report["contracts_canceled"] == "1500.00"
+    assert len(crew.control.calls("read")) < 20
+    assert "next minute" in report["plan"]["paths"]["all"]
+    assert crew.client.status(order_ids[0]).result.confirmed_by == "read_back"
+
+
+def test_with_side_effects_allowed_an_order_group_is_triggered(crew):
+    crew.place(30, order_group_id="group-7", exchange_index=1)
+    others = crew.place(3)
+    report = sweep(crew, {"order_group_id": "group-7"}, allow_side_effects=True)
+    assert (report["flat"], report["orders_affected"]) == (True, 30)
+    assert commands(crew) == ["group_trigger"]
+    assert resting(crew) == set(others)
+
+
+@pytest.mark.parametrize("scope", [{"subaccount": 0}, {"order_group_id": "group-8", "side": "yes"}])
+def test_a_command_that_would_reach_further_than_the_scope_is_never_sent(crew, scope):
+    crew.place(5, order_group_id="group-8")
+    report = sweep(crew, scope, allow_side_effects=True)
+    assert report["flat"] is True
+    assert commands(crew) == []
+
+
+@pytest.mark.parametrize("kind", ["http_500", "drop_before", "drop_after"])
+def test_whatever_becomes_of_a_command_every_order_is_truthfully_reported(crew, kind):
+    crew.place(40)
+    crew.control.fault(kind, operation="cancel_all", times=1)
+    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    assert (report["flat"], report["orders_affected"]) == (True, 40)
+    assert report["contracts_canceled"] == "400.00"
+    assert resting(crew) == set()
+
+
+def test_an_order_that_somebody_is_at_already_is_not_swept_from_under_their_hands(crew):
+    waiting, *_ = crew.place(3)
+    crew.control.fault("slow", order_id=waiting, operation="cancel", seconds=1.0, effect="after", times=1)
+    crew.client.cancel(waiting)
+    crew.wait_sent(waiting)
+    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    assert (report["flat"], report["orders_affected"]) == (True, 3)
+    assert commands(crew) == []
 
 
 def test_an_empty_account_is_flat_at_once(crew):

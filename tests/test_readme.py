@@ -145,6 +145,17 @@ def test_the_raw_producer_gets_the_result_under_both_ids(stack, control, tmp_pat
     assert run_python(code, tmp_path).split() == ["canceled", "canceled"]
 
 
+def test_the_strategy_prints_what_is_shown(tmp_path):
+    [code] = blocks(DOCS["docs/strategy.md"], "python")
+    [shown] = blocks(DOCS["docs/strategy.md"], "text")
+    assert run_python(code, tmp_path, PYTHONPATH=str(ROOT)) == shown
+
+
+def test_the_strategys_table_has_every_outcome():
+    [rows] = tables(DOCS["docs/strategy.md"])
+    assert first_words(rows) == [outcome.value for outcome in Outcome]
+
+
 @pytest.mark.parametrize("queue", ["cancels", "risk"])
 def test_the_message_for_any_other_language_is_served_as_it_stands(stack, control, queue):
     [text] = blocks(MESSAGES, "json")
@@ -161,7 +172,7 @@ def test_the_message_for_any_other_language_is_served_as_it_stands(stack, contro
 def test_the_environment_of_the_walk_through_is_what_a_worker_requires():
     exported = re.findall(r"export (\w+)=", section("With a real account"))
     required = {variable.name for variable in VARIABLES if variable.required}
-    assert set(exported) == required | {"KALSHI_PRIVATE_KEY_PATH"}
+    assert set(exported) == required | {"KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY_PATH"}
 
 
 # -- tables

@@ -28,6 +28,7 @@ from worker.settings import (
     RedisSettings,
     SettingsError,
     WorkerSettings,
+    _shown,
     refuse_celery_overrides,
 )
 
@@ -179,7 +180,7 @@ def test_all_problems_are_reported_at_once_in_one_line():
     assert found == (
         "REDIS_URL must start with redis://, rediss:// or unix:// (got no scheme)",
         f"{BASE_URL_RULE} (got a path: /trade-api/v2)",
-        "KALSHI_API_KEY_ID is not set: the id of the API key",
+        "neither KALSHI_API_KEY_ID_PATH nor KALSHI_API_KEY_ID is set: set one of them",
         "KALSHI_PRIVATE_KEY_PATH: the file /nowhere/key.pem does not exist",
         "KALSHI_ORDERS_API must be v2 or v1 (got: v3)",
         "KALSHI_READ_TIMEOUT_S must be a number of seconds from 0.01 to 60 (got: 3s)",
@@ -191,7 +192,7 @@ def test_an_empty_environment_names_everything_that_is_required():
     assert [problem.split(" is ")[0] for problem in problems({})] == [
         "REDIS_URL",
         "KALSHI_BASE_URL",
-        "KALSHI_API_KEY_ID",
+        "neither KALSHI_API_KEY_ID_PATH nor KALSHI_API_KEY_ID",
         "neither KALSHI_PRIVATE_KEY_PATH nor KALSHI_PRIVATE_KEY",
     ]
 
@@ -264,7 +265,7 @@ def test_the_required_variables_of_the_table_are_those_without_which_nothing_sta
     for name in MINIMAL:
         without = {other: value for other, value in MINIMAL.items() if other != name}
         assert len(problems(without)) == 1
-    assert required | {"KALSHI_PRIVATE_KEY"} == set(MINIMAL)
+    assert required | {"KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY"} == set(MINIMAL)
 
 
 # --- Redis ------------------------------------------------------------------------------------------------
@@ -400,10 +401,10 @@ def test_redis_py_the_broker_and_the_result_backend_read_the_same_server_out_of_
                 client["host"],
                 client.get("port", 6379),
             )
-        if settings.tls_options:
+        if "ssl_cert_reqs" in client:
             wanted = {"required": ssl.CERT_REQUIRED, "none": ssl.CERT_NONE}
             reqs = reader["ssl_cert_reqs"]
-            assert wanted.get(reqs, reqs) == wanted[settings.tls_options["ssl_cert_reqs"]]
+            assert wanted.get(reqs, reqs) == wanted[client["ssl_cert_reqs"]]
 
 
 def broker_params(app):
@@ -414,12 +415,6 @@ def broker_params(app):
     channel.connection = connection.transport
     channel.connection.client = connection
     return channel._connparams()
-
-
-def test_tls_options_are_there_with_tls_only():
-    assert redis_settings("redis://h").tls_options == {}
-    assert redis_settings("unix:///run/redis.sock").tls_options == {}
-    assert redis_settings("rediss://h").tls_options == {"ssl_cert_reqs": "required"}
 
 
 def self_signed_certificate(folder):
@@ -620,6 +615,22 @@ def test_a_key_id_that_could_not_travel_in_a_header_is_refused_without_being_sho
     found = only_problem(KALSHI_API_KEY_ID=key_id)
     assert "printable ASCII" in found
     assert key_id not in found
+
+
+def test_a_key_id_comes_out_of_a_file_without_its_line_end(tmp_path):
+    file = tmp_path / "key-id"
+    file.write_text("the-id\n")
+    env = {**MINIMAL, "KALSHI_API_KEY_ID": "", "KALSHI_API_KEY_ID_PATH": str(file)}
+    assert WorkerSettings.from_env(env).api_key_id == "the-id"
+    assert problems({**env, "KALSHI_API_KEY_ID": "x"}) == (
+        "KALSHI_API_KEY_ID_PATH and KALSHI_API_KEY_ID are both set: set one of them",
+    )
+    file.write_text(" \n")
+    assert problems(env) == (f"KALSHI_API_KEY_ID_PATH: the file {_shown(str(file))} is empty",)
+    file.write_text(PEM)  # the wrong one of two files
+    [found] = problems(env)
+    assert "printable ASCII" in found
+    assert "BEGIN" not in found
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from worker.signing import (
     KeyProblem,
     RequestSigner,
     load_private_key,
-    load_private_key_file,
     permission_warning,
 )
 
@@ -216,37 +215,6 @@ def test_a_key_cut_off_at_any_place_is_a_key_problem_and_nothing_else():
     for length in range(len(pem.rstrip())):
         with pytest.raises(KeyProblem):
             load_private_key(pem[:length])
-
-
-def test_a_key_is_loaded_from_a_file(tmp_path):
-    file = tmp_path / "key.pem"
-    file.write_bytes(pem_of(RSA_KEY, PKCS8, PASSPHRASE))
-
-    assert same_key(load_private_key_file(file, passphrase=PASSPHRASE), RSA_KEY)
-    assert same_key(load_private_key_file(str(file), passphrase=PASSPHRASE), RSA_KEY)
-
-
-def test_a_key_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch):
-    bad = tmp_path / "public.pem"
-    bad.write_bytes(public_pem_of(RSA_KEY))
-    reasons = {
-        tmp_path / "missing.pem": "missing.pem does not exist",
-        tmp_path: "is a directory",
-        "/dev/null": "is not a regular file",
-        bad / "x": "cannot be read",
-        "a\0b": "not a valid path",
-        bad: "public.pem cannot be used: the private key is a public key",
-    }
-    for path, reason in reasons.items():
-        with pytest.raises(KeyProblem, match=reason):
-            load_private_key_file(path)
-
-    def forbidden(self, mode):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.open", forbidden)  # root may read everything, and CI often is root
-    with pytest.raises(KeyProblem, match="may not be read by this user"):
-        load_private_key_file(bad)
 
 
 def test_a_key_file_that_others_can_read_or_change_earns_a_warning(tmp_path):

@@ -10,7 +10,8 @@ on how long the book is. Keys, under the configured prefix P:
 - ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token
 - ``P:due:{lane}:{path}``   sorted set: order ids by the moment they are due, ms
 - ``P:paths``               set: the paths there are, named after the bucket that pays: ``write`` (unscoped),
-                            ``write:{shard}``, and ``read`` for what is to be read back
+                            ``write:{shard}``, ``read`` for what is to be read back one by one, and
+                            ``reads`` for what a listing may answer together
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
 - ``P:bulks``               hash: the tasks that want a list of results, by task id
@@ -74,11 +75,22 @@ class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
     ``heard``: a hand that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    ``joined`` of them had an entry already.
     """
 
     settled: dict[str, CancelResult]
     heard: bool
     waiting_messages: int
+    joined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What new entries begin with: what was learned about them, which path they are due on, and when."""
+
+    learned: str
+    path: str
+    due_in_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,7 @@ class Wish:
     risk_reserve: float = 0.0
     cancel_cost: float = 2.0
     read_cost: float = 2.0
+    list_cost: float = 10.0
     hand: str = ""
 
 
@@ -278,6 +291,8 @@ class Book:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
+        self._record_prefix = records.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
         self._accept = scripts.load(server, "audit", "bells", "accept")
@@ -300,23 +315,27 @@ class Book:
         lane: Lane,
         default_deadline_s: float,
         reply_to: str = "",
+        known: Known | None = None,
     ) -> Accepted:
         """Enters the requests, each atomically; safe to repeat.
 
-        ``reply_to`` is a task id that gets the result too. Raises BookError: those of earlier portions
-        of a long list may have been accepted even when ``may_be_accepted`` is false for the last one.
+        ``reply_to`` is a task id that gets the result too; ``known`` goes for those that are new. Raises
+        BookError: those of earlier portions of a long list may have been accepted even when
+        ``may_be_accepted`` is false for the last one.
         """
         settled: dict[str, CancelResult] = {}
-        heard, waiting = 1, 0
+        heard, waiting, joined = 1, 0, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
                 self._prefix,
-                records.RECORD_KEY_PREFIX,
+                self._record_prefix,
                 lane.value,
                 self._record_life_s,
-                lane.queue,
+                self._celery_prefix + lane.queue,
                 int(self._audit),
+                known.learned if known else "",
+                round(known.due_in_s * 1000) if known else 0,
             ]
             for request in portion:
                 fields = request.fields()
@@ -325,16 +344,18 @@ class Book:
                 args += (
                     request.order_id,
                     json.dumps(fields),
-                    write_path(request.exchange_index),
+                    known.path if known else write_path(request.exchange_index),
                     json.dumps(requested_by) if requested_by else "",
                     round(deadline_s * 1000),
                     reply_to,
                 )
             heard, waiting, *answers = self._run(self._accept, args, may_be_accepted=True)
             for request, answer in zip(portion, answers, strict=True):
-                if answer:
+                if answer == "joined":
+                    joined += 1
+                elif answer:
                     settled[request.order_id] = _parse_record(request.order_id, answer)
-        return Accepted(settled, bool(heard), waiting)
+        return Accepted(settled, bool(heard), waiting, joined)
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
@@ -346,7 +367,7 @@ class Book:
             + json.dumps(f"cancel:{result.order_id}")
             + "}"
         )
-        args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, result.order_id, record]
+        args = [self._prefix, self._record_prefix, self._record_life_s, result.order_id, record]
         return bool(self._run(self._refuse, args))
 
     def turn(
@@ -357,16 +378,16 @@ class Book:
         False for each conclusion whose entry was in another hand by now (nothing is done about it).
         ``done`` are the calls that were made for these, as the trail is to show them.
         """
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s]
+        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
         args += (self._trail_of(conclusions, done), 7 * len(conclusions))
         for each in conclusions:
             args += (each.entry.order_id, each.entry.token, *_fate(each))
         if wish is not None:
             args += (wish.at_most, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
-            args += (wish.cancel_cost, wish.read_cost, wish.hand)
+            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, wish.hand)
             for lane in wish.lanes:
-                args += (lane.value, lane.queue)
+                args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)
         return [bool(each) for each in concluded], self._parse_claim(claimed[0]) if claimed else None
 
@@ -403,7 +424,7 @@ class Book:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             order_id, token = fields[0], fields[1]
             log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
-            args = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, "", 7]
+            args = [self._prefix, self._record_prefix, self._record_life_s, "", 7]
             self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None
 
@@ -471,7 +492,7 @@ class Book:
         pipeline.time()
         pipeline.zcard(f"{self._prefix}:dead")
         for lane in Lane:
-            pipeline.llen(lane.queue)
+            pipeline.llen(self._celery_prefix + lane.queue)
         for lane, path in homes:
             due = f"{self._prefix}:due:{lane}:{path}"
             pipeline.zcard(due)
@@ -540,8 +561,9 @@ class Book:
     def _answer_bulk(self, task_id: str, values: Sequence[object]) -> None:
         record = records.task_record(task_id, values, date_done=utc_text(time.time()))
         pipeline = self._server.pipeline()
-        pipeline.set(records.task_key(task_id), record, ex=self._record_life_s)
-        pipeline.publish(records.task_key(task_id), record)
+        key = records.task_key(task_id, self._celery_prefix)
+        pipeline.set(key, record, ex=self._record_life_s)
+        pipeline.publish(key, record)
         pipeline.hdel(f"{self._prefix}:bulks", task_id)
         scripts.call(pipeline.execute)
 
@@ -554,7 +576,7 @@ class Book:
 
     def report(self, results: Sequence[CancelResult]) -> int:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
-        args: list[Any] = [self._prefix, records.RECORD_KEY_PREFIX, self._record_life_s, int(self._audit)]
+        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
         for result in results:
             args += (result.order_id, *_record_parts(result))
         return int(self._run(self._report, args))
@@ -584,19 +606,23 @@ class Book:
         """
         args: list[Any] = [self._prefix, round(patience_s * 1000)]
         for lane in lanes:
-            args += (lane.value, lane.queue)
+            args += (lane.value, self._celery_prefix + lane.queue)
         return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring == 1]
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises BookError."""
         try:
-            yield from records.await_each(self._server, order_ids, timeout_s=timeout_s)
+            yield from records.await_each(
+                self._server, order_ids, timeout_s=timeout_s, celery_prefix=self._celery_prefix
+            )
         except redis.RedisError as error:
             raise BookError(f"Redis: {error}", may_be_accepted=False) from None
 
     def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
         """The records there are of these orders, by order id."""
-        found: dict[str, CancelResult] = scripts.call(lambda: records.read(self._server, order_ids))
+        found: dict[str, CancelResult] = scripts.call(
+            lambda: records.read(self._server, order_ids, self._celery_prefix)
+        )
         return found
 
     def record(self, order_id: str) -> CancelResult | None:

@@ -13,6 +13,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
@@ -35,7 +36,7 @@ class CheckedChannel(Channel):
 
     def _create_client(self, *args: Any, **kwargs: Any) -> Any:
         client = super()._create_client(*args, **kwargs)  # type: ignore[no-untyped-call]  # kombu ships no types
-        client.set_response_callback("BRPOP", _check_popped)
+        client.set_response_callback("BRPOP", partial(_check_popped, len(self.global_keyprefix)))
         return client
 
 
@@ -52,13 +53,13 @@ def use_checked_transport() -> None:
             TRANSPORT_ALIASES[alias] = f"{__name__}:{CheckedTransport.__name__}"
 
 
-def _check_popped(answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:
-    """What BRPOP brought, (queue, item), the item checked."""
+def _check_popped(prefix_length: int, answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:
+    """What BRPOP brought, (queue with its prefix, item), the item checked."""
     if not answer:
         return None
     queue, item = answer
     # Each queue has a list for each priority; all but the first are named after it and their priority.
-    return queue, checked(item, queue.decode("utf-8", "replace").split(Channel.sep)[0])
+    return queue, checked(item, queue[prefix_length:].decode("utf-8", "replace").split(Channel.sep)[0])
 
 
 def checked(item: bytes, queue: str) -> bytes:

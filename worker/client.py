@@ -159,6 +159,7 @@ class CancelClient:
             # An answer within two seconds, whatever Redis does: the stock values wait for ever.
             broker_pool_acquire_timeout=1,
             broker_transport_options={
+                "global_keyprefix": redis_url.celery_prefix,
                 "socket_timeout": SOCKET_TIMEOUT_S,
                 "socket_connect_timeout": CONNECT_TIMEOUT_S,
             },
@@ -227,11 +228,14 @@ class CancelClient:
         automated: bool = True,
         dry_run: bool = False,
         deadline_s: float = 60.0,
+        allow_side_effects: bool = False,
     ) -> PendingMass:
         """Asks for the cancel of everything in a scope (fields of :class:`~worker.scope.Scope`), risk first.
 
-        ``dry_run`` only plans; ``deadline_s`` counts beyond the predicted time to flat. Raises BadRequest
-        naming the bad fields, and BookError as :meth:`cancel` does.
+        ``dry_run`` only plans; ``deadline_s`` counts beyond the predicted time to flat; with
+        ``allow_side_effects`` the exchange's own cancel-all or an order group's trigger may be used (see
+        :class:`~worker.masses.MassRequest`). Raises BadRequest naming the bad fields, and BookError as
+        :meth:`cancel` does.
         """
         request = MassRequest.parse(
             {
@@ -241,6 +245,7 @@ class CancelClient:
                 "automated": automated,
                 "dry_run": dry_run,
                 "deadline_s": deadline_s,
+                "allow_side_effects": allow_side_effects,
             }
         )
         self._masses.enter(request)

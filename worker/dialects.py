@@ -110,11 +110,18 @@ def compose_read(order_id: str) -> Call:
 
 
 def compose_list(query: Mapping[str, str | int], cursor: str) -> Call:
-    """The call that lists resting orders, a page of the largest size."""
+    """The call that lists orders, resting ones unless the query says otherwise, in the largest pages."""
     wanted = {"status": "resting", "limit": LIST_PAGE, **query, **({"cursor": cursor} if cursor else {})}
     return Call("GET", f"{API}/portfolio/orders", urlencode(wanted))
 
 
+def compose_trigger(order_group_id: str) -> Call:
+    """The call that cancels an order group and closes it for new orders until it is reset."""
+    return Call("PUT", f"{API}/portfolio/order_groups/{order_group_id}/trigger")
+
+
+# Every subaccount and shard; new orders may be canceled as well during the following minute.
+CANCEL_ALL = Call("DELETE", f"{API}/portfolio/events/orders")
 EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status")
 ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
 ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
@@ -287,6 +294,11 @@ def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
             Meaning.UNANSWERED, reply, "garbage", f"no such order in the body: {_text(reply.body)}"
         )
     return order
+
+
+def decipher_command(reply: Reply) -> Trouble | None:
+    """None when a mass command was carried out; its answer names no orders."""
+    return None if reply.status in (200, 204) else decipher_error(reply)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from worker.dialects import (
+    ACCOUNT_LIMITS,
     EXCHANGE_STATUS,
     Call,
     CancelAnswer,
@@ -30,6 +31,7 @@ from worker.dialects import (
     compose_read,
     decipher_batch,
     decipher_cancel,
+    decipher_command,
     decipher_list,
     decipher_object,
     decipher_read,
@@ -46,6 +48,12 @@ log = logging.getLogger(__name__)
 SKEW_WORTH_A_WARNING_MS = 2_000
 SKEW_TO_CORRECT_MS = 5_000  # long before it is refused
 TIMESTAMP_AHEAD_MOST_MS = 2_000
+
+
+def signer_from(settings: WorkerSettings) -> RequestSigner:
+    """The account's key as the settings have it; raises KeyProblem."""
+    key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
+    return RequestSigner(settings.api_key_id, key)
 
 
 class Exchange:
@@ -91,10 +99,9 @@ class Exchange:
             ca_bundle=settings.ca_bundle,
             on_sent=on_sent,
         )
-        key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
         return cls(
             transport,
-            RequestSigner(settings.api_key_id, key),
+            signer_from(settings),
             dialect=Dialect(settings.orders_api),
             call_deadline_s=settings.call_deadline_s,
         )
@@ -129,10 +136,15 @@ class Exchange:
             self._notice(answer, Dialect.V2)
         return answer
 
-    def list_resting(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
-        """One page of the resting orders that the query lets through."""
+    def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+        """One page of the orders that the query lets through, resting ones unless it names a status."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
         return reply if isinstance(reply, Trouble) else decipher_list(reply)
+
+    def command(self, call: Call) -> Trouble | None:
+        """Has the exchange carry out a mass command of its own; None: it has."""
+        reply = self._ask(call, self._call_deadline_s)
+        return reply if isinstance(reply, Trouble) else decipher_command(reply)
 
     def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""
@@ -142,6 +154,20 @@ class Exchange:
     def warm_up(self) -> Mapping[str, Any] | Trouble:
         """Opens a connection and measures the clocks' difference before the first cancel needs either."""
         return self.fetch(EXCHANGE_STATUS)
+
+    def sign_with(self, signer: RequestSigner) -> Trouble | None:
+        """Signs with another key from the next call on, if a read that it signs is answered; else why not.
+
+        What is under way ends with the key that it began with.
+        """
+        reply = self._ask(ACCOUNT_LIMITS, self._call_deadline_s, signer)
+        answer = reply if isinstance(reply, Trouble) else decipher_object(reply)
+        if isinstance(answer, Trouble):
+            return answer
+        with self._lock:
+            self._signer = signer
+            self._refusals_told.clear()
+        return None
 
     @property
     def skew_ms(self) -> int | None:
@@ -157,11 +183,11 @@ class Exchange:
         """Closes the connections."""
         self._transport.close()
 
-    def _ask(self, call: Call, time_left_s: float) -> Reply | Trouble:
+    def _ask(self, call: Call, time_left_s: float, signer: RequestSigner | None = None) -> Reply | Trouble:
         """One signed HTTP exchange; timestamp and signature are made afresh for each."""
         started_s = self._clock()
         timestamp_ms = self._next_timestamp_ms(started_s)
-        headers = self._signer.headers(call.method, call.path, timestamp_ms=timestamp_ms)
+        headers = (signer or self._signer).headers(call.method, call.path, timestamp_ms=timestamp_ms)
         try:
             reply = self._transport.send(call, headers, time_left_s=min(time_left_s, self._call_deadline_s))
         except TransportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -29,6 +30,7 @@ from worker.masses import Masses
 from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
+from worker.rotation import Rotation
 from worker.scripts import BookError
 from worker.settings import SettingsError, WorkerSettings
 from worker.signing import KeyProblem, permission_warning
@@ -48,6 +50,7 @@ class Office:
     desk: Desk
     hands: Hands
     mass_runner: MassRunner
+    rotation: Rotation
     shutdown_s: float
 
     def stop(self) -> None:
@@ -140,7 +143,10 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     shown_as = WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
     threading.Thread(target=_keep_shown, args=(the_book, shown_as), name="shown", daemon=True).start()
     the_hands = Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency)
-    return Office(the_desk, the_hands, runner, settings.shutdown_s)
+    rotation = Rotation(exchange, settings)
+    if settings.private_key_path is not None:
+        rotation.start()
+    return Office(the_desk, the_hands, runner, rotation, settings.shutdown_s)
 
 
 def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
@@ -214,10 +220,12 @@ def _note_concurrency(instance: Any, **_: Any) -> None:
 @signals.worker_ready.connect
 def _begin(sender: Any = None, **_: Any) -> None:
     """Hands listen in the worker's own process; where a pool forks, they would be copied with their locks."""
+    mine = _office()
     if sender is None or "prefork" not in str(type(sender.pool).__module__):
-        hands().start()
-    else:
-        desk()
+        mine.hands.start()
+    # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
+    if callable(signal.getsignal(signal.SIGHUP)):
+        signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
 
 
 @signals.worker_shutdown.connect

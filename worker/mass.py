@@ -14,17 +14,30 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
-from worker.book import Book
-from worker.dialects import Meaning, Page, Trouble
+from worker.book import Book, Known
+from worker.dialects import CANCEL_ALL, Call, Meaning, Page, Routing, Trouble, compose_trigger
 from worker.exchange import Exchange
 from worker.masses import Masses, MassRequest, Planned
 from worker.notices import BucketCorrected, CallMade, MassStep, Tell, nobody
-from worker.orders import CancelRequest, CancelResult, Lane, Order, OrderStatus, Outcome, count_text, utc_text
+from worker.orders import (
+    CancelRequest,
+    CancelResult,
+    ConfirmedBy,
+    Lane,
+    Order,
+    OrderStatus,
+    Outcome,
+    count_text,
+    is_order_id,
+    utc_text,
+)
+from worker.outcomes import Case
 from worker.pacing import Pacer
 from worker.scripts import BookError
 
@@ -37,8 +50,11 @@ LIST_AGAIN_S = 0.25  # when a page could not be had
 ORDER_DEADLINE_S = 60.0
 # What plan, hand-over and the last results take on top of the tokens' time.
 OVERHEAD_S = 0.15
-# Orders a second that one machine settles in batches when tokens do not hold it up, until measured.
+# Orders a second that one machine lists and settles when tokens do not hold it up, until measured.
 ORDERS_PER_S = 4_000.0
+PACE_FROM_ORDERS = 500  # fewer tell nothing about it
+SHARDS = 16  # whose buckets are looked at; there are four
+COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
 
 
 class _Vanished(Exception):  # noqa: N818 - named after what has happened
@@ -143,6 +159,15 @@ class _Listing:
     at: str
     sha256: str
     pages: int
+    first_page_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A mass command of the exchange's own, and what it is in words."""
+
+    call: Call
+    words: str
 
 
 class _Run:
@@ -155,7 +180,8 @@ class _Run:
         self._book = means.book
         self._masses = means.masses
         self._pacer = means.pacer
-        self._pages = 0
+        self._ids = frozenset(request.scope.order_ids)
+        self._scope = replace(request.scope, order_ids=())  # apart from the ids, looked up in the set
         self._why_not_flat: str | None = "only planned"
 
     def to_the_end(self) -> dict[str, Any]:
@@ -166,9 +192,6 @@ class _Run:
         give_up_s = plan["started_s"] + plan["predicted_s"] + self._request.deadline_s
         if plan["listed_at"] is None and not plan["orders"]:
             return self._report(plan, None)  # nothing was found because nothing could be seen
-        # What was planned but perhaps not entered when another runner vanished: entering again is harmless.
-        self._enter(CancelRequest(**fields) for fields in plan.pop("requests", ()))
-        self._masses.note(self._id, plan=plan)
         listing: _Listing | None = None
         while self._masses.now_s() < give_up_s:
             settled_s = self._await_settled(give_up_s)
@@ -192,61 +215,128 @@ class _Run:
     # -- plan
 
     def _plan(self) -> dict[str, Any]:
-        before = self._refused_calls()
-        listing = self._list(self._masses.now_s() + self._request.deadline_s)
+        """Lists and plans; unless that is all, what is found is being canceled while the rest is listed.
+
+        Nothing is lost when another runner has to do it again: what was entered is noted, and the plan last.
+        """
+        begun = self._masses.begin(
+            self._id,
+            started_s=self._masses.now_s(),
+            tokens={str(shard): tokens for shard, tokens in self._pacer.tokens_now(range(SHARDS)).items()},
+            refused_calls=self._refused_calls(),
+        )
+        command = self._command()
+        give_up_s = self._masses.now_s() + self._request.deadline_s
+        if self._request.dry_run or command is not None:
+            listing = self._list(give_up_s)
+        else:
+            with _Aside(self._add) as entering:
+                listing = self._list(give_up_s, on_page=entering)
         orders = {} if listing is None else listing.orders
-        requests = [_request_for(order, self._request) for order in orders.values()]
         # Ids that were not seen resting are asked for blindly, unless they may rest outside of the scope.
-        unlisted = [
-            each
-            for each in self._request.scope.order_ids
-            if each not in orders and self._request.scope.names_orders_only
-        ]
-        requests += [
-            CancelRequest(each, requested_by=self._request.requested_by, reason=self._request.reason)
-            for each in unlisted
-        ]
-        left = sum((order.remaining_count or Decimal(0) for order in orders.values()), Decimal(0))
-        shards: dict[int, int] = {}
-        for request in requests:
-            shard = request.exchange_index or 0
+        blindly = self._request.scope.order_ids if self._request.scope.names_orders_only else ()
+        unlisted = [each for each in blindly if each not in orders]
+        if not self._request.dry_run:
+            if command is not None:
+                self._sweep(command, orders)
+            self._note_orders({}, unlisted)
+            self._enter(
+                CancelRequest(each, requested_by=self._request.requested_by, reason=self._request.reason)
+                for each in unlisted
+            )
+        shards: dict[int, int] = {0: len(unlisted)} if unlisted else {}
+        for order in orders.values():
+            shard = order.exchange_index or 0
             shards[shard] = shards.get(shard, 0) + 1
-        cost = self._pacer.limits.cancel_cost
+        count = len(orders) + len(unlisted)
+        first_page_s = listing.first_page_s if listing else 0.0
+        tokens_s = self._tokens_s(shards, {int(shard): has for shard, has in begun["tokens"].items()})
+        work_s = count / (self._masses.pace() or ORDERS_PER_S)
+        left = sum((order.remaining_count or Decimal(0) for order in orders.values()), Decimal(0))
         plan: dict[str, Any] = {
-            "started_s": self._masses.now_s(),
+            "started_s": begun["started_s"],
             "listed_at": listing and listing.at,
-            "orders": len(requests),
+            "orders": count if self._request.dry_run else self._masses.count_orders(self._id),
             "contracts": count_text(left),
-            "tokens": cost * len(requests),
+            "tokens": self._pacer.limits.cancel_cost * (count if command is None else 1),
             "shards": {str(shard): count for shard, count in sorted(shards.items())},
-            "paths": _paths(shards),
-            "predicted_s": round(self._predict(shards), 3),
-            "refused_calls_before": before,
+            "paths": _paths(shards) if command is None else {"all": command.words},
+            "tokens_s": round(tokens_s, 3),
+            "command": command is not None,
+            "predicted_s": round(
+                first_page_s + max(tokens_s, work_s) + OVERHEAD_S if count else OVERHEAD_S, 3
+            ),
+            "refused_calls_before": begun["refused_calls"],
         }
         self._trail("planned", **plan)
         if not self._request.dry_run:
-            self._note_orders(orders, unlisted)
-            plan["requests"] = [request.fields() for request in requests]
             self._masses.note(self._id, plan=plan)
         return plan
 
-    def _predict(self, shards: Mapping[int, int]) -> float:
-        """Seconds until the last of these orders can be paid for, from the buckets as they are now."""
-        if not shards:
-            return OVERHEAD_S
-        limits, levels = self._pacer.limits, self._pacer.tokens_now([0, *shards])
-        low, high = 0.0, 1e7
+    def _tokens_s(self, shards: Mapping[int, int], levels: Mapping[int, float]) -> float:
+        """Seconds until the last of these orders is paid for, from buckets that hold so much."""
+        limits = self._pacer.limits
+        low, high = 0.0, sum(shards.values()) * limits.cancel_cost / limits.write_refill
         for _ in range(60):
             middle = (low + high) / 2
             short = 0.0
             for shard, orders in shards.items():
-                own = 0.0 if shard == 0 else levels[shard] + limits.write_refill * middle
+                own = 0.0 if shard == 0 else levels.get(shard, 0.0) + limits.write_refill * middle
                 short += max(orders * limits.cancel_cost - own, 0.0)
             if short <= levels[0] + limits.write_refill * middle:
                 high = middle
             else:
                 low = middle
-        return max(high, sum(shards.values()) / ORDERS_PER_S) + OVERHEAD_S
+        return high
+
+    # -- the exchange's own commands
+
+    def _command(self) -> _Command | None:
+        """The exchange's own mass command for this very scope, if its side effects are allowed.
+
+        None for a subaccount: whether cancel-all's minute for new orders keeps to it is not known.
+        """
+        scope = self._request.scope
+        if not self._request.allow_side_effects:
+            return None
+        if scope.everything:
+            return _Command(
+                CANCEL_ALL, "the exchange's cancel-all, which also hits orders of the next minute"
+            )
+        if is_order_id(scope.order_group_id) and scope.to_json().keys() == {"order_group_id"}:
+            words = "the order group's trigger, which closes the group until it is reset"
+            return _Command(compose_trigger(str(scope.order_group_id)), words)
+        return None
+
+    def _sweep(self, command: _Command, orders: Mapping[str, Order]) -> None:
+        """Has the exchange cancel these orders, each entered first as perhaps canceled, to be read back.
+
+        Whatever becomes of the command, the read-backs tell; an order that rests on is canceled by itself.
+        """
+        if not orders:
+            return
+        self._note_orders(orders)
+        requests = [_request_for(order, self._request) for order in orders.values()]
+        exchange = self._means.exchange
+        swept = Case.swept(requests[0], None if exchange.skew_ms is None else exchange.now_ms())
+        known = Known(replace(swept, routing=Routing()).to_json(), "reads", COMMAND_CATCH_UP_S)
+        accepted = self._book.accept(
+            requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, known=known
+        )
+        if accepted.joined:  # somebody is at some of them already, and would not know of the command
+            return
+        cost = self._pacer.limits.cancel_cost
+        while (wait_s := self._pacer.take("write", cost)) > 0:
+            self._wait(wait_s)
+        self._trail("command", words=command.words, orders=len(orders))
+        started = time.monotonic()
+        trouble = exchange.command(command.call)
+        self._means.tell(
+            CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost)
+        )
+        self._masses.spend(self._id, cost)
+        if trouble is not None:
+            log.warning("mass cancel %s: order by order after all: %s", self._id, trouble.problem.message)
 
     # -- execute and verify
 
@@ -289,13 +379,16 @@ class _Run:
                 return None
             self._wait(LOOK_EVERY_S)
 
-    def _list(self, give_up_s: float) -> _Listing | None:
+    def _list(
+        self, give_up_s: float, *, on_page: Callable[[Mapping[str, Order]], None] | None = None
+    ) -> _Listing | None:
         """Every resting order in scope, paged and budgeted; asks again until the listing is whole.
 
-        None when it is not whole by then.
+        None when it is not whole by then. ``on_page`` is given what each page shows.
         """
         orders: dict[str, Order] = {}
         digest = hashlib.sha256()
+        started, first_page_s = time.monotonic(), 0.0
         pages, at = 0, utc_text(self._means.exchange.now_ms() / 1000)
         for query in self._request.scope.listings():
             cursors = [""]
@@ -304,15 +397,25 @@ class _Run:
                 if page is None:
                     return None
                 pages += 1
+                first_page_s = first_page_s or time.monotonic() - started
                 for order in page.orders:
                     digest.update(f"{order.order_id} {order.status} {order.remaining_count}\n".encode())
-                    if order.status is OrderStatus.RESTING and self._request.scope.includes(order):
-                        orders[order.order_id] = order
+                found = {
+                    order.order_id: order
+                    for order in page.orders
+                    if order.status is OrderStatus.RESTING and self._is_meant(order)
+                }
+                orders |= found
+                if found and on_page is not None:
+                    on_page(found)
                 if page.cursor in cursors[1:]:
                     self._why_not_flat = "the exchange's listing goes round in a circle"
                     return None
                 cursors.append(page.cursor)
-        return _Listing(orders, at, digest.hexdigest(), pages)
+        return _Listing(orders, at, digest.hexdigest(), pages, first_page_s)
+
+    def _is_meant(self, order: Order) -> bool:
+        return (not self._ids or order.order_id in self._ids) and self._scope.includes(order)
 
     def _page(self, query: Mapping[str, str | int], cursor: str, give_up_s: float) -> Page | None:
         """One page, paid for; None when it cannot be had by then."""
@@ -321,12 +424,13 @@ class _Run:
             while (wait_s := self._pacer.take("read", cost)) > 0:
                 self._wait(wait_s)
             started = time.monotonic()
-            page = self._means.exchange.list_resting(query, cursor)
+            page = self._means.exchange.list_orders(query, cursor)
             trouble = page if isinstance(page, Trouble) else None
             took_s = time.monotonic() - started
             self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost))
+            if trouble is None or trouble.meaning is not Meaning.BUSY:
+                self._masses.spend(self._id, cost)
             if not isinstance(page, Trouble):
-                self._pages += 1
                 return page
             log.warning("mass cancel %s: no listing: %s", self._id, page.problem.message)
             if page.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
@@ -368,10 +472,9 @@ class _Run:
         planned = {} if self._request.dry_run else self._masses.orders(self._id)
         results = self._book.records(list(planned))
         affected, not_affected = [], []
-        contracts, filled, attempts = Decimal(0), Decimal(0), 0
+        contracts, filled = Decimal(0), Decimal(0)
         for order_id, had in planned.items():
             result = results.get(order_id)
-            attempts += result.attempts if result else 0
             if result is not None and result.outcome is Outcome.CANCELED and not had.settled:
                 affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
                 contracts += result.reduced_by or Decimal(0)
@@ -383,24 +486,36 @@ class _Run:
             for each in self._request.scope.order_ids
             if each not in planned and not self._request.dry_run
         ]
-        limits = self._pacer.limits
+        actual_s = _seconds_until_last(results.values(), plan["started_s"])
+        orders = len(results)
+        if actual_s and orders >= PACE_FROM_ORDERS and plan["tokens_s"] < actual_s / 2:
+            self._masses.note_pace(orders / max(actual_s - OVERHEAD_S, actual_s / 2))
         return {
             **self._request.to_json(),
             "completed_at": utc_text(time.time()),
             "flat": listing is not None and not listing.orders,
             "why_not_flat": self._why_not_flat,
             "flat_listing": listing and {"at": listing.at, "sha256": listing.sha256, "pages": listing.pages},
-            "plan": {name: value for name, value in plan.items() if name != "requests"},
+            "plan": dict(plan),
             "affected": affected,
             "not_affected": not_affected,
             "orders_affected": len(affected),
             "contracts_canceled": count_text(contracts),
             "contracts_filled_meanwhile": count_text(filled),
-            "tokens_spent": attempts * limits.cancel_cost + self._pages * limits.list_cost,
+            "tokens_spent": self._masses.spent(self._id) + self._tokens_of(results.values(), plan),
             "rate_limited": self._refused_calls() - plan["refused_calls_before"],
             "predicted_s": plan["predicted_s"],
-            "actual_s": _seconds_until_last(results.values(), plan["started_s"]),
+            "actual_s": actual_s,
         }
+
+    def _tokens_of(self, results: Iterable[CancelResult], plan: Mapping[str, Any]) -> float:
+        """What the orders' own calls cost at least: cancels, and one read where that told the outcome."""
+        limits, by_command = self._pacer.limits, bool(plan["command"])
+        return sum(
+            (each.attempts - by_command) * limits.cancel_cost
+            + (each.confirmed_by is ConfirmedBy.READ_BACK) * limits.read_cost
+            for each in results
+        )
 
     def _refused_calls(self) -> int:
         return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
@@ -412,6 +527,27 @@ def _in_short(report: Mapping[str, Any]) -> dict[str, Any]:
         name: value for name, value in report.items() if name not in ("affected", "not_affected", "plan")
     }
     return {**short, "orders_not_affected": len(report["not_affected"])}
+
+
+class _Aside:
+    """Calls a function in a thread of its own, call after call; what it raises is raised at the end."""
+
+    def __init__(self, function: Callable[[Mapping[str, Order]], None]) -> None:
+        self._function = function
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mass-entering")
+        self._calls: list[Future[None]] = []
+
+    def __call__(self, orders: Mapping[str, Order]) -> None:
+        self._calls.append(self._thread.submit(self._function, orders))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            for call in self._calls:
+                call.result()
 
 
 def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:

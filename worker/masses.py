@@ -5,7 +5,8 @@ at it. The orders themselves are entries of the book like all others. Keys, unde
 
 - ``P:masses``               sorted set: the ids by when they were accepted, ms
 - ``P:masses:open``          set: those without a report
-- ``P:mass:{id}``            hash: request, plan, progress, report, reply_to (all JSON)
+- ``P:masses:pace``          orders a second that were settled when no tokens held them up
+- ``P:mass:{id}``            hash: request, begun, plan, progress, report, reply_to (all JSON), spent
 - ``P:mass:{id}:orders``     hash: what each order had left when it was planned
 - ``P:mass:{id}:open``       set: the orders that are not settled yet
 - ``P:mass:{id}:lease``      the runner at it, for a few seconds
@@ -35,7 +36,12 @@ LOOK_AT_MOST = 2_000
 
 @dataclass(frozen=True, slots=True)
 class MassRequest:
-    """A mass cancel as it was asked for; ``deadline_s`` counts beyond the predicted time to flat."""
+    """A mass cancel as it was asked for; ``deadline_s`` counts beyond the predicted time to flat.
+
+    ``allow_side_effects``: the exchange's own mass commands may be used where they fit, with what they do
+    besides: its cancel-all may also cancel orders that come during the next minute, and an order group's
+    trigger closes the group for new orders until it is reset.
+    """
 
     request_id: str
     scope: Scope
@@ -44,6 +50,7 @@ class MassRequest:
     automated: bool = True
     dry_run: bool = False
     deadline_s: float = 60.0
+    allow_side_effects: bool = False
     accepted_at: str = ""
 
     @classmethod
@@ -86,6 +93,7 @@ class MassRequest:
             "automated": self.automated,
             "dry_run": self.dry_run,
             "deadline_s": self.deadline_s,
+            "allow_side_effects": self.allow_side_effects,
             "accepted_at": self.accepted_at,
         }
 
@@ -115,6 +123,7 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "reason": (_is_text, _TEXT),
     "automated": (_is_flag, "true or false"),
     "dry_run": (_is_flag, "true or false"),
+    "allow_side_effects": (_is_flag, "true or false"),
     "deadline_s": (_is_deadline, f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"),
 }
 
@@ -134,10 +143,12 @@ class Masses:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
         self._life_s = settings.result_expires_s
         self._trail = Trail(server, settings)
         self._keep_lease = scripts.load(server, "keep_lease")
         self._still_open = scripts.load(server, "still_open")
+        self._note_orders = scripts.load(server, "note_orders")
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
         """Accepts a mass cancel; entering one again changes nothing."""
@@ -191,17 +202,38 @@ class Masses:
         """Notes orders that are about to be canceled, before they are entered into the book."""
         if not orders:
             return
-        texts = {
-            order_id: json.dumps(
-                [count_text(each.remaining_count), count_text(each.fill_count), each.settled]
-            )
-            for order_id, each in orders.items()
-        }
+        args: list[Any] = [self._prefix, request_id]
+        for order_id, each in orders.items():
+            had = [count_text(each.remaining_count), count_text(each.fill_count), each.settled]
+            args += (order_id, json.dumps(had))
+        scripts.call(lambda: self._note_orders(args=args))
+
+    def begin(self, request_id: str, **facts: Any) -> dict[str, Any]:
+        """What was noted when the first runner began: these facts, unless there was one before."""
         pipeline = self._server.pipeline()
-        for order_id, text in texts.items():
-            pipeline.hsetnx(f"{self._key(request_id)}:orders", order_id, text)
-        pipeline.sadd(f"{self._key(request_id)}:open", *texts)
-        scripts.call(pipeline.execute)
+        pipeline.hsetnx(self._key(request_id), "begun", json.dumps(facts))
+        pipeline.hget(self._key(request_id), "begun")
+        begun: dict[str, Any] = json.loads(scripts.call(pipeline.execute)[1])
+        return begun
+
+    def spend(self, request_id: str, tokens: float) -> None:
+        """Notes tokens that a runner has spent."""
+        scripts.call(lambda: self._server.hincrbyfloat(self._key(request_id), "spent", tokens))
+
+    def spent(self, request_id: str) -> float:
+        """The tokens that its runners have spent, apart from the orders' own calls."""
+        return float(scripts.call(lambda: self._server.hget(self._key(request_id), "spent")) or 0)
+
+    def pace(self) -> float | None:
+        """Orders a second that the fleet has settled when no tokens held it up, None while not measured."""
+        text = scripts.call(lambda: self._server.get(f"{self._prefix}:masses:pace"))
+        return float(text) if text else None
+
+    def note_pace(self, orders_per_s: float) -> None:
+        """Keeps what was measured, averaged with what was known."""
+        known = self.pace() or orders_per_s
+        text = f"{(known + orders_per_s) / 2:.0f}"
+        scripts.call(lambda: self._server.set(f"{self._prefix}:masses:pace", text))
 
     def orders(self, request_id: str) -> dict[str, Planned]:
         """The orders noted so far, with what they had."""
@@ -254,8 +286,9 @@ class Masses:
             pipeline.expire(name, self._life_s)
         for task_id in filter(None, (f"mass:{request_id}", reply_to)):
             record = records.task_record(task_id, report, date_done=utc_text(time.time()))
-            pipeline.set(records.task_key(task_id), record, ex=self._life_s)
-            pipeline.publish(records.task_key(task_id), record)
+            result_key = records.task_key(task_id, self._celery_prefix)
+            pipeline.set(result_key, record, ex=self._life_s)
+            pipeline.publish(result_key, record)
         scripts.call(pipeline.execute)
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:

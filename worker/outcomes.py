@@ -89,6 +89,17 @@ class Case:
         """A case nothing is known about but the request."""
         return cls(request, Routing(request.market_ticker, request.exchange_index, request.subaccount))
 
+    @classmethod
+    def swept(cls, request: CancelRequest, exchange_ms: int | None) -> Case:
+        """A case whose order a mass command of the exchange's own is about to cancel, perhaps."""
+        return replace(
+            cls.of(request),
+            step=Step.READ_BACK,
+            attempts=1,
+            first_attempt_ms=exchange_ms,
+            unanswered_age_ms=0,
+        )
+
     def to_json(self) -> str:
         """What was learned, as the book keeps it between two hands; the request is kept beside it."""
         learned = {name: value for name in _PLAIN if (value := getattr(self, name)) not in (None, ())}

@@ -7,6 +7,7 @@ claims them (``worker/lua/claim.lua``); what follows from an answer is paid for 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -114,12 +115,13 @@ class Pacer:
 
     def levels(self) -> dict[str, dict[str, float]]:
         """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""
-        keys = [str(key) for key in self._server.scan_iter(f"{self._prefix}:bucket:*")]
-        start = len(f"{self._prefix}:bucket:")
+        paths: set[str] = scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths"))
         levels: dict[str, dict[str, float]] = {}
-        for key in keys:
-            fields: dict[str, str] = self._server.hgetall(key)  # type: ignore[assignment]  # a synchronous client
-            levels[key[start:]] = {name: float(value) for name, value in fields.items()}
+        for name in sorted({"read", "write", *paths} - {"reads"}):
+            key = f"{self._prefix}:bucket:{name}"
+            fields: dict[str, str] = scripts.call(functools.partial(self._server.hgetall, key))
+            if fields:
+                levels[name] = {field: float(value) for field, value in fields.items()}
         return levels
 
 

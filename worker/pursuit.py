@@ -26,7 +26,7 @@ from worker.exchange import Exchange
 from worker.gate import Gate
 from worker.leases import Leases
 from worker.notices import BucketCorrected, CallMade, Tell, nobody
-from worker.orders import CancelResult, Lane, Order, Outcome, utc_text, write_path
+from worker.orders import CancelResult, Lane, Order, OrderStatus, Outcome, utc_text, write_path
 from worker.outcomes import (
     Case,
     Instant,
@@ -50,6 +50,8 @@ BACK_OFF_MOST_READ_S = 0.5  # reads catch up within the read lag, a second or tw
 BACK_OFF_MOST_OVERDUE_S = 30.0  # once the waiters were told "unresolved"
 # Longer pauses are spent in the book: a hand full of waiting orders would keep risk out.
 PATIENCE_S = 0.25
+# Reads lag writes by about 360 ms: sooner, a listing would not show what a lost batch has canceled.
+LISTINGS_CATCH_UP_S = 0.4
 # A call with less time than this is not worth starting for somebody who then hears "unresolved".
 WORTH_A_CALL_S = 0.05
 # What a batch was refused for may have been its size: that is believed for so long.
@@ -117,7 +119,9 @@ class Pursuit:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         walks = [self._walk(entry, calls) for entry in claim.entries]
-        if len(walks) > 1:
+        if len(walks) > 1 and claim.bucket == "read":
+            conclusions = self._read_together(walks)
+        elif len(walks) > 1:
             conclusions = self._cancel_batch(walks, claim)
         else:
             conclusions = [self._see_through(walk) for walk in walks]
@@ -258,10 +262,37 @@ class Pursuit:
         if trouble.meaning is Meaning.BUSY:
             self.batch_size.turned_away(len(walks))
         if trouble.meaning in (Meaning.UNANSWERED, Meaning.UNAVAILABLE, Meaning.UNCLEAR, Meaning.NOT_FOUND):
-            return [
-                self._conclude(walk, after_lost_batch(walk.case, trouble, self._now(walk))) for walk in walks
-            ]
+            for walk in walks:
+                walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
+            if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
+                return [self._give_back(walk, 0.0) for walk in walks]
+            return [self._give_back(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, trouble, self._now(walk))) for walk in walks]
+
+    def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:
+        """Looks for many in listings of canceled orders, as long as that is cheaper than one by one."""
+        missing = {walk.entry.order_id: walk for walk in walks}
+        conclusions: list[Conclusion] = []
+        limits, cursor, paid_s = self._pacer.limits, "", 0.0
+        while missing and paid_s == 0.0 and all(self._leases.is_held(walk.entry) for walk in walks):
+            started = time.monotonic()
+            page = self._exchange.list_orders({"status": OrderStatus.CANCELED.value}, cursor)
+            trouble = page if isinstance(page, Trouble) else None
+            self._notice("list", walks, trouble or _ANSWERED, started, bucket="read", tokens=limits.list_cost)
+            if isinstance(page, Trouble):
+                break
+            for order in page.orders:
+                walk = missing.pop(order.order_id, None)
+                if walk is not None:
+                    at = self._now(walk, ago_s=time.monotonic() - started)
+                    learned = after_read(walk.case, order, at, read_lag_ms=self._read_lag_ms)
+                    conclusions.append(self._conclude(walk, learned))
+            cursor = page.cursor
+            if not cursor or len(missing) * limits.read_cost <= limits.list_cost:
+                break
+            paid_s = self._pacer.take("read", limits.list_cost)
+        # What is not among the canceled ones is executed, or shown late: that only its own read-back tells.
+        return conclusions + [self._give_back(walk, 0.0, path="read") for walk in missing.values()]
 
     def _conclude(self, walk: _Walk, learned: Verdict | Next) -> Conclusion:
         if isinstance(learned, Verdict):
@@ -287,12 +318,14 @@ class Pursuit:
     def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
         return Instant(self._exchange.now_ms() - round(ago_s * 1000), walk.age_ms(ago_s=ago_s))
 
-    def _give_back(self, walk: _Walk, pause_s: float) -> Conclusion:
+    def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
         learned = walk.case.to_json()
         if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
             return GiveUp(walk.entry, learned)
-        return GiveBack(walk.entry, learned, pause_s if self._gate.is_open else 0.0, _bucket(walk.case))
+        return GiveBack(
+            walk.entry, learned, pause_s if self._gate.is_open else 0.0, path or _bucket(walk.case)
+        )
 
 
 class BatchSize:

@@ -2,7 +2,9 @@
 
 A record is what ``AsyncResult("cancel:" + order_id)`` reads: the JSON that Celery's Redis backend keeps
 under ``celery-task-meta-{task id}`` and publishes on the channel of the same name. Only the book writes
-records, in the step that removes the entry; this module knows the format, reads, and waits.
+records, in the step that removes the entry; this module knows the format, reads, and waits. Both names begin
+with RedisSettings.celery_prefix: channels are one for all databases of a server, so that is what keeps
+accounts apart.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from worker.orders import CancelResult
 log = logging.getLogger(__name__)
 
 _TASK_KEY_PREFIX = "celery-task-meta-"
-RECORD_KEY_PREFIX = f"{_TASK_KEY_PREFIX}cancel:"
 _MGET_AT_ONCE = 500
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one at every call
 # Between looks at the records themselves: a published notice can be lost with its connection.
@@ -29,14 +30,14 @@ _LOOK_AGAIN_S = 2.0
 _CONNECT_AGAIN_S = 0.2
 
 
-def record_key(order_id: str) -> str:
+def record_key(order_id: str, celery_prefix: str = "") -> str:
     """The Redis key of an order's record, which is its channel too."""
-    return RECORD_KEY_PREFIX + order_id
+    return task_key(f"cancel:{order_id}", celery_prefix)
 
 
-def task_key(task_id: str) -> str:
+def task_key(task_id: str, celery_prefix: str = "") -> str:
     """The Redis key of a task's own result, which is its channel too."""
-    return _TASK_KEY_PREFIX + task_id
+    return f"{celery_prefix}{_TASK_KEY_PREFIX}{task_id}"
 
 
 def task_record(task_id: str, value: object, *, date_done: str) -> str:
@@ -69,11 +70,11 @@ def parse_record(text: str | bytes) -> CancelResult:
         raise ValueError(f"not a record of a cancel: {error!r}") from error
 
 
-def read(server: redis.Redis, order_ids: Collection[str]) -> dict[str, CancelResult]:
+def read(server: redis.Redis, order_ids: Collection[str], celery_prefix: str = "") -> dict[str, CancelResult]:
     """The records there are, by order id."""
     found: dict[str, CancelResult] = {}
     for some in _portions(order_ids):
-        texts = server.mget([record_key(order_id) for order_id in some])
+        texts = server.mget([record_key(order_id, celery_prefix) for order_id in some])
         for order_id, text in zip(some, texts, strict=True):
             result = _readable(order_id, text) if text else None
             if result is not None:
@@ -82,7 +83,7 @@ def read(server: redis.Redis, order_ids: Collection[str]) -> dict[str, CancelRes
 
 
 def await_each(
-    server: redis.Redis, order_ids: Collection[str], *, timeout_s: float | None
+    server: redis.Redis, order_ids: Collection[str], *, timeout_s: float | None, celery_prefix: str = ""
 ) -> Iterator[CancelResult]:
     """Each order's result as it is stored, those already there first; ends early when time is over.
 
@@ -92,7 +93,7 @@ def await_each(
     missing = dict.fromkeys(order_ids)
     while missing:
         try:
-            for order_id, result in _watch(server, tuple(missing), give_up):
+            for order_id, result in _watch(server, tuple(missing), give_up, celery_prefix):
                 if order_id in missing:
                     del missing[order_id]
                     yield result
@@ -107,24 +108,24 @@ def await_each(
 
 
 def _watch(
-    server: redis.Redis, order_ids: Collection[str], give_up: float
+    server: redis.Redis, order_ids: Collection[str], give_up: float, celery_prefix: str
 ) -> Iterator[tuple[str, CancelResult]]:
     """Looks at the records, subscribes, and looks again now and then; some may be seen twice."""
-    yield from read(server, order_ids).items()
+    yield from read(server, order_ids, celery_prefix).items()
     with server.pubsub(ignore_subscribe_messages=True) as notices:
         for some in _portions(order_ids):
-            notices.subscribe(*(record_key(order_id) for order_id in some))
+            notices.subscribe(*(record_key(order_id, celery_prefix) for order_id in some))
         look_again = (
             time.monotonic()
         )  # at once: one may have come between the first look and the subscription
         while (now := time.monotonic()) < give_up:
             if now >= look_again:
                 look_again = now + _LOOK_AGAIN_S
-                yield from read(server, order_ids).items()
+                yield from read(server, order_ids, celery_prefix).items()
             wait_s = min(look_again, give_up) - time.monotonic()
             notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
             if notice is not None:
-                order_id = str(notice["channel"])[len(RECORD_KEY_PREFIX) :]
+                order_id = str(notice["channel"])[len(record_key("", celery_prefix)) :]
                 result = _readable(order_id, notice["data"])
                 if result is not None:
                     yield order_id, result

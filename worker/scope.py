@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
-from worker.orders import BadRequest, Order, is_order_id
+from worker.orders import NUMBER_MAX, BadRequest, Order, is_order_id
 
+TEXT_MAX_CHARS = 200  # far above any ticker
 EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
 _SIDES = ("yes", "no", "bid", "ask")
 
@@ -99,6 +100,8 @@ class Scope:
 
     def includes(self, order: Order) -> bool:
         """Whether the order is meant, by everything that its own fields tell."""
+        if self.everything:
+            return True
         ticker, raw = order.ticker or "", order.raw
         price = _price(raw.get("yes_price_dollars"), raw.get("yes_price"))
         created = _moment(raw.get("created_time"))
@@ -166,7 +169,7 @@ def _parse_flag(value: object) -> bool:
 
 
 def _parse_text(value: object) -> str:
-    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():  # noqa: PLR2004 - far above any ticker
+    if not isinstance(value, str) or not 0 < len(value) <= TEXT_MAX_CHARS or not value.isprintable():
         raise ValueError
     return value
 
@@ -186,7 +189,7 @@ def _parse_order_ids(value: object) -> tuple[str, ...]:
 
 
 def _parse_number(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= 1_000_000:  # noqa: PLR2004 - far above any shard or subaccount
+    if type(value) is not int or not 0 <= value <= NUMBER_MAX:
         raise ValueError
     return value
 

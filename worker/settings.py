@@ -45,7 +45,7 @@ VARIABLES: Final = (
         name="KALSHI_KEY_PREFIX",
         default="kalshi-cancel",
         who="producers",
-        meaning="What every Redis key of this service, apart from Celery's own, begins with.",
+        meaning="What this service's Redis keys begin with; Celery's own too, if it is not the default.",
     ),
     Variable(
         name="KALSHI_RESULT_EXPIRES_S",
@@ -64,7 +64,14 @@ VARIABLES: Final = (
         required=True,
         meaning="The exchange, scheme and host only, like https://external-api.kalshi.com.",
     ),
-    Variable(name="KALSHI_API_KEY_ID", required=True, meaning="The id of the API key."),
+    Variable(
+        name="KALSHI_API_KEY_ID",
+        meaning="The id of the API key; this or KALSHI_API_KEY_ID_PATH is required.",
+    ),
+    Variable(
+        name="KALSHI_API_KEY_ID_PATH",
+        meaning="A file with the id, which may be replaced with the key's while workers run.",
+    ),
     Variable(
         name="KALSHI_PRIVATE_KEY_PATH",
         meaning="The file with the private key (PEM); this or KALSHI_PRIVATE_KEY is required.",
@@ -269,14 +276,10 @@ class RedisSettings:
         return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
 
     @property
-    def tls_options(self) -> dict[str, str]:
-        """The TLS options in force, empty without TLS.
-
-        ``redis_url`` and ``celery_url`` carry them already; the dict also fits redis-py's keyword arguments,
-        ``broker_use_ssl`` and ``redis_backend_use_ssl``.
-        """
-        parts = urlsplit(self.redis_url)
-        return dict(parse_qsl(parts.query)) if parts.scheme == "rediss" else {}
+    def celery_prefix(self) -> str:
+        """What Celery's keys and channels begin with: by default nothing, as any Celery producer expects."""
+        is_default = self.key_prefix == _BY_NAME["KALSHI_KEY_PREFIX"].default
+        return "" if is_default else f"{self.key_prefix}:"
 
     @property
     def masked_url(self) -> str:
@@ -591,11 +594,13 @@ def _base_url(reader: _Reader) -> str:
 
 
 def _api_key_id(reader: _Reader) -> str:
-    value = reader.text("KALSHI_API_KEY_ID")
+    path, content = _text_or_file(reader, "KALSHI_API_KEY_ID")
+    value = content.decode("utf-8", "replace").strip()
     if value and not _KEY_ID.fullmatch(value):
+        source = "KALSHI_API_KEY_ID" if path is None else f"KALSHI_API_KEY_ID_PATH: what is in {_shown(path)}"
         # Not shown: what lands here by mistake is likely the private key.
         reader.problem(
-            "KALSHI_API_KEY_ID must be at most 256 printable ASCII characters without spaces"
+            f"{source} must be at most 256 printable ASCII characters without spaces"
             f" (got {len(value)} characters)"
         )
     return value
@@ -603,22 +608,26 @@ def _api_key_id(reader: _Reader) -> str:
 
 def _private_key(reader: _Reader) -> tuple[str | None, bytes]:
     """The key file's path, where there is one, and the key's text."""
-    path = reader.text("KALSHI_PRIVATE_KEY_PATH")
-    pem = reader.text("KALSHI_PRIVATE_KEY")
-    path_is_set = bool(reader.raw("KALSHI_PRIVATE_KEY_PATH").strip())
-    pem_is_set = bool(reader.raw("KALSHI_PRIVATE_KEY").strip())
-    if path_is_set and pem_is_set:
-        reader.problem("KALSHI_PRIVATE_KEY_PATH and KALSHI_PRIVATE_KEY are both set: set one of them")
-    elif not path_is_set and not pem_is_set:
-        reader.problem("neither KALSHI_PRIVATE_KEY_PATH nor KALSHI_PRIVATE_KEY is set: set one of them")
+    return _text_or_file(reader, "KALSHI_PRIVATE_KEY")
+
+
+def _text_or_file(reader: _Reader, name: str) -> tuple[str | None, bytes]:
+    """What a variable holds, or the file that NAME_PATH names, with its path; exactly one must be set."""
+    path_name = f"{name}_PATH"
+    path, text = reader.text(path_name), reader.text(name)
+    path_is_set, text_is_set = bool(reader.raw(path_name).strip()), bool(reader.raw(name).strip())
+    if path_is_set and text_is_set:
+        reader.problem(f"{path_name} and {name} are both set: set one of them")
+    elif not path_is_set and not text_is_set:
+        reader.problem(f"neither {path_name} nor {name} is set: set one of them")
     elif _LOOKS_LIKE_A_KEY.search(path):  # before a problem with the file quotes its name
-        reader.problem("KALSHI_PRIVATE_KEY_PATH holds a key, not a path: put it into KALSHI_PRIVATE_KEY")
+        reader.problem(f"{path_name} holds a key, not a path: put it into KALSHI_PRIVATE_KEY")
     elif path:
-        return path, _key_file(reader, path)
-    return None, pem.encode("utf-8", "surrogateescape")
+        return path, _small_file(reader, path_name, path)
+    return None, text.encode("utf-8", "surrogateescape")
 
 
-def _key_file(reader: _Reader, path: str) -> bytes:
+def _small_file(reader: _Reader, name: str, path: str) -> bytes:
     problem = ""
     content = b""
     try:
@@ -630,6 +639,8 @@ def _key_file(reader: _Reader, path: str) -> bytes:
                 content = opened.read(MAX_KEY_BYTES + 1)
             if len(content) > MAX_KEY_BYTES:
                 problem = f"is larger than {MAX_KEY_BYTES // 1024} KiB, which no key is"
+            elif not content.strip():
+                problem = "is empty"
     except FileNotFoundError:
         problem = "does not exist"
     except PermissionError:
@@ -637,7 +648,7 @@ def _key_file(reader: _Reader, path: str) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         problem = f"cannot be read ({getattr(error, 'strerror', None) or 'not a valid path'})"
     if problem:
-        reader.problem(f"KALSHI_PRIVATE_KEY_PATH: the file {_shown(path)} {problem}")
+        reader.problem(f"{name}: the file {_shown(path)} {problem}")
     return content
 
 

@@ -158,33 +158,6 @@ def load_private_key(pem: bytes | str, *, passphrase: bytes | None = None) -> Pr
     return _accepted(key)
 
 
-def load_private_key_file(path: str | os.PathLike[str], *, passphrase: bytes | None = None) -> PrivateKey:
-    """The private key in a PEM file; raises KeyProblem as ``load_private_key`` does, naming the file."""
-    file = Path(path)
-    problem = ""
-    pem = b""
-    try:
-        if file.is_dir():
-            problem = "is a directory"
-        elif file.exists() and not file.is_file():
-            problem = "is not a regular file"
-        else:
-            with file.open("rb") as opened:
-                pem = opened.read(MAX_KEY_BYTES + 1)
-    except FileNotFoundError:
-        problem = "does not exist"
-    except PermissionError:
-        problem = "may not be read by this user"
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or 'not a valid path'})"
-    if not problem:
-        try:
-            return load_private_key(pem, passphrase=passphrase)
-        except KeyProblem as error:
-            problem = f"cannot be used: {error}"
-    raise KeyProblem(f"private key file {file} {problem}")
-
-
 def permission_warning(path: str | os.PathLike[str]) -> str | None:
     """A sentence for the operator when others than its owner can read or change the key file, else None."""
     try:

@@ -144,6 +144,14 @@ def test_a_reused_signature_or_timestamp_is_noted_and_can_be_refused(control, cl
     assert client.get(PATH).status == 200
 
 
+def test_a_revoked_key_gets_a_401(sandbox, control, rsa_key):
+    control.register_key("passing", pem_of(rsa_key))
+    passing = Client(sandbox.url, rsa_key, "passing")
+    assert passing.get(PATH).status == 200
+    control.revoke_key("passing")
+    assert passing.get(PATH).status == 401
+
+
 def test_only_rsa_and_ed25519_keys_can_be_registered(control, rsa_key):
     with pytest.raises(ControlError, match="RSA or Ed25519"):
         control.register_key("k", pem_of(ec.generate_private_key(ec.SECP256R1())))

@@ -2,10 +2,10 @@
 --
 -- (after audit.lua, bells.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
 --       4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a trail (1, 0) ·
---       then six for each request: order_id · request (JSON) · path · requested_by (a JSON string, or empty) ·
+--       7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms · then six for each request: order_id · request (JSON) · path · requested_by (a JSON string, or empty) ·
 --       deadline from now, ms · task id that wants the result too (or empty)
 -- returns { whether a listening hand was told (1, 0), messages waiting in the queue,
---           then for each request: the final record's JSON, or "" when open }
+--           then for each request: the final record's JSON, or "joined" to an open one, or "" when new }
 --
 -- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
@@ -24,7 +24,7 @@ end
 
 local function reply_from(record, task_id)
   local meta = string.match(record, '^(.*"task_id":)') .. cjson.encode(task_id) .. '}'
-  local key = 'celery-task-meta-' .. task_id
+  local key = string.sub(record_prefix, 1, -1 - #'cancel:') .. task_id
   redis.call('SETEX', key, life_s, meta)
   redis.call('PUBLISH', key, meta)
 end
@@ -75,7 +75,7 @@ local function revive(entry, order_id)  -- a dead letter is an entry again, with
 end
 
 local answer, open, asked = { 0, redis.call('LLEN', queue) }, 0, {}
-for at = 7, #ARGV, 6 do
+for at = 9, #ARGV, 6 do
   local order_id, request, path, requested_by, deadline_ms, task_id =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
@@ -90,7 +90,7 @@ for at = 7, #ARGV, 6 do
     if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
     join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
     open = open + 1
-    answer[#answer + 1] = ''
+    answer[#answer + 1] = 'joined'
   else
     local record = redis.call('GET', record_key)
     local outcome = record and string.match(record, '"outcome":"([%a_]+)"')
@@ -103,9 +103,9 @@ for at = 7, #ARGV, 6 do
         'request', request, 'lane', lane, 'path', path, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
         'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
         'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
-        'learned', '', 'token', '', 'sent', 0, 'reported', 0)
+        'learned', ARGV[7], 'token', '', 'sent', 0, 'reported', 0)
       redis.call('SADD', prefix .. ':paths', path)
-      redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
+      redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms + ARGV[8], order_id)
       redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
       open = open + 1
       answer[#answer + 1] = ''

@@ -2,7 +2,7 @@
 --
 -- Expects `prefix`, `now_ms`, buckets.lua and bells.lua; put before turn.lua. From ARGV[first] on: how many orders
 --       at most in one call · lease, ms · this moment on the exchange's clock, ms (empty: not known) · share of a
---       write bucket that is kept for risk · cost of a cancel · cost of a read · the hand's name ·
+--       write bucket that is kept for risk · cost of a cancel · of a read · of a listing · the hand's name ·
 --       then two for each lane, the most urgent first: lane · its queue
 -- returns { this moment (ms), hands that are coming (told, or messages in the queues), when the next entry is
 --           due (ms, 0: none; a moment that has passed: more could be claimed), wait for tokens (ms, 0: none
@@ -11,15 +11,18 @@
 --                       deadline_ms, reported } }
 --
 -- The lanes in turn, and within a lane the path whose head has waited longest. Paths: `read` one read-back;
--- `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
+-- `reads` many that one listing may answer, or one if that is cheaper; `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
 -- `write:N` one cancel of shard N from its own bucket, or, when nothing else wants the unscoped bucket, many
 -- from that. An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so
 -- 1 tells that a claimer vanished and an answer may be lost. The token fences: only the latest claim's
 -- token settles, extends or gives back. When more could be claimed, another hand is told.
 
+local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
+
 local function claim(first)
   local at_most, lease_ms, exchange_ms, share = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), ARGV[first + 2], tonumber(ARGV[first + 3])
-  local cancel_cost, read_cost, hand = tonumber(ARGV[first + 4]), tonumber(ARGV[first + 5]), ARGV[first + 6]
+  local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 4]), tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6])
+  local hand = ARGV[first + 7]
   local claimed, taken, held_up_ms, paid_bucket, paid = {}, {}, 0, '', 0
   local paths, states, due_at = redis.call('SMEMBERS', prefix .. ':paths'), {}, {}
 
@@ -106,6 +109,13 @@ local function claim(first)
     for _, head in ipairs(heads) do
       if head.path == 'read' then
         if affordable('read', read_cost, lane) > 0 then take(lane, 'read', 1); pay('read', read_cost) end
+      elseif head.path == 'reads' then
+        local many = redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':reads', '-inf', now_ms) * read_cost > list_cost
+        local cost = many and list_cost or read_cost
+        if affordable('read', cost, lane) > 0 then
+          take(lane, 'reads', many and READS_AT_ONCE or 1)
+          pay('read', cost / #claimed)
+        end
       elseif head.path == 'write' then
         in_one_call('write')
       else
@@ -123,7 +133,7 @@ local function claim(first)
   end
 
   local looked, coming, next_due_ms = {}, 0, 0
-  for at = first + 7, #ARGV, 2 do
+  for at = first + 8, #ARGV, 2 do
     local lane = ARGV[at]
     if #claimed == 0 then
       take_from(lane)

@@ -16,19 +16,29 @@ local function texts(list_json)
   return found
 end
 
+local encoded = {}  -- many orders of one call were asked for by the same
+local function names_json(list_json)
+  if not encoded[list_json] then
+    local names = texts(list_json)
+    encoded[list_json] = #names == 0 and '[]' or cjson.encode(names)
+  end
+  return encoded[list_json]
+end
+
 local function store_record(key, life_s, record)
   redis.call('SETEX', key, life_s, record)
   redis.call('PUBLISH', key, record)
 end
 
+local function task_prefix(record_prefix) return string.sub(record_prefix, 1, -1 - #'cancel:') end
+
 local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to)
-  local names = requested_by == '[]' and {} or texts(requested_by)
-  local record = head .. (#names == 0 and '[]' or cjson.encode(names)) .. tail
+  local record = head .. names_json(requested_by) .. tail
   store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
   if reply_to == '[]' then return end
   for _, task_id in ipairs(texts(reply_to)) do
     if not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') then
-      store_record('celery-task-meta-' .. task_id, life_s, record .. cjson.encode(task_id) .. '}')
+      store_record(task_prefix(record_prefix) .. task_id, life_s, record .. cjson.encode(task_id) .. '}')
     end
   end
 end
