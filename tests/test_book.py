@@ -76,7 +76,8 @@ class Shortcuts:
 
     def accept(self, *order_ids, lane=Lane.STRATEGY, deadline_s=LONG_S, reply_to="", **fields):
         requests = [CancelRequest(order_id, **fields) for order_id in order_ids]
-        return self.book.accept(requests, lane=lane, default_deadline_s=deadline_s, reply_to=reply_to)
+        replies = [reply_to] * len(requests)
+        return self.book.accept(requests, lane=lane, default_deadline_s=deadline_s, reply_to=replies)
 
     def claim(self, at_most=1, *, lanes=BOTH, lease_s=LONG_S, exchange_ms=None):
         """As a hand claims that wants so many: one call's worth after the other."""

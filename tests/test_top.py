@@ -494,16 +494,15 @@ def test_a_supervisor_s_word_ends_it_and_the_terminal_is_as_it_was(terminal):
     is_as_it_was(terminal)
 
 
-def test_a_terminal_of_another_size_is_used_as_it_is(terminal, book):
-    for n in range(30):
-        book.show_worker(WorkerShown(f"host:{n}", ("risk",), 2))
-    terminal.wait_for(r"^\.\.\. and \d+ more$")
+def test_a_terminal_of_another_size_is_used_as_it_is(terminal, redis_client, settings):
+    masses = Masses(redis_client, settings)
+    for _ in range(30):
+        masses.enter(MassRequest.parse({"scope": {"everything": True}}))
+    terminal.wait_for(r"MASS CANCELS  30 running\n(.*\n)*\.\.\. and \d+ more$")
     terminal.resize(120, 60)
-    terminal.wait_for(r"^host:29 ")
+    terminal.wait_for(r"MASS CANCELS  30 running\n(.* planning .*\n){30}\nWORKERS")
     terminal.resize(50, 18)
-    terminal.wait_for_frames(2)
-    assert terminal.text.startswith("cancelctl top")
-    assert re.search(r"^strategy +0", terminal.text, re.MULTILINE)
+    terminal.wait_for(r"\Acancelctl top .* UTC\n(.*\n)*strategy +0 (.*\n)*MASS CANCELS  30 running$")
 
 
 def test_once_at_a_terminal_it_leaves_the_frame_there(env, book):

@@ -137,7 +137,7 @@ class Wish:
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; ``exchange_ms``, this moment on the
     exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each write
-    bucket that only the risk lane may touch. ``hand`` says whose hand it is.
+    bucket that only the risk lane may touch.
     """
 
     lanes: tuple[Lane, ...]
@@ -148,7 +148,6 @@ class Wish:
     cancel_cost: float = 2.0
     read_cost: float = 2.0
     list_cost: float = 10.0
-    hand: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +287,9 @@ class WorkerShown:
 class Book:
     """The book under one prefix; safe to share between threads."""
 
-    def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
+    def __init__(self, server: redis.Redis, settings: RedisSettings, *, name: str = "") -> None:
         self._server = server
+        self._name = name  # of the process, as the trail and the entries in its hands show it
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
         self._record_prefix = records.record_key("", settings.celery_prefix)
@@ -303,7 +303,7 @@ class Book:
         self._report = scripts.load(server, "audit", "tell", "report")
         self._retry = scripts.load(server, "retry")
         self._sweep = scripts.load(server, "bells", "sweep")
-        self._refuse = scripts.load(server, "refuse")
+        self._refuse = scripts.load(server, "audit", "refuse")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
@@ -370,7 +370,9 @@ class Book:
             + json.dumps(f"cancel:{result.order_id}")
             + "}"
         )
+        told = {"order_id": result.order_id, "error": result.error and result.error.message}
         args = [self._prefix, self._record_prefix, self._record_life_s, result.order_id, record]
+        args.append(json.dumps(told)[1:] if self._audit else "")
         return bool(self._run(self._refuse, args))
 
     def turn(
@@ -388,7 +390,7 @@ class Book:
         if wish is not None:
             args += (wish.at_most, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
-            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, wish.hand)
+            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, self._name)
             for lane in wish.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)
@@ -411,7 +413,8 @@ class Book:
         if not self._audit or not conclusions:
             return ""
         orders = {each.entry.order_id: _story(each) for each in conclusions}
-        return json.dumps({"calls": done, "orders": orders}, separators=(",", ":"))[1:]
+        said = {"worker": self._name, "calls": done, "orders": orders}
+        return json.dumps(said, separators=(",", ":"))[1:]
 
     def _parse_claim(self, answer: Sequence[Any]) -> Claim:
         now_ms, coming, next_due_ms, held_up_ms, bucket, tokens, claimed = answer

@@ -197,7 +197,6 @@ class Desk:
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
             list_cost=limits.list_cost,
-            hand=self._name,
         )
 
     def reply_when_settled(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:

@@ -156,7 +156,7 @@ def _open_office(settings: WorkerSettings, app: Celery) -> Office:
     # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
     lanes = [lane for lane in Lane if lane in consumed]
     name = f"{socket.gethostname()}:{os.getpid()}"
-    the_book = Book(server, settings.redis)
+    the_book = Book(server, settings.redis, name=name)
     tell = tell_all(_listeners(exchange))
     the_desk = Desk(
         the_book,

@@ -160,6 +160,11 @@ def _request(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
             yield f"asked for by {who}, {body['lane']} lane" + (f": {reason}" if reason else "")
 
 
+def _refused(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
+    if body["order_id"] == order_id:
+        yield f"a request was refused: {body['error']}"
+
+
 def _work(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id not in body["orders"]:
         return
@@ -213,6 +218,7 @@ def _operator(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
 
 _TELLERS = {
     "request": _request,
+    "refused": _refused,
     "work": _work,
     "unresolved": _unresolved,
     "lost": _lost,
