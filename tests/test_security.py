@@ -353,9 +353,12 @@ DENIED_TO = {
         ("ZADD", "kalshi-cancel:due:strategy:write", "0", "x"),
         ("DEL", "kalshi-cancel:unreadable"),
         ("PUBLISH", RECORD, "x"),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("EVALSHA", "0" * 40, "0"),
-        ("MULTI",),
+        ("EVAL", "return 1", "0"),
+        ("EVALSHA", "0" * 40, "1", RECORD),
+        ("SADD", "_kombu.binding.cancels", "x"),
+        ("SREM", "_kombu.binding.risk", "x"),
+        ("LPUSH", "celeryev.x", "x"),
+        ("PUBLISH", "/0.celeryev/worker.heartbeat", "x"),
     ),
 }
 
