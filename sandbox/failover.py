@@ -36,10 +36,22 @@ CUT_OFF_S = 10.0
 
 
 class WatchedRedis:
-    """A primary, two replicas, and three Sentinels that fail over from one to the other."""
+    """A primary, two replicas, and three Sentinels that fail over from one to the other.
 
-    def __init__(self, folder: Path) -> None:
-        self.servers = [RedisServer(folder / name) for name in ("first", "second", "third")]
+    ``options`` are the servers', ``lines`` go into each ``sentinel.conf``; ``login`` is ``user:password@``.
+    """
+
+    def __init__(
+        self, folder: Path, *, options: Iterable[str] = (), lines: Iterable[str] = (), login: str = ""
+    ) -> None:
+        first = RedisServer(folder / "first", options=options)
+        following = [*options, "--replicaof", "127.0.0.1", str(first.port)]
+        self.servers = [
+            first,
+            *(RedisServer(folder / name, options=following) for name in ("second", "third")),
+        ]
+        self._lines = list(lines)
+        self._login = login
         self.sentinels: list[Part] = []
         self._ports = [free_port() for _ in range(3)]
         self._folder = folder
@@ -48,16 +60,12 @@ class WatchedRedis:
     def url(self) -> str:
         """What goes into REDIS_URL."""
         addresses = ",".join(f"127.0.0.1:{port}" for port in self._ports)
-        return f"sentinel://{addresses}/{PRIMARY}/0"
+        return f"sentinel://{self._login}{addresses}/{PRIMARY}/0"
 
     def start(self) -> Self:
         """Starts everything and waits until a failover would succeed."""
-        first, *others = self.servers
-        first.start()
-        for other in others:
-            other.start()
-            with other.client() as client:
-                client.replicaof("127.0.0.1", first.port)
+        for server in self.servers:
+            server.start()
         for port in self._ports:
             self.start_sentinel(port)
         wait_until(self.is_settled, what="Sentinels that know each other and the replicas")
@@ -72,7 +80,7 @@ class WatchedRedis:
             f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
             f"sentinel monitor {PRIMARY} 127.0.0.1 {self.servers[0].port} 2\n"
             f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {PRIMARY} 5000\n"
+            f"sentinel failover-timeout {PRIMARY} 5000\n" + "".join(f"{line}\n" for line in self._lines)
         )
         command = [valkey_server(), str(configuration), "--sentinel"]
         self.sentinels.append(Part(command, log_path=folder / "log"))

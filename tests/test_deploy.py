@@ -143,10 +143,12 @@ def _configured(folder: Path, targets: list[str]) -> Path:
 def watched(tmp_path_factory) -> Iterator[Watched]:
     program("prometheus")
     watched = Watched(tmp_path_factory.mktemp("watched"))
-    wait_until(lambda: watched.values('sum(up{job="kalshi-cancel"})') == [2], what="both workers scraped")
-    watched.trouble()
-    yield watched
-    watched.close()
+    try:
+        wait_until(lambda: watched.values('sum(up{job="kalshi-cancel"})') == [2], what="both workers scraped")
+        watched.trouble()
+        yield watched
+    finally:
+        watched.close()
 
 
 def all_have_data(watched: Watched, queries: list[str]) -> None:

@@ -1,9 +1,21 @@
 """The Celery application: ``celery -A worker.app worker``."""
 
+from typing import Any
+
 from celery import Celery
+from celery.app.control import Control
 
 from worker.consumer import Beat, Sweep
 
-app = Celery("worker")
+
+class NoRemoteControl(Control):  # type: ignore[misc]  # Celery ships no types
+    """Calls nobody: no worker of ours listens, and who only looks (Flower) may not publish anything."""
+
+    def broadcast(self, *_args: Any, **_options: Any) -> list[Any]:
+        """No answers."""
+        return []
+
+
+app = Celery("worker", control=NoRemoteControl)
 app.config_from_object("celeryconfig")
 app.steps["consumer"].update((Sweep, Beat))
