@@ -67,6 +67,8 @@ def test_a_flood_survives_the_death_of_who_takes_it_in(crew, strangers):
 @pytest.mark.parametrize("wish", [{"countdown": 5}, {"expires": 60}])
 def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, wish):
     crew.workers(0)
+    with crew.redis.client() as server:
+        server.delete("cancels")
     for how in ({}, wish):
         strangers.send_task("cancel_order", kwargs={"order_id": "x"}, queue="cancels", **how)
     with crew.redis.client() as server:

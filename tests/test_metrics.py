@@ -324,10 +324,10 @@ def test_the_buckets_are_those_of_the_account_and_of_the_shards_in_use(book, fle
     assert (buckets["read"].refused, buckets["write"].refused) == (1, 0)
 
 
-def test_waiting_messages_are_counted_whatever_their_priority(book, fleet):
+def test_waiting_messages_are_counted_whatever_their_priority(book, fleet, settings):
     before = fleet.look().queues
-    book._server.lpush("risk", "m")
-    book._server.lpush("risk\x06\x166", "m", "m")
+    book._server.lpush(f"{settings.celery_prefix}risk", "m")
+    book._server.lpush(f"{settings.celery_prefix}risk\x06\x166", "m", "m")
     after = fleet.look().queues
     assert (after["risk"] - before["risk"], after["cancels"] - before["cancels"]) == (3, 0)
 

@@ -38,7 +38,7 @@ from worker.orders import (
     utc_text,
 )
 from worker.outcomes import Case
-from worker.pacing import Pacer
+from worker.pacing import SHARDS, Pacer
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ OVERHEAD_S = 0.15
 # Orders a second that one machine lists and settles when tokens do not hold it up, until measured.
 ORDERS_PER_S = 4_000.0
 PACE_FROM_ORDERS = 500  # fewer tell nothing about it
-SHARDS = 16  # whose buckets are looked at; there are four
 COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
 
 

@@ -7,7 +7,6 @@ claims them (``worker/lua/claim.lua``); what follows from an answer is paid for 
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ log = logging.getLogger(__name__)
 CORRECTION_STANDS_MS = 300
 # Of the refill, after each correction; it recovers by a twentieth a second.
 SHARE_AFTER_429 = 0.8
+SHARDS = 16  # whose buckets are looked at; the exchange has four
 RECOVERY_PER_S = 0.05  # as in worker/lua/buckets.lua
 
 
@@ -115,14 +115,15 @@ class Pacer:
 
     def levels(self) -> dict[str, dict[str, float]]:
         """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""
-        paths: set[str] = scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths"))
-        levels: dict[str, dict[str, float]] = {}
-        for name in sorted({"read", "write", *paths} - {"reads"}):
-            key = f"{self._prefix}:bucket:{name}"
-            fields: dict[str, str] = scripts.call(functools.partial(self._server.hgetall, key))
-            if fields:
-                levels[name] = {field: float(value) for field, value in fields.items()}
-        return levels
+        names = ["read", *(write_path(shard) for shard in range(SHARDS))]
+        pipeline = self._server.pipeline(transaction=False)
+        for name in names:
+            pipeline.hgetall(f"{self._prefix}:bucket:{name}")
+        return {
+            name: {field: float(value) for field, value in fields.items()}
+            for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
+            if fields
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ _FORMS: Final[Mapping[Any, Schema]] = {
     orders._expect_subaccount: _integer(0),
     orders._expect_text: _text(least=0, most=orders.TEXT_MAX_CHARS),
     orders._expect_deadline: _DEADLINE,
+    orders._expect_traceparent: {"type": "string", "pattern": f"^{orders._TRACEPARENT.pattern}$"},
     orders.is_order_id: _ID,
     masses._is_text: _text(least=1, most=orders.TEXT_MAX_CHARS),
     masses._is_flag: _FLAG,
