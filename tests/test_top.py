@@ -399,12 +399,17 @@ class Terminal:
                     self.raw += portion
                     for at in range(len(portion)):
                         self._stream.feed(portion[at : at + 1])
-                        self.torn.append(self.screen.display[0][:13])
+                        self.torn.append(self._row(0, 13))
+
+    def _row(self, line, columns):
+        """What stands in a line; pyte's own `display` measures every character, which takes a core."""
+        return "".join(self.screen.buffer[line][column].data for column in range(columns))
 
     @property
     def text(self):
         with self._lock:
-            return "\n".join(line.rstrip() for line in self.screen.display)
+            rows = [self._row(line, self.screen.columns) for line in range(self.screen.lines)]
+        return "\n".join(row.rstrip() for row in rows)
 
     def wait_for(self, pattern):
         wait_until(
