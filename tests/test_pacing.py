@@ -13,6 +13,7 @@ from crew import PATIENCE_S, Crew, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sandbox.stack import wait_until
 from worker.book import Book, connect
 from worker.client import BookError
 from worker.orders import CancelRequest, Lane
@@ -519,3 +520,18 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
     assert took_s < (160 * CANCEL_COST - 100) / 100, "what the unscoped bucket alone would take"
     assert {"write:1", "write:2", "write:3"} & {call["bucket"] for call in crew.cancels()}
     assert [call for call in crew.control.calls() if call["status"] == 429] == []
+
+
+def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):
+    slow, *urgent = crew.place(21)
+    strategies, [risk] = [slow, *urgent[:-1]], urgent[-1:]
+    with crew.apart(KALSHI_BATCH_MOST="1", KALSHI_READ_TIMEOUT_S="20", KALSHI_CALL_DEADLINE_S="20") as apart:
+        apart.start()
+        for order_id in strategies:
+            crew.control.fault("hang", order_id=order_id, operation="cancel", effect="none", times=1)
+        apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in strategies])
+        wait_until(lambda: len(crew.cancels()) >= 7, within_s=PATIENCE_S, what="every other hand has a call")
+        asked = time.monotonic()
+        assert apart.client.cancel(risk, lane=Lane.RISK).result(PATIENCE_S).outcome == "canceled"
+        assert time.monotonic() - asked < 2.0
+        crew.control.clear_faults()

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from worker import bells
 from worker.broker import WHY_HEADER, notice_waits
 from worker.health import BEAT_EVERY_S
-from worker.lifecycle import desk, hands, heartbeat, tell
+from worker.lifecycle import EARS_LIFE_S, desk, hands, heartbeat, tell
 from worker.notices import BellRung
 from worker.scripts import BookError
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 RECONNECT_MOST_S = 0.5
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
 SWEEP_EVERY_S = 0.25
-EARS_LIFE_S = 2.0  # that hands listen is said with each sweep
 KEPT_BODY_MOST_BYTES = 65_536
 
 

@@ -119,17 +119,21 @@ class Desk:
         """Keeps a message that nobody can understand, for inspection."""
         self._book.keep_unreadable(message)
 
-    def work(self, lanes: Sequence[Lane] | None = None) -> None:
-        """Claims and sees through what is due, risk first, until nothing is due or soon will be.
+    def work(self) -> None:
+        """Works as a message asks for it; see :meth:`serve`.
 
-        Returns at once when enough hands are at it: one stays free for messages that are to be entered.
+        Returns at once when enough threads are at it: one stays free for messages that are to be entered.
         """
         with self._hands.one_more() as wanted:
             if wanted:
-                try:
-                    self._work(self._lanes if lanes is None else tuple(lanes))
-                except BookError as error:  # the sweep wakes somebody up when Redis is back
-                    log.warning("no work without the book: %s", error)
+                self.serve(self._lanes)
+
+    def serve(self, lanes: Sequence[Lane]) -> None:
+        """Claims and sees through what is due, risk first, until nothing is due or soon will be."""
+        try:
+            self._work(tuple(lanes))
+        except BookError as error:  # the sweep wakes somebody up when Redis is back
+            log.warning("no work without the book: %s", error)
 
     def _work(self, lanes: tuple[Lane, ...]) -> None:
         called_at = -math.inf

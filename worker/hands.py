@@ -67,7 +67,7 @@ class Hands:
         rung = True  # what is due may have come before anybody listened
         while not self._stopping.is_set():
             if rung:
-                self._desk.work(lanes)
+                self._desk.serve(lanes)
             try:
                 rung = self._book.listen(lanes, within_s=LISTEN_S)
             except BookError as error:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -49,6 +50,7 @@ from worker.tracing import open_tracer, send_what_is_left
 log = logging.getLogger(__name__)
 
 LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
+EARS_LIFE_S = 2.0  # that hands listen is said with each sweep
 LIMITS_AGAIN_S = 5.0  # when they could not be read
 TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
@@ -345,6 +347,8 @@ def _begin(sender: Any, **_: Any) -> None:
     mine = _office()
     if not _forks(sender.controller):
         mine.hands.start()
+        with suppress(BookError):  # each sweep says so again
+            mine.hands.show_ears(life_s=EARS_LIFE_S)
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
