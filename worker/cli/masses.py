@@ -41,6 +41,12 @@ def add_mass(commands: Subparsers) -> None:
         scope.add_argument(option, metavar=meta, help=about, default=None, **how)
     doing = command.add_argument_group("what to do")
     doing.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    doing.add_argument(
+        "--allow-side-effects",
+        action="store_true",
+        help="the exchange's own cancel-all or an order group's trigger may be used; the plan says what else"
+        " they do",
+    )
     doing.add_argument("--yes", action="store_true", help="do it without asking; needed without a terminal")
     doing.add_argument("--requested-by", metavar="WHO", default=DEFAULT_REQUESTER, help="who asks")
     doing.add_argument("--reason", metavar="WHY", help="why, for the record")
@@ -154,6 +160,7 @@ def _start_mass(
         automated=not sys.stdin.isatty(),
         dry_run=dry_run,
         deadline_s=arguments.deadline,
+        allow_side_effects=arguments.allow_side_effects,
     )
 
 
