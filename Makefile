@@ -21,7 +21,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n 4 --dist loadfile
+	@$(BIN)/coverage run -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 

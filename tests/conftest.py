@@ -20,6 +20,19 @@ READ_LAG_S = 0.5  # how long the workers here expect reads to lag; the sandbox l
 LOG_TAIL_CHARS = 6_000
 
 
+# Few tests that take long: they begin first, or the others wait for them at the end.
+LONG_FILES = (
+    *("test_sentinel.py", "test_campaign.py", "test_recovery.py", "test_outages.py", "test_mass.py"),
+    *("test_service.py", "test_hostile.py", "test_deploy.py", "test_security.py", "test_pacing.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first (xdist is told to keep the order)."""
+    rank = {name: at for at, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 class Marks:
     """Every signature and timestamp that reached the exchange during the session, to find reused ones.
 
