@@ -581,7 +581,7 @@ def test_a_refusal_is_stored_unless_the_order_has_an_entry_or_a_record(desk):
 
 
 def lanes_to_wake(desk, patience_s=0.05):
-    return desk.book.lanes_to_wake(BOTH, patience_s=patience_s)
+    return list(desk.book.lanes_to_wake(BOTH, patience_s=patience_s))
 
 
 def wait_for_ring(desk, patience_s=0.05):
@@ -624,6 +624,24 @@ def test_the_sweep_does_not_ring_while_a_message_waits(desk):
     finally:
         desk.server.delete(desk.celery_prefix + "risk")
     assert lanes_to_wake(desk) == [Lane.RISK]
+
+
+def test_where_a_hand_listens_the_sweep_rings_for_it_and_nothing_is_to_be_published(desk):
+    desk.accept(*ids())
+    desk.book.show_ears([Lane.STRATEGY], life_s=60)
+    wanted = lambda: desk.book.lanes_to_wake(BOTH, patience_s=0.05)  # noqa: E731 - a condition
+    assert wait_until(wanted, within_s=5, what="a ring") == {Lane.STRATEGY: True}
+    assert desk.book.listen([Lane.STRATEGY], within_s=0.5)
+    assert not desk.book.listen([Lane.STRATEGY], within_s=0.1), "one bell is enough"
+
+
+def test_accepting_rings_for_a_hand_that_listens_and_once_only(desk):
+    assert not desk.accept(*ids()).heard
+    desk.book.show_ears(BOTH, life_s=60)
+    for _ in range(3):
+        assert desk.accept(*ids(), lane=Lane.RISK).heard
+    assert desk.book.listen(BOTH, within_s=0.5)
+    assert not desk.book.listen(BOTH, within_s=0.1)
 
 
 def test_the_sweep_rings_for_a_vanished_hands_orders_as_soon_as_their_lease_is_over(desk):

@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
 UNREADABLE_MOST = 100
+_HAND_TOLD = 2  # what sweep.lua answers when a hand listens
 GATE_NOTE_LIFE_S = 10  # a closed gate is noted about every second
 WORKER_LIFE_S = 5.0  # since it last said that it runs
 GLANCE_AT_MOST = 250  # entries at either end of each index: the next due, and those that wait longest
@@ -605,15 +606,16 @@ class Book:
                 if fields[0] is not None:
                     yield _parse_dead_letter(order_id, died_ms, fields)
 
-    def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> list[Lane]:
-        """The lanes where something can be claimed, nobody is coming, and no hand listens that could be told.
+    def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> dict[Lane, bool]:
+        """The lanes where something can be claimed and nobody was coming, and whether a hand was told now.
 
-        Each is told to one caller only.
+        Where none was, a message is to be published. Each lane is told to one caller only.
         """
         args: list[Any] = [self._prefix, round(patience_s * 1000)]
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
-        return [lane for lane, ring in zip(lanes, self._run(self._sweep, args), strict=True) if ring == 1]
+        found = zip(lanes, self._run(self._sweep, args), strict=True)
+        return {lane: ring == _HAND_TOLD for lane, ring in found if ring}
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises BookError."""

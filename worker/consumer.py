@@ -156,9 +156,10 @@ def _sweep(app: Celery) -> None:
         desk().tell_overdue()
         desk().answer_bulks()
         hands().show_ears(life_s=EARS_LIFE_S)
-        for lane in desk().lanes_to_wake():
+        for lane, heard in desk().lanes_to_wake().items():
             log.info("waking up for the %s lane", lane.value)
-            bells.wake_up(app, lane)
             tell(BellRung(lane))
+            if not heard:
+                bells.wake_up(app, lane)
     except (BookError, OperationalError, OSError) as error:
         log.warning("no sweep: %s", error)

@@ -218,10 +218,10 @@ class Desk:
             if len(overdue) < REPORT_AT_ONCE:
                 break
 
-    def lanes_to_wake(self) -> list[Lane]:
-        """The lanes where something can be claimed and nobody is coming."""
+    def lanes_to_wake(self) -> dict[Lane, bool]:
+        """The lanes where something can be claimed and nobody was coming; see the book's."""
         if not self._gate.is_open and self._gate.is_watched:
-            return []  # the hand on watch goes on when the exchange is back
+            return {}  # the hand on watch goes on when the exchange is back
         return self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:
