@@ -282,7 +282,9 @@ KINDS = {
     "worker-kill": Kind("SIGKILL of a worker at a random moment", _kill),
     "worker-kill-again": Kind("SIGKILL of a worker, four times within 3.5 s", _kill_again_and_again),
     "worker-kill-all": Kind("SIGKILL of all workers at once", _kill_all),
-    "kill-at-pop": Kind("SIGKILL of all when one has popped a message", _kill_all_at("HSET unacked")),
+    "kill-at-pop": Kind(
+        "SIGKILL of all when a bell has rung for one", _kill_all_at("LPUSH kalshi-cancel:bell")
+    ),
     "kill-at-claim": Kind("SIGKILL of all when one has claimed", _kill_all_at(":fence")),
     "kill-before-effect": Kind("SIGKILL of a worker whose call takes effect later", _kill_in_call("after")),
     "kill-after-effect": Kind("SIGKILL of a worker between effect and reply", _kill_in_call("before")),
