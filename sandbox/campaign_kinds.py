@@ -176,9 +176,10 @@ def _read_only(scene: Scene) -> None:
 
 
 def _lost_bells(scene: Scene) -> None:
+    bells = [f"kalshi-cancel:bell:{lane}" for lane in Lane]
     while not scene.asked.wait(0.02):
-        scene.redis.delete(*(lane.queue for lane in Lane), "unacked", "unacked_index")
-    scene.redis.delete(*(lane.queue for lane in Lane))
+        scene.redis.delete(*(lane.queue for lane in Lane), "unacked", "unacked_index", *bells)
+    scene.redis.delete(*(lane.queue for lane in Lane), *bells)
     scene.mark()
 
 
@@ -300,7 +301,7 @@ KINDS = {
     "redis-kill-clients": Kind("CLIENT KILL of every connection, five times", _client_kill),
     "redis-oom": Kind("Redis out of memory for 0.5 to 3 s", _out_of_memory),
     "redis-read-only": Kind("Redis a read-only replica for 0.5 to 3 s", _read_only),
-    "lost-messages": Kind("the queues are deleted every 20 ms", _lost_bells),
+    "lost-messages": Kind("queues and bells are deleted every 20 ms", _lost_bells),
     # the exchange
     "http-500": Kind("500", _during(_arm("http_500", operations=_ANY)), raw=True),
     "http-502-html": Kind("502 with an HTML page", _during(_arm("http_502_html", operations=_ANY)), raw=True),
