@@ -58,7 +58,9 @@ MAY_IMPORT = {
         *("exchange", "gate", "logs", "notices", "orders"),
     },
     "hands": {"book", "desk", "orders", "scripts"},
+    "mass_report": {"masses", "orders"},
     "mass": {
+        "mass_report",
         *("book", "masses", "pacing", "scripts"),
         *("dialects", "exchange", "notices", "orders", "outcomes"),
     },

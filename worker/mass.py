@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, Self
 
+from worker import mass_report
 from worker.book import Book, Known
 from worker.dialects import CANCEL_ALL, Call, Meaning, Page, Routing, Trouble, compose_trigger
 from worker.exchange import Exchange
@@ -32,7 +32,6 @@ from worker.orders import (
     Lane,
     Order,
     OrderStatus,
-    Outcome,
     count_text,
     is_order_id,
     utc_text,
@@ -130,7 +129,7 @@ class MassRunner:
             try:
                 report = run.to_the_end()
                 # First the trail: what is there twice, because this worker vanished in between, does no harm.
-                self._means.masses.tell_trail(request.request_id, "finished", **_in_short(report))
+                self._means.masses.tell_trail(request.request_id, "finished", **mass_report.in_short(report))
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
                 log.warning("mass cancel %s: %s", request.request_id, error, extra=about)
@@ -481,22 +480,8 @@ class _Run:
     def _report(self, plan: Mapping[str, Any], listing: _Listing | None) -> dict[str, Any]:
         planned = {} if self._request.dry_run else self._masses.orders(self._id)
         results = self._book.records(list(planned))
-        affected, not_affected = [], []
-        contracts, filled = Decimal(0), Decimal(0)
-        for order_id, had in planned.items():
-            result = results.get(order_id)
-            if result is not None and result.outcome is Outcome.CANCELED and not had.settled:
-                affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
-                contracts += result.reduced_by or Decimal(0)
-            else:
-                not_affected.append({"order_id": order_id, **_why_not(result)})
-            filled += _filled_meanwhile(had, result)
-        not_affected += [
-            {"order_id": each, "reason": "not_resting_in_scope", "error": None}
-            for each in self._request.scope.order_ids
-            if each not in planned and not self._request.dry_run
-        ]
-        actual_s = _seconds_until_last(results.values(), plan["started_s"])
+        named = () if self._request.dry_run else self._request.scope.order_ids
+        actual_s = mass_report.seconds_until_last(results.values(), plan["started_s"])
         orders = len(results)
         if actual_s and orders >= PACE_FROM_ORDERS and plan["tokens_s"] < actual_s / 2:
             self._masses.note_pace(orders / max(actual_s - OVERHEAD_S, actual_s / 2))
@@ -507,11 +492,7 @@ class _Run:
             "why_not_flat": self._why_not_flat,
             "flat_listing": listing and {"at": listing.at, "sha256": listing.sha256, "pages": listing.pages},
             "plan": dict(plan),
-            "affected": affected,
-            "not_affected": not_affected,
-            "orders_affected": len(affected),
-            "contracts_canceled": count_text(contracts),
-            "contracts_filled_meanwhile": count_text(filled),
+            **mass_report.tally(planned, results, named=named),
             "tokens_spent": self._masses.spent(self._id) + self._tokens_of(results.values(), plan),
             "rate_limited": self._refused_calls() - plan["refused_calls_before"],
             "predicted_s": plan["predicted_s"],
@@ -552,20 +533,6 @@ class _Aside:
                 call.result()
 
 
-def _in_short(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report without what is said of each order: the trail has that already."""
-    short = {
-        name: value for name, value in report.items() if name not in ("affected", "not_affected", "plan")
-    }
-    return {**short, "orders_not_affected": len(report["not_affected"])}
-
-
-def _seconds_until_last(results: Iterable[CancelResult], started_s: float) -> float | None:
-    """From the plan until the last order was settled; None when there was nothing to cancel."""
-    settled = [datetime.fromisoformat(each.settled_at).timestamp() for each in results if each.settled_at]
-    return round(max(max(settled) - started_s, 0.0), 3) if settled else None
-
-
 def _request_for(order: Order, request: MassRequest) -> CancelRequest:
     return CancelRequest(
         order.order_id,
@@ -583,25 +550,3 @@ def _paths(shards: Mapping[int, int]) -> dict[str, str]:
         + ("" if shard == 0 else ", and singles from the shard's own")
         for shard in sorted(shards)
     }
-
-
-def _why_not(result: CancelResult | None) -> dict[str, Any]:
-    if result is None:
-        return {"reason": "open", "error": None}
-    reason = result.outcome.value
-    if result.outcome in (Outcome.TOO_LATE, Outcome.CANCELED) and result.status:
-        reason = f"too_late_{result.status.value}"
-    return {"reason": reason, "error": result.error.code if result.error else None}
-
-
-def _filled_meanwhile(had: Planned, result: CancelResult | None) -> Decimal:
-    """Contracts of an order that were filled between the plan and its end, as far as both are known."""
-    if result is None or had.remaining_count is None:
-        return Decimal(0)
-    if result.status is OrderStatus.EXECUTED:
-        return had.remaining_count
-    if result.fill_count is not None and had.fill_count is not None:
-        return max(result.fill_count - had.fill_count, Decimal(0))
-    if result.outcome is Outcome.CANCELED and result.reduced_by is not None:
-        return max(had.remaining_count - result.reduced_by, Decimal(0))
-    return Decimal(0)
