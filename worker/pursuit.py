@@ -165,6 +165,8 @@ class Pursuit:
             asked_at = self._now(walk, ago_s=time.monotonic() - started)
             learned = after_read(case, answer, asked_at, read_lag_ms=self._read_lag_ms)
         operation = "cancel" if case.step is Step.CANCEL else "read_back"
+        if isinstance(answer, Trouble) and answer.meaning is Meaning.REFUSED and operation == "cancel":
+            self.batch_size.spoiler_found()
         self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
@@ -361,8 +363,12 @@ class BatchSize:
             # One of them spoils the call, and those before: alone, it is told so, and is out of the way.
             self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
             self._refused, self._refused_until = self._most + 1, 0.0
-            return
-        self._shrink(size, REFUSED_SIZE_STANDS_S)
+        elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
+            self._shrink(size, REFUSED_SIZE_STANDS_S)
+
+    def spoiler_found(self) -> None:
+        """An order was refused by itself: what was refused before may have been its doing, not the size's."""
+        self._refused, self._refused_until = self._most + 1, 0.0
 
     def turned_away(self, size: int) -> None:
         """A batch of this size got a 429: over the budget, or, when that happens twice running, too large."""
