@@ -185,9 +185,14 @@ def accept(book, number, lane=Lane.STRATEGY, deadline_s=60.0, **fields):
     return [request.order_id for request in requests]
 
 
+def wait_for_age(book, order_id):
+    """Waits until the order is older than what comes next, by an age to be told apart."""
+    wait_until(lambda: book.open_cancel(order_id).age_s >= 0.3, what="its age")
+
+
 def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(book, settings):
     [late] = accept(book, 1, deadline_s=0.001)
-    time.sleep(0.3)  # an age to be told apart
+    wait_for_age(book, late)
     accept(book, 2, exchange_index=1)
     accept(book, 3, lane=Lane.RISK)
     held = book.claim((Lane.RISK,), at_most=2, lease_s=60, exchange_ms=None).entries
@@ -210,7 +215,7 @@ def test_a_long_lane_is_counted_whole_and_looked_at_where_it_is_next_due_and_whe
     accept(book, 1)
     [entry] = book.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
     book.conclude([GiveBack(entry, "", pause_s=3600)])  # at the very end of the line
-    time.sleep(0.3)
+    wait_for_age(book, entry.order_id)
     accept(book, 2000)
     [_, lane] = Watcher(settings).snapshot().lanes
     assert (lane.open, lane.looked_at) == (2001, 500)
