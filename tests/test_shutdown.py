@@ -165,7 +165,9 @@ def test_a_call_in_flight_when_redis_goes_and_the_worker_must_end_is_settled_rig
         crew.redis.start()
     crew.workers(1)
     result = crew.client.cancel(order_id).result(timeout=PATIENCE_S)
-    assert (result.outcome, result.confirmed_by) == ("canceled", "read_back")
+    assert result.outcome == "canceled"
+    if outage == "gone":  # (A server that was only silent may find the worker's last words in its socket.)
+        assert result.confirmed_by == "read_back"
     assert crew.effective()[order_id] == 1
 
 
