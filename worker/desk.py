@@ -76,7 +76,7 @@ class Desk:
         self._risk_reserve = risk_reserve
         self._lanes = tuple(lanes)
         self._outbox = outbox or Outbox()
-        self._hands = _Room(hands)
+        self._room = _Room(hands)
         self._call_hand = call_hand
         self._name = name
         self._stopping = threading.Event()
@@ -124,7 +124,7 @@ class Desk:
 
         Returns at once when enough threads are at it: one stays free for messages that are to be entered.
         """
-        with self._hands.one_more() as wanted:
+        with self._room.one_more() as wanted:
             if wanted:
                 self.serve(self._lanes)
 
@@ -153,7 +153,7 @@ class Desk:
                         self._leases.hold(claim.entries, since=asked)
                         self._tell(Claimed(claim.entries))
                         more_is_due = claim.next_due_s == 0.0 and not claim.coming
-                        if more_is_due and asked - called_at > CALL_AGAIN_S and self._hands.any_idle:
+                        if more_is_due and asked - called_at > CALL_AGAIN_S and self._room.any_idle:
                             called_at = asked
                             self._call_hand(claim.entries[0].lane)
                         held = self._pursuit.pursue(claim, since=asked)
