@@ -97,7 +97,11 @@ class Keyed:
 
     def who_worked(self, worker):
         """The process of a pool that has settled the only order so far."""
-        [process] = {who for who, text in self.lines(worker) if ": canceled after" in text}
+        [process] = wait_until(
+            lambda: {who for who, text in self.lines(worker) if ": canceled after" in text},
+            within_s=PATIENCE_S,
+            what="the line of the outcome",
+        )
         return process
 
     def refused_trials(self):
@@ -277,14 +281,16 @@ def test_the_key_changes_while_the_exchange_is_away_and_is_used_when_it_is_back(
 
 
 def test_processes_of_a_forking_pool_change_their_key_each_by_itself(keyed, crew):
-    worker = crew.stack.start_worker("-P", "prefork", "-c", "2")
+    worker = crew.stack.start_worker("-P", "processes", "-c", "2")
     assert keyed.one_more() == KEY_ID
+    at_work = keyed.who_worked(worker)
+    # `-P prefork` would be the configured pool to Celery, and that is one of threads.
+    assert at_work.startswith("ForkPoolWorker")
     keyed.register_new()
     keyed.swap()
     signed = f"calls are signed with the key {keyed.new_id} from now on"
-    at_work = {"MainProcess", keyed.who_worked(worker)}
     wait_until(
-        lambda: {who for who, text in keyed.lines(worker) if signed in text} >= at_work,
+        lambda: {who for who, text in keyed.lines(worker) if signed in text} >= {"MainProcess", at_work},
         within_s=PATIENCE_S,
         what="the change in the process that has worked",
     )
