@@ -68,16 +68,22 @@ MAY_IMPORT = {
     "bells": {"orders"},
     "broker": set(),
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
-    "lifecycle": {
-        *("bells", "desk", "hands", "intake", "mass", "outbox"),
+    "watch": {"health", "metrics", "monitor", "readiness", "settings"},
+    "upkeep": {"audit", "book", "dialects", "exchange", "pacing", "scripts"},
+    "office": {
+        *("bells", "desk", "hands", "intake", "mass", "outbox", "upkeep", "watch"),
         *("audit", "book", "masses", "pacing", "scripts"),
         *("dialects", "exchange", "rotation"),
-        *("orders", "settings", "signing"),
-        *("fleet", "health", "logs", "metrics", "monitor", "notices", "readiness", "spans", "tracing"),
+        *("orders", "settings"),
+        *("fleet", "notices", "readiness", "spans", "tracing"),
     },
-    "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
-    "app": {"consumer"},
-    "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
+    "lifecycle": {
+        *("office", "watch"),
+        *("book", "exchange", "logs", "scripts", "settings", "signing", "tracing"),
+    },
+    "consumer": {"bells", "broker", "health", "notices", "office", "scripts", "watch"},
+    "app": {"consumer", "lifecycle"},
+    "tasks": {"app", "bells", "book", "masses", "office", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # For whoever writes a producer: the forms of messages and values.
@@ -110,7 +116,7 @@ MODULES = sorted((ROOT / "worker").rglob("*.py"))
 PRODUCERS = ("client",)
 NEVER_ON_THE_PRODUCERS_SIDE = {
     *("dialects", "exchange", "outcomes", "signing", "transport"),
-    *("desk", "lifecycle", "mass", "pursuit"),
+    *("desk", "lifecycle", "mass", "office", "pursuit"),
 }
 
 

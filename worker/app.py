@@ -5,6 +5,7 @@ from typing import Any
 from celery import Celery
 from celery.app.control import Control
 
+import worker.lifecycle  # noqa: F401 - it takes part in a worker's life through Celery's signals
 from worker.consumer import Beat, Sweep
 
 

@@ -21,9 +21,10 @@ from kombu.exceptions import OperationalError
 from worker import bells
 from worker.broker import WHY_HEADER, notice_waits
 from worker.health import BEAT_EVERY_S
-from worker.lifecycle import EARS_LIFE_S, desk, hands, heartbeat, tell
 from worker.notices import BellRung
+from worker.office import desk, hands, tell
 from worker.scripts import BookError
+from worker.watch import watch
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,8 @@ class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
     def start(self, consumer: Any) -> None:
         """Starts the timer; called again after every reconnect."""
         # While Redis is silent one round of the timer takes many waits for it, minutes in all.
-        notice_waits(heartbeat().beat)
-        self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, heartbeat().beat)
+        notice_waits(watch.heartbeat.beat)
+        self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, watch.heartbeat.beat)
 
     def stop(self, _consumer: Any) -> None:
         """Stops the timer."""
@@ -148,14 +149,14 @@ class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
 def _between_tries() -> None:
     """While Redis is away the main loop, and so its timer, stands in the attempts to reach it."""
     maybe_shutdown()
-    heartbeat().beat()
+    watch.heartbeat.beat()
 
 
 def _sweep(app: Celery) -> None:
     try:
         desk().tell_overdue()
         desk().answer_bulks()
-        hands().show_ears(life_s=EARS_LIFE_S)
+        hands().show_ears()
         for lane, heard in desk().lanes_to_wake().items():
             log.info("waking up for the %s lane", lane.value)
             tell(BellRung(lane))

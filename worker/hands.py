@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # Between looks at whether to stop; below the time after which Redis' silence is an outage.
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
+EARS_LIFE_S = 2.0  # that hands listen is said with each sweep
 
 
 class Hands:
@@ -58,10 +59,10 @@ class Hands:
             if thread.is_alive():
                 thread.join(max(give_up - time.monotonic(), 0.0))
 
-    def show_ears(self, *, life_s: float) -> None:
+    def show_ears(self) -> None:
         """Says in Redis that somebody listens; raises BookError."""
         if any(thread.is_alive() for thread in self._threads):
-            self._book.show_ears(self._lanes, life_s=life_s)
+            self._book.show_ears(self._lanes, life_s=EARS_LIFE_S)
 
     def _serve(self, lanes: Sequence[Lane]) -> None:
         rung = True  # what is due may have come before anybody listened

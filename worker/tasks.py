@@ -18,8 +18,8 @@ from celery.exceptions import Ignore, Reject
 from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.book import Accepted
-from worker.lifecycle import desk, intake, mass_runner
 from worker.masses import MassRequest
+from worker.office import desk, intake, mass_runner
 from worker.orders import (
     ORDER_ID_MAX_CHARS,
     BadRequest,

@@ -1,0 +1,205 @@
+"""What one process of a worker works with: made at its first use, one of each, and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from celery.app import app_or_default
+from kombu.exceptions import OperationalError
+
+from worker import bells, scripts, upkeep
+from worker.audit import Trail
+from worker.book import Book, WorkerShown
+from worker.desk import Desk
+from worker.dialects import Trouble
+from worker.exchange import Exchange
+from worker.fleet import Fleet
+from worker.hands import Hands
+from worker.intake import Intake
+from worker.mass import MassRunner, Means
+from worker.masses import Masses
+from worker.notices import Notice, Tell, tell_all
+from worker.orders import Lane
+from worker.outbox import Outbox
+from worker.pacing import Limits, Pacer
+from worker.readiness import Readiness
+from worker.rotation import Rotation
+from worker.settings import WorkerSettings
+from worker.tracing import open_tracer
+from worker.watch import watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """What one process works with."""
+
+    desk: Desk
+    hands: Hands
+    intake: Intake
+    mass_runner: MassRunner
+    rotation: Rotation
+    readiness: Readiness
+    tell: Tell
+    shutdown_s: float
+
+    def stop(self) -> None:
+        """What is in hand goes back into the book, what is under way to other workers."""
+        self.desk.stop()
+        self.hands.stop()
+        self.mass_runner.stop()
+
+
+_offices: dict[int, Office] = {}
+_offices_lock = threading.Lock()
+
+
+def desk() -> Desk:
+    """This process' desk."""
+    return office().desk
+
+
+def hands() -> Hands:
+    """This process' hands."""
+    return office().hands
+
+
+def intake() -> Intake:
+    """This process' intake of raw messages."""
+    return office().intake
+
+
+def mass_runner() -> MassRunner:
+    """This process' runner of mass cancels."""
+    return office().mass_runner
+
+
+def tell(notice: Notice) -> None:
+    """Tells whoever listens to this process."""
+    office().tell(notice)
+
+
+def office() -> Office:
+    """Made at its first use in a process: what is opened before a fork must not be used after it."""
+    with _offices_lock:
+        mine = _offices.get(os.getpid())
+        if mine is None:
+            mine = _offices[os.getpid()] = _open(WorkerSettings.from_env(), app_or_default())
+        return mine
+
+
+def opened_office() -> Office | None:
+    """This process' office, if it has one by now; for the end of a process, which opens nothing any more."""
+    return _offices.get(os.getpid())
+
+
+def _open(settings: WorkerSettings, app: Celery) -> Office:
+    outbox = Outbox()
+    exchange = Exchange.from_settings(settings, on_sent=outbox.sent)
+    shown = exchange.warm_up()
+    if isinstance(shown, Trouble):
+        log.warning("the exchange does not answer yet: %s", shown.problem.message)
+    server = scripts.connect(settings.redis)
+    pacer = Pacer(
+        server,
+        settings.redis.key_prefix,
+        Limits(
+            settings.read_tokens_per_s,
+            settings.read_tokens_capacity,
+            settings.write_tokens_per_s,
+            settings.write_tokens_capacity,
+        ),
+    )
+    upkeep.keep_limits(exchange, pacer)
+    upkeep.keep_trimmed(
+        Trail(server, settings.redis),
+        max_age_s=settings.audit_max_age_s,
+        max_entries=settings.audit_max_entries,
+    )
+    consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
+    # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
+    lanes = [lane for lane in Lane if lane in consumed]
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    the_book = Book(server, settings.redis, name=name)
+    tell = tell_all(_listeners(exchange))
+    the_desk = Desk(
+        the_book,
+        exchange,
+        pacer,
+        cancel_deadline_s=settings.cancel_deadline_s,
+        cancel_max_age_s=settings.cancel_max_age_s,
+        read_lag_s=settings.read_lag_s,
+        risk_reserve=settings.risk_reserve,
+        batch_most=settings.batch_most,
+        lanes=lanes,
+        outbox=outbox,
+        hands=app.conf.worker_concurrency,
+        call_hand=lambda lane: _ring(bells.wake_up, app, lane),
+        name=name,
+        tell=tell,
+    )
+    runner = MassRunner(
+        Means(
+            book=the_book,
+            masses=Masses(server, settings.redis),
+            exchange=exchange,
+            pacer=pacer,
+            call_hands=lambda lane, waiting: _ring(bells.wake_up_all, app, lane, waiting=waiting),
+            read_lag_s=settings.read_lag_s,
+            name=name,
+            stopping=threading.Event(),
+            tell=tell,
+        )
+    )
+    runner.start()
+    upkeep.keep_shown(
+        the_book, WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
+    )
+    metrics = watch.metrics
+    if metrics is not None:
+        metrics.watch_fleet(Fleet(server, settings.redis))
+    rotation = Rotation(exchange, settings)
+    if settings.private_key_path is not None:
+        rotation.start()
+    return Office(
+        the_desk,
+        Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency),
+        Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_desk),
+        runner,
+        rotation,
+        Readiness(the_book, exchange, metrics.gate_states if metrics else list),
+        tell,
+        settings.shutdown_s,
+    )
+
+
+def _listeners(exchange: Exchange) -> list[Tell]:
+    """Who is told what this process does."""
+    listeners: list[Tell] = []
+    if watch.metrics is not None:
+        watch.metrics.begin(
+            signs_with=lambda: exchange.signs_with,
+            skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
+        )
+        listeners.append(watch.metrics)
+    tracer = open_tracer("kalshi-cancel-worker")
+    if tracer is not None:
+        from worker.spans import Spans  # noqa: PLC0415 - OpenTelemetry is an extra
+
+        listeners.append(Spans(tracer))
+    return listeners
+
+
+def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
+    try:
+        bell(app, lane, **how)
+    except (OperationalError, OSError) as error:  # who rings goes on: the sweep rings again
+        log.warning("nobody could be woken up: %s", error)
