@@ -10,12 +10,12 @@ from decimal import Decimal
 
 import pytest
 
-from sandbox.campaign import Say, main
-from sandbox.campaign_audit import Evidence, Finding, Promise, contradictions, judge
-from sandbox.campaign_kinds import KINDS, Kind
-from sandbox.campaign_plan import SORTS, draw
-from sandbox.campaign_report import document, table
-from sandbox.campaign_run import Campaign
+from sandbox.campaign.__main__ import Say, main
+from sandbox.campaign.judge import Evidence, Finding, Promise, contradictions, judge
+from sandbox.campaign.kinds import KINDS, Kind
+from sandbox.campaign.plan import SORTS, draw
+from sandbox.campaign.report import document, table
+from sandbox.campaign.run import Campaign
 from sandbox.stack import wait_until
 from worker.orders import CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome
 

@@ -1,11 +1,6 @@
-"""The fault campaign: real processes, every kind of fault, and what became of each cancel that was accepted.
+"""`python -m sandbox.campaign`: plays the kinds and seeds that are asked for, and tells what was found.
 
-    python -m sandbox.campaign --seeds 10 --cancels 500 --write docs/faults.md        (or: make faults)
-    python -m sandbox.campaign --only redis-restart --seed 7 --cancels 500            (one run again)
-
-For every kind of fault and every seed, several producers ask for cancels while the fault plays; afterwards
-every accepted cancel must settle, and its record must say what the exchange's own books say. Exit codes: 0
-nothing lost, nothing misreported; 1 something was; 2 the parts did not start.
+Exit codes: 0 nothing lost, nothing misreported; 1 something was; 2 the parts did not start.
 """
 
 from __future__ import annotations
@@ -20,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from sandbox.campaign_audit import Finding
-from sandbox.campaign_kinds import KINDS
-from sandbox.campaign_report import document, summary, table
-from sandbox.campaign_run import FSYNC, Campaign
+from sandbox.campaign.judge import Finding
+from sandbox.campaign.kinds import KINDS
+from sandbox.campaign.report import document, summary, table
+from sandbox.campaign.run import FSYNC, Campaign
 from sandbox.stack import NotReady
 
 LINES_SHOWN = 5

@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 
-from sandbox.campaign_audit import CANCELS
+from sandbox.campaign.judge import CANCELS
 from sandbox.control import Control
 from sandbox.stack import Part, Stack, wait_until
 

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
 
-from sandbox.campaign_audit import Finding
-from sandbox.campaign_kinds import KINDS
-from sandbox.campaign_plan import PRODUCERS
-from sandbox.campaign_run import FSYNC, LOAD_S, SETTLE_WITHIN_S, WORKERS
+from sandbox.campaign.judge import Finding
+from sandbox.campaign.kinds import KINDS
+from sandbox.campaign.plan import PRODUCERS
+from sandbox.campaign.run import FSYNC, LOAD_S, SETTLE_WITHIN_S, WORKERS
 
 _COLUMNS = (
     "fault",

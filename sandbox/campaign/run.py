@@ -17,10 +17,10 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandbox.campaign_audit import SETTLED, Evidence, Finding, Promise, judge, taken
-from sandbox.campaign_kinds import KINDS, Kind
-from sandbox.campaign_plan import PRODUCERS, Ask, Meddling, Plan, draw
-from sandbox.campaign_scene import Crew, Scene
+from sandbox.campaign.judge import SETTLED, Evidence, Finding, Promise, judge, taken
+from sandbox.campaign.kinds import KINDS, Kind
+from sandbox.campaign.plan import PRODUCERS, Ask, Meddling, Plan, draw
+from sandbox.campaign.scene import Crew, Scene
 from sandbox.control import Control, ControlError
 from sandbox.stack import RedisServer, Stack
 from worker import records

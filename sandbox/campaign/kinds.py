@@ -15,8 +15,8 @@ from typing import Any
 
 import redis
 
-from sandbox.campaign_audit import CANCELS
-from sandbox.campaign_scene import Scene
+from sandbox.campaign.judge import CANCELS
+from sandbox.campaign.scene import Scene
 from sandbox.faults import KINDS as SANDBOX_FAULTS
 from sandbox.stack import free_port
 from worker.leases import LEASE_S
