@@ -1,19 +1,31 @@
 """What the tests run against: a real Redis, a real exchange (the sandbox) and real workers, as processes.
 
 One stack serves the whole session. Tests do not disturb each other because each makes up its own order
-ids; nothing is flushed. A part that does not start fails the tests that need it: nothing is skipped.
+ids; nothing is flushed. A part that does not start fails the tests that need it: nothing is skipped. What a
+test stops, kills or fills up is its module's own: a crew, or a Redis.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import shutil
+import ssl
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from celery import Celery
+from crew import Crew
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from sandbox.control import Control
-from sandbox.stack import Stack
+from sandbox.stack import RedisServer, Stack
 from worker.client import CancelClient
 
 READ_LAG_S = 0.5  # how long the workers here expect reads to lag; the sandbox lags less
@@ -104,6 +116,80 @@ def celery_producer(stack) -> Iterator[Celery]:
     """A Celery producer that has none of our code: broker and result backend, nothing else."""
     with Celery("producer", broker=stack.redis.url, backend=stack.redis.url, set_as_current=False) as app:
         yield app
+
+
+@pytest.fixture(scope="module")
+def crew_environment() -> dict[str, str]:
+    """What a module's crew is set to beside its usual; for modules to say otherwise."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared_crew(tmp_path_factory, crew_environment) -> Iterator[Crew]:
+    """The module's own Redis and sandbox, as the last test left them."""
+    crew = Crew(tmp_path_factory.mktemp("crew"), **crew_environment)
+    yield crew
+    crew.close()
+
+
+@pytest.fixture
+def crew(shared_crew) -> Iterator[Crew]:
+    """The module's own Redis and sandbox; the sandbox empty, the workers those of the last test."""
+    shared_crew.control.reset()
+    yield shared_crew
+    shared_crew.leave()
+
+
+@pytest.fixture(scope="module")
+def own_redis(tmp_path_factory) -> Iterator[RedisServer]:
+    """The module's own Redis, at which no worker works: what is accepted stays open."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis-server"])
+def server_of_each_make(request, tmp_path_factory) -> Iterator[RedisServer]:
+    """The module's own server: Valkey, and Redis where it is installed."""
+    program = None
+    if request.param == "redis-server":
+        program = shutil.which("redis-server")
+        if program is None:
+            if os.environ.get("CI") == "true":
+                pytest.fail("redis-server is not installed, and here it has to be")
+            pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path_factory.mktemp(request.param), program=program).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[ssl.SSLContext, Path]:
+    """A certificate for 127.0.0.1 that nobody signed: a server's context, and the file to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    trusted, private = folder / "cert.pem", folder / "key.pem"
+    trusted.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(trusted, private)
+    return context, trusted
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -9,7 +9,6 @@ import json
 import os
 import pwd
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,10 +18,10 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S, Crew
+from crew import PATIENCE_S
 from pyarrow import parquet
 
-from sandbox.stack import ROOT, RedisServer, wait_until
+from sandbox.stack import ROOT, wait_until
 from worker import audit, cli
 from worker.audit import Trail, place
 from worker.book import Book, GiveUp, connect
@@ -37,29 +36,14 @@ DAY_S = 86_400
 MANY = 1_000_000
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis-server"])
-def server(request, tmp_path_factory):
-    """A server of its own, of each make."""
-    program = None
-    if request.param == "redis-server":
-        program = shutil.which("redis-server")
-        if program is None:
-            if os.environ.get("CI") == "true":
-                pytest.fail("redis-server is not installed, and here it has to be")
-            pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp(request.param), program=program).start()
-    yield server
-    server.stop()
+@pytest.fixture
+def env(server_of_each_make):
+    return {"REDIS_URL": server_of_each_make.url, "KALSHI_KEY_PREFIX": f"t{uuid.uuid4().hex[:8]}"}
 
 
 @pytest.fixture
-def env(server):
-    return {"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": f"t{uuid.uuid4().hex[:8]}"}
-
-
-@pytest.fixture
-def client(server):
-    with server.client() as client:
+def client(server_of_each_make):
+    with server_of_each_make.client() as client:
         yield client
 
 
@@ -671,13 +655,6 @@ def test_a_retry_is_noted_with_who_and_why(trail, env, here):
 # -- through real workers
 
 
-@pytest.fixture(scope="module")
-def crew(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("audit"))
-    yield crew
-    crew.close()
-
-
 def trail_of(client: CancelClient):
     return client._trail
 
@@ -688,7 +665,6 @@ def steps(client, request_id):
 
 
 def test_every_step_of_a_mass_cancel_is_noted_with_who_and_why(crew):
-    crew.control.reset()
     with crew.apart() as apart:
         crew.place(5)
         apart.start()
@@ -714,7 +690,6 @@ def test_every_step_of_a_mass_cancel_is_noted_with_who_and_why(crew):
 
 
 def test_orders_that_come_meanwhile_are_a_step_of_their_own(crew):
-    crew.control.reset()
     with crew.apart() as apart:
         crew.place(1)
         apart.start()
@@ -750,7 +725,6 @@ def run(crew, apart, *arguments):
 
 
 def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew):
-    crew.control.reset()
     with crew.apart() as apart:
         apart.start()
         [order_id] = crew.place(1, count="7.00")
@@ -767,7 +741,6 @@ def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew
 
 
 def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, tmp_path):
-    crew.control.reset()
     with crew.apart(workers=2, KALSHI_BATCH_MOST="50") as apart:
         placed = crew.place(1000)
         for order_id in placed[:10]:

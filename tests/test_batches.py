@@ -8,7 +8,7 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S, Crew, ids
+from crew import PATIENCE_S, ids
 
 from sandbox.stack import wait_until
 from worker.orders import Lane
@@ -18,18 +18,14 @@ HANDS = 8  # of a worker, as celeryconfig has it
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("batches"), KALSHI_BATCH_MOST=str(BATCH_MOST))
-    crew.workers(1)
-    yield crew
-    crew.close()
+def crew_environment():
+    return {"KALSHI_BATCH_MOST": str(BATCH_MOST)}
 
 
 @pytest.fixture
-def crew(shared):
-    shared.control.reset()
-    yield shared
-    shared.leave()
+def crew(crew):
+    crew.workers(1)
+    return crew
 
 
 def together(crew, orders, **how):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
-import shutil
 import threading
 import time
 import uuid
@@ -25,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sandbox.stack import RedisServer, wait_until
+from sandbox.stack import wait_until
 from worker import records
 from worker.book import Book, GiveBack, GiveUp, Settle, connect
 from worker.orders import CancelRequest, CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome, Problem
@@ -38,25 +36,10 @@ TROUBLED = json.dumps(
 )
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis-server"])
-def server(request, tmp_path_factory):
-    """A server of its own, of each make."""
-    program = None
-    if request.param == "redis-server":
-        program = shutil.which("redis-server")
-        if program is None:
-            if os.environ.get("CI") == "true":
-                pytest.fail("redis-server is not installed, and here it has to be")
-            pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp(request.param), program=program).start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def desk(server):
+def desk(server_of_each_make):
     """A book of the test's own, with a few shortcuts."""
-    shortcuts = Shortcuts(server)
+    shortcuts = Shortcuts(server_of_each_make)
     yield shortcuts
     shortcuts.close()
 
@@ -708,13 +691,13 @@ def commands_of_one_round(desk, *, waiting):
     return {name: each["calls"] for name, each in stats.items() if "info" not in name}
 
 
-def test_the_cost_of_every_operation_is_independent_of_the_books_length(server):
+def test_the_cost_of_every_operation_is_independent_of_the_books_length(server_of_each_make):
     costs = []
     for waiting in (10, 10_000):
-        desk = Shortcuts(server)
+        desk = Shortcuts(server_of_each_make)
         commands_of_one_round(desk, waiting=10)  # every script is loaded
         desk.close()
-        desk = Shortcuts(server)
+        desk = Shortcuts(server_of_each_make)
         costs.append(commands_of_one_round(desk, waiting=waiting))
         desk.close()
     assert costs[0] == costs[1]
@@ -930,8 +913,8 @@ class BookMachine(RuleBasedStateMachine):
             assert each.in_hand == (known.token is not None)
 
 
-def test_the_books_laws_hold_under_any_sequence_of_operations(server):
-    BookMachine.server = server
+def test_the_books_laws_hold_under_any_sequence_of_operations(server_of_each_make):
+    BookMachine.server = server_of_each_make
     run_state_machine_as_test(
         BookMachine,
         settings=settings(

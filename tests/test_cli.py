@@ -71,20 +71,12 @@ def ctl(stack, control):
     return CommandLine(stack.environment)
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    """A Redis at which no worker works: what is accepted stays open."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def idle_env(redis_server, stack):
+def idle_env(own_redis, stack):
     environment = {name: value for name, value in stack.environment.items() if not name.startswith("KALSHI_")}
     return {
         **environment,
-        "REDIS_URL": redis_server.url,
+        "REDIS_URL": own_redis.url,
         "KALSHI_KEY_PREFIX": f"test-{uuid.uuid4().hex[:8]}",
     }
 

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from sandbox.stack import RedisServer, free_port, wait_until
+from sandbox.stack import free_port, wait_until
 from worker.client import BadRequest, BookError, CancelClient, NotSettled
 from worker.settings import SettingsError
 
@@ -21,15 +21,6 @@ PROMISED_S = 2.0  # an answer from the client, whatever Redis does
 
 def ids(number):
     return [str(uuid.uuid4()) for _ in range(number)]
-
-
-@pytest.fixture(scope="module")
-def own_redis(tmp_path_factory):
-    """A Redis that no worker listens to, for tests that stop it."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.part.signal(signal.SIGCONT)
-    server.stop()
 
 
 def cancels(control, order_id):

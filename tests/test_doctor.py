@@ -21,13 +21,6 @@ ACCOUNT_CHECKS = ["key", "key file", "exchange", "clock", "signed read", "limits
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     return Keys(tmp_path_factory.mktemp("keys"))
 
@@ -47,9 +40,9 @@ def exchange(sandbox):
 
 
 @pytest.fixture
-def env(redis_server, sandbox, keys):
+def env(own_redis, sandbox, keys):
     return {
-        "REDIS_URL": redis_server.url,
+        "REDIS_URL": own_redis.url,
         "KALSHI_BASE_URL": sandbox.url,
         "KALSHI_API_KEY_ID": KEY_ID,
         "KALSHI_PRIVATE_KEY_PATH": str(keys.private_path),
@@ -57,9 +50,9 @@ def env(redis_server, sandbox, keys):
 
 
 @pytest.fixture
-def configured(redis_server):
+def configured(own_redis):
     """Sets options of the private Redis for the time of one test."""
-    client = redis_server.client()
+    client = own_redis.client()
     before = {}
 
     def configure(**options):
@@ -116,8 +109,8 @@ def test_the_account_s_limits_and_the_cost_of_a_cancel_are_told(env, exchange):
     assert "a cancel costs 2: 50 cancels/s" in told
 
 
-def test_a_producer_is_examined_without_key_and_exchange(redis_server):
-    found = report({"REDIS_URL": redis_server.url}, producer=True)
+def test_a_producer_is_examined_without_key_and_exchange(own_redis):
+    found = report({"REDIS_URL": own_redis.url}, producer=True)
     assert list(found) == ["settings", *REDIS_CHECKS]
     assert {finding.health for finding in found.values()} == {OK}
 
@@ -143,8 +136,8 @@ def test_a_finding_is_plain_json():
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-def test_every_problem_of_the_settings_is_a_finding_and_redis_is_examined_all_the_same(redis_server):
-    findings = list(examine({"REDIS_URL": redis_server.url, "KALSHI_ORDERS_API": "v7"}))
+def test_every_problem_of_the_settings_is_a_finding_and_redis_is_examined_all_the_same(own_redis):
+    findings = list(examine({"REDIS_URL": own_redis.url, "KALSHI_ORDERS_API": "v7"}))
     problems = [finding for finding in findings if finding.check == "settings"]
     assert {finding.health for finding in problems} == {FAILED}
     words = " ".join(finding.found for finding in problems)
@@ -190,10 +183,10 @@ def test_a_silent_redis_fails_within_seconds(tmp_path):
         server.stop()
 
 
-def test_a_wrong_password_is_told_as_such_and_no_password_is_shown(redis_server):
-    with redis_server.client() as client:
+def test_a_wrong_password_is_told_as_such_and_no_password_is_shown(own_redis):
+    with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "somebody", "on", ">right-password", "+@all")
-    url = f"redis://somebody:wrong-password@127.0.0.1:{redis_server.port}/0"
+    url = f"redis://somebody:wrong-password@127.0.0.1:{own_redis.port}/0"
     finding = only_ailing({"REDIS_URL": url}, producer=True)
     assert (finding.check, finding.health) == ("redis", FAILED)
     assert "user and password" in finding.advice
@@ -204,19 +197,19 @@ def test_a_wrong_password_is_told_as_such_and_no_password_is_shown(redis_server)
     assert "right-password" not in shown
 
 
-def test_a_user_who_may_not_even_ping_is_told_that_permissions_are_missing(redis_server):
-    with redis_server.client() as client:
+def test_a_user_who_may_not_even_ping_is_told_that_permissions_are_missing(own_redis):
+    with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "nobody", "on", ">pw", "-@all")
-    url = f"redis://nobody:pw@127.0.0.1:{redis_server.port}/0"
+    url = f"redis://nobody:pw@127.0.0.1:{own_redis.port}/0"
     finding = only_ailing({"REDIS_URL": url}, producer=True)
     assert (finding.check, finding.health) == ("redis", FAILED)
     assert "permissions" in finding.advice
 
 
-def test_a_user_who_may_not_call_info_gets_a_warning(redis_server):
-    with redis_server.client() as client:
+def test_a_user_who_may_not_call_info_gets_a_warning(own_redis):
+    with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "blind", "on", ">pw", "-@all", "+ping")
-    found = report({"REDIS_URL": f"redis://blind:pw@127.0.0.1:{redis_server.port}/0"}, producer=True)
+    found = report({"REDIS_URL": f"redis://blind:pw@127.0.0.1:{own_redis.port}/0"}, producer=True)
     assert {check: finding.health for check, finding in found.items()} == {
         "settings": OK,
         "redis": OK,
@@ -224,16 +217,16 @@ def test_a_user_who_may_not_call_info_gets_a_warning(redis_server):
     }
 
 
-def test_where_config_may_not_be_read_the_rest_is_still_examined(redis_server):
-    with redis_server.client() as client:
+def test_where_config_may_not_be_read_the_rest_is_still_examined(own_redis):
+    with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "half", "on", ">pw", "-@all", "+ping", "+info")
-    found = report({"REDIS_URL": f"redis://half:pw@127.0.0.1:{redis_server.port}/0"}, producer=True)
+    found = report({"REDIS_URL": f"redis://half:pw@127.0.0.1:{own_redis.port}/0"}, producer=True)
     assert found["persistence"].health is OK
     assert "appendfsync cannot be seen" in found["persistence"].found
 
 
-def test_a_replica_fails_because_it_refuses_writes(redis_server, tmp_path):
-    replica = RedisServer(tmp_path, options=["--replicaof", "127.0.0.1", str(redis_server.port)]).start()
+def test_a_replica_fails_because_it_refuses_writes(own_redis, tmp_path):
+    replica = RedisServer(tmp_path, options=["--replicaof", "127.0.0.1", str(own_redis.port)]).start()
     try:
         finding = only_ailing({"REDIS_URL": replica.url}, producer=True)
         assert (finding.check, finding.health) == ("redis role", FAILED)
@@ -253,16 +246,16 @@ def test_a_replica_fails_because_it_refuses_writes(redis_server, tmp_path):
     ],
 )
 def test_a_redis_that_may_lose_or_refuse_cancels_is_found_out(
-    redis_server, configured, options, check, expected
+    own_redis, configured, options, check, expected
 ):
     configured(**options)
-    finding = only_ailing({"REDIS_URL": redis_server.url}, producer=True)
+    finding = only_ailing({"REDIS_URL": own_redis.url}, producer=True)
     assert (finding.check, finding.health) == (check, expected)
 
 
-def test_enough_memory_is_fine(redis_server, configured):
+def test_enough_memory_is_fine(own_redis, configured):
     configured(maxmemory="1gb")
-    finding = report({"REDIS_URL": redis_server.url}, producer=True)["memory"]
+    finding = report({"REDIS_URL": own_redis.url}, producer=True)["memory"]
     assert finding.health is OK
     assert "of 1073.7 MB" in finding.found
 

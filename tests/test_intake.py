@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from celery import Celery
-from crew import PATIENCE_S, Crew
+from crew import PATIENCE_S
 
 from sandbox.stack import wait_until
 from worker import broker
@@ -15,11 +15,8 @@ FLOOD = 400
 
 
 @pytest.fixture(scope="module")
-def crew(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("intake"), KALSHI_BATCH_MOST="")
-    yield crew
-    crew.leave()
-    crew.close()
+def crew_environment():
+    return {"KALSHI_BATCH_MOST": ""}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from decimal import Decimal
 
 import pytest
 from celery import Celery
-from crew import PATIENCE_S, Crew, ids
+from crew import PATIENCE_S, ids
 
 from sandbox.control import ControlError
 from sandbox.stack import ROOT, wait_until
@@ -33,20 +33,11 @@ READ_LAG_S = 0.5  # crew.ENVIRONMENT
 SLACK_S = 3.0  # of a machine that is busy with other things
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("mass"))
-    yield crew
-    crew.close()
-
-
 @pytest.fixture
-def crew(shared):
-    """The module's stack with two workers at least for a start; one test's orders are the only ones."""
-    shared.control.reset()
-    shared.workers(max(len(shared.alive()), 1))
-    yield shared
-    shared.leave()
+def crew(crew):
+    """One worker at least for a start; one test's orders are the only ones."""
+    crew.workers(max(len(crew.alive()), 1))
+    return crew
 
 
 def canceled(crew):

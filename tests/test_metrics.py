@@ -13,7 +13,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.stack import ROOT, RedisServer, Stack, free_port, wait_until
+from sandbox.stack import ROOT, Stack, free_port, wait_until
 from worker.book import Book, GiveUp
 from worker.client import CancelClient
 from worker.dialects import Meaning, Trouble
@@ -232,16 +232,9 @@ def test_without_redis_a_scrape_says_so_and_what_the_worker_has_seen(tmp_path):
 # -- the fleet's state
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    redis_server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield redis_server
-    redis_server.stop()
-
-
 @pytest.fixture
-def settings(server):
-    return RedisSettings.from_env({"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": f"p{uuid.uuid4().hex}"})
+def settings(own_redis):
+    return RedisSettings.from_env({"REDIS_URL": own_redis.url, "KALSHI_KEY_PREFIX": f"p{uuid.uuid4().hex}"})
 
 
 @pytest.fixture

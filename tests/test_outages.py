@@ -7,7 +7,7 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S, Crew
+from crew import PATIENCE_S
 
 from sandbox.stack import free_port, wait_until
 from worker.client import BookError
@@ -18,20 +18,11 @@ PROCESSING_S = 0.5  # of a few orders, on a busy machine
 PRODUCER_S = 2.0  # promised to a producer, whatever Redis does
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("outages"))
-    yield crew
-    crew.close()
-
-
 @pytest.fixture
-def crew(shared):
-    """The module's stack with two workers."""
-    shared.control.reset()
-    shared.workers(2)
-    yield shared
-    shared.leave()
+def crew(crew):
+    """With two workers."""
+    crew.workers(2)
+    return crew
 
 
 def all_canceled(crew, order_ids):

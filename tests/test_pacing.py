@@ -9,7 +9,7 @@ import time
 import uuid
 
 import pytest
-from crew import PATIENCE_S, Crew, ids
+from crew import PATIENCE_S, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,17 +28,8 @@ CANCEL_COST = 2
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("pacing"), KALSHI_BATCH_MOST="100")
-    yield crew
-    crew.close()
-
-
-@pytest.fixture
-def crew(shared):
-    shared.control.reset()
-    yield shared
-    shared.leave()
+def crew_environment():
+    return {"KALSHI_BATCH_MOST": "100"}
 
 
 class Account:
@@ -75,8 +66,8 @@ class Account:
 
 
 @pytest.fixture
-def account(shared):
-    account = Account(shared.redis.url)
+def account(shared_crew):
+    account = Account(shared_crew.redis.url)
     yield account
     account.server.close()
 
@@ -127,8 +118,8 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, refill=st.sampled_from([100.0, 300.0, 4000.0]), capacity=st.sampled_from([100.0, 600.0]))
-def test_a_bucket_is_a_token_bucket_with_continuous_refill(shared, steps, refill, capacity):
-    account = Account(shared.redis.url, Limits(refill, capacity, refill, capacity))
+def test_a_bucket_is_a_token_bucket_with_continuous_refill(shared_crew, steps, refill, capacity):
+    account = Account(shared_crew.redis.url, Limits(refill, capacity, refill, capacity))
     oracle = Oracle(refill, capacity)
     asked = time.monotonic()
     for seconds, tokens, kept in steps:
@@ -188,8 +179,8 @@ def test_workers_share_the_buckets_and_the_limits(account):
     assert account.tokens() <= usable(50, 50) + 1
 
 
-def test_configured_limits_count_until_true_ones_are_known(shared):
-    account = Account(shared.redis.url)
+def test_configured_limits_count_until_true_ones_are_known(shared_crew):
+    account = Account(shared_crew.redis.url)
     account.server.delete(f"{account.prefix}:limits")
     pacer = account.another_workers(Limits(10.0, 10.0, 20.0, 20.0))
     pacer.set_limits_unless_known()
@@ -197,7 +188,7 @@ def test_configured_limits_count_until_true_ones_are_known(shared):
     account.server.close()
 
 
-def test_an_outage_of_redis_is_an_error_for_who_asks_and_none_for_who_reports_a_429(shared):
+def test_an_outage_of_redis_is_an_error_for_who_asks_and_none_for_who_reports_a_429(shared_crew):
     settings = RedisSettings.from_env({"REDIS_URL": "redis://127.0.0.1:1/0"})
     pacer = Pacer(connect(settings), "p", LIMITS)
     with pytest.raises(BookError):

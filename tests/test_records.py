@@ -37,26 +37,17 @@ RESULT = CancelResult(
 )
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
 @pytest.fixture
-def server(redis_server):
+def server(own_redis):
     """A client as producers and workers have it: it fails fast and asks nothing twice."""
-    client = connect(RedisSettings.from_env({"REDIS_URL": redis_server.url}))
+    client = connect(RedisSettings.from_env({"REDIS_URL": own_redis.url}))
     yield client
     client.close()
 
 
 @pytest.fixture
-def admin(redis_server):
-    with redis_server.client() as client:
+def admin(own_redis):
+    with own_redis.client() as client:
         client.flushdb()  # a server of our own
         yield client
 
@@ -127,9 +118,9 @@ def test_a_record_of_little_knowledge_is_read_back_too(outcome):
     assert records.parse_record(text_of(result)) == result
 
 
-def test_celerys_own_async_result_reads_a_record(redis_server, admin):
+def test_celerys_own_async_result_reads_a_record(own_redis, admin):
     store(admin, "o")
-    with Celery(broker=redis_server.url, backend=redis_server.url, set_as_current=False) as app:
+    with Celery(broker=own_redis.url, backend=own_redis.url, set_as_current=False) as app:
         found = app.AsyncResult("cancel:o")
         assert (found.state, found.successful(), found.ready()) == ("SUCCESS", True, True)
         assert found.get(timeout=5) == RESULT.to_json()
@@ -137,8 +128,8 @@ def test_celerys_own_async_result_reads_a_record(redis_server, admin):
         assert app.AsyncResult("cancel:another").state == "PENDING"
 
 
-def test_celerys_own_async_result_is_woken_by_a_record_that_comes_later(redis_server, admin):
-    app = Celery(broker=redis_server.url, backend=redis_server.url, set_as_current=False)
+def test_celerys_own_async_result_is_woken_by_a_record_that_comes_later(own_redis, admin):
+    app = Celery(broker=own_redis.url, backend=own_redis.url, set_as_current=False)
     with app, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(app.AsyncResult("cancel:later").get, timeout=20)
         wait_for_a_waiter(admin, "later")

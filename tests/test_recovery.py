@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from crew import PATIENCE_S, Crew
+from crew import PATIENCE_S
 
 from sandbox.stack import wait_until
 from worker.book import Book, connect
@@ -25,21 +25,6 @@ MEDIAN_S = 3.0
 LOST_WAKE_UP_S = 2.0  # promised from claimable to claimed
 BACKLOG = 10_000
 PROCESSING_S = 0.5  # of an order once it is claimed, on a busy machine
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("recovery"))
-    yield crew
-    crew.close()
-
-
-@pytest.fixture
-def crew(shared):
-    """The module's stack; workers are as the last test left them."""
-    shared.control.reset()
-    yield shared
-    shared.leave()
 
 
 # -- killed

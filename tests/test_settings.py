@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import socket
 import ssl
 import threading
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -456,40 +450,9 @@ def broker_params(app):
     return channel._connparams()
 
 
-def self_signed_certificate(folder):
-    """The files of a certificate for 127.0.0.1 that nobody trusts, and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
-    cert_file.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return cert_file, key_file
-
-
 @contextlib.contextmanager
-def tls_server(cert_file, key_file):
+def tls_server(context):
     """A TLS server's address, and per connection whether the handshake went through; complete at the end."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert_file, key_file)
     handshakes = []
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -533,10 +496,12 @@ def reach(settings, reader):
 @pytest.mark.parametrize(
     ("options", "connects"), [("", False), ("?ssl_cert_reqs=none", True), ("?ssl_ca_certs={}", True)]
 )
-def test_tls_to_an_untrusted_redis_fails_unless_the_url_says_otherwise(reader, options, connects, tmp_path):
-    cert_file, key_file = self_signed_certificate(tmp_path)
-    with tls_server(cert_file, key_file) as (url, handshakes):
-        reach(redis_settings(url + options.format(cert_file)), reader)
+def test_tls_to_an_untrusted_redis_fails_unless_the_url_says_otherwise(
+    reader, options, connects, certificate
+):
+    context, trusted = certificate
+    with tls_server(context) as (url, handshakes):
+        reach(redis_settings(url + options.format(trusted)), reader)
     assert handshakes
     assert any(handshakes) is connects
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import pytest
-from crew import PATIENCE_S, Crew
+from crew import PATIENCE_S
 
 from sandbox.stack import wait_until
 
@@ -15,20 +15,11 @@ SHUTDOWN_S = 8.0  # promised by default
 EXIT_S = 1.0  # of a process that has nothing left to do, on a busy machine
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    crew = Crew(tmp_path_factory.mktemp("shutdown"))
-    yield crew
-    crew.close()
-
-
 @pytest.fixture
-def crew(shared):
-    """The module's stack, without workers."""
-    shared.control.reset()
-    shared.workers(0)
-    yield shared
-    shared.leave()
+def crew(crew):
+    """Without workers."""
+    crew.workers(0)
+    return crew
 
 
 def terminate(worker, *, within_s):

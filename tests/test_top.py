@@ -151,16 +151,9 @@ def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, w
 # -- the snapshot
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def env(server):
-    return {"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": f"t{uuid.uuid4().hex[:8]}"}
+def env(own_redis):
+    return {"REDIS_URL": own_redis.url, "KALSHI_KEY_PREFIX": f"t{uuid.uuid4().hex[:8]}"}
 
 
 @pytest.fixture

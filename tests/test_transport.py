@@ -5,22 +5,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
-import ipaddress
 import json
 import socket
-import ssl
 import struct
 import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from worker.dialects import Call
 from worker.transport import NoReply, NotSent, Transport, TransportError
@@ -351,35 +344,6 @@ def test_a_reset_in_the_tls_handshake_is_not_sent(serve, transport):
 # -- TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for 127.0.0.1 that nobody signed: (a server's context, the file to trust)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    trusted, private = folder / "cert.pem", folder / "key.pem"
-    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(trusted, private)
-    return context, str(trusted)
-
-
 def test_an_untrusted_certificate_is_not_sent(serve, transport, certificate):
     server = serve(says(whole()), certificate[0])
     assert "certificate" in fails(transport(server.url), NotSent)
@@ -388,21 +352,21 @@ def test_an_untrusted_certificate_is_not_sent(serve, transport, certificate):
 
 def test_a_certificate_of_another_name_is_not_sent(serve, transport, certificate):
     server = serve(says(whole()), certificate[0])
-    made = transport(server.url.replace("127.0.0.1", "localhost"), ca_bundle=certificate[1])
+    made = transport(server.url.replace("127.0.0.1", "localhost"), ca_bundle=str(certificate[1]))
     assert "localhost" in fails(made, NotSent)
     assert server.heard == []
 
 
 def test_a_trusted_certificate_is_spoken_to_over_one_kept_connection(serve, transport, certificate):
     server = serve(says(whole()), certificate[0])
-    made = transport(server.url, ca_bundle=certificate[1])
+    made = transport(server.url, ca_bundle=str(certificate[1]))
     assert [made.send(CALL, SIGNED, time_left_s=5).body for _ in range(3)] == [BODY] * 3
     assert server.connections == 1
 
 
 def test_over_tls_a_drip_cannot_outlive_the_deadline_either(serve, transport, certificate):
     server = serve(drips(b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n"), certificate[0])
-    made = transport(server.url, ca_bundle=certificate[1])
+    made = transport(server.url, ca_bundle=str(certificate[1]))
     fails(made, NoReply, time_left_s=0.5, within_s=0.5)
 
 
@@ -668,7 +632,7 @@ def test_an_https_call_goes_through_a_proxys_tunnel(serve, transport, certificat
             pump(connection, behind)
 
     proxy = serve(tunnel)
-    made = transport(server.url, proxy_url=proxy.url, ca_bundle=certificate[1])
+    made = transport(server.url, proxy_url=proxy.url, ca_bundle=str(certificate[1]))
     assert [made.send(CALL, SIGNED, time_left_s=5).body for _ in range(2)] == [BODY] * 2
     assert proxy.connections == 1
     assert proxy.heard[0].startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.".encode())
