@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sandbox.stack import ROOT, wait_until
+from sandbox.stack import ROOT, free_port, wait_until
 from worker import cli
 from worker.cli import exits, masses
 from worker.dialects import MEANINGS
@@ -32,8 +32,12 @@ README = (ROOT / "README.md").read_text()
 DOCS = {"README.md": README} | {
     f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))
 }
-HOW_IT_WORKS, MESSAGES, OPERATING = (
-    DOCS[f"docs/{name}.md"] for name in ("how-it-works", "messages", "operating")
+CANCELCTL, CONFIGURATION, HOUSE, HOW_IT_WORKS, MASS_CANCEL, MESSAGES, OPERATING, PROMISES = (
+    DOCS[f"docs/{name}.md"]
+    for name in (
+        *("cancelctl", "configuration", "house", "how-it-works"),
+        *("mass-cancel", "messages", "operating", "promises"),
+    )
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FIRST_SCREEN = README[: README.index("\n## ")]
@@ -96,8 +100,9 @@ def run_python(text: str, folder: Path, **environment: str) -> str:
 
 def test_each_promise_names_a_test_that_exists_once():
     suite = names_of_all_tests()
-    [promises] = tables(FIRST_SCREEN)
-    assert len(promises) >= 10
+    [first], [promises] = tables(FIRST_SCREEN), tables(PROMISES)
+    assert len(first) >= 10
+    assert {test for _, _, test in first} <= {test for _, _, test in promises}
     for condition, consequence, test in promises:
         if condition.startswith("**"):
             continue  # the heading of a group
@@ -115,8 +120,9 @@ def test_every_test_that_is_named_anywhere_exists_once():
 def test_the_first_two_commands_are_made_by_the_makefile():
     commands = blocks(FIRST_SCREEN, "sh")[0].splitlines()
     assert [command.split("#")[0].split() for command in commands] == [["make", "demo"], ["make", "test"]]
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"make ([a-z]+)`", README)) | {"demo", "test"} <= set(targets)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {name for text in DOCS.values() for name in re.findall(r"`make ([a-z-]+)`", text)}
+    assert named | {"demo", "test"} <= set(targets)
 
 
 # -- examples
@@ -175,6 +181,39 @@ def test_the_environment_of_the_walk_through_is_what_a_worker_requires():
     assert set(exported) == required | {"KALSHI_API_KEY_ID", "KALSHI_PRIVATE_KEY_PATH"}
 
 
+def test_the_quick_start_cancels_what_it_says(tmp_path):
+    [text] = blocks(section("Quick start"), "sh")
+    # Here the programs are there, the port may be taken, and the machine may need more than two seconds.
+    text = text.replace(". .venv/bin/activate", "set -m -e").replace("6379", str(free_port()))
+    assert "sleep 2" in text
+    text = text.replace("sleep 2", "until grep -q sample-fractional sandbox.log; do sleep 0.1; done")
+    done = subprocess.run(
+        ["bash", "-c", text + "wait || true\n"],
+        cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    words = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert [row[:2] for row in words if row[0].startswith("sample-")] == [
+        ["sample-resting", "canceled"],
+        ["sample-executed", "too_late"],
+    ]
+    assert [row[1] for row in words if row[0] == "flat"] == ["yes,"]
+
+
+def test_the_figures_are_those_of_the_pages_that_they_are_from():
+    [rows] = tables(section("Figures"))
+    for what, figure, source in rows:
+        page = DOCS[re.search(r"\]\((.+?)\)", source)[1]]
+        numbers = re.findall(r"\d[\d,.]*\b", f"{what} {figure}")
+        assert numbers, what
+        assert [number for number in numbers if not re.search(rf"\b{re.escape(number)}\b", page)] == []
+
+
 # -- tables
 
 
@@ -186,9 +225,9 @@ def configuration_row(variable: Variable) -> str:
 
 
 def test_the_configuration_table_is_the_one_of_the_settings():
-    found = [line for line in section("Configuration").splitlines() if line.startswith("| `")]
+    found = [line for line in CONFIGURATION.splitlines() if line.startswith("| `")]
     expected = [configuration_row(variable) for variable in VARIABLES]
-    assert found == expected, "README's table should be:\n" + "\n".join(expected)
+    assert found == expected, "the table should be:\n" + "\n".join(expected)
 
 
 def test_the_message_table_names_exactly_the_fields_of_a_request():
@@ -223,18 +262,17 @@ def test_the_scope_table_names_exactly_the_fields_of_a_scope_and_the_options_tha
         for option, _, _, how in masses.SCOPE_OPTIONS
     }
     assert {name: code_words(row[2])[0] for name, row in zip(first_words(rows), rows, strict=True)} == options
-    in_short = section("Mass cancel")
-    assert {name for name in options if f"`{name}`" not in in_short} == set()
+    assert {name for name in options if f"`{name}`" not in MASS_CANCEL} == set()
 
 
 def test_the_mass_cancels_lines_print_what_is_shown_and_its_report_has_the_fields_of_the_tables(
     stack, control, client, tmp_path
 ):
-    [code] = blocks(section("Mass cancel"), "python")
+    [code] = blocks(MASS_CANCEL, "python")
     for _ in range(2):
         control.place(str(uuid.uuid4()), client_order_id=f"mm-btc-{uuid.uuid4()}")
     printed = run_python(code, tmp_path, REDIS_URL=stack.redis.url, PYTHONPATH=str(ROOT))
-    assert printed == blocks(section("Mass cancel"), "text")[0]
+    assert printed == blocks(MASS_CANCEL, "text")[0]
     [(request_id, _, report), *_] = client.mass_cancels(at_most=1)
     report_rows, plan_rows, progress_rows = tables(section("The report of a mass cancel", MESSAGES))
     assert sorted(first_words(report_rows)) == sorted(report)
@@ -243,7 +281,7 @@ def test_the_mass_cancels_lines_print_what_is_shown_and_its_report_has_the_field
 
 
 def test_every_mass_cancel_that_is_shown_can_be_typed():
-    [examples] = blocks(section("Mass cancel"), "sh")
+    [examples] = blocks(MASS_CANCEL, "sh")
     for line in examples.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "cancelctl"
@@ -293,7 +331,7 @@ def messages_of_the_log() -> set[str]:
 
 
 def test_the_exit_codes_are_those_of_the_command():
-    [rows] = tables(section("Command line"))
+    [rows] = tables(CANCELCTL)
     in_help = re.findall(r"^ +(\d+)  (.+)$", exits.__doc__, re.MULTILINE)
     assert [(code, meaning) for code, meaning in rows] == in_help
     assert {int(code) for code, _ in rows} == {code.value for code in exits.Exit}
@@ -304,28 +342,37 @@ def test_the_commands_are_those_of_the_command_line():
         [sys.executable, "-m", "worker.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     commands = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
-    named = re.search(r"`cancelctl ([a-z |]+)`", section("Command line"))[1].split(" | ")
+    named = re.search(r"`cancelctl ([a-z |]+)`", CANCELCTL)[1].split(" | ")
     assert named == commands
     for text in DOCS.values():
         assert set(re.findall(r"`cancelctl ([a-z]+)", text)) <= set(commands)
 
 
 def test_every_dependency_is_listed_with_its_reason():
-    rows = tables(section("Repository"))[1]
-    listed = {name: "(dev)" in cell for cell, reason in rows for name in code_words(cell) if reason}
-    wanted = {Requirement(each).name: False for each in PROJECT["project"]["dependencies"]}
-    wanted |= {Requirement(each).name: True for each in PROJECT["dependency-groups"]["dev"]}
-    assert listed == wanted
+    for text, wanted in (
+        (section("Dependencies"), PROJECT["project"]["dependencies"]),
+        (section("What it is developed with", HOUSE), PROJECT["dependency-groups"]["dev"]),
+    ):
+        [rows] = tables(text)
+        listed = {name for cell, reason in rows for name in code_words(cell) if reason}
+        assert listed == {Requirement(each).name for each in wanted}
 
 
 def test_every_place_of_the_repository_is_listed():
-    rows = tables(section("Repository"))[0]
+    rows = tables(HOUSE)[0]
     listed = {name.rstrip("/") for row in rows for name in code_words(row[0])}
     assert {name for name in listed if not (ROOT / name).exists()} == set()
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.splitlines()  # nothing where it is no clone
     assert {path.split("/")[0] for path in tracked if (ROOT / path).exists()} - listed == set()
+
+
+def test_every_module_of_the_service_has_its_place():
+    [rows] = tables(section("Inside `worker/`", HOUSE))
+    listed = Counter(name for _, modules in rows for name in code_words(modules))
+    modules = {path.stem for path in (ROOT / "worker").glob("*.py")} - {"__init__"}
+    assert listed == Counter({*modules, "cli/", "lua/"})
 
 
 def headings(text: str) -> set[str]:

@@ -69,7 +69,7 @@ def examine(env: Mapping[str, str] | None = None, *, producer: bool = False) -> 
         settings = worker.redis if worker else RedisSettings.from_env(env)
     except SettingsError as error:
         for problem in error.problems:
-            yield _failed("settings", problem, "correct the environment; the README lists every variable")
+            yield _failed("settings", problem, "correct the environment; docs/configuration.md lists all")
         try:
             settings = RedisSettings.from_env(env)
         except SettingsError:

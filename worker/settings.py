@@ -24,7 +24,7 @@ LogFormat: TypeAlias = Literal["auto", "text", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One environment variable, as README's table shows it; whatever producers read, workers read too."""
+    """One environment variable, as docs/configuration.md has it; what producers read, workers read too."""
 
     name: str
     meaning: str
