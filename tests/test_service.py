@@ -710,9 +710,10 @@ def test_a_deadline_of_its_own_is_kept_while_others_wait_longer(control, client)
     patient, hasty = str(uuid.uuid4()), str(uuid.uuid4())
     control.place_many([{"order_id": patient}, {"order_id": hasty}])
     control.configure(exchange_paused=True)
-    waiting = client.cancel(patient, deadline_s=30)
     asked = time.monotonic()
-    value = client.cancel(hasty, deadline_s=0.5).result(timeout=PATIENCE_S).to_json()
+    pending = client.cancel(hasty, deadline_s=0.5)  # first: the pause that it hears closes the gate
+    waiting = client.cancel(patient, deadline_s=30)
+    value = pending.result(timeout=PATIENCE_S).to_json()
     assert 0.45 <= time.monotonic() - asked <= 1.5
     assert (value["outcome"], value["error"]["code"]) == ("unresolved", "exchange_is_paused")
     assert client.status(patient).result is None
