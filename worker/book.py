@@ -296,8 +296,10 @@ class Book:
         self._record_prefix = records.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
-        self._accept = scripts.load(server, "audit", "bells", "accept")
-        self._turn = scripts.load(server, "audit", "bells", "tell", "conclude", "buckets", "claim", "turn")
+        self._accept = scripts.load(server, "audit", "bells", "gather", "accept")
+        self._turn = scripts.load(
+            server, "audit", "bells", "gather", "tell", "conclude", "buckets", "claim", "turn"
+        )
         self._wait_replicas = settings.wait_replicas
         self._extend = scripts.load(server, "extend")
         self._overdue = scripts.load(server, "overdue")

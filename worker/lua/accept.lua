@@ -1,10 +1,10 @@
 -- accept: enters cancel requests into the book, or joins them to the entries that are there already.
 --
--- (after audit.lua, bells.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
+-- (after audit.lua, bells.lua, gather.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
 --       4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a trail (1, 0) ·
 --       7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms · then six for each request: order_id · request (JSON) · path · requested_by (a JSON string, or empty) ·
 --       deadline from now, ms · task id that wants the result too (or empty)
--- returns { whether a listening hand was told (1, 0), messages waiting in the queue,
+-- returns { whether a listening hand was told (1, 0), messages waiting in the queue where none was,
 --           then for each request: the final record's JSON, or "joined" to an open one, or "" when new }
 --
 -- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
@@ -74,25 +74,36 @@ local function revive(entry, order_id)  -- a dead letter is an entry again, with
   redis.call('ZADD', prefix .. ':due:' .. home[1] .. ':' .. home[2], now_ms, order_id)
 end
 
-local answer, open, asked = { 0, redis.call('LLEN', queue) }, 0, {}
+-- What there is already is looked up at once for all, because it mostly is nothing; and before anything is
+-- written: a script that has written is not stopped for lack of memory.
+local record_keys, homes, entered = {}, {}, {}
+for at = 9, #ARGV, 6 do
+  record_keys[#record_keys + 1] = record_prefix .. ARGV[at]
+  homes[#homes + 1] = prefix .. ':entry:' .. ARGV[at]
+  homes[#homes + 1] = prefix .. ':dead:' .. ARGV[at]
+end
+local records = #record_keys > 0 and redis.call('MGET', unpack(record_keys))
+local any_there = #homes > 0 and redis.call('EXISTS', unpack(homes)) > 0
+
+local answer, open, asked, known_paths = { 0, 0 }, 0, {}, {}
 for at = 9, #ARGV, 6 do
   local order_id, request, path, requested_by, deadline_ms, task_id =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
-  local record_key = record_prefix .. order_id
+  local number = (at - 9) / 6 + 1
+  local record_key, record = record_keys[number], records[number]
   if ARGV[6] == '1' then
     local by = requested_by == '' and '}' or ',"requested_by":' .. requested_by .. '}'
     asked[#asked + 1] = string.sub(request, 1, -2) .. by
   end
-  -- (Looked up before anything is written: a script that has written is not stopped for lack of memory.)
-  if redis.call('ZSCORE', prefix .. ':dead', order_id) then revive(entry, order_id) end
-  if redis.call('EXISTS', entry) == 1 then
+  if entered[order_id] or (any_there and redis.call('EXISTS', entry, prefix .. ':dead:' .. order_id) > 0) then
+    flush()
+    if redis.call('EXISTS', entry) == 0 then revive(entry, order_id) end
     if redis.call('HGET', entry, 'reported') == '1' then redis.call('DEL', record_key) end
     join(entry, order_id, request, path, requested_by, deadline_ms, task_id)
     open = open + 1
     answer[#answer + 1] = 'joined'
   else
-    local record = redis.call('GET', record_key)
     local outcome = record and string.match(record, '"outcome":"([%a_]+)"')
     if outcome == 'canceled' or outcome == 'too_late' then
       if task_id ~= '' then reply_from(record, task_id) end
@@ -104,17 +115,22 @@ for at = 9, #ARGV, 6 do
         'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
         'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
         'learned', ARGV[7], 'token', '', 'sent', 0, 'reported', 0)
-      redis.call('SADD', prefix .. ':paths', path)
-      redis.call('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms + ARGV[8], order_id)
-      redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
+      if not known_paths[path] then
+        known_paths[path] = redis.call('SADD', prefix .. ':paths', path)
+      end
+      gather('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms + ARGV[8], order_id)
+      gather('ZADD', prefix .. ':deadline', deadline_ms, order_id)
+      entered[order_id] = true
       open = open + 1
       answer[#answer + 1] = ''
     end
   end
 end
+flush()
 if open > 0 then
   redis.call('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
   answer[1] = ring(lane)
+  if answer[1] == 0 then answer[2] = redis.call('LLEN', queue) end
 end
 if ARGV[6] == '1' then
   audit('request', '{"at":' .. now_ms .. ',"lane":"' .. lane .. '","orders":[' .. table.concat(asked, ',') .. ']}')

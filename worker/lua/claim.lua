@@ -1,6 +1,6 @@
 -- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries.
 --
--- Expects `prefix`, `now_ms`, buckets.lua and bells.lua; put before turn.lua. From ARGV[first] on: how many orders
+-- Expects `prefix`, `now_ms`, buckets.lua, bells.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
 --       at most in one call · lease, ms · this moment on the exchange's clock, ms (empty: not known) · share of a
 --       write bucket that is kept for risk · cost of a cancel · of a read · of a listing · the hand's name ·
 --       then two for each lane, the most urgent first: lane · its queue
@@ -74,9 +74,10 @@ local function claim(first)
       else
         redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms)
       end
-      redis.call('ZADD', due, 'XX', now_ms + lease_ms, claimed[at][1])
+      gather('ZADD', due, now_ms + lease_ms, claimed[at][1])
       claimed[at][2] = token + at
     end
+    flush()
   end
 
   local function pay(name, cost)

@@ -1,6 +1,6 @@
 -- conclude: puts claimed entries out of the hand: settled, given back, or given up; put before turn.lua.
 --
--- Expects `prefix`, `now_ms` and tell.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
+-- Expects `prefix`, `now_ms`, gather.lua and tell.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
 --       order_id · token · "settled", "dead", or the pause before it is due again, ms ·
 --       its path from now on (empty: as it was) · what was learned (JSON) · the record up to · and after its
 --       requested_by (only when settled)
@@ -24,8 +24,8 @@ local function conclude(record_prefix, life_s, first, last)
       answer[#answer + 1] = 0
     elseif fate == 'settled' then
       tell(record_prefix, life_s, order_id, head, held[3], tail, held[4])
-      redis.call('ZREM', due, order_id)
-      redis.call('ZREM', prefix .. ':deadline', order_id)
+      gather('ZREM', due, order_id)
+      gather('ZREM', prefix .. ':deadline', order_id)
       redis.call('DEL', entry)
       answer[#answer + 1] = 1
     else
@@ -50,5 +50,6 @@ local function conclude(record_prefix, life_s, first, last)
       answer[#answer + 1] = 1
     end
   end
+  flush()
   return answer, lost
 end

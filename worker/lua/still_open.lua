@@ -1,15 +1,26 @@
--- still_open: strikes settled orders off a mass cancel's list of open ones.
+-- still_open: strikes settled orders off a mass cancel's list of those left.
 --
--- ARGV  1 prefix · 2 the mass cancel's id · 3 how many to look at, at most
--- returns { how many are open, how many of them the waiters were told are unresolved }
+-- ARGV  1 prefix · 2 the mass cancel's id · 3 how many to look at, at most · 4 how many open ones to meet, at most
+-- returns { how many are left, how many of the open ones met the waiters were told are unresolved }
 --
--- Its cost shrinks as orders settle; what is left counts as open without another look.
+-- Those that are open go to the list's end, so that each is met in turn; what was not met counts as left.
 
-local list = prefix .. ':mass:' .. ARGV[2] .. ':open'
-local overdue = 0
-for _, order_id in ipairs(redis.call('SRANDMEMBER', list, ARGV[3])) do
-  local reported = redis.call('HGET', prefix .. ':entry:' .. order_id, 'reported')
-  if not reported then redis.call('SREM', list, order_id) end
-  if reported == '1' then overdue = overdue + 1 end
+local AT_ONCE = 100
+
+local list = prefix .. ':mass:' .. ARGV[2] .. ':left'
+local to_look = math.min(tonumber(ARGV[3]), redis.call('LLEN', list))
+local met, overdue = 0, 0
+while to_look > 0 and met < tonumber(ARGV[4]) do
+  local ids, entries, open = redis.call('LPOP', list, math.min(to_look, AT_ONCE)), {}, {}
+  for at, order_id in ipairs(ids) do entries[at] = prefix .. ':entry:' .. order_id end
+  if redis.call('EXISTS', unpack(entries)) > 0 then
+    for at, order_id in ipairs(ids) do
+      local reported = redis.call('HGET', entries[at], 'reported')
+      if reported then open[#open + 1] = order_id end
+      if reported == '1' then overdue = overdue + 1 end
+    end
+    if #open > 0 then redis.call('RPUSH', list, unpack(open)) end
+  end
+  to_look, met = to_look - #ids, met + #open
 end
-return { redis.call('SCARD', list), overdue }
+return { redis.call('LLEN', list), overdue }
