@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,11 +14,13 @@ USER_ID = "5d8c6a0e-6f9c-4f0e-9a53-0c6a2f6f7d11"
 _ONE = Decimal(1)
 
 
+@lru_cache(maxsize=1024)  # listings show thousands of orders of a few sizes and prices
 def counted(number: Decimal) -> str:
     """Contracts as a fixed-point string."""
     return f"{number:.2f}"
 
 
+@lru_cache(maxsize=1024)
 def dollars(number: Decimal) -> str:
     """An amount of money as a fixed-point string."""
     return f"{number:.4f}"
@@ -26,8 +29,12 @@ def dollars(number: Decimal) -> str:
 def iso(us: int) -> str:
     """Microseconds since 1970 as ISO 8601 in UTC."""
     seconds, micros = divmod(us, 1_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{micros:06d}Z"
+    return f"{_second(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def fixed_point(order: Order, state: State) -> dict[str, Any]:
