@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdu
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
-from worker.logs import about
+from worker.logs import Lines, about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.outbox import Outbox
@@ -259,8 +259,7 @@ class Desk:
         self._leases.release([each.entry for each in held.conclusions])
         held_s = time.monotonic() - held.since
         self._tell(Concluded(tuple(held.conclusions), tuple(done), held_s))
-        for conclusion, ours in zip(held.conclusions, done, strict=True):
-            _log(conclusion, ours=ours, held_s=held_s)
+        _log(list(zip(held.conclusions, done, strict=True)), held_s=held_s)
 
 
 def _until_more(claim: Claim) -> float | None:
@@ -272,45 +271,44 @@ def _until_more(claim: Claim) -> float | None:
     return max(claim.next_due_s, 0.001)
 
 
-def _log(conclusion: Conclusion, *, ours: bool, held_s: float) -> None:
-    """One line for each outcome."""
-    entry = conclusion.entry
-    if not ours:
-        log.warning("%s: another hand has taken over", entry.order_id, extra=_about(entry))
-    elif isinstance(conclusion, Settle):
-        result = conclusion.result
-        level = logging.INFO if result.outcome.final else logging.WARNING
-        if not log.isEnabledFor(level):
-            return
-        log.log(
-            level,
-            "%s: %s after %d attempts%s",
-            entry.order_id,
-            result.outcome.value,
-            result.attempts,
-            f" ({result.error.code})" if result.error else "",
-            extra=_about(
+def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None:
+    """One line for each outcome; False beside a conclusion: it was another hand's by then."""
+    usual = []
+    for conclusion, ours in concluded:
+        entry = conclusion.entry
+        if not ours:
+            log.warning("%s: another hand has taken over", entry.order_id, extra=_about(entry))
+        elif isinstance(conclusion, Settle):
+            result = conclusion.result
+            why = f" ({result.error.code})" if result.error else ""
+            fields = _about(
                 entry,
                 outcome=result.outcome.value,
                 attempts=result.attempts,
                 code=result.error and result.error.code,
                 age_s=round(entry.age_s + held_s, 3),
-            ),
-        )
-    elif isinstance(conclusion, GiveUp):
-        learned = Progress.parse(conclusion.learned)
-        log.error(
-            "%s: given up unresolved after %.0f s",
-            entry.order_id,
-            entry.age_s,
-            extra=_about(
-                entry,
-                outcome=Outcome.UNRESOLVED.value,
-                attempts=learned.attempts,
-                code=learned.last_problem and learned.last_problem.code,
-                age_s=round(entry.age_s + held_s, 3),
-            ),
-        )
+            )
+            said = entry.order_id, result.outcome.value, result.attempts, why
+            if result.outcome.final:
+                usual.append(("{}: {} after {} attempts{}".format(*said), fields))
+            else:
+                log.warning("%s: %s after %d attempts%s", *said, extra=fields)
+        elif isinstance(conclusion, GiveUp):
+            learned = Progress.parse(conclusion.learned)
+            log.error(
+                "%s: given up unresolved after %.0f s",
+                entry.order_id,
+                entry.age_s,
+                extra=_about(
+                    entry,
+                    outcome=Outcome.UNRESOLVED.value,
+                    attempts=learned.attempts,
+                    code=learned.last_problem and learned.last_problem.code,
+                    age_s=round(entry.age_s + held_s, 3),
+                ),
+            )
+    if usual and log.isEnabledFor(logging.INFO):
+        log.info(Lines(usual))
 
 
 def _about(entry: Entry, **fields: Any) -> dict[str, Any]:

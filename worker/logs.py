@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
@@ -31,6 +32,19 @@ def about(order_id: str, lane: Lane, traceparent: str | None, **fields: Any) -> 
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35]
     return {"order_id": order_id, "lane": lane.value, **fields}
+
+
+class Lines:
+    """The message of a record that says several things at once: each a line of its own, with its fields.
+
+    A record for each would take three times as long, and thousands of outcomes come a second.
+    """
+
+    def __init__(self, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        self.lines = lines
+
+    def __str__(self) -> str:
+        return "\n".join(message for message, _ in self.lines)
 
 
 def set_format(logger: logging.Logger, log_format: LogFormat) -> None:
@@ -63,17 +77,22 @@ class JsonFormatter(logging.Formatter):
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
             self._second = (now, text)
         # Put together by hand, which takes a third of the time: thousands of outcomes come a second.
-        line = (
+        head = (
             f'{{"at":"{text}.{int(record.msecs):03d}Z","level":"{record.levelname}","logger":{_quoted(record.name)}'
-            f',"process":{_quoted(record.processName or "")},"message":{_quoted(record.getMessage())}'
+            f',"process":{_quoted(record.processName or "")},"message":'
         )
-        noted = record.__dict__
-        for name in FIELDS:
-            if name in noted:
-                line += f',"{name}":{_text(noted[name])}'
+        if isinstance(record.msg, Lines):
+            return "\n".join(
+                f"{head}{_quoted(message)}{_fields(fields)}}}" for message, fields in record.msg.lines
+            )
+        line = f"{head}{_quoted(record.getMessage())}{_fields(record.__dict__)}"
         if record.exc_info:
             line += f',"exception":{_quoted(self.formatException(record.exc_info))}'
         return line + "}"
+
+
+def _fields(noted: Mapping[str, Any]) -> str:
+    return "".join([f',"{name}":{_text(noted[name])}' for name in FIELDS if name in noted])
 
 
 def _text(value: Any) -> str:
