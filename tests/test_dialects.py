@@ -699,9 +699,9 @@ def test_what_no_documented_order_holds_is_left_out_of_what_is_kept():
     }
     parsed = parse_order(order)
     assert parsed is not None
-    assert not {"nested", "list", "long", "huge", "endless"} & set(parsed.raw)
-    assert len(parsed.raw) <= 100
-    json.dumps(parsed.raw, allow_nan=False)
+    assert not {"nested", "list", "long", "huge", "endless"} & set(parsed.fields())
+    assert len(parsed.fields()) <= 100
+    json.dumps(parsed.fields(), allow_nan=False)
 
 
 # -- whatever the bytes: nothing is raised, and nothing is called canceled that was not
@@ -819,7 +819,7 @@ def test_no_reply_makes_deciphering_raise_or_report_a_cancellation_that_it_does_
     if isinstance(shown, Order):
         assert received.status == 200
         assert shown.order_id == OURS
-        json.dumps(shown.raw, allow_nan=False)
+        json.dumps(shown.fields(), allow_nan=False)
     else:
         assert isinstance(shown, Trouble)
     facts = decipher_object(received)

@@ -10,7 +10,6 @@ What each reply means is the table :data:`MEANINGS`; what to do about it is deci
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,6 @@ from worker.orders import Order, OrderStatus, Problem, parse_count
 API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
 RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
-ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
-ORDER_TEXT_MAX_CHARS = 1000
-ORDER_NUMBER_MAX_BITS = 64
 LIST_PAGE = 1000  # more is a 400
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 RETIRED_CODE = "deprecated_v1_order_endpoint"
@@ -235,10 +231,10 @@ def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAn
 
 
 def _entry_order_id(entry: object) -> str:
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, dict):
         return ""
     order = entry.get("order")
-    own = entry.get("order_id", order.get("order_id") if isinstance(order, Mapping) else None)
+    own = entry.get("order_id", order.get("order_id") if isinstance(order, dict) else None)
     return own if isinstance(own, str) else ""
 
 
@@ -251,7 +247,7 @@ def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> Ca
             Meaning.NOT_FOUND if code.startswith("not_found") else Meaning.UNCLEAR,
         )
         return Trouble(meaning, Problem(code or "error", message, reply.status))
-    if isinstance(entry.get("order"), Mapping):
+    if isinstance(entry.get("order"), dict):
         return _decipher_v1_success(order_id, entry, reply)
     reduced_by = parse_count(_first(entry, "reduced_by", "reduced_by_fp"))
     return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
@@ -338,15 +334,12 @@ def parse_order(value: object) -> Order | None:
 
     The exchange leaves null optionals out; a count that is absent or unreadable is None.
     """
-    if not isinstance(value, Mapping) or not isinstance(value.get("order_id"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("order_id"), str):
         return None
     try:
         status = OrderStatus(value.get("status", ""))
     except ValueError:
         return None
-
-    def count(name: str) -> Decimal | None:
-        return parse_count(_first(value, f"{name}_fp", name))
 
     return Order(
         order_id=value["order_id"],
@@ -354,29 +347,26 @@ def parse_order(value: object) -> Order | None:
         ticker=_of_type(str, value.get("ticker")),
         exchange_index=_of_type(int, value.get("exchange_index")),
         subaccount=_of_type(int, value.get("subaccount_number")),
-        initial_count=count("initial_count"),
-        fill_count=count("fill_count"),
-        remaining_count=count("remaining_count"),
+        initial_count=_parse_count_of(value, "initial_count_fp", "initial_count"),
+        fill_count=_parse_count_of(value, "fill_count_fp", "fill_count"),
+        remaining_count=_parse_count_of(value, "remaining_count_fp", "remaining_count"),
         last_update_ms=_parse_time_ms(value.get("last_update_time")),
-        raw=_plain_fields(value),
+        raw=value,
     )
+
+
+def _parse_count_of(fields: Mapping[str, Any], fixed_point: str, integer: str) -> Decimal | None:
+    value = fields.get(fixed_point)
+    return parse_count(fields.get(integer) if value is None else value)
 
 
 def _first(fields: Mapping[str, Any], *names: str) -> Any:
     """The first of these fields that is there and not null: the generations differ in their names."""
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
-
-
-def _plain_fields(order: Mapping[str, Any]) -> dict[str, Any]:
-    """The order's own fields as they came; what no documented order has (nesting, floods) is left out."""
-    return {
-        name: value
-        for name, value in list(order.items())[:ORDER_FIELDS_MAX]
-        if value is None
-        or (isinstance(value, str) and len(value) <= ORDER_TEXT_MAX_CHARS)
-        or (isinstance(value, int) and value.bit_length() <= ORDER_NUMBER_MAX_BITS)
-        or (isinstance(value, float) and math.isfinite(value))
-    }
+    for name in names:
+        value = fields.get(name)
+        if value is not None:
+            return value
+    return None
 
 
 def server_time_s(reply: Reply) -> float | None:

@@ -462,6 +462,7 @@ class _Run:
 
     def _tell_progress(self, still: int, overdue: int) -> None:
         orders = self._masses.count_orders(self._id)
+        still = min(still, orders)  # what was noted twice is left twice, for a moment
         progress = {
             "request_id": self._id,
             "orders": orders,

@@ -21,6 +21,9 @@ ORDER_ID_MAX_CHARS = 128  # the exchange's ids are 36-character UUIDs; room for 
 TEXT_MAX_CHARS = 512
 SHOWN_MAX_CHARS = 60  # of a bad value in an error message
 PROBLEMS_SHOWN = 20  # in one error message, which is logged and stored: more than there are fields
+ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
+ORDER_TEXT_MAX_CHARS = 1000
+ORDER_NUMBER_MAX_BITS = 64
 NUMBER_MAX = 1_000_000  # of shards and subaccounts: far beyond any that there are
 DEADLINE_MAX_S = 3600.0  # a waiter that is willing to wait longer should look at the record instead
 
@@ -66,11 +69,14 @@ class CancelRequest:
         """The request that a message's fields describe; raises :class:`BadRequest` naming every bad field."""
         if not isinstance(message, Mapping):
             raise BadRequest({"message": f"expected an object with an order_id, got {_kind(message)}"})
-        # (JSON null and an absent field are the same wish.)
-        values = {name: value for name, value in message.items() if value is not None or name not in _CHECKS}
-        if "order_id" not in values or any(
-            name not in _CHECKS or _CHECKS[name](value) is not None for name, value in values.items()
-        ):
+        values = {}
+        for name, value in message.items():
+            check = _CHECKS.get(name)
+            if check is None or (value is not None and check(value) is not None):
+                raise BadRequest(cls._problems(message))
+            if value is not None:  # (JSON null and an absent field are the same wish.)
+                values[name] = value
+        if "order_id" not in values:
             raise BadRequest(cls._problems(message))
         return cls(**values)
 
@@ -111,7 +117,7 @@ def is_traceparent(value: object) -> bool:
 
 
 def _expect_order_id(value: object) -> str | None:
-    if is_order_id(value):
+    if isinstance(value, str) and _ORDER_ID.fullmatch(value):
         return None
     return f"1 to {ORDER_ID_MAX_CHARS} letters, digits, '-' or '_'"
 
@@ -194,7 +200,7 @@ class OrderStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as the exchange showed it at one moment; counts are contracts, ``raw`` its own object."""
+    """An order as the exchange showed it at one moment; counts are contracts, ``raw`` is all that it said."""
 
     order_id: str
     status: OrderStatus
@@ -206,6 +212,17 @@ class Order:
     remaining_count: Decimal | None
     last_update_ms: int | None
     raw: Mapping[str, Any]
+
+    def fields(self) -> dict[str, Any]:
+        """Its own fields as they came; what no documented order has (nesting, floods) is left out."""
+        return {
+            name: value
+            for name, value in islice(self.raw.items(), ORDER_FIELDS_MAX)
+            if value is None
+            or (isinstance(value, str) and len(value) <= ORDER_TEXT_MAX_CHARS)
+            or (isinstance(value, int) and value.bit_length() <= ORDER_NUMBER_MAX_BITS)
+            or (isinstance(value, float) and math.isfinite(value))
+        }
 
 
 class Outcome(StrEnum):
@@ -315,6 +332,7 @@ def _optional(kind: type[_T], value: Any) -> _T | None:
     return None if value is None else kind(value)  # type: ignore[call-arg]  # each kind takes one text
 
 
+@lru_cache(maxsize=1024)  # orders of a few sizes come by the thousand
 def count_text(count: Decimal | None) -> str | None:
     """Contracts as a decimal string: two places, more only where rounding would change the value."""
     if count is None:
@@ -329,7 +347,11 @@ def parse_count(value: object) -> Decimal | None:
         return None
     if isinstance(value, int) and value.bit_length() > 64:  # noqa: PLR2004 - far above any count; str() of a huge one fails
         return None
-    text = str(value)
+    return _count(str(value))
+
+
+@lru_cache(maxsize=1024)  # orders of a few sizes come by the thousand
+def _count(text: str) -> Decimal | None:
     return Decimal(text) if _COUNT.fullmatch(text) else None
 
 

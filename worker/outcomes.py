@@ -142,6 +142,14 @@ class Case:
         if self.attempts:
             return replace(self, attempts=self.attempts + 1)
         first_ms = now.exchange_ms if clock_known else None
+        if not self.history:  # nothing went wrong, so nothing was learned: most of thousands a second
+            return Case(
+                self.request,
+                self.routing,
+                attempts=1,
+                first_attempt_ms=first_ms,
+                first_attempt_age_ms=now.age_ms,
+            )
         return replace(self, attempts=1, first_attempt_ms=first_ms, first_attempt_age_ms=now.age_ms)
 
 

@@ -462,5 +462,5 @@ def _result(walk: _Walk, verdict: Verdict) -> CancelResult:
         settled_at=utc_text(time.time()),
         exchange_ts_ms=verdict.exchange_ts_ms,
         error=verdict.problem,
-        order=order.raw if order else None,
+        order=order.fields() if order else None,
     )

@@ -102,7 +102,7 @@ class Scope:
         """Whether the order is meant, by everything that its own fields tell."""
         if self.everything:
             return True
-        ticker, raw = order.ticker or "", order.raw
+        ticker, raw = order.ticker or "", order.fields()
         price = _price(raw.get("yes_price_dollars"), raw.get("yes_price"))
         created = _moment(raw.get("created_time"))
         return (
