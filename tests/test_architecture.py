@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "mass": {
         "mass_report",
         *("book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange", "notices", "orders", "outcomes"),
+        *("dialects", "exchange", "logs", "notices", "orders", "outcomes"),
     },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
@@ -77,7 +77,7 @@ MAY_IMPORT = {
     },
     "consumer": {"bells", "broker", "health", "lifecycle", "notices", "scripts"},
     "app": {"consumer"},
-    "tasks": {"app", "bells", "book", "lifecycle", "masses", "orders", "scripts"},
+    "tasks": {"app", "bells", "book", "lifecycle", "logs", "masses", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # For whoever writes a producer: the forms of messages and values.

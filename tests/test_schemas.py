@@ -114,6 +114,7 @@ GOOD = {
     "requested_by": TEXTS,
     "reason": TEXTS,
     "deadline_s": SECONDS,
+    "request_id": IDS,
 }
 
 

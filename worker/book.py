@@ -430,7 +430,12 @@ class Book:
             return _parse_entry(fields, now_ms)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             order_id, token = fields[0], fields[1]
-            log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
+            log.warning(
+                "%s: its entry cannot be read and is a dead letter now: %s",
+                order_id,
+                error,
+                extra={"order_id": order_id},
+            )
             args = [self._prefix, self._record_prefix, self._record_life_s, "", 7]
             self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None

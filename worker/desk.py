@@ -276,7 +276,8 @@ def _log(conclusion: Conclusion, *, ours: bool, held_s: float) -> None:
     """One line for each outcome."""
     entry = conclusion.entry
     if not ours:
-        log.warning("%s: another hand has taken over", entry.order_id, extra=_about(entry))
+        said = _about(entry, attempts=_attempts(conclusion))
+        log.warning("%s: another hand has taken over", entry.order_id, extra=said)
     elif isinstance(conclusion, Settle):
         result = conclusion.result
         level = logging.INFO if result.outcome.final else logging.WARNING
@@ -313,8 +314,15 @@ def _log(conclusion: Conclusion, *, ours: bool, held_s: float) -> None:
         )
 
 
+def _attempts(conclusion: Conclusion) -> int:
+    if isinstance(conclusion, Settle):
+        return conclusion.result.attempts
+    return Progress.parse(conclusion.learned).attempts
+
+
 def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
-    return about(entry.order_id, entry.lane, entry.request.traceparent, **fields)
+    asked = entry.request
+    return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
 
 
 def _unresolved(overdue: Overdue) -> CancelResult:

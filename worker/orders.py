@@ -48,8 +48,9 @@ class CancelRequest:
     """One order to be canceled, as a producer asked for it.
 
     ``exchange_index`` is the order's shard (-1: let the exchange route by ``market_ticker``);
-    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``traceparent``
-    (W3C) the span that its traces hang on.
+    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``request_id``
+    what the sender knows it by, a mass cancel's own for each of its orders; ``traceparent`` (W3C) the span
+    that its traces hang on.
     """
 
     order_id: str
@@ -59,6 +60,7 @@ class CancelRequest:
     requested_by: str | None = None
     reason: str | None = None
     deadline_s: float | None = None
+    request_id: str | None = None
     traceparent: str | None = None
 
     @classmethod
@@ -154,6 +156,7 @@ _CHECKS = {
     "requested_by": _expect_text,
     "reason": _expect_text,
     "deadline_s": _expect_deadline,
+    "request_id": _expect_order_id,
     "traceparent": _expect_traceparent,
 }
 

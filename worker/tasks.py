@@ -19,6 +19,7 @@ from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.book import Accepted
 from worker.lifecycle import desk, intake, mass_runner
+from worker.logs import about
 from worker.masses import MassRequest
 from worker.orders import (
     ORDER_ID_MAX_CHARS,
@@ -28,6 +29,7 @@ from worker.orders import (
     Lane,
     Outcome,
     Problem,
+    is_order_id,
     is_traceparent,
     utc_text,
 )
@@ -44,7 +46,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
     parsed = _traced(self, _parse(_one_message(args, fields)))
     if isinstance(parsed, CancelResult):
-        return _refused(parsed)
+        return _refused(parsed, _lane(self))
     reply_to = "" if self.request.ignore_result else self.request.id
     accepted = _accept([parsed], _lane(self), reply_to=[reply_to])
     intake().take_in(_lane(self))  # where one comes raw, more may be waiting
@@ -66,7 +68,7 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
     if not accepted.heard:
         ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
-    refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
+    refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
     if not self.request.ignore_result:
         desk().reply_when_settled(self.request.id, ids, refused)
     desk().work()
@@ -82,7 +84,11 @@ def mass_cancel(self: Task, **fields: Any) -> dict[str, Any] | None:
     try:
         request = MassRequest.parse({"request_id": self.request.id, **fields})
     except BadRequest as bad:
-        return {"request_id": fields.get("request_id"), "flat": False, "error": str(bad)}
+        given = fields.get("request_id")
+        known_by = given if is_order_id(given) else self.request.id
+        told = about(Lane.RISK, known_by, None, code="invalid_request")
+        log.warning("mass cancel refused: %s", bad, extra=told)
+        return {"request_id": given, "flat": False, "error": str(bad)}
     try:
         mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
     except BookError as error:
@@ -151,13 +157,14 @@ def _traced(task: Task, parsed: CancelRequest | CancelResult) -> CancelRequest |
     return replace(parsed, traceparent=sent) if is_traceparent(sent) else parsed
 
 
-def _refused(result: CancelResult) -> dict[str, Any]:
+def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
     """The refusal as a value, stored for whoever waits for the order as well."""
     log.warning(
         "refused: %s",
         result.error and result.error.message,
         extra={
             "order_id": result.order_id and result.order_id[:ORDER_ID_MAX_CHARS],
+            "lane": lane.value,
             "outcome": result.outcome.value,
             "attempts": 0,
             "code": result.error and result.error.code,
