@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.stack import ROOT, Stack, wait_until
 from worker.client import CancelClient
-from worker.logs import JsonFormatter, is_json, set_format
+from worker.logs import JsonFormatter, about, is_json, set_format
 from worker.orders import Lane
 
 PATIENCE_S = 30.0
@@ -210,6 +210,16 @@ def record(message, *args, **fields):
         "worker.test", logging.INFO, "", 0, message, args, None, extra=fields
     )
     return json.loads(JsonFormatter().format(made)), JsonFormatter().format(made)
+
+
+def test_a_line_has_the_ids_that_there_are():
+    assert about(Lane.RISK, None, None, order_id="a") == {"order_id": "a", "lane": "risk"}
+    line, _ = record("it", **about(Lane.RISK, "limit-7", f"00-{'a' * 32}-{'b' * 16}-01"))
+    assert {name: line[name] for name in line if name not in EVERYWHERE} == {
+        "request_id": "limit-7",
+        "lane": "risk",
+        "trace_id": "a" * 32,
+    }
 
 
 def test_no_text_can_end_a_line_or_colour_a_terminal():

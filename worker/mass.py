@@ -126,7 +126,7 @@ class MassRunner:
     def _run(self, request: MassRequest) -> None:
         said = _about(request)
         log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
-        self._means.tell(MassStep(request.request_id, "started"))
+        self._means.tell(MassStep(request.request_id, "started", request.traceparent))
         run = _Run(request, self._means)
         while not self._means.stopping.is_set():
             try:
@@ -335,7 +335,7 @@ class _Run:
         started = time.monotonic()
         trouble = exchange.command(command.call)
         self._means.tell(
-            CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost)
+            CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost, self._id)
         )
         self._masses.spend(self._id, cost)
         self._trail("command", orders=len(orders), what=command.words, error=trouble and trouble.problem.code)
@@ -436,7 +436,7 @@ class _Run:
             page = self._means.exchange.list_orders(query, cursor)
             trouble = page if isinstance(page, Trouble) else None
             took_s = time.monotonic() - started
-            self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost))
+            self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost, self._id))
             if trouble is None or trouble.meaning is not Meaning.BUSY:
                 self._masses.spend(self._id, cost)
             if not isinstance(page, Trouble):
@@ -539,7 +539,7 @@ class _Aside:
 
 
 def _about(request: MassRequest) -> dict[str, Any]:
-    return about(Lane.RISK, request.request_id, None)
+    return about(Lane.RISK, request.request_id, request.traceparent)
 
 
 def _request_for(order_id: str, request: MassRequest, order: Order | None = None) -> CancelRequest:
@@ -552,6 +552,7 @@ def _request_for(order_id: str, request: MassRequest, order: Order | None = None
         requested_by=request.requested_by,
         reason=request.reason,
         request_id=request.request_id,
+        traceparent=request.traceparent,
     )
 
 

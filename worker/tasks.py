@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
@@ -36,6 +36,8 @@ from worker.orders import (
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
+
+_Parsed = TypeVar("_Parsed", CancelRequest | CancelResult, MassRequest)
 
 
 @app.task(bind=True, name="cancel_order")
@@ -82,7 +84,7 @@ def mass_cancel(self: Task, **fields: Any) -> dict[str, Any] | None:
         mass_runner().look()
         return None
     try:
-        request = MassRequest.parse({"request_id": self.request.id, **fields})
+        request = _traced(self, MassRequest.parse({"request_id": self.request.id, **fields}))
     except BadRequest as bad:
         given = fields.get("request_id")
         known_by = given if is_order_id(given) else self.request.id
@@ -149,7 +151,7 @@ def _parse(message: object) -> CancelRequest | CancelResult:
         )
 
 
-def _traced(task: Task, parsed: CancelRequest | CancelResult) -> CancelRequest | CancelResult:
+def _traced(task: Task, parsed: _Parsed) -> _Parsed:
     """The request with the traceparent of its message's headers, unless it has one of its own."""
     if isinstance(parsed, CancelResult) or parsed.traceparent is not None:
         return parsed
