@@ -39,7 +39,7 @@ WITHIN_S = 30.0
 
 BUSY = Snapshot(
     now_s=1795365444.7,
-    where="kalshi-cancel at redis://127.0.0.1:6379/0",
+    where="kalshi-cancel at 127.0.0.1:6379/0",
     lanes=(
         LaneGlance(Lane.RISK, 12, 12, 8, 0, 0.42, 0.2, 0),
         LaneGlance(Lane.STRATEGY, 10432, 500, 96, 3, 72.0, 31.2, 4),
@@ -65,7 +65,7 @@ BUSY = Snapshot(
     ),
 )
 SHOWN = """\
-cancelctl top  kalshi-cancel at redis://127.0.0.1:6379/  2026-11-22 16:37:24 UTC
+cancelctl top  kalshi-cancel at 127.0.0.1:6379/0         2026-11-22 16:37:24 UTC
 
 LANE        OPEN  IN HAND       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
 risk          12        8        0.4 s        0.2 s           0         0
