@@ -105,6 +105,11 @@ def test_an_idle_service_says_what_there_is_not():
     assert "DEAD LETTERS" not in shown
 
 
+def test_a_bucket_with_a_little_less_than_nothing_has_nothing():
+    empty = replace(BUSY, buckets=(Level("write", -0.4, 200, 200, 1, 0),))
+    assert re.search(r"^write    \[\.{20}\]       0     200 ", frame(empty, COLUMNS, LINES), re.MULTILINE)
+
+
 def test_an_old_snapshot_says_so_and_why():
     assert frame(BUSY, COLUMNS, LINES, trouble="Redis: gone").splitlines()[1] == "OLD: Redis: gone"
 
