@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from sandbox.stack import ROOT, RedisServer, wait_until
 from worker.audit import Trail
-from worker.book import Book, GiveBack, GiveUp, LaneGlance, WorkerShown, connect
+from worker.book import Book, GiveBack, GiveUp, Known, LaneGlance, WorkerShown, connect
 from worker.cli.exits import Exit
 from worker.cli.frame import frame
 from worker.cli.snapshot import MassShown, Rates, Snapshot, Watcher
@@ -231,6 +231,12 @@ def test_the_levels_are_those_that_the_scripts_spend_from(redis_client, settings
     pacer = Pacer(redis_client, settings.key_prefix, Limits(100, 1000, 50, 500))
     pacer.set_limits(pacer.limits)
     accept(book, 1, exchange_index=2)
+    book.accept(  # its path is paid for from the bucket of reads, and has none of its own
+        [CancelRequest("swept")],
+        lane=Lane.RISK,
+        default_deadline_s=60,
+        known=Known("", "reads", 60),
+    )
     for bucket, tokens in (("read", 300), ("write", 200), ("write:2", 100)):
         pacer.take(bucket, tokens)
     pacer.correct("write:2", 2)
