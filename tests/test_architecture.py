@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "mass": {
         "mass_report",
         *("book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange", "notices", "orders", "outcomes"),
+        *("dialects", "exchange", "logs", "notices", "orders", "outcomes"),
     },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
@@ -83,7 +83,7 @@ MAY_IMPORT = {
     },
     "consumer": {"bells", "broker", "health", "notices", "office", "scripts", "watch"},
     "app": {"consumer", "lifecycle"},
-    "tasks": {"app", "bells", "book", "masses", "office", "orders", "scripts"},
+    "tasks": {"app", "bells", "book", "logs", "masses", "office", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
     # For whoever writes a producer: the forms of messages and values.

@@ -568,7 +568,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trai
         {"order_id": "o-1", "requested_by": "mm-btc", "reason": "quote \x1b[2Jpulled"}, {"order_id": "o-2"}
     )
     request({"order_id": "o-11", "requested_by": "another"})
-    request({"order_id": "o-1"}, lane="risk")
+    request({"order_id": "o-1", "request_id": "m-1", "reason": "limit"}, lane="risk")
     lost = {
         **CALL,
         "operation": "cancel",
@@ -597,7 +597,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trai
     stamps, told = zip(*(line.split("  ", 1) for line in out.splitlines()), strict=True)
     assert list(told) == [
         "asked for by mm-btc, strategy lane: quote ?[2Jpulled",
-        "asked for by somebody without a name, risk lane",
+        "asked for by somebody without a name, risk lane (request m-1): limit",
         "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
         "not settled yet (timeout): due again in 1.5 s",
         "another hand had taken over: the line before does not count",

@@ -926,6 +926,17 @@ def test_the_books_laws_hold_under_any_sequence_of_operations(server_of_each_mak
     )
 
 
+def test_an_entry_of_a_newer_version_is_worked_on_and_keeps_what_only_that_knows(desk):
+    [order_id] = ids(1)
+    desk.accept(order_id)
+    entry = f"{desk.prefix}:entry:{order_id}"
+    newer = {**json.loads(desk.server.hget(entry, "request")), "of_the_future": {"a": 1}}
+    desk.server.hset(entry, "request", json.dumps(newer))
+    [claimed] = desk.claim(9)
+    assert claimed.request == CancelRequest(order_id)
+    assert json.loads(desk.server.hget(entry, "request")) == newer
+
+
 def test_an_entry_that_somebody_has_spoilt_is_kept_as_a_dead_letter_and_stops_nobody(desk):
     spoilt, sound = ids(2)
     desk.accept(spoilt, sound)

@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.stack import ROOT, Stack, wait_until
 from worker.client import CancelClient
-from worker.logs import JsonFormatter, is_json, set_format
+from worker.logs import JsonFormatter, about, is_json, set_format
 from worker.orders import Lane
 
 PATIENCE_S = 30.0
@@ -96,17 +96,53 @@ def test_a_refused_message_and_a_mass_cancel_are_told_with_their_ids(own, worker
     part = worker("json")
     order_id = str(uuid.uuid4())
     celery_of.send_task("cancel_order", kwargs={"order_id": order_id, "side": "yes"}, queue="cancels")
+    celery_of.send_task("mass_cancel", kwargs={"request_id": "limit-7", "scope": {}}, queue="risk")
     with closing(CancelClient(own.redis.url)) as client:
         mass = client.mass_cancel({"tickers": ["NONE-26"]})
         mass.result(PATIENCE_S)
-    wait_until(lambda: "refused: " in part.log_text(), what="the refusal")
+    wait_until(lambda: part.log_text().count("refused: ") == 2, what="both refusals")
     wait_until(lambda: f"{mass.request_id}: flat True" in part.log_text(), what="the mass cancel's end")
     assert part.stop() == 0
     lines = lines_of(part.log_text())
     [refused] = [line for line in lines if line.get("outcome") == "refused"]
     assert (refused["order_id"], refused["code"]) == (order_id, "invalid_request")
+    assert (refused["lane"], refused["attempts"]) == ("strategy", 0)
     told = [line["message"] for line in lines if line.get("request_id") == mass.request_id]
     assert [each.split(":")[0].split(" by ")[0] for each in told] == [f"mass cancel {mass.request_id}"] * 2
+    [refused_mass] = [line for line in lines if line.get("request_id") == "limit-7"]
+    assert refused_mass["message"].startswith("mass cancel refused: scope: ")
+    assert (refused_mass["level"], refused_mass["lane"]) == ("WARNING", "risk")
+
+
+def test_by_its_request_id_a_mass_cancel_is_found_and_each_of_its_orders(own, worker):
+    own.control.reset()
+    listed, waiting, elsewhere = (str(uuid.uuid4()) for _ in range(3))
+    own.control.place_many([{"order_id": each, "ticker": "KXLOG-26"} for each in (listed, waiting)])
+    own.control.place(elsewhere)
+    own.control.fault("http_429", order_id=waiting, times=1, retry_after="1")
+    part = worker("json")
+    with closing(CancelClient(own.redis.url)) as client:
+        client.cancel_many([waiting, {"order_id": elsewhere, "request_id": "mine-7"}])
+        given_back = lambda: (entry := client.status(waiting).open).progress.attempts and not entry.in_hand  # noqa: E731 - a condition
+        wait_until(given_back, what="the order that waits for its next try")
+        mass = client.mass_cancel({"tickers": ["KXLOG-26"]})
+        named = client.mass_cancel({"order_ids": [listed, str(uuid.uuid4())]})
+        assert mass.result(PATIENCE_S)["flat"]
+        unknown = named.result(PATIENCE_S)["not_affected"][-1]["order_id"]
+        assert next(client.results([elsewhere], timeout=PATIENCE_S)).outcome == "canceled"
+    wait_until(lambda: part.log_text().count(": flat True") == 2, what="both mass cancels' ends")
+    assert part.stop() == 0
+    lines = lines_of(part.log_text())
+    by_id = outcomes_of(lines)
+    assert by_id[elsewhere]["request_id"] == "mine-7"
+    assert by_id[waiting]["request_id"] == mass.request_id, "it was asked for before, and not in hand"
+    assert by_id[unknown]["request_id"] == named.request_id, "no listing has shown it"
+    assert by_id[listed]["request_id"] in {mass.request_id, named.request_id}
+    for request_id in (mass.request_id, named.request_id):
+        told = [line for line in lines if line.get("request_id") == request_id]
+        assert {line["lane"] for line in told} == {"risk"}
+        own_lines = [line for line in told if "order_id" not in line]
+        assert all(line["message"].startswith(f"mass cancel {request_id}") for line in own_lines)
 
 
 @pytest.fixture
@@ -174,6 +210,16 @@ def record(message, *args, **fields):
         "worker.test", logging.INFO, "", 0, message, args, None, extra=fields
     )
     return json.loads(JsonFormatter().format(made)), JsonFormatter().format(made)
+
+
+def test_a_line_has_the_ids_that_there_are():
+    assert about(Lane.RISK, None, None, order_id="a") == {"order_id": "a", "lane": "risk"}
+    line, _ = record("it", **about(Lane.RISK, "limit-7", f"00-{'a' * 32}-{'b' * 16}-01"))
+    assert {name: line[name] for name in line if name not in EVERYWHERE} == {
+        "request_id": "limit-7",
+        "lane": "risk",
+        "trace_id": "a" * 32,
+    }
 
 
 def test_no_text_can_end_a_line_or_colour_a_terminal():

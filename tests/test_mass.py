@@ -218,7 +218,8 @@ def test_the_report_has_all_that_a_risk_desk_is_asked_for(crew):
     report = pending.result(timeout=PATIENCE_S)
     assert set(report) == {
         *("request_id", "requested_by", "reason", "automated", "scope", "accepted_at", "completed_at"),
-        *("dry_run", "deadline_s", "allow_side_effects", "plan", "flat", "flat_listing", "why_not_flat"),
+        *("dry_run", "deadline_s", "allow_side_effects", "traceparent"),
+        *("plan", "flat", "flat_listing", "why_not_flat"),
         *("affected", "not_affected", "orders_affected", "contracts_canceled"),
         *("contracts_filled_meanwhile", "tokens_spent", "rate_limited", "predicted_s", "actual_s"),
     }

@@ -60,6 +60,7 @@ def test_every_field_of_a_request_arrives():
         "requested_by": "market maker 3",
         "reason": "prix trop élevé",
         "deadline_s": 2.5,
+        "request_id": "limit-breach_7",
     }
     request = CancelRequest.parse(message)
     assert request == CancelRequest(**message)
@@ -86,6 +87,7 @@ def test_null_means_the_same_as_an_absent_field():
         ("requested_by", ""),
         ("reason", "x" * TEXT_MAX_CHARS),
         ("market_ticker", "x" * 128),
+        ("request_id", "x" * ORDER_ID_MAX_CHARS),
         ("deadline_s", 1),
         ("deadline_s", 0.001),
         ("deadline_s", DEADLINE_MAX_S),
@@ -225,6 +227,9 @@ def test_whatever_passes_as_an_order_id_is_ascii_and_needs_no_encoding(text):
         ("reason", "a\x00b"),
         ("reason", "\u202egnp.exe"),  # turns the direction of what is printed after it
         ("reason", "\udfff"),
+        ("request_id", ""),
+        ("request_id", "a b"),
+        ("request_id", 7),
         ("deadline_s", 0),
         ("deadline_s", -1),
         ("deadline_s", -0.0),
@@ -273,7 +278,7 @@ def test_an_unknown_field_is_refused_with_the_list_of_known_ones():
     problems = problems_of({"order_id": ORDER_ID, "ticker": "A"})
     assert problems["'ticker'"] == (
         "unknown field; known are deadline_s, exchange_index, market_ticker, order_id, reason,"
-        " requested_by, subaccount, traceparent"
+        " request_id, requested_by, subaccount, traceparent"
     )
 
 

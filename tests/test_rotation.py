@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -256,6 +257,16 @@ def test_sighup_has_a_refused_key_tried_at_once_and_restarts_nothing(keyed, crew
     assert keyed.one_more() == keyed.new_id
     assert worker.log_text().count(" ready.") == 1
     assert "Restarting" not in worker.log_text()
+
+
+def test_the_change_is_logged_with_the_keys_id_as_a_field(keyed, crew):
+    worker = crew.stack.start_worker(KALSHI_LOG_FORMAT="json")
+    keyed.register_new()
+    keyed.swap()
+    wait_until(lambda: keyed.has_changed(worker), what="the change")
+    assert worker.stop() == 0
+    lines = [json.loads(line) for line in worker.log_text().splitlines() if "from now on" in line]
+    assert [(line["level"], line["key_id"]) for line in lines] == [("INFO", keyed.new_id)]
 
 
 def test_a_refused_key_is_not_hammered_and_is_used_when_it_becomes_active(keyed, crew):

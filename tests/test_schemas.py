@@ -114,6 +114,7 @@ GOOD = {
     "requested_by": TEXTS,
     "reason": TEXTS,
     "deadline_s": SECONDS,
+    "request_id": IDS,
 }
 
 
@@ -211,6 +212,7 @@ MASS_FIELDS = {
     "automated": st.booleans(),
     "dry_run": st.booleans(),
     "deadline_s": SECONDS,
+    "traceparent": st.sampled_from([f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'0' * 32}-{'b' * 16}-01", ""]),
 }
 
 

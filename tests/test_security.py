@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,10 +21,12 @@ import redis
 from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from test_top import Terminal
 
 from sandbox.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 from worker.audit import Trail
 from worker.book import Book, GiveUp
+from worker.cli.exits import Exit
 from worker.client import BookError, CancelClient, NotSettled
 from worker.fleet import Fleet
 from worker.orders import Lane
@@ -111,12 +114,16 @@ def place(stack, number=1, **fields):
     return order_ids
 
 
-def cancelctl(stack, user, *arguments):
-    """The command line as this user."""
-    environment = {**stack.environment, "REDIS_URL": url_of(stack.redis, user)}
+def cancelctl(stack, user, *arguments, folder=ROOT):
+    """The command line as this user, run in a folder."""
+    environment = {
+        **stack.environment,
+        "REDIS_URL": url_of(stack.redis, user),
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "worker.cli", *arguments]
     ran = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert "NOPERM" not in ran.stderr + ran.stdout
     return ran
@@ -239,6 +246,77 @@ def test_the_trail_is_appended_to_read_exported_and_trimmed_without_one_denial(
     assert (done.returncode, exported.stat().st_size > 0) == (0, True)
     with as_user(guarded.redis, "admin") as admin:
         assert admin.get(f"{TRAIL}:exported")
+    assert guarded.denials() == set()
+
+
+# What the commands take that the documentation names without it.
+ARGUMENTS = {
+    "cancelctl status": "ORDER",
+    "open": "",
+    "dead": "",
+    "top": "--once",
+    "mass list": "",
+    "mass show": "REQUEST",
+    "cancelctl history": "ORDER",
+    "history": "ORDER",
+    "audit verify": "",
+    "audit export": "--out trail.jsonl",
+    "doctor --producer": "",
+}
+
+
+@pytest.mark.parametrize("user", ["monitor", "auditor"])
+def test_a_user_may_run_every_command_that_it_is_documented_for(guarded, as_producer, user, tmp_path):
+    [documented] = re.findall(
+        rf"^\| `{user}` \| (.*?) \|", (USERS_FILE.parent / "README.md").read_text(), re.MULTILINE
+    )
+    [order_id] = place(guarded)
+    pending = as_producer.mass_cancel({"order_ids": [order_id]})
+    assert pending.result(timeout=PATIENCE_S)["flat"]
+    guarded.denials()
+    for command in re.findall(r"`([^`]+)`", documented):
+        words = f"{command.removeprefix('cancelctl ')} {ARGUMENTS[command]}".split()
+        words = [{"ORDER": order_id, "REQUEST": pending.request_id}.get(word, word) for word in words]
+        ran = cancelctl(guarded, user, *words, folder=tmp_path)
+        assert ran.returncode == Exit.SETTLED, (command, ran.stdout, ran.stderr)
+        assert ran.stdout or command in {"open", "dead", "audit export"}, command
+    assert {what for _, what, _ in guarded.denials()} <= {"config|get"}, "the doctor's, which it says"
+
+
+def test_the_audit_commands_that_are_shown_run_as_the_auditor(guarded, as_producer, tmp_path):
+    [shown] = re.findall(
+        r"^```sh\n(cancelctl history .*?)^```",
+        (ROOT / "docs/operating.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    [order_id] = place(guarded)
+    assert as_producer.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+    guarded.denials()
+    for line in shown.splitlines():
+        command, _, file = line.partition(" > ")
+        words = [order_id if word.endswith("...") else word for word in shlex.split(command, comments=True)]
+        ran = cancelctl(guarded, "auditor", *words[1:], folder=tmp_path)
+        assert ran.returncode == Exit.SETTLED, (line, ran.stderr)
+        if file:
+            (tmp_path / file).write_text(ran.stdout)
+    assert guarded.denials() == set()
+    written = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(written) == {"trail.jsonl", "day.csv", "trail.parquet"}
+    assert min(written.values()) > 0
+
+
+def test_the_live_view_runs_at_a_terminal_as_the_user_that_may_only_look(guarded):
+    guarded.denials()
+    terminal = Terminal({"REDIS_URL": url_of(guarded.redis, "monitor")})
+    try:
+        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
+        terminal.wait_for_frames(2)  # which go on where the first look at the trail has ended
+        assert "\nOLD: " not in terminal.text
+        assert terminal.text.startswith(f"cancelctl top  kalshi-cancel at 127.0.0.1:{guarded.redis.port}/0  ")
+        terminal.type(b"q")
+        assert terminal.process.wait(PATIENCE_S) == Exit.SETTLED
+    finally:
+        terminal.close()
     assert guarded.denials() == set()
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from sandbox.stack import ROOT, RedisServer, wait_until
 from worker.audit import Trail
-from worker.book import Book, GiveBack, GiveUp, LaneGlance, WorkerShown, connect
+from worker.book import Book, GiveBack, GiveUp, Known, LaneGlance, WorkerShown, connect
 from worker.cli.exits import Exit
 from worker.cli.frame import frame
 from worker.cli.snapshot import MassShown, Rates, Snapshot, Watcher
@@ -39,7 +39,7 @@ WITHIN_S = 30.0
 
 BUSY = Snapshot(
     now_s=1795365444.7,
-    where="kalshi-cancel at redis://127.0.0.1:6379/0",
+    where="kalshi-cancel at 127.0.0.1:6379/0",
     lanes=(
         LaneGlance(Lane.RISK, 12, 12, 8, 0, 0.42, 0.2, 0),
         LaneGlance(Lane.STRATEGY, 10432, 500, 96, 3, 72.0, 31.2, 4),
@@ -65,7 +65,7 @@ BUSY = Snapshot(
     ),
 )
 SHOWN = """\
-cancelctl top  kalshi-cancel at redis://127.0.0.1:6379/  2026-11-22 16:37:24 UTC
+cancelctl top  kalshi-cancel at 127.0.0.1:6379/0         2026-11-22 16:37:24 UTC
 
 LANE        OPEN  IN HAND       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
 risk          12        8        0.4 s        0.2 s           0         0
@@ -103,6 +103,11 @@ def test_an_idle_service_says_what_there_is_not():
     for words in ("there is no audit trail", "MASS CANCELS  none runs", "WORKERS  NONE RUNS"):
         assert words in shown
     assert "DEAD LETTERS" not in shown
+
+
+def test_a_bucket_with_a_little_less_than_nothing_has_nothing():
+    empty = replace(BUSY, buckets=(Level("write", -0.4, 200, 200, 1, 0),))
+    assert re.search(r"^write    \[\.{20}\]       0     200 ", frame(empty, COLUMNS, LINES), re.MULTILINE)
 
 
 def test_an_old_snapshot_says_so_and_why():
@@ -219,6 +224,12 @@ def test_the_levels_are_those_that_the_scripts_spend_from(redis_client, settings
     pacer = Pacer(redis_client, settings.key_prefix, Limits(100, 1000, 50, 500))
     pacer.set_limits(pacer.limits)
     accept(book, 1, exchange_index=2)
+    book.accept(  # its path is paid for from the bucket of reads, and has none of its own
+        [CancelRequest("swept")],
+        lane=Lane.RISK,
+        default_deadline_s=60,
+        known=Known("", "reads", 60),
+    )
     for bucket, tokens in (("read", 300), ("write", 200), ("write:2", 100)):
         pacer.take(bucket, tokens)
     pacer.correct("write:2", 2)

@@ -228,6 +228,49 @@ def test_a_list_of_a_raw_producer_is_followed_and_what_is_no_traceparent_is_igno
     assert collector.settled(theirs).parent == ""
 
 
+SWEEPER = """
+import sys
+from worker.client import CancelClient
+pending = CancelClient.from_env().mass_cancel({"tickers": sys.argv[1:]})
+print(pending.request_id, pending.result(30)["flat"])
+"""
+
+
+def test_one_trace_leads_from_a_mass_cancel_to_its_listings_and_each_of_its_orders(of_a_pool, collector):
+    ticker = f"KXTRACE-{uuid.uuid4()}"
+    order_ids = [str(uuid.uuid4()) for _ in range(12)]
+    of_a_pool.control.place_many([{"order_id": each, "ticker": ticker} for each in order_ids])
+    request_id, flat = produce(of_a_pool, ticker, text=SWEEPER).split()
+    assert flat == "True"
+    of_it = lambda span: span.about.get("kalshi.request_id") == request_id  # noqa: E731 - a condition
+    [asked] = collector.wait(lambda span: span.name == "mass cancel" and of_it(span), "the producer's span")
+    [run] = collector.wait(lambda span: span.name == "run mass cancel" and of_it(span), "the runner's span")
+    settled = [collector.settled(each) for each in order_ids]
+    assert (asked.service, run.service) == ("kalshi-cancel-producer", "kalshi-cancel-worker")
+    assert {span.trace_id for span in (run, *settled)} == {asked.trace_id}
+    assert {span.parent for span in (run, *settled)} == {asked.span_id}
+    assert all(of_it(span) for span in settled)
+    assert run.about["kalshi.outcome"] == "flat"
+    listings = collector.wait(lambda span: span.parent == run.span_id, "the listings")
+    assert {(span.name, span.about["kalshi.operation"]) for span in listings} == {("exchange call", "list")}
+    assert len(listings) >= 2, "one to plan, one to prove"
+    ours = {span.span_id for span in settled}
+    calls = [span for span in collector.spans if span.name == "exchange call" and span.parent in ours]
+    assert sum(span.about["kalshi.orders"] for span in calls) == len(order_ids)
+
+
+@pytest.mark.parametrize("how", ["field", "header"])
+def test_a_raw_mass_cancels_traceparent_is_followed_by_its_orders(own, collector, how):
+    [order_id] = place(own)
+    kwargs = {"scope": {"order_ids": [order_id]}} | ({"traceparent": TRACEPARENT} if how == "field" else {})
+    headers = {"traceparent": TRACEPARENT} if how == "header" else {}
+    with Celery("raw", broker=own.redis.url, backend=own.redis.url, set_as_current=False) as app:
+        sent = app.send_task("mass_cancel", kwargs=kwargs, headers=headers, queue="risk")
+        assert sent.get(timeout=PATIENCE_S)["traceparent"] == TRACEPARENT
+    settle = collector.settled(order_id)
+    assert (settle.trace_id, settle.parent) == (TRACE_ID, SPAN_ID)
+
+
 def test_what_has_to_be_asked_again_stays_in_its_trace(own, collector):
     [order_id] = place(own)
     own.control.fault("http_500", order_id=order_id, operation="cancel", times=1)

@@ -432,7 +432,12 @@ class Book:
             return _parse_entry(fields, now_ms)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             order_id, token = fields[0], fields[1]
-            log.warning("%s: its entry cannot be read and is a dead letter now: %s", order_id, error)
+            log.warning(
+                "%s: its entry cannot be read and is a dead letter now: %s",
+                order_id,
+                error,
+                extra={"order_id": order_id},
+            )
             args = [self._prefix, self._record_prefix, self._record_life_s, "", 7]
             self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None
@@ -690,7 +695,7 @@ class Book:
                 (due_ms - now_ms) / 1000,
                 bool(token),
                 reported == "1",
-                CancelRequest.parse(json.loads(request)),
+                CancelRequest.from_json(request),
                 Progress.parse(learned),
                 hand or "",
             )
@@ -744,7 +749,7 @@ def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any]) -> 
             tuple(json.loads(requested_by)),
             utc_text(int(accepted_ms) / 1000),
             died_at,
-            CancelRequest.parse(json.loads(request)),
+            CancelRequest.from_json(request),
             Progress.parse(learned),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -757,7 +762,7 @@ def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
     return Entry(
         order_id=order_id,
         token=str(token),
-        request=CancelRequest.parse(json.loads(request)),
+        request=CancelRequest.from_json(request),
         learned=json.dumps(json.loads(learned)) if learned else "",
         interrupted=sent == "1",
         first_sent_ms=int(first_sent_ms) if first_sent_ms else None,

@@ -211,7 +211,7 @@ class CancelClient:
         once. Raises as :meth:`cancel` does.
         """
         requests = _parse_all([self._fields(order) for order in orders])
-        with asking(self._tracer, orders=len(requests), lane=lane.value) as traceparent:
+        with asking(self._tracer, "cancel", orders=len(requests), lane=lane.value) as traceparent:
             if traceparent is not None:
                 requests = [
                     request if request.traceparent else replace(request, traceparent=traceparent)
@@ -259,11 +259,12 @@ class CancelClient:
                 "allow_side_effects": allow_side_effects,
             }
         )
-        self._masses.enter(request)
-        try:
-            bells.start_mass_cancel(self._app, request.request_id)
-        except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("accepted, but no worker could be woken up; they look every second: %s", error)
+        with asking(self._tracer, "mass cancel", request_id=request.request_id) as traceparent:
+            self._masses.enter(replace(request, traceparent=traceparent))
+            try:
+                bells.start_mass_cancel(self._app, request.request_id)
+            except (OperationalError, redis.RedisError, OSError) as error:
+                log.warning("accepted, but no worker could be woken up; they look every second: %s", error)
         return PendingMass(request.request_id, self)
 
     def mass_status(self, request_id: str) -> dict[str, Any] | None:

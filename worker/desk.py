@@ -277,7 +277,8 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
     for conclusion, ours in concluded:
         entry = conclusion.entry
         if not ours:
-            log.warning("%s: another hand has taken over", entry.order_id, extra=_about(entry))
+            known = _about(entry, attempts=_attempts(conclusion))
+            log.warning("%s: another hand has taken over", entry.order_id, extra=known)
         elif isinstance(conclusion, Settle):
             result = conclusion.result
             why = f" ({result.error.code})" if result.error else ""
@@ -311,8 +312,15 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
         log.info(Lines(usual))
 
 
+def _attempts(conclusion: Conclusion) -> int:
+    if isinstance(conclusion, Settle):
+        return conclusion.result.attempts
+    return Progress.parse(conclusion.learned).attempts
+
+
 def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
-    return about(entry.order_id, entry.lane, entry.request.traceparent, **fields)
+    asked = entry.request
+    return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
 
 
 def _unresolved(overdue: Overdue) -> CancelResult:

@@ -27,11 +27,14 @@ FIELDS = (
 )
 
 
-def about(order_id: str, lane: Lane, traceparent: str | None, **fields: Any) -> dict[str, Any]:
-    """The fields of a line about an order, for ``extra=``."""
+def about(lane: Lane, request_id: str | None, traceparent: str | None, **fields: Any) -> dict[str, Any]:
+    """The fields of a line about an order or a mass cancel, for ``extra=``."""
+    fields["lane"] = lane.value
+    if request_id is not None:
+        fields["request_id"] = request_id
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35]
-    return {"order_id": order_id, "lane": lane.value, **fields}
+    return fields
 
 
 class Lines:

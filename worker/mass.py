@@ -23,6 +23,7 @@ from worker import mass_report
 from worker.book import Book, Known
 from worker.dialects import CANCEL_ALL, Call, Meaning, Page, Routing, Trouble, compose_trigger
 from worker.exchange import Exchange
+from worker.logs import about
 from worker.masses import Masses, MassRequest, Planned
 from worker.notices import BucketCorrected, CallMade, MassStep, Tell, nobody
 from worker.orders import (
@@ -113,7 +114,9 @@ class MassRunner:
         try:
             request = self._means.masses.take(request_id, self._means.name)
         except (ValueError, TypeError, KeyError) as error:  # somebody has spoilt it: the others go on
-            log.warning("mass cancel %s cannot be read: %s", request_id, error)
+            log.warning(
+                "mass cancel %s cannot be read: %s", request_id, error, extra={"request_id": request_id}
+            )
             return
         if request is not None:
             threading.Thread(
@@ -121,9 +124,9 @@ class MassRunner:
             ).start()
 
     def _run(self, request: MassRequest) -> None:
-        about = {"request_id": request.request_id}
-        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=about)
-        self._means.tell(MassStep(request.request_id, "started"))
+        said = _about(request)
+        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
+        self._means.tell(MassStep(request.request_id, "started", request.traceparent))
         run = _Run(request, self._means)
         while not self._means.stopping.is_set():
             try:
@@ -132,22 +135,22 @@ class MassRunner:
                 self._means.masses.tell_trail(request.request_id, "finished", **mass_report.in_short(report))
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
-                log.warning("mass cancel %s: %s", request.request_id, error, extra=about)
+                log.warning("mass cancel %s: %s", request.request_id, error, extra=said)
                 self._means.stopping.wait(LOOK_EVERY_S)
             except _Vanished:
                 break
             else:
                 level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
-                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=about)
+                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=said)
                 step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
                 self._means.tell(MassStep(request.request_id, step))
                 return
-        log.warning("mass cancel %s is left to another worker", request.request_id, extra=about)
+        log.warning("mass cancel %s is left to another worker", request.request_id, extra=said)
         self._means.tell(MassStep(request.request_id, "left"))
         try:
             self._means.masses.leave(request.request_id, self._means.name)
         except BookError as error:
-            log.warning("its lease runs out by itself: %s", error, extra=about)
+            log.warning("its lease runs out by itself: %s", error, extra=said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ class _Run:
                 "mass cancel %s: %d orders still or newly resting",
                 self._id,
                 len(listing.orders),
-                extra={"request_id": self._id},
+                extra=_about(self._request),
             )
             self._trail(
                 "still_resting", orders=len(listing.orders), listed_at=listing.at, sha256=listing.sha256
@@ -244,10 +247,7 @@ class _Run:
             if command is not None:
                 self._sweep(command, orders)
             self._note_orders({}, unlisted)
-            self._enter(
-                CancelRequest(each, requested_by=self._request.requested_by, reason=self._request.reason)
-                for each in unlisted
-            )
+            self._enter(_request_for(each, self._request) for each in unlisted)
         shards: dict[int, int] = {0: len(unlisted)} if unlisted else {}
         for order in orders.values():
             shard = order.exchange_index or 0
@@ -320,7 +320,7 @@ class _Run:
         if not orders:
             return
         self._note_orders(orders)
-        requests = [_request_for(order, self._request) for order in orders.values()]
+        requests = [_request_for(each, self._request, order) for each, order in orders.items()]
         exchange = self._means.exchange
         swept = Case.swept(requests[0], None if exchange.skew_ms is None else exchange.now_ms())
         known = Known(replace(swept, routing=Routing()).to_json(), "reads", COMMAND_CATCH_UP_S)
@@ -335,12 +335,17 @@ class _Run:
         started = time.monotonic()
         trouble = exchange.command(command.call)
         self._means.tell(
-            CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost)
+            CallMade("command", (), Lane.RISK, trouble, time.monotonic() - started, "write", cost, self._id)
         )
         self._masses.spend(self._id, cost)
         self._trail("command", orders=len(orders), what=command.words, error=trouble and trouble.problem.code)
         if trouble is not None:
-            log.warning("mass cancel %s: order by order after all: %s", self._id, trouble.problem.message)
+            log.warning(
+                "mass cancel %s: order by order after all: %s",
+                self._id,
+                trouble.problem.message,
+                extra=_about(self._request),
+            )
 
     # -- execute and verify
 
@@ -355,7 +360,7 @@ class _Run:
 
     def _add(self, orders: Mapping[str, Order]) -> None:
         self._note_orders(orders)
-        self._enter(_request_for(order, self._request) for order in orders.values())
+        self._enter(_request_for(each, self._request, order) for each, order in orders.items())
 
     def _note_orders(self, orders: Mapping[str, Order], unlisted: Sequence[str] = ()) -> None:
         """Notes what they have, and whose outcome was final before this mass cancel touched them."""
@@ -431,7 +436,7 @@ class _Run:
             page = self._means.exchange.list_orders(query, cursor)
             trouble = page if isinstance(page, Trouble) else None
             took_s = time.monotonic() - started
-            self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost))
+            self._means.tell(CallMade("list", (), None, trouble, took_s, "read", cost, self._id))
             if trouble is None or trouble.meaning is not Meaning.BUSY:
                 self._masses.spend(self._id, cost)
             if not isinstance(page, Trouble):
@@ -440,7 +445,7 @@ class _Run:
                 "mass cancel %s: no listing: %s",
                 self._id,
                 page.problem.message,
-                extra={"request_id": self._id},
+                extra=_about(self._request),
             )
             if page.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
                 self._means.tell(BucketCorrected("read"))
@@ -534,14 +539,21 @@ class _Aside:
                 call.result()
 
 
-def _request_for(order: Order, request: MassRequest) -> CancelRequest:
+def _about(request: MassRequest) -> dict[str, Any]:
+    return about(Lane.RISK, request.request_id, request.traceparent)
+
+
+def _request_for(order_id: str, request: MassRequest, order: Order | None = None) -> CancelRequest:
+    """The cancel of one order, as far as it was seen."""
     return CancelRequest(
-        order.order_id,
-        market_ticker=order.ticker,
-        exchange_index=order.exchange_index,
-        subaccount=order.subaccount,
+        order_id,
+        market_ticker=None if order is None else order.ticker,
+        exchange_index=None if order is None else order.exchange_index,
+        subaccount=None if order is None else order.subaccount,
         requested_by=request.requested_by,
         reason=request.reason,
+        request_id=request.request_id,
+        traceparent=request.traceparent,
     )
 
 

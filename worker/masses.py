@@ -18,7 +18,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
@@ -26,7 +26,15 @@ import redis
 
 from worker import records, scripts
 from worker.audit import Trail
-from worker.orders import DEADLINE_MAX_S, TEXT_MAX_CHARS, BadRequest, count_text, is_order_id, utc_text
+from worker.orders import (
+    DEADLINE_MAX_S,
+    TEXT_MAX_CHARS,
+    BadRequest,
+    count_text,
+    is_order_id,
+    is_traceparent,
+    utc_text,
+)
 from worker.scope import Scope
 from worker.settings import RedisSettings
 
@@ -42,7 +50,8 @@ class MassRequest:
 
     ``allow_side_effects``: the exchange's own mass commands may be used where they fit, with what they do
     besides: its cancel-all may also cancel orders that come during the next minute, and an order group's
-    trigger closes the group for new orders until it is reset.
+    trigger closes the group for new orders until it is reset. ``traceparent``: the span that its traces, and
+    those of its orders, hang on.
     """
 
     request_id: str
@@ -53,6 +62,7 @@ class MassRequest:
     dry_run: bool = False
     deadline_s: float = 60.0
     allow_side_effects: bool = False
+    traceparent: str | None = None
     accepted_at: str = ""
 
     @classmethod
@@ -96,13 +106,16 @@ class MassRequest:
             "dry_run": self.dry_run,
             "deadline_s": self.deadline_s,
             "allow_side_effects": self.allow_side_effects,
+            "traceparent": self.traceparent,
             "accepted_at": self.accepted_at,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MassRequest:
-        """What :meth:`to_json` wrote."""
-        return cls(**{**value, "scope": Scope.parse(value["scope"])})
+        """What :meth:`to_json` wrote, without fields that only newer versions of us know."""
+        known = {field.name for field in fields(cls)}
+        kept = {name: each for name, each in value.items() if name in known}
+        return cls(**{**kept, "scope": Scope.parse(value["scope"])})
 
 
 def _is_text(value: object) -> bool:
@@ -127,6 +140,7 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "dry_run": (_is_flag, "true or false"),
     "allow_side_effects": (_is_flag, "true or false"),
     "deadline_s": (_is_deadline, f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"),
+    "traceparent": (is_traceparent, "a W3C traceparent like 00-{32 hex digits}-{16 hex digits}-01"),
 }
 
 

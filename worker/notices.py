@@ -31,6 +31,7 @@ class CallMade:
 
     ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it was done as asked.
     ``tokens`` were paid from ``bucket``; ``lane`` None: it was not for any one order (a listing).
+    ``request_id``: of the mass cancel that made it, where no hand did.
     """
 
     operation: str
@@ -40,6 +41,7 @@ class CallMade:
     duration_s: float
     bucket: str
     tokens: float
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class MassStep:
 
     request_id: str
     step: str
+    traceparent: str | None = None
 
 
 Notice: TypeAlias = (

@@ -6,6 +6,7 @@ be understood is refused by field name (:class:`BadRequest`).
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -51,8 +52,9 @@ class CancelRequest:
     """One order to be canceled, as a producer asked for it.
 
     ``exchange_index`` is the order's shard (-1: let the exchange route by ``market_ticker``);
-    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``traceparent``
-    (W3C) the span that its traces hang on.
+    ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``request_id``
+    what the sender knows it by, a mass cancel's own for each of its orders; ``traceparent`` (W3C) the span
+    that its traces hang on.
     """
 
     order_id: str
@@ -62,6 +64,7 @@ class CancelRequest:
     requested_by: str | None = None
     reason: str | None = None
     deadline_s: float | None = None
+    request_id: str | None = None
     traceparent: str | None = None
 
     @classmethod
@@ -79,6 +82,17 @@ class CancelRequest:
         if "order_id" not in values:
             raise BadRequest(cls._problems(message))
         return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The request as the book keeps it, without fields that only newer versions of us know."""
+        kept = json.loads(text)
+        try:
+            return cls.parse(kept)
+        except BadRequest:
+            if not isinstance(kept, dict) or kept.keys() <= _CHECKS.keys():
+                raise
+            return cls.parse({name: value for name, value in kept.items() if name in _CHECKS})
 
     @staticmethod
     def _problems(message: Mapping[Any, Any]) -> dict[str, str]:
@@ -160,6 +174,7 @@ _CHECKS = {
     "requested_by": _expect_text,
     "reason": _expect_text,
     "deadline_s": _expect_deadline,
+    "request_id": _expect_order_id,
     "traceparent": _expect_traceparent,
 }
 

@@ -151,7 +151,7 @@ def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
     pipeline.hgetall(f"{prefix}:limits")
     pipeline.smembers(f"{prefix}:paths")
     (seconds, micros), limits, paths = scripts.call(pipeline.execute)
-    names = sorted({"read", "write", *paths})
+    names = sorted({"read", "write", *(path for path in paths if path.startswith("write:"))})
     pipeline = server.pipeline(transaction=False)
     for name in names:
         pipeline.hmget(f"{prefix}:bucket:{name}", ["tokens", "at_us", "share", "share_at_us", "refused"])

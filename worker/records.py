@@ -136,7 +136,7 @@ def _readable(order_id: str, text: str | bytes) -> CancelResult | None:
     try:
         return parse_record(text)
     except ValueError as error:
-        log.warning("%s: its record cannot be read: %s", order_id, error)
+        log.warning("%s: its record cannot be read: %s", order_id, error, extra={"order_id": order_id})
         return None
 
 

@@ -67,7 +67,8 @@ class Rotation:
             self._tell(f"{trouble.problem.code}: {trouble.problem.message}")
             return
         self._in_use = pair
-        log.info("calls are signed with the key %s from now on", settings.api_key_id)
+        key_id = settings.api_key_id
+        log.info("calls are signed with the key %s from now on", key_id, extra={"key_id": key_id})
         if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
             log.warning(warning)
 

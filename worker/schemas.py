@@ -68,6 +68,7 @@ _PRINTABLE: Final = (
     r"\ud800-\udfff\ue000-\uf8ff]*$"
 )
 _ID: Final[Schema] = {"type": "string", "pattern": f"^{orders._ORDER_ID.pattern}$"}
+_TRACEPARENT: Final[Schema] = {"type": "string", "pattern": f"^{orders._TRACEPARENT.pattern}$"}
 _FLAG: Final[Schema] = {"type": "boolean"}
 _DEADLINE: Final[Schema] = {"type": "number", "exclusiveMinimum": 0, "maximum": orders.DEADLINE_MAX_S}
 _SCOPE_TEXT: Final = _text(least=1, most=scope.TEXT_MAX_CHARS)
@@ -107,8 +108,9 @@ _FORMS: Final[Mapping[Any, Schema]] = {
     orders._expect_subaccount: _integer(0),
     orders._expect_text: _text(least=0, most=orders.TEXT_MAX_CHARS),
     orders._expect_deadline: _DEADLINE,
-    orders._expect_traceparent: {"type": "string", "pattern": f"^{orders._TRACEPARENT.pattern}$"},
+    orders._expect_traceparent: _TRACEPARENT,
     orders.is_order_id: _ID,
+    orders.is_traceparent: _TRACEPARENT,
     masses._is_text: _text(least=1, most=orders.TEXT_MAX_CHARS),
     masses._is_flag: _FLAG,
     masses._is_deadline: _DEADLINE,
@@ -257,6 +259,7 @@ _REPORT_FIELDS: Final[dict[str, Schema]] = {
     "dry_run": _FLAG,
     "deadline_s": _NUMBER,
     "allow_side_effects": _FLAG,
+    "traceparent": _or_null(_TRACEPARENT),
     "accepted_at": _TIME,
     "completed_at": _TIME,
     "flat": _FLAG,

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
@@ -18,6 +18,7 @@ from celery.exceptions import Ignore, Reject
 from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.book import Accepted
+from worker.logs import about
 from worker.masses import MassRequest
 from worker.office import desk, intake, mass_runner
 from worker.orders import (
@@ -28,12 +29,15 @@ from worker.orders import (
     Lane,
     Outcome,
     Problem,
+    is_order_id,
     is_traceparent,
     utc_text,
 )
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
+
+_Parsed = TypeVar("_Parsed", CancelRequest | CancelResult, MassRequest)
 
 
 @app.task(bind=True, name="cancel_order")
@@ -44,7 +48,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
     parsed = _traced(self, _parse(_one_message(args, fields)))
     if isinstance(parsed, CancelResult):
-        return _refused(parsed)
+        return _refused(parsed, _lane(self))
     reply_to = "" if self.request.ignore_result else self.request.id
     accepted = _accept([parsed], _lane(self), reply_to=[reply_to])
     intake().take_in(_lane(self))  # where one comes raw, more may be waiting
@@ -66,7 +70,7 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
     if not accepted.heard:
         ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
-    refused = [_refused(each) for each in parsed if isinstance(each, CancelResult)]
+    refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
     if not self.request.ignore_result:
         desk().reply_when_settled(self.request.id, ids, refused)
     desk().work()
@@ -80,9 +84,13 @@ def mass_cancel(self: Task, **fields: Any) -> dict[str, Any] | None:
         mass_runner().look()
         return None
     try:
-        request = MassRequest.parse({"request_id": self.request.id, **fields})
+        request = _traced(self, MassRequest.parse({"request_id": self.request.id, **fields}))
     except BadRequest as bad:
-        return {"request_id": fields.get("request_id"), "flat": False, "error": str(bad)}
+        given = fields.get("request_id")
+        known_by = given if is_order_id(given) else self.request.id
+        told = about(Lane.RISK, known_by, None, code="invalid_request")
+        log.warning("mass cancel refused: %s", bad, extra=told)
+        return {"request_id": given, "flat": False, "error": str(bad)}
     try:
         mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
     except BookError as error:
@@ -143,7 +151,7 @@ def _parse(message: object) -> CancelRequest | CancelResult:
         )
 
 
-def _traced(task: Task, parsed: CancelRequest | CancelResult) -> CancelRequest | CancelResult:
+def _traced(task: Task, parsed: _Parsed) -> _Parsed:
     """The request with the traceparent of its message's headers, unless it has one of its own."""
     if isinstance(parsed, CancelResult) or parsed.traceparent is not None:
         return parsed
@@ -151,13 +159,14 @@ def _traced(task: Task, parsed: CancelRequest | CancelResult) -> CancelRequest |
     return replace(parsed, traceparent=sent) if is_traceparent(sent) else parsed
 
 
-def _refused(result: CancelResult) -> dict[str, Any]:
+def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
     """The refusal as a value, stored for whoever waits for the order as well."""
     log.warning(
         "refused: %s",
         result.error and result.error.message,
         extra={
             "order_id": result.order_id and result.order_id[:ORDER_ID_MAX_CHARS],
+            "lane": lane.value,
             "outcome": result.outcome.value,
             "attempts": 0,
             "code": result.error and result.error.code,

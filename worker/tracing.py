@@ -78,15 +78,15 @@ def _exporter(name: str) -> Any:
 
 
 @contextmanager
-def asking(tracer: Tracer | None, *, orders: int, lane: str) -> Iterator[str | None]:
+def asking(tracer: Tracer | None, name: str, **about: str | int) -> Iterator[str | None]:
     """A producer's span for the body's time; gives its traceparent, None without a tracer."""
     if tracer is None:
         yield None
         return
     from opentelemetry.trace import SpanKind  # noqa: PLC0415 - see the first lines
 
-    noted: dict[str, Any] = {"kalshi.orders": orders, "kalshi.lane": lane}
-    with tracer.start_as_current_span("cancel", kind=SpanKind.PRODUCER, attributes=noted) as span:
+    noted = {f"kalshi.{field}": value for field, value in about.items()}
+    with tracer.start_as_current_span(name, kind=SpanKind.PRODUCER, attributes=noted) as span:
         context = span.get_span_context()
         yield traceparent_of(context) if context.is_valid else None
 

@@ -91,7 +91,7 @@ def _buckets(levels: Sequence[Level]) -> list[str]:
         (
             level.bucket,
             _bar(level.tokens, level.capacity),
-            f"{level.tokens:.0f}",
+            str(round(level.tokens)),  # (as a float, a little less than none would be "-0")
             f"{level.capacity:.0f}",
             f"{level.refill:.0f}/s",
             f"{level.share:.0%}",

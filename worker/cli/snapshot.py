@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ class Watcher:
         glance = self._book.glance()
         return Snapshot(
             now_s=glance.now_s,
-            where=f"{self._settings.key_prefix} at {self._settings.masked_url}",
+            where=f"{self._settings.key_prefix} at {_address(self._settings.masked_url)}",
             lanes=glance.lanes,
             dead_letters=glance.dead_letters,
             rates=None if self._recent is None else self._recent.rates(glance.now_s),
@@ -86,6 +87,11 @@ class Watcher:
                 for request, progress in self._masses.running()
             ),
         )
+
+
+def _address(url: str) -> str:
+    """What of the URL is worth a place in a short line: neither how nor as whom one looks."""
+    return re.sub("^[a-z]+://([^/]*@)?", "", url)
 
 
 class _Recent:

@@ -157,7 +157,8 @@ def _request(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     for order in body["orders"]:
         if order["order_id"] == order_id:
             who, reason = order.get("requested_by") or "somebody without a name", order.get("reason")
-            yield f"asked for by {who}, {body['lane']} lane" + (f": {reason}" if reason else "")
+            known_by = f" (request {order['request_id']})" if order.get("request_id") else ""
+            yield f"asked for by {who}, {body['lane']} lane{known_by}" + (f": {reason}" if reason else "")
 
 
 def _refused(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
