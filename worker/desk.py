@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
-# A call for so many is worth its signature: the next hand need not wait until it is sent.
-LARGE_CALL = 10
 # A hand that was called comes at once; if none has come by then, the bell was lost.
 CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
@@ -147,8 +145,7 @@ class Desk:
                 with self._outbox.at_it():
                     putting, held = held, Pursued()
                     claim, asked = self._turn(putting, lanes)
-                    if len(claim.entries) >= LARGE_CALL:
-                        self._outbox.sent()
+                    self._outbox.claimed(len(claim.entries))
                     if claim.entries:
                         self._leases.hold(claim.entries, since=asked)
                         self._tell(Claimed(claim.entries))
