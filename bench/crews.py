@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +43,8 @@ class Contender:
     """One queue: ``commands`` start its workers, for a number of processes and the exchange's latency in ms.
 
     ``listeners`` are the connections that then wait for work at Redis; ``drained`` is how many orders it is
-    given to drain, at 0 and at 20 ms.
+    given to drain, at 0 and at 20 ms. ``fsync``: when its Redis has what it is told on disk; ``producer``:
+    whose way of publishing it takes (empty: its own); ``environment``: besides what all have.
     """
 
     name: str
@@ -52,6 +53,9 @@ class Contender:
     listeners: Callable[[int, int], int] = lambda processes, _ms: processes
     record_key: str = RECORD_KEY
     drained: tuple[int, int] = (10_000, 10_000)
+    fsync: str = "everysec"  # Redis' own choice once the append-only file is on
+    producer: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def _celery(app: str, *options: str) -> list[str]:
@@ -61,16 +65,33 @@ def _celery(app: str, *options: str) -> list[str]:
 
 _QUIETLY = ("--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "warning")
 
+OURS = Contender(
+    "ours",
+    "this service",
+    # As the Procfile has it, a line of log for each outcome included.
+    lambda n, _ms: [
+        _celery("worker.app", "--without-gossip", "--without-mingle", "-l", "info") for _ in range(n)
+    ],
+)
+# As our documentation wants it: a Redis that is killed has lost nothing.
+OURS_SAFE = replace(
+    OURS, name="ours_safe", title="this service, fsync always", fsync="always", producer="ours"
+)
+# Without what watches it, and with all of that.
+OURS_UNWATCHED = replace(OURS, name="unwatched", environment={"KALSHI_AUDIT": "off"}, producer="ours")
+OURS_WATCHED = replace(
+    OURS,
+    name="watched",
+    commands=lambda n, ms: [
+        ["env", f"KALSHI_METRICS_PORT={free_port()}", *command] for command in OURS.commands(n, ms)
+    ],
+    producer="ours",
+)
+
 # How many at once is the best found for each latency: threads, coroutines or processes.
 CONTENDERS = (
-    Contender(
-        "ours",
-        "this service",
-        # As the Procfile has it, a line of log for each outcome included.
-        lambda n, _ms: [
-            _celery("worker.app", "--without-gossip", "--without-mingle", "-l", "info") for _ in range(n)
-        ],
-    ),
+    OURS,
+    OURS_SAFE,
     Contender(
         "celery_shipped",
         "celery as shipped",
@@ -176,7 +197,7 @@ class Session:
         self._folder = folder / f"{contender.name}-{next(_numbers)}"
         self._processes = processes
         self._latency_ms = latency_ms
-        self._redis = RedisServer(self._folder / "redis")
+        self._redis = RedisServer(self._folder / "redis", options=["--appendfsync", contender.fsync])
         self._workers: list[Part] = []
         self.redis: redis.Redis = self._redis.client()
 
@@ -214,6 +235,7 @@ class Session:
             "KALSHI_BASE_URL": self.stub.url,
             "KALSHI_API_KEY_ID": KEY_ID,
             "KALSHI_PRIVATE_KEY_PATH": str(self.stub.keys.private_path),
+            **self.contender.environment,
         }
 
     def _warm_up(self) -> None:
@@ -233,7 +255,7 @@ class Session:
         """Producers as processes, for ``count`` orders in all, which wait to be told to begin."""
         return Producing(
             self._environment,
-            name or self.contender.name,
+            name or self.contender.producer or self.contender.name,
             mode,
             each=count // producers,
             producers=producers,

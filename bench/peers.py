@@ -23,7 +23,18 @@ from statistics import median
 from typing import Any
 
 from bench import report
-from bench.crews import BY_NAME, Contender, Producing, Session, StubExchange, available
+from bench.crews import (
+    BY_NAME,
+    OURS,
+    OURS_SAFE,
+    OURS_UNWATCHED,
+    OURS_WATCHED,
+    Contender,
+    Producing,
+    Session,
+    StubExchange,
+    available,
+)
 from bench.stub import ceiling
 from sandbox.stack import ROOT, wait_until
 
@@ -174,33 +185,48 @@ def with_everybody(bench: Bench, names: Sequence[str], wanted: set[str]) -> None
 
 def raw(bench: Bench) -> None:
     """A backlog of plain Celery messages, published by somebody who has none of our code."""
-    with bench.session(BY_NAME["ours"]) as session:
-        drain(bench, session, count=bench.size.backlog, measure="raw", name="raw")
+    for contender in (OURS, OURS_SAFE):
+        with bench.session(contender) as session:
+            drain(bench, session, count=bench.size.backlog, measure="raw", name="raw")
 
 
 def bulk(bench: Bench) -> None:
     """One `cancel_many`, each order with its own record."""
-    for latency_ms in (0, 20):
-        with bench.session(BY_NAME["ours"], latency_ms=latency_ms) as session:
-            live(bench, session, count=bench.size.backlog, measure=f"bulk{latency_ms}", mode="bulk")
+    for contender in (OURS, OURS_SAFE):
+        for latency_ms in (0, 20):
+            with bench.session(contender, latency_ms=latency_ms) as session:
+                live(bench, session, count=bench.size.backlog, measure=f"bulk{latency_ms}", mode="bulk")
 
 
 def producers(bench: Bench) -> None:
     """How fast four processes publish while the workers are held, one by one and in bulk."""
-    with bench.session(BY_NAME["ours"]) as session:
-        session.pause()
-        try:
-            for mode, count in (("single", bench.size.backlog), ("bulk", bench.size.backlog * 10)):
-                with session.producer(mode, count) as producing:
-                    produced = producing.run()
-                bench.note(
-                    f"publish {mode}",
-                    "ours",
-                    rate=len(producing.ids) / (produced.ended - produced.began),
-                    cpu_s_per_1000=produced.cpu_s / len(producing.ids) * 1000,
-                )
-        finally:
-            session.resume()
+    for contender in (OURS, OURS_SAFE):
+        with bench.session(contender) as session:
+            _publish(bench, session)
+
+
+def _publish(bench: Bench, session: Session) -> None:
+    session.pause()
+    try:
+        for mode, count in (("single", bench.size.backlog), ("bulk", bench.size.backlog * 10)):
+            with session.producer(mode, count) as producing:
+                produced = producing.run()
+            bench.note(
+                f"publish {mode}",
+                session.contender.name,
+                rate=len(producing.ids) / (produced.ended - produced.began),
+                cpu_s_per_1000=produced.cpu_s / len(producing.ids) * 1000,
+            )
+    finally:
+        session.resume()
+
+
+def watching(bench: Bench) -> None:
+    """What the audit trail and the metrics cost: the same backlog without and with both."""
+    for contender in (OURS_UNWATCHED, OURS_WATCHED):
+        with bench.session(contender) as session:
+            for _ in range(2):
+                drain(bench, session, count=bench.size.backlog, measure="watching")
 
 
 def growth(bench: Bench) -> None:
@@ -215,7 +241,7 @@ def growth(bench: Bench) -> None:
 def length(bench: Bench) -> None:
     """Whether a long queue is drained as fast as a short one, and its end as fast as its beginning."""
     for orders in bench.size.lengths:
-        with bench.session(BY_NAME["ours"]) as session:
+        with bench.session(OURS) as session:
             rates = []
             for _ in range(max(10_000 // orders, 1)):
                 session.fresh()
@@ -239,7 +265,7 @@ def length(bench: Bench) -> None:
 def memory(bench: Bench) -> None:
     """Memory of the worker processes while very many cancels go through them."""
     step = bench.size.memory_orders // 10
-    with bench.session(BY_NAME["ours"]) as session:
+    with bench.session(OURS) as session:
         points = []
         for number in range(11):
             points.append((number * step, session.pss_mb()))
@@ -270,7 +296,7 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
 def idle(bench: Bench) -> None:
     """One cancel after minutes of silence, the exchange having closed idle connections."""
     with ExitStack() as stack:
-        sessions = [stack.enter_context(bench.session(BY_NAME["ours"])) for _ in range(IDLE_SERVICES)]
+        sessions = [stack.enter_context(bench.session(OURS)) for _ in range(IDLE_SERVICES)]
         bench.stub.reset(idle_close_s=min(IDLE_CLOSE_S, bench.size.idle_s / 2))
         warm_ms: list[float] = []
         for session in sessions:
@@ -299,6 +325,7 @@ MEASURES: dict[str, Callable[[Bench], None] | None] = {
     "raw": raw,
     "bulk": bulk,
     "producers": producers,
+    "watching": watching,
     "growth": growth,
     "length": length,
     "memory": memory,

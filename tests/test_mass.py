@@ -502,11 +502,20 @@ def test_without_a_listing_nothing_is_called_flat_and_it_ends_at_its_deadline(cr
 def test_orders_that_are_named_are_canceled_even_when_nothing_can_be_listed(crew):
     order_ids = crew.place(3)
     crew.control.fault("http_500", operation="list")
-    report = sweep(crew, {"order_ids": order_ids}, deadline_s=1.0)
+    report = sweep(crew, {"order_ids": order_ids}, deadline_s=6.0)
     assert report["flat"] is False
     assert report["why_not_flat"].startswith("no listing could be had: ")
     assert {each["order_id"] for each in report["affected"]} == set(order_ids)
     assert resting(crew) == set()
+
+
+def test_a_step_that_takes_longer_than_the_lease_is_not_begun_by_a_second_runner(crew):
+    crew.place(3_100)
+    crew.control.fault("slow", operation="list", seconds=1.3, effect="before", times=4)
+    report = sweep(crew, EVERYTHING)
+    assert report["flat"]
+    four_pages_and_the_proof = [call for call in crew.control.calls() if call["operation"] == "list"]
+    assert len(four_pages_and_the_proof) == 5
 
 
 def test_reads_that_lag_delay_the_proof_and_do_not_fool_it(crew):

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 # Between looks at whether to stop; below the time after which Redis' silence is an outage.
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
-EARS_LIFE_S = 2.0  # that hands listen is said with each sweep
+# That hands listen is said with each sweep, which comes late where a process has more to do than it can.
+EARS_LIFE_S = 5.0
 
 
 class Hands:

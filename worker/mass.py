@@ -81,6 +81,7 @@ class MassRunner:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._look = threading.Event()
+        self._running: set[str] = set()
 
     def start(self) -> None:
         """Starts to look for mass cancels that nobody is at."""
@@ -106,7 +107,10 @@ class MassRunner:
             self._look.clear()
             try:
                 for request_id in self._means.masses.open_ids():
-                    self._take(request_id)
+                    if request_id in self._running:  # a step of it may take longer than the lease
+                        self._means.masses.keep(request_id, self._means.name)
+                    else:
+                        self._take(request_id)
             except BookError as error:
                 log.warning("mass cancels cannot be looked for: %s", error)
 
@@ -119,11 +123,18 @@ class MassRunner:
             )
             return
         if request is not None:
+            self._running.add(request_id)
             threading.Thread(
                 target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
             ).start()
 
     def _run(self, request: MassRequest) -> None:
+        try:
+            self._see_through(request)
+        finally:
+            self._running.discard(request.request_id)
+
+    def _see_through(self, request: MassRequest) -> None:
         said = _about(request)
         log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
         self._means.tell(MassStep(request.request_id, "started", request.traceparent))
@@ -233,7 +244,8 @@ class _Run:
             refused_calls=self._refused_calls(),
         )
         command = self._command()
-        give_up_s = self._masses.now_s() + self._request.deadline_s
+        # Where nothing can be listed, half of the time is left to cancel what was named.
+        give_up_s = self._masses.now_s() + self._request.deadline_s / 2
         if self._request.dry_run or command is not None:
             listing = self._list(give_up_s)
         else:
