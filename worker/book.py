@@ -7,7 +7,7 @@ a vanished worker held comes back by itself. Time is the server's: workers' cloc
 Each operation is one Lua script, under ``worker/lua`` with its contract above it; its cost does not depend
 on how long the book is. Keys, under the configured prefix P:
 
-- ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token
+- ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token, if any
 - ``P:due:{lane}:{path}``   sorted set: order ids by the moment they are due, ms
 - ``P:paths``               set: the paths there are, named after the bucket that pays: ``write`` (unscoped),
                             ``write:{shard}``, ``read`` for what is to be read back one by one, and
@@ -689,7 +689,7 @@ class Book:
             yield OpenCancel(
                 order_id,
                 lane,
-                tuple(json.loads(requested_by)),
+                tuple(json.loads(requested_by or "[]")),
                 utc_text(int(accepted_ms) / 1000),
                 (now_ms - int(accepted_ms)) / 1000,
                 (due_ms - now_ms) / 1000,
@@ -746,7 +746,7 @@ def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any]) -> 
     try:
         return DeadLetter(
             order_id,
-            tuple(json.loads(requested_by)),
+            tuple(json.loads(requested_by or "[]")),
             utc_text(int(accepted_ms) / 1000),
             died_at,
             CancelRequest.from_json(request),

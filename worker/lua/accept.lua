@@ -14,7 +14,7 @@
 local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function with(list_json, value)  -- a JSON list of texts, with one more unless it is there
-  if list_json == '[]' then return '[' .. cjson.encode(value) .. ']' end
+  if not list_json or list_json == '[]' then return '[' .. cjson.encode(value) .. ']' end
   local list = cjson.decode(list_json)
   for _, known in ipairs(list) do if known == value then return list_json end end
   if #list >= 1000 then return list_json end
@@ -44,7 +44,7 @@ local function join(entry, order_id, request, path, requested_by, deadline_ms, t
     redis.call('HSET', entry, 'deadline_ms', deadline_ms)
     redis.call('ZADD', prefix .. ':deadline', deadline_ms, order_id)
   end
-  local home, at_path, in_hand = known[4], known[8], known[6] ~= ''
+  local home, at_path, in_hand = known[4], known[8], (known[6] or '') ~= ''
   local moved_to = lane == 'risk' and 'risk' or home
   local new_path = changed and at_path == 'write' and not in_hand and path or at_path
   if moved_to ~= home or new_path ~= at_path then
@@ -110,11 +110,12 @@ for at = 9, #ARGV, 6 do
       answer[#answer + 1] = record
     else
       if record then redis.call('DEL', record_key) end
-      redis.call('HSET', entry,
-        'request', request, 'lane', lane, 'path', path, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms,
-        'requested_by', requested_by == '' and '[]' or '[' .. requested_by .. ']',
-        'reply_to', task_id == '' and '[]' or '[' .. cjson.encode(task_id) .. ']',
-        'learned', ARGV[7], 'token', '', 'sent', 0, 'reported', 0)
+      local fields = { 'request', request, 'lane', lane, 'path', path, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms }
+      local function set(field, value) fields[#fields + 1] = field; fields[#fields + 1] = value end
+      if requested_by ~= '' then set('requested_by', '[' .. requested_by .. ']') end
+      if task_id ~= '' then set('reply_to', '[' .. cjson.encode(task_id) .. ']') end
+      if ARGV[7] ~= '' then set('learned', ARGV[7]) end
+      redis.call('HSET', entry, unpack(fields))
       if not known_paths[path] then
         known_paths[path] = redis.call('SADD', prefix .. ':paths', path)
       end

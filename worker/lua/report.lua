@@ -11,7 +11,7 @@ for at = 5, #ARGV, 3 do
   local order_id, head, tail = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local entry = prefix .. ':entry:' .. order_id
   local e = redis.call('HMGET', entry, 'reported', 'deadline_ms', 'requested_by', 'reply_to')
-  if e[1] == '0' and tonumber(e[2]) <= now_ms then
+  if e[1] ~= '1' and e[2] and tonumber(e[2]) <= now_ms then
     tell(record_prefix, life_s, order_id, head, e[3], tail, e[4])
     redis.call('HSET', entry, 'reported', 1)
     redis.call('ZREM', prefix .. ':deadline', order_id)

@@ -15,9 +15,9 @@ while to_look > 0 and met < tonumber(ARGV[4]) do
   for at, order_id in ipairs(ids) do entries[at] = prefix .. ':entry:' .. order_id end
   if redis.call('EXISTS', unpack(entries)) > 0 then
     for at, order_id in ipairs(ids) do
-      local reported = redis.call('HGET', entries[at], 'reported')
-      if reported then open[#open + 1] = order_id end
-      if reported == '1' then overdue = overdue + 1 end
+      local e = redis.call('HMGET', entries[at], 'request', 'reported')
+      if e[1] then open[#open + 1] = order_id end
+      if e[2] == '1' then overdue = overdue + 1 end
     end
     if #open > 0 then redis.call('RPUSH', list, unpack(open)) end
   end

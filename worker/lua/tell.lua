@@ -35,7 +35,7 @@ local function task_prefix(record_prefix) return string.sub(record_prefix, 1, -1
 local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to)
   local record = head .. names_json(requested_by) .. tail
   store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
-  if reply_to == '[]' then return end
+  if not reply_to then return end
   for _, task_id in ipairs(texts(reply_to)) do
     if not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') then
       store_record(task_prefix(record_prefix) .. task_id, life_s, record .. cjson.encode(task_id) .. '}')
