@@ -51,7 +51,7 @@ ORDER_DEADLINE_S = 60.0
 # What plan, hand-over and the last results take on top of the tokens' time.
 OVERHEAD_S = 0.15
 # Orders a second that one machine lists and settles when tokens do not hold it up, until measured.
-ORDERS_PER_S = 4_000.0
+ORDERS_PER_S = 7_000.0
 PACE_FROM_ORDERS = 500  # fewer tell nothing about it
 COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
 
