@@ -16,9 +16,11 @@ from contextlib import contextmanager
 IN_LINE_MOST_S = 0.05
 # A call for so many is worth its signature: the next in line need not wait until it is sent.
 LARGE_CALL = 10
-# A call for so many tells that more are coming: a signature and a round trip cost as much as eight orders.
+# A call for several tells that more are coming, and a signature and a round trip cost as much as ten orders: the
+# next waits a little, unless there were so many that it is worth its signature anyway.
 SEVERAL = 4
-GATHER_S = 0.008
+ENOUGH = 30
+GATHER_S = 0.012
 
 
 class Outbox:
@@ -41,10 +43,10 @@ class Outbox:
 
     def claimed(self, orders: int) -> None:
         """The calling thread has so many for its call."""
+        if SEVERAL <= orders < ENOUGH:
+            self._next_at = time.monotonic() + GATHER_S
         if orders >= LARGE_CALL:
             self.sent()
-        elif orders >= SEVERAL:
-            self._next_at = time.monotonic() + GATHER_S
 
     def sent(self) -> None:
         """The calling thread's request is on its way: the next in line may go."""
