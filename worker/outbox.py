@@ -16,8 +16,8 @@ from contextlib import contextmanager
 IN_LINE_MOST_S = 0.05
 # A call for so many is worth its signature: the next in line need not wait until it is sent.
 LARGE_CALL = 10
-# A call for several tells that more are coming, and a signature and a round trip cost as much as ten orders: the
-# next waits a little, unless there were so many that it is worth its signature anyway.
+# A call for several tells that more are coming, and a signature and a round trip cost as much as ten
+# orders: the next waits a little, unless there were enough to be worth their signature.
 SEVERAL = 4
 ENOUGH = 30
 GATHER_S = 0.012
