@@ -48,9 +48,12 @@ class Watched:
     def oldest_during(self, seconds):
         """The greatest age of the file in a time that is long enough for a dead loop to show."""
         ages, end = [0.0], time.monotonic() + seconds
-        while time.monotonic() < end:
+
+        def look():
             ages.append(self.age_s())
-            time.sleep(0.05)
+            return time.monotonic() >= end
+
+        wait_until(look, within_s=2 * seconds + PATIENCE_S, what="the time is over")
         return max(ages)
 
     def ctl(self, *arguments):

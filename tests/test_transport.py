@@ -128,14 +128,17 @@ def once(raw):
 
 
 def drips(first, drop=b"x", every_s=0.05):
-    """A server that answers at once with `first`, then byte by byte without end."""
+    """A server that answers at once with `first`, then byte by byte until the client hangs up."""
 
     def talk(server, connection, _number):
         server.hear(connection)
         connection.sendall(first)
-        while True:
+        connection.settimeout(every_s)
+        hung_up = False
+        while not hung_up:
             connection.sendall(drop)
-            time.sleep(every_s)  # the drip itself, not a wait for something
+            with contextlib.suppress(TimeoutError):
+                hung_up = not connection.recv(1)
 
     return talk
 

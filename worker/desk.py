@@ -279,13 +279,7 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
         elif isinstance(conclusion, Settle):
             result = conclusion.result
             why = f" ({result.error.code})" if result.error else ""
-            fields = _about(
-                entry,
-                outcome=result.outcome.value,
-                attempts=result.attempts,
-                code=result.error and result.error.code,
-                age_s=round(entry.age_s + held_s, 3),
-            )
+            fields = _came_to(entry, result.outcome, result.attempts, result.error, held_s)
             said = entry.order_id, result.outcome.value, result.attempts, why
             if result.outcome.final:
                 usual.append(("{}: {} after {} attempts{}".format(*said), fields))
@@ -297,13 +291,7 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
                 "%s: given up unresolved after %.0f s",
                 entry.order_id,
                 entry.age_s,
-                extra=_about(
-                    entry,
-                    outcome=Outcome.UNRESOLVED.value,
-                    attempts=learned.attempts,
-                    code=learned.last_problem and learned.last_problem.code,
-                    age_s=round(entry.age_s + held_s, 3),
-                ),
+                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, held_s),
             )
     if usual and log.isEnabledFor(logging.INFO):
         log.info(Lines(usual))
@@ -313,6 +301,18 @@ def _attempts(conclusion: Conclusion) -> int:
     if isinstance(conclusion, Settle):
         return conclusion.result.attempts
     return Progress.parse(conclusion.learned).attempts
+
+
+def _came_to(
+    entry: Entry, outcome: Outcome, attempts: int, problem: Problem | None, held_s: float
+) -> dict[str, Any]:
+    return _about(
+        entry,
+        outcome=outcome.value,
+        attempts=attempts,
+        code=problem and problem.code,
+        age_s=round(entry.age_s + held_s, 3),
+    )
 
 
 def _about(entry: Entry, **fields: Any) -> dict[str, Any]:

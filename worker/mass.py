@@ -105,6 +105,8 @@ class MassRunner:
         while not self._means.stopping.is_set():
             self._look.wait(FIND_EVERY_S)
             self._look.clear()
+            if self._means.stopping.is_set():
+                return  # what runs here gives its lease back
             try:
                 for request_id in self._means.masses.open_ids():
                     if request_id in self._running:  # a step of it may take longer than the lease

@@ -93,14 +93,3 @@ class Client:
             "self_trade_prevention_type": "taker_at_cross",
         }
         return self.ask("POST", "/portfolio/events/orders", body=order | fields)
-
-
-def until(condition, limit_s=LIMIT_S):
-    """Waits for a condition, and gives its truthy value."""
-    end = time.monotonic() + limit_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from signed import until
 
 from sandbox.buckets import TIERS, Budget, TokenBucket
 from sandbox.control import ControlError
+from sandbox.stack import wait_until
 
 # Nothing refills: levels are exact.
 FROZEN = {"read": [0, 100], "write": [0, 100]}
@@ -111,7 +111,7 @@ def test_a_foreign_client_can_drain_a_bucket_and_time_refills_it(control, client
         answers.append(client.cancel("a").status)
         return answers[-1] == 200
 
-    until(canceled)
+    wait_until(canceled)
     assert set(answers[:-1]) <= {429}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from signed import until
+
+from sandbox.stack import wait_until
 
 NOT_FOUND = b'{"error":{"code":"not_found","message":"not found"}}'
 V1 = "/portfolio/orders"
@@ -245,7 +246,7 @@ def test_the_tail_ends(control, client):
     control.configure(tail_s=0.05)
     client.ask("DELETE", "/portfolio/events/orders")
 
-    until(lambda: client.create().json["remaining_count"] == "10.00")
+    wait_until(lambda: client.create().json["remaining_count"] == "10.00")
 
 
 def test_the_tail_may_ignore_the_subaccount(control, client):

@@ -9,12 +9,13 @@ import zlib
 
 import pytest
 import requests
-from signed import Client, until
+from signed import Client
 
 from sandbox import faults as sandbox_faults
 from sandbox.control import Control, ControlError
 from sandbox.faults import KINDS, STRANGER, Fault, Faults
 from sandbox.server import SandboxServer
+from sandbox.stack import wait_until
 
 LOST = (http.client.HTTPException, OSError)
 
@@ -143,7 +144,7 @@ def test_a_hanging_call_is_never_answered_and_ends_when_it_is_let_go(control, cl
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    until(lambda: any(call["fault"] == "hang" for call in control.calls("cancel")))
+    wait_until(lambda: any(call["fault"] == "hang" for call in control.calls("cancel")))
     assert thread.is_alive()
     assert status_of(control) == status
     control.clear_faults()
@@ -157,7 +158,7 @@ def test_a_server_with_hanging_calls_stops_promptly(rsa_key):
         control.fault("hang")
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         connection.request("GET", "/trade-api/v2/exchange/status")
-        until(lambda: control.calls("status"))
+        wait_until(lambda: control.calls("status"))
         started = time.monotonic()
         server.stop()
         assert time.monotonic() - started < 3
@@ -270,7 +271,7 @@ def test_an_endless_answer_flows_until_the_client_hangs_up(sandbox, control):
         received = 0
         while received < 4 << 20:
             received += len(next(chunks))
-    until(lambda: len(sandbox._open) == 1)  # the control's own connection
+    wait_until(lambda: len(sandbox._open) == 1)  # the control's own connection
 
 
 def test_one_call_can_see_the_clock_skewed(control, client):
@@ -302,7 +303,7 @@ def test_stale_reads_can_end_some_seconds_after_the_change(control, client):
     client.cancel("a")
     control.fault("stale_read", seconds=0.05)
 
-    until(lambda: client.get("/portfolio/orders/a").json["order"]["status"] == "canceled")
+    wait_until(lambda: client.get("/portfolio/orders/a").json["order"]["status"] == "canceled")
     assert client.get("/portfolio/orders", "status=resting").json["orders"] == []
 
 

@@ -6,7 +6,8 @@ import re
 import time
 
 import pytest
-from signed import until
+
+from sandbox.stack import wait_until
 
 ORDERS = "/portfolio/orders"
 
@@ -187,8 +188,8 @@ def test_reads_catch_up_when_the_lag_is_over(control, client):
     client.cancel("a")
     order_id = client.create().json["order_id"]
 
-    until(lambda: client.get(f"{ORDERS}/a").json["order"]["status"] == "canceled")
-    until(lambda: client.get(f"{ORDERS}/{order_id}").status == 200)
+    wait_until(lambda: client.get(f"{ORDERS}/a").json["order"]["status"] == "canceled")
+    wait_until(lambda: client.get(f"{ORDERS}/{order_id}").status == 200)
     assert ids(client.get(ORDERS, "status=resting")) == [order_id]
     assert ids(client.get(ORDERS, "status=canceled")) == ["a"]
 

@@ -14,10 +14,11 @@ import time
 from email.utils import parsedate_to_datetime
 
 import pytest
-from signed import Client, pem_of, until
+from signed import Client, pem_of
 
 from sandbox.control import Control, ControlError
 from sandbox.server import SandboxServer
+from sandbox.stack import wait_until
 
 STATUS = "/trade-api/v2/exchange/status"
 
@@ -266,7 +267,7 @@ def test_the_command_serves_sample_orders_until_it_is_told_to_stop(rsa_key, publ
         assert "sample-resting" in process.stdout.readline()
         client = Client(url, rsa_key, "k")
         with Control(url) as control:
-            until(lambda: len(control.orders()) == 7)
+            wait_until(lambda: len(control.orders()) == 7)
             assert client.cancel("sample-resting").status == 200
             assert client.get("/account/limits").json["usage_tier"] == "basic"
             assert control.calls() == []
