@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox.control import Control
 from sandbox.stack import Part, Stack, wait_until
 from worker.client import CancelClient
 
@@ -41,6 +42,11 @@ class Apart:
 
     client: CancelClient
     start: Callable[[], list[Part]]
+
+
+def about_orders(control: Control) -> list[dict[str, Any]]:
+    """The calls but for those that learn limits and costs, which a worker makes whenever it is time to."""
+    return [call for call in control.calls() if call["operation"] not in {"limits", "costs"}]
 
 
 class Crew:
