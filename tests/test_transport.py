@@ -193,12 +193,13 @@ def test_a_reply_arrives_whole_with_lower_case_header_names(serve, transport):
     assert reply.headers["date"].startswith("Sun")
 
 
-def test_the_path_goes_out_byte_for_byte_as_it_was_signed(serve, transport):
+@pytest.mark.parametrize("call", [CALL, Call("DELETE", "/a%7Eb", "c=%7E")], ids=["an order's", "escaped"])
+def test_the_path_goes_out_byte_for_byte_as_it_was_signed(serve, transport, call):
     server = serve(says(whole()))
-    transport(server.url).send(CALL, SIGNED, time_left_s=5)
+    transport(server.url).send(call, SIGNED, time_left_s=5)
     [head] = server.heard
     first, *lines = head.decode().split("\r\n")
-    assert first == f"DELETE {CALL.path}?{CALL.query} HTTP/1.1"
+    assert first == f"DELETE {call.path}?{call.query} HTTP/1.1"
     sent = dict(line.lower().split(": ", 1) for line in lines if line)
     assert sent["kalshi-access-signature"] == SECRET.lower()
     assert sent["accept-encoding"] == "identity"
@@ -208,7 +209,7 @@ def test_the_path_goes_out_byte_for_byte_as_it_was_signed(serve, transport):
 
 @pytest.mark.parametrize(
     "path",
-    ["/a%7Eb", "/a%2db", "/a b", "/a\u00e9", "/a/../b", "/a#b", "/a%zz", '/a"b', "/a\\b"],
+    ["/a%2db", "/a b", "/a\u00e9", "/a/../b", "/a#b", "/a%zz", '/a"b', "/a\\b"],
     ids=ascii,
 )
 def test_a_path_that_would_be_rewritten_on_its_way_is_not_sent(serve, transport, path):

@@ -1,6 +1,8 @@
 """One HTTP exchange over a warm keep-alive pool, within a total deadline and a bounded size.
 
-What `requests` does not offer is added at the connection (urllib3's own seam):
+`requests` sets the pool up (proxies, TLS, what the environment says). Calls go straight to it: what they do
+not need of the layer above it (cookies, redirects, hooks) would take as long as a signature. What `requests`
+does not offer is added at the connection (urllib3's own seam):
 
 - a deadline for the whole reply, status line and headers included: a socket timeout only bounds the
   silence between two bytes, so a dripping reply would never end;
@@ -30,11 +32,14 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Retry, Timeout, parse_url
 
 from worker.dialects import Call, Reply
 
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "kalshi-cancel"}
 _JSON = {"Content-Type": "application/json"}
+_NONE = Retry.from_int(False, redirect=False)  # noqa: FBT003 - urllib3's word for it
 # A call that has less time than this cannot be answered: it is not sent at all.
 MIN_TIME_S = 0.01
 
@@ -77,14 +82,20 @@ class Transport:
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
         self._max_body_bytes = max_body_bytes
-        self._session = _SessionThatStays()
-        # Off by default: a stray HTTP_PROXY or .netrc must not see signed calls, and looking costs 0.1 ms.
-        self._session.trust_env = trust_env
-        self._session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
-        self._verify: bool | str = ca_bundle or True
-        adapter = _WatchedAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        with requests.Session() as session:
+            # Off by default: a stray HTTP_PROXY must not see signed calls.
+            session.trust_env = trust_env
+            session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
+            settings = session.merge_environment_settings(base_url, {}, True, ca_bundle, None)  # noqa: FBT003 - stream
+        self._adapter = _WatchedAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        anything = requests.Request("GET", base_url).prepare()
+        pool = self._adapter.get_connection_with_tls_context(
+            anything, ca_bundle or settings["verify"], proxies=settings["proxies"]
+        )
+        assert isinstance(pool, HTTPConnectionPool)
+        self._pool = pool
+        # A proxy that is no tunnel is asked for whole addresses.
+        self._asked_for = base_url if self._adapter.request_url(anything, settings["proxies"]) != "/" else ""
 
     def send(self, call: Call, headers: Mapping[str, str], *, time_left_s: float) -> Reply:
         """The complete reply to ``call``, within ``time_left_s``; raises NotSent or NoReply.
@@ -98,52 +109,41 @@ class Transport:
         _call.on_sent = self._on_sent
         _call.deadline = time.monotonic() + time_left_s
         try:
-            request = requests.Request(
-                call.method,
-                self._base_url + call.target,
-                headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
-                data=call.body or None,
-            ).prepare()
-            if request.path_url != call.target:
+            if parse_url(self._base_url + call.target).request_uri != call.target:
                 raise NotSent("the path would be sent differently from how it was signed")
-            timeouts_s = (min(self._connect_timeout_s, time_left_s), self._read_timeout_s)
-            options = self._session.merge_environment_settings(
-                request.url, {}, stream=True, verify=self._verify, cert=None
+            response = self._pool.urlopen(
+                call.method,
+                self._asked_for + call.target,
+                body=call.body or None,
+                headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
+                timeout=Timeout(min(self._connect_timeout_s, time_left_s), self._read_timeout_s),
+                retries=_NONE,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
             )
-            options["verify"] = self._verify if self._verify is not True else options["verify"]
-            with self._session.send(
-                request, timeout=timeouts_s, allow_redirects=False, **options
-            ) as response:
+            try:
                 return self._read(response)
-        except (
-            requests.RequestException,
-            HTTPError,
-            http.client.HTTPException,
-            OSError,
-            ValueError,
-        ) as error:
+            finally:
+                response.close()
+                response.release_conn()
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             kind = NoReply if _call.sent else NotSent
             raise kind(_reason(error)) from None  # the chain holds the request, and so the signature
 
-    def _read(self, response: requests.Response) -> Reply:
+    def _read(self, response: BaseHTTPResponse) -> Reply:
         # Not decoded: a compressed body was not asked for, and may be a bomb.
-        body = response.raw.read(self._max_body_bytes + 1, decode_content=False)
+        body = response.read(self._max_body_bytes + 1, decode_content=False)
         if len(body) > self._max_body_bytes:
             raise NoReply(f"a body of more than {self._max_body_bytes} bytes")
-        if response.raw.length_remaining:  # urllib3 would tell the next reader
+        if response.length_remaining:  # urllib3 would tell the next reader
             raise NoReply("the body was cut short")
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, body)
+        return Reply(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
 
     def close(self) -> None:
         """Closes every connection."""
-        self._session.close()
-
-
-class _SessionThatStays(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - overridden
-        """None: even when told not to follow, `requests` reads a redirect's body, inflated and unbounded."""
-        return None
+        self._adapter.close()
 
 
 def _reason(error: BaseException) -> str:
