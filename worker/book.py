@@ -31,7 +31,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import redis
@@ -117,26 +117,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought.
+    """What is to go out in one call, which is paid for: ``tokens`` from ``bucket``; and what else is due.
 
-    ``next_due_s`` is when there may be more (0: now; None: nothing is in the book); ``tokens_in_s`` when
-    the tokens for it may be there (0: nothing waits for tokens); ``coming`` hands were told or have a message
-    on its way. The call for these entries is paid for: ``tokens`` from ``bucket``.
+    ``is_more``: more can be claimed now; else ``next_due_s`` is when (0: once there are tokens; None: nothing
+    is in the book), and ``tokens_in_s`` when the tokens for it may be there (0: nothing waits for tokens).
+    ``coming`` hands were told or have a message on its way.
     """
 
     entries: tuple[Entry, ...]
+    is_more: bool
     next_due_s: float | None
     tokens_in_s: float
     coming: int
-    bucket: str
-    tokens: float
+    bucket: str = ""
+    tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a hand is ready to take up: one call's worth of what is due, the first lane first.
+    """What hands are ready to take up: one call's worth of what is due, the first lane first.
 
-    Up to ``at_most`` cancels, or one read-back, for ``lease_s``; ``exchange_ms``, this moment on the
+    Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
+    ``calls`` of them. ``exchange_ms``, this moment on the
     exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each write
     bucket that only the risk lane may touch.
     """
@@ -145,6 +147,7 @@ class Wish:
     at_most: int
     lease_s: float
     exchange_ms: int | None
+    calls: int = 1
     risk_reserve: float = 0.0
     cancel_cost: float = 2.0
     read_cost: float = 2.0
@@ -181,6 +184,14 @@ class GiveUp:
 
 
 Conclusion = Settle | GiveBack | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What one hand puts down; ``done`` are the calls that were made for it, as the trail is to show them."""
+
+    conclusions: Sequence[Conclusion]
+    done: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,53 +389,53 @@ class Book:
         args.append(json.dumps(told)[1:] if self._audit else "")
         return bool(self._run(self._refuse, args))
 
-    def turn(
-        self, conclusions: Sequence[Conclusion], wish: Wish | None, *, done: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[list[bool], Claim | None]:
-        """One step of a hand: puts entries out of it, and takes up what it wishes for, if anything.
+    def turn(self, brought: Sequence[Brought], wish: Wish | None) -> tuple[list[bool], list[Claim]]:
+        """One step of hands: puts entries out of them, and takes up what they wish for, if anything.
 
-        False for each conclusion whose entry was in another hand by now (nothing is done about it).
-        ``done`` are the calls that were made for these, as the trail is to show them.
+        False for each conclusion whose entry was in another hand by now (nothing is done about it). With a
+        wish there is at least one claim; if nothing could be claimed, one without entries.
         """
+        conclusions = [each for hand in brought for each in hand.conclusions]
+        trail = [self._trail_of(hand) for hand in brought if hand.conclusions] if self._audit else []
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
-        args += (self._trail_of(conclusions, done), 7 * len(conclusions))
+        args += (len(trail), *trail, 7 * len(conclusions))
         for each in conclusions:
             args += (each.entry.order_id, each.entry.token, *_fate(each))
         if wish is not None:
-            args += (wish.at_most, round(wish.lease_s * 1000))
+            args += (wish.at_most, wish.calls, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
             args += (wish.cancel_cost, wish.read_cost, wish.list_cost, self._name)
             for lane in wish.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)
-        return [bool(each) for each in concluded], self._parse_claim(claimed[0]) if claimed else None
+        return [bool(each) for each in concluded], self._parse_claims(*claimed[0]) if claimed else []
 
     def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
         """Takes tokens and the due entries that they pay for, for one call; see :class:`Wish`."""
-        _, claim = self.turn((), Wish(tuple(lanes), **wish))
-        assert claim is not None
+        _, [claim] = self.turn((), Wish(tuple(lanes), **wish))
         return claim
 
-    def conclude(
-        self, conclusions: Sequence[Conclusion], *, done: Sequence[Mapping[str, Any]] = ()
-    ) -> list[bool]:
+    def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
         """Puts entries out of the hand; see :meth:`turn`."""
-        return self.turn(conclusions, None, done=done)[0]
+        return self.turn([Brought(conclusions)], None)[0]
 
-    def _trail_of(self, conclusions: Sequence[Conclusion], done: Sequence[Mapping[str, Any]]) -> str:
-        """What the trail is to say, without its first brace; empty when there is no trail."""
-        if not self._audit or not conclusions:
-            return ""
-        orders = {each.entry.order_id: _story(each) for each in conclusions}
-        said = {"worker": self._name, "calls": done, "orders": orders}
+    def _trail_of(self, brought: Brought) -> str:
+        """What the trail is to say of it, without its first brace."""
+        orders = {each.entry.order_id: _story(each) for each in brought.conclusions}
+        said = {"worker": self._name, "calls": brought.done, "orders": orders}
         return json.dumps(said, separators=(",", ":"))[1:]
 
-    def _parse_claim(self, answer: Sequence[Any]) -> Claim:
-        now_ms, coming, next_due_ms, held_up_ms, bucket, tokens, claimed = answer
-        readable = (self._readable(fields, now_ms) for fields in claimed)
-        entries = tuple(entry for entry in readable if entry is not None)
+    def _parse_claims(
+        self, now_ms: int, coming: int, more: int, next_due_ms: int, held_up_ms: int, *calls: Sequence[Any]
+    ) -> list[Claim]:
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
-        return Claim(entries, next_due_s, held_up_ms / 1000, coming, bucket, float(tokens))
+        nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
+        claims = []
+        for bucket, tokens, claimed in calls:
+            readable = (self._readable(fields, now_ms) for fields in claimed)
+            entries = tuple(entry for entry in readable if entry is not None)
+            claims.append(replace(nothing, entries=entries, bucket=bucket, tokens=float(tokens)))
+        return claims or [nothing]
 
     def _readable(self, fields: Sequence[Any], now_ms: int) -> Entry | None:
         """The claimed entry; one that somebody has spoilt becomes a dead letter: it must not stop a lane."""
@@ -438,7 +449,7 @@ class Book:
                 error,
                 extra={"order_id": order_id},
             )
-            args = [self._prefix, self._record_prefix, self._record_life_s, "", 7]
+            args = [self._prefix, self._record_prefix, self._record_life_s, 0, 7]
             self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
             return None
 

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice, zip_longest
 from typing import Any
 
 from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdue, Progress, Settle, Wish
@@ -23,7 +25,7 @@ from worker.leases import LEASE_S, Leases
 from worker.logs import Lines, about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from worker.outbox import Outbox
+from worker.outbox import Outbox, Place
 from worker.pacing import Pacer
 from worker.pursuit import Pursued, Pursuit
 from worker.scripts import BookError
@@ -42,6 +44,9 @@ REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
+
+# A hand in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
+_Place = Place[Pursued, tuple[Claim, float]]
 
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
@@ -79,6 +84,7 @@ class Desk:
         self._name = name
         self._stopping = threading.Event()
         self._staying = threading.Lock()
+        self._called_at = -math.inf
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
         self._gate = Gate(exchange.warm_up, self._show_gate)
         self._pursuit = Pursuit(
@@ -134,7 +140,6 @@ class Desk:
             log.warning("no work without the book: %s", error)
 
     def _work(self, lanes: tuple[Lane, ...]) -> None:
-        called_at = -math.inf
         held = Pursued()
         try:
             while not self._stopping.is_set():
@@ -142,58 +147,80 @@ class Desk:
                     held = self._put_down(held)
                     if not self._gate.keep_watch(self._stopping):
                         return
-                with self._outbox.at_it():
-                    putting, held = held, Pursued()
-                    claim, asked = self._turn(putting, lanes)
+                place = _Place(held, len(held.conclusions), lanes)
+                with self._outbox.at_it(place) as places:
+                    if places:
+                        self._turn(places, lanes)
+                    given, held = place.given(), place.brought
+                    if given is None:
+                        continue  # another hand has put down what this one brought, and there is more
+                    claim, asked = given
                     self._outbox.claimed(len(claim.entries))
                     if claim.entries:
                         self._leases.hold(claim.entries, since=asked)
                         self._tell(Claimed(claim.entries))
-                        more_is_due = claim.next_due_s == 0.0 and not claim.coming
-                        if more_is_due and asked - called_at > CALL_AGAIN_S and self._room.any_idle:
-                            called_at = asked
-                            self._call_hand(claim.entries[0].lane)
                         held = self._pursuit.pursue(claim, since=asked)
-                if not claim.entries:
-                    wait_s = _until_more(claim)
-                    if wait_s is None or not self._stay(wait_s):
-                        return
-                    called_at = -math.inf
+                        continue
+                wait_s = _until_more(claim)
+                if wait_s is None or not self._stay(wait_s):
+                    return
         finally:
             self._put_down(held)
 
-    def _turn(self, held: Pursued, lanes: tuple[Lane, ...]) -> tuple[Claim, float]:
-        """Puts down what is held and claims more, in one step; and when that was asked for (monotonic)."""
-        while True:
-            asked = time.monotonic()
-            try:
-                done, claim = self._book.turn(held.conclusions, self._wish(lanes), done=held.done)
-            except BookError:
-                if not held.conclusions:
-                    raise
-                held = self._put_down(held)  # until that is done, the exchange will not say it twice
-                continue
-            self._put(held, done)
-            assert claim is not None
-            return claim, asked
+    def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
+        """Puts down what these hands bring and claims for each of them, in one step."""
+        claims: list[Claim] = []
+        asked = 0.0
+        try:
+            while not claims:
+                brought = [place.brought.brought for place in places]
+                asked = time.monotonic()
+                try:
+                    done, claims = self._book.turn(brought, self._wish(lanes, calls=len(places)))
+                except BookError:
+                    if not any(place.brought.conclusions for place in places):
+                        raise
+                    for place in places:  # until that is done, the exchange will not say it twice
+                        place.brought = self._put_down(place.brought)
+                    continue
+                each_done = iter(done)
+                for place in places:
+                    self._put(place.brought, list(islice(each_done, len(place.brought.conclusions))))
+                    place.brought = Pursued()
+            self._call_more(claims[0])
+        finally:
+            rest = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
+            for place, claim in zip_longest(places, claims):
+                place.serve((claim, asked) if claim else rest)
+
+    def _call_more(self, claim: Claim) -> None:
+        """Has a hand called where there is more than this claim and nobody comes for it."""
+        if not claim.entries or not claim.is_more or claim.coming or not self._room.any_idle:
+            return
+        now = time.monotonic()
+        if now - self._called_at > CALL_AGAIN_S:
+            self._called_at = now
+            self._call_hand(claim.entries[0].lane)
 
     def _stay(self, seconds: float) -> bool:
         """Waits for what is due or paid for soon, as the one hand that does; False for the others."""
         if not self._staying.acquire(blocking=False):
             return False
         try:
+            self._called_at = -math.inf
             self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
         finally:
             self._staying.release()
         return True
 
-    def _wish(self, lanes: tuple[Lane, ...]) -> Wish:
+    def _wish(self, lanes: tuple[Lane, ...], *, calls: int) -> Wish:
         limits = self._pacer.limits
         return Wish(
             lanes,
             at_most=self._pursuit.batch_size.limit,
             lease_s=LEASE_S,
             exchange_ms=self._pursuit.exchange_ms(),
+            calls=calls,
             risk_reserve=self._risk_reserve,
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
@@ -237,7 +264,7 @@ class Desk:
         give_up = None
         while held.conclusions:
             try:
-                self._put(held, self._book.conclude(held.conclusions, done=held.done))
+                self._put(held, self._book.turn([held.brought], None)[0])
                 break
             except BookError as error:
                 log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)

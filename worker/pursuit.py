@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from worker.book import Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
+from worker.book import Brought, Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
 from worker.dialects import Canceled, Meaning, Trouble
 from worker.exchange import Exchange
 from worker.gate import Gate
@@ -72,9 +71,9 @@ class Pursued:
     since: float = 0.0
 
     @property
-    def done(self) -> list[dict[str, Any]]:
-        """The calls as the trail is to show them."""
-        return [
+    def brought(self) -> Brought:
+        """As the book is to have it."""
+        done = [
             {
                 "operation": call.operation,
                 "orders": len(call.order_ids),
@@ -86,6 +85,7 @@ class Pursued:
             }
             for call in self.calls
         ]
+        return Brought(self.conclusions, done)
 
 
 class Pursuit:

@@ -1,14 +1,16 @@
--- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries.
+-- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries, or several
+-- calls of one entry each.
 --
 -- Expects `prefix`, `now_ms`, buckets.lua, bells.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
---       at most in one call · lease, ms · this moment on the exchange's clock, ms (empty: not known) · share of a
---       write bucket that is kept for risk · cost of a cancel · of a read · of a listing · the hand's name ·
---       then two for each lane, the most urgent first: lane · its queue
--- returns { this moment (ms), hands that are coming (told, or messages in the queues), when the next entry is
---           due (ms, 0: none; a moment that has passed: more could be claimed), wait for tokens (ms, 0: none
---           is held up), bucket paid from, tokens paid,
---           a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
---                       deadline_ms, reported } }
+--       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
+--       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
+--       cancel · of a read · of a listing · the hand's name · then two for each lane, the most urgent first:
+--       lane · its queue
+-- returns { this moment (ms), hands that are coming (told, or messages in the queues), whether more could be
+--           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
+--           for each call { bucket paid from, tokens paid,
+--             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
+--                         deadline_ms, reported } } }
 --
 -- The lanes in turn, and within a lane the path whose head has waited longest. Paths: `read` one read-back;
 -- `reads` many that one listing may answer, or one if that is cheaper; `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
@@ -20,10 +22,12 @@
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 
 local function claim(first)
-  local at_most, lease_ms, exchange_ms, share = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), ARGV[first + 2], tonumber(ARGV[first + 3])
-  local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 4]), tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6])
-  local hand = ARGV[first + 7]
-  local claimed, taken, held_up_ms, paid_bucket, paid = {}, {}, 0, '', 0
+  local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
+  local lease_ms, exchange_ms, share = tonumber(ARGV[first + 2]), ARGV[first + 3], tonumber(ARGV[first + 4])
+  local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6]), tonumber(ARGV[first + 7])
+  local hand = ARGV[first + 8]
+  local calls, held_up_ms = {}, 0
+  local claimed, taken, paid_bucket, paid  -- of the call that is being put together
   local paths, states, due_at = redis.call('SMEMBERS', prefix .. ':paths'), {}, {}
 
   local function state(name)
@@ -43,15 +47,18 @@ local function claim(first)
     return orders
   end
 
-  local function look(lane, path)  -- when the head of a path is due; nil: it is empty
+  local function look(lane, path)  -- when the head of a path is due; false: it is empty
     local due = prefix .. ':due:' .. lane .. ':' .. path
-    local head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
-    due_at[due] = head[2] and tonumber(head[2]) or nil
+    if due_at[due] == nil then
+      local head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+      due_at[due] = head[2] and tonumber(head[2]) or false
+    end
     return due_at[due]
   end
 
   local function take(lane, path, count)
     local due = prefix .. ':due:' .. lane .. ':' .. path
+    due_at[due] = nil  -- as of now
     for _, order_id in ipairs(redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, count)) do
       local entry = prefix .. ':entry:' .. order_id
       local e = redis.call('HMGET', entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
@@ -133,12 +140,30 @@ local function claim(first)
     end
   end
 
-  local looked, coming, next_due_ms = {}, 0, 0
-  for at = first + 8, #ARGV, 2 do
+  local function more(lane)  -- whether something is due that could be paid for
+    for _, path in ipairs(paths) do
+      local at = look(lane, path)
+      if at and at <= now_ms then
+        local reading = string.sub(path, 1, 4) == 'read'
+        if affordable(reading and 'read' or path, reading and read_cost or cancel_cost, lane) > 0 then return true end
+        if not reading and path ~= 'write' and affordable('write', cancel_cost, lane) > 0 then return true end
+      end
+    end
+    return false
+  end
+
+  local looked, coming, next_due_ms, is_more = {}, 0, 0, false
+  for at = first + 9, #ARGV, 2 do
     local lane = ARGV[at]
-    if #claimed == 0 then
-      take_from(lane)
-      if #claimed > 0 then mark() end
+    if #calls < most_calls then
+      repeat
+        claimed, taken, paid_bucket, paid = {}, {}, '', 0
+        take_from(lane)
+        if #claimed == 0 then break end
+        mark()
+        calls[#calls + 1] = { paid_bucket, tostring(paid), claimed }
+        if #claimed > 1 then most_calls = 0 end  -- a call for many has its turn to itself
+      until #calls >= most_calls
       looked[#looked + 1] = lane
       looked[#looked + 1] = now_ms
     end
@@ -147,11 +172,11 @@ local function claim(first)
       local due = look(lane, path)
       if due and (next_due_ms == 0 or due < next_due_ms) then next_due_ms = due end
     end
-    if #claimed > 0 and held_up_ms == 0 and next_due_ms > 0 and next_due_ms <= now_ms then
+    if #calls > 0 and more(lane) then
+      is_more = true
       coming = coming + ring(lane)
     end
   end
   redis.call('HSET', prefix .. ':claimed_ms', unpack(looked))
-  if #claimed > 0 then held_up_ms = 0 end
-  return { now_ms, coming, next_due_ms, held_up_ms, paid_bucket, tostring(paid), claimed }
+  return { now_ms, coming, is_more and 1 or 0, next_due_ms, held_up_ms, unpack(calls) }
 end
