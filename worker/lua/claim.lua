@@ -14,8 +14,7 @@
 --
 -- The lanes in turn, and within a lane the path whose head has waited longest. Paths: `read` one read-back;
 -- `reads` many that one listing may answer, or one if that is cheaper; `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
--- `write:N` one cancel of shard N from its own bucket, or, when nothing else wants the unscoped bucket, many
--- from that. An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so
+-- `write:N` one cancel of shard N from its own bucket, or many from what the unscoped bucket can spare. An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so
 -- 1 tells that a claimer vanished and an answer may be lost. The token fences: only the latest claim's
 -- token settles, extends or gives back. When more could be claimed, another hand is told.
 
@@ -54,6 +53,10 @@ local function claim(first)
       due_at[due] = head[2] and tonumber(head[2]) or false
     end
     return due_at[due]
+  end
+
+  local function waiting(lane, path)  -- how many are due
+    return redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':' .. path, '-inf', now_ms)
   end
 
   local function take(lane, path, count)
@@ -96,17 +99,16 @@ local function claim(first)
   end
 
   local function take_from(lane)
-    local heads, unscoped_wanted, shards = {}, false, {}
+    local heads, shards = {}, {}
     for _, path in ipairs(paths) do
       local at = look(lane, path)
       if at and at <= now_ms then heads[#heads + 1] = { path = path, at = at } end
     end
     table.sort(heads, function(a, b) return a.at < b.at end)
     for _, head in ipairs(heads) do
-      if head.path == 'write' then unscoped_wanted = true end
       if string.sub(head.path, 1, 6) == 'write:' then shards[#shards + 1] = head.path end
     end
-    local function in_one_call(path)  -- a batch from the unscoped bucket, of this path and then the shards'
+    local function in_one_call(path, at_most)  -- a batch from the unscoped bucket, of this path and then the shards'
       local orders = math.min(at_most, affordable('write', cancel_cost, lane))
       if path and orders > 0 then take(lane, path, orders) end
       for _, shard in ipairs(shards) do
@@ -118,20 +120,20 @@ local function claim(first)
       if head.path == 'read' then
         if affordable('read', read_cost, lane) > 0 then take(lane, 'read', 1); pay('read', read_cost) end
       elseif head.path == 'reads' then
-        local many = redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':reads', '-inf', now_ms) * read_cost > list_cost
+        local many = waiting(lane, 'reads') * read_cost > list_cost
         local cost = many and list_cost or read_cost
         if affordable('read', cost, lane) > 0 then
           take(lane, 'reads', many and READS_AT_ONCE or 1)
           pay('read', cost / #claimed)
         end
       elseif head.path == 'write' then
-        in_one_call('write')
+        in_one_call('write', at_most)
       else
-        -- A call for many is worth more than one for one, as long as nothing that needs it goes short.
-        local unscoped = affordable('write', cancel_cost, lane)
-        local many = #shards > 1 or redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':' .. head.path, '-inf', now_ms) > 1
-        if many and at_most > 1 and unscoped > 1 and (unscoped >= at_most or not unscoped_wanted) then
-          in_one_call(nil)
+        -- A call for many is worth more than one for one, as long as what only the unscoped bucket pays for has enough.
+        local spare = affordable('write', cancel_cost, lane) - waiting(lane, 'write')
+        local many = #shards > 1 or waiting(lane, head.path) > 1
+        if many and at_most > 1 and spare > 1 then
+          in_one_call(nil, math.min(at_most, spare))
         elseif affordable(head.path, cancel_cost, lane) > 0 then
           take(lane, head.path, 1); pay(head.path, cancel_cost)
         end
