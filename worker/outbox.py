@@ -5,7 +5,8 @@ moment; in line, each claims what has come while the one before it was at it. Id
 several come at a time, the next waits a few milliseconds more, so that calls are fewer and each for more.
 
 Where calls are for one order each (a shard's own tokens pay for single cancels only), the hand whose turn it
-is has the step in Redis done for those behind it, too: what they bring is put down, each is given a call.
+is has the step in Redis done for those behind it, too: what they bring is put down, each is given a call, and
+they sign and send at once.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Outbox:
         try:
             if place in self._line:
                 time.sleep(max(self._next_at - time.monotonic(), 0.0))
-            yield self._to_serve(place)
+            places = self._to_serve(place)
+            if not places:
+                self.sent()  # to sign and send, once claimed, is nobody else's business
+            yield places
         finally:
             self.sent()
 

@@ -134,8 +134,12 @@ local function claim(first)
         local many = #shards > 1 or waiting(lane, head.path) > 1
         if many and at_most > 1 and spare > 1 then
           in_one_call(nil, math.min(at_most, spare))
-        elseif affordable(head.path, cancel_cost, lane) > 0 then
-          take(lane, head.path, 1); pay(head.path, cancel_cost)
+        else
+          -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
+          table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
+          if affordable(shards[1], cancel_cost, lane) > 0 then
+            take(lane, shards[1], 1); pay(shards[1], cancel_cost)
+          end
         end
       end
       if #claimed > 0 then return end
