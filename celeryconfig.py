@@ -59,7 +59,8 @@ worker_consumer = "worker.consumer:CancelConsumer"
 worker_pool = (
     "threads"  # one key, one connection pool, least memory; leases and HTTP deadlines bound the work
 )
-worker_concurrency = 8
+# Hands, most of which wait for answers: at 20 ms each, 450 single calls a second take ten.
+worker_concurrency = 16
 worker_prefetch_multiplier = 1  # more would hide urgent messages behind waiting ones
 task_acks_late = True  # a raw message is ours only once its order is in the book
 worker_cancel_long_running_tasks_on_connection_loss = False  # the book decides who works on what

@@ -19,6 +19,7 @@ from sandbox.stack import Part, Stack, wait_until
 from worker.client import CancelClient
 
 PATIENCE_S = 30.0
+HANDS = 16  # of a worker, as celeryconfig has it
 ENVIRONMENT = {
     "KALSHI_READ_LAG_S": "0.5",  # the sandbox does not lag at all
     "KALSHI_BATCH_MOST": "5",  # so that many orders take many calls, single ones among them

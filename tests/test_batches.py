@@ -8,13 +8,12 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S, ids
+from crew import HANDS, PATIENCE_S, ids
 
 from sandbox.stack import wait_until
 from worker.orders import Lane
 
 BATCH_MOST = 100
-HANDS = 8  # of a worker, as celeryconfig has it
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import time
 import uuid
 
 import pytest
-from crew import PATIENCE_S, ids
+from crew import HANDS, PATIENCE_S, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -514,14 +514,15 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
 
 
 def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):
-    slow, *urgent = crew.place(21)
-    strategies, [risk] = [slow, *urgent[:-1]], urgent[-1:]
+    risk, *strategies = crew.place(3 * HANDS)
     with crew.apart(KALSHI_BATCH_MOST="1", KALSHI_READ_TIMEOUT_S="20", KALSHI_CALL_DEADLINE_S="20") as apart:
         apart.start()
         for order_id in strategies:
             crew.control.fault("hang", order_id=order_id, operation="cancel", effect="none", times=1)
         apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in strategies])
-        wait_until(lambda: len(crew.cancels()) >= 7, within_s=PATIENCE_S, what="every other hand has a call")
+        wait_until(
+            lambda: len(crew.cancels()) >= HANDS - 1, within_s=PATIENCE_S, what="every other hand has a call"
+        )
         asked = time.monotonic()
         assert apart.client.cancel(risk, lane=Lane.RISK).result(PATIENCE_S).outcome == "canceled"
         assert time.monotonic() - asked < 2.0

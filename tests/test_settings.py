@@ -114,7 +114,7 @@ def test_the_least_environment_gives_the_documented_defaults():
         "batch_most": 100,
         "read_lag_s": 2.0,
         "max_body_bytes": 4 * 1024 * 1024,
-        "pool_size": 16,
+        "pool_size": 32,
         "http_proxy": None,
         "trust_env": False,
         "ca_bundle": None,

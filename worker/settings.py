@@ -181,7 +181,7 @@ VARIABLES: Final = (
     ),
     Variable(
         name="KALSHI_POOL_SIZE",
-        default="16",
+        default="32",
         meaning="How many HTTP connections to the exchange are kept open.",
     ),
     Variable(
