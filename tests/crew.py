@@ -41,6 +41,7 @@ def wait_ready(worker: Part) -> None:
 class Apart:
     """A database of one test's own: its client, and ``start``, which starts its workers."""
 
+    url: str
     client: CancelClient
     start: Callable[[], list[Part]]
 
@@ -143,7 +144,7 @@ class Crew:
 
         mine: list[Part] = []
         try:
-            yield Apart(client, start)
+            yield Apart(url, client, start)
         finally:
             client.close()
             for worker in mine:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import threading
 import time
 import uuid
+from collections import Counter
 
 import pytest
 from crew import HANDS, PATIENCE_S, ids
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.stack import wait_until
-from worker.book import Book, connect
+from worker.book import Book, Wish, connect
 from worker.client import BookError
 from worker.orders import CancelRequest, Lane
 from worker.pacing import SHARE_AFTER_429, Limits, Pacer
@@ -235,6 +237,85 @@ def test_a_claim_that_finds_nothing_due_takes_no_tokens(account):
     claim = claimed(account, book, Lane.RISK)
     assert (claim.entries, claim.tokens) == ((), 0)
     assert account.tokens() == pytest.approx(usable(600, 300), abs=1)
+
+
+# -- several calls in one step
+
+
+@pytest.fixture
+def shards(account):
+    """A book with risk cancels of shards from 1, and how hands claim them."""
+
+    class Shards:
+        book = Book(account.server, account.settings)
+
+        def accept(self, shard, number):
+            requests = [CancelRequest(each, exchange_index=shard) for each in ids(number)]
+            self.book.accept(requests, lane=Lane.RISK, default_deadline_s=60)
+
+        def claims(self, calls, at_most=1):
+            wish = Wish((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
+            return self.book.turn((), wish)[1]
+
+    return Shards()
+
+
+def test_in_one_step_each_of_several_hands_is_given_a_single_call_that_its_shards_bucket_pays_for(
+    account, shards
+):
+    for shard in (1, 2, 3):
+        shards.accept(shard, 2)
+    claims = shards.claims(5)
+    assert [(len(claim.entries), claim.tokens) for claim in claims] == [(1, CANCEL_COST)] * 5
+    for claim in claims:
+        assert claim.bucket == f"write:{claim.entries[0].request.exchange_index}"
+        assert claim.is_more
+    assert len({claim.entries[0].order_id for claim in claims}) == 5
+    assert account.tokens() == pytest.approx(usable(600, 300), abs=1), "nothing else was paid from"
+    last, nothing = shards.claims(5), shards.claims(5)
+    assert [(len(claim.entries), claim.is_more) for claim in last + nothing] == [(1, False), (0, False)]
+
+
+def test_a_call_for_many_has_its_step_to_itself(shards):
+    shards.accept(0, 30)
+    shards.accept(1, 3)
+    [claim] = shards.claims(5, at_most=20)
+    assert (len(claim.entries), claim.is_more) == (20, True)
+
+
+def test_a_step_ends_where_the_tokens_do(account, shards):
+    shards.accept(1, 4)
+    account.pacer.take("write:1", usable(600, 300) - 2 * CANCEL_COST)
+    claims = shards.claims(4)
+    assert 2 <= len(claims) <= 3, "one more at most has been refilled meanwhile"
+    assert not claims[0].is_more
+    assert 0 < claims[0].tokens_in_s <= CANCEL_COST / 300 + 0.001
+
+
+def test_the_shards_bucket_that_holds_the_most_is_spent_first(account, shards):
+    for shard in (1, 2, 3):
+        shards.accept(shard, 60)
+    account.pacer.take("write:1", 100)
+    account.pacer.take("write:3", 50)
+    paid = Counter(claim.bucket for claim in shards.claims(60))
+    assert paid["write:2"] > paid["write:3"] > paid["write:1"] == 0
+
+
+def test_the_unscoped_bucket_is_kept_for_those_whom_nothing_else_pays_for(account, shards):
+    shards.accept(0, 400)
+    shards.accept(1, 60)
+    paid = []
+    while (claims := shards.claims(10, at_most=50))[0].entries:
+        paid += [(claim.bucket, entry.request.exchange_index) for claim in claims for entry in claim.entries]
+    assert {shard for bucket, shard in paid if bucket == "write"} == {0}
+    assert Counter(paid)["write:1", 1] == 60
+
+
+def test_what_the_unscoped_bucket_can_spare_saves_the_shards_single_calls(shards):
+    shards.accept(0, 5)
+    shards.accept(1, 60)
+    [first], [second] = shards.claims(10, at_most=50), shards.claims(10, at_most=50)
+    assert [(len(claim.entries), claim.bucket) for claim in (first, second)] == [(50, "write"), (15, "write")]
 
 
 # -- after a 429
@@ -510,6 +591,12 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
         took_s = time.monotonic() - started
     assert took_s < (160 * CANCEL_COST - 100) / 100, "what the unscoped bucket alone would take"
     assert {"write:1", "write:2", "write:3"} & {call["bucket"] for call in crew.cancels()}
+    # Several hands' results may be stored in one step; still each is told with the call that it is from.
+    with connect(RedisSettings.from_env({"REDIS_URL": apart.url})) as server:
+        trail = [fields for _, fields in server.xrange("kalshi-cancel:audit")]
+    stories = [json.loads(fields["body"]) for fields in trail if fields["kind"] == "work"]
+    assert sum(len(body["orders"]) for body in stories) == len(orders)
+    assert all(sum(call["orders"] for call in body["calls"]) == len(body["orders"]) for body in stories)
     assert [call for call in crew.control.calls() if call["status"] == 429] == []
 
 

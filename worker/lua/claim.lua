@@ -59,6 +59,19 @@ local function claim(first)
     return redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':' .. path, '-inf', now_ms)
   end
 
+  local function is_shard(path) return string.sub(path, 1, 6) == 'write:' end
+
+  -- A call for many is worth more than one for one, as long as what only the unscoped bucket pays for has enough.
+  local function spare(lane)  -- how many of the shards' orders one call from the unscoped bucket may be for
+    local most = math.min(affordable('write', cancel_cost, lane), at_most)
+    if most < 2 then return 0 end
+    local there = 0
+    for _, path in ipairs(paths) do
+      if is_shard(path) then there = there + waiting(lane, path) end
+    end
+    return math.min(most, there, affordable('write', cancel_cost, lane) - waiting(lane, 'write'))
+  end
+
   local function take(lane, path, count)
     local due = prefix .. ':due:' .. lane .. ':' .. path
     due_at[due] = nil  -- as of now
@@ -106,7 +119,7 @@ local function claim(first)
     end
     table.sort(heads, function(a, b) return a.at < b.at end)
     for _, head in ipairs(heads) do
-      if string.sub(head.path, 1, 6) == 'write:' then shards[#shards + 1] = head.path end
+      if is_shard(head.path) then shards[#shards + 1] = head.path end
     end
     local function in_one_call(path, at_most)  -- a batch from the unscoped bucket, of this path and then the shards'
       local orders = math.min(at_most, affordable('write', cancel_cost, lane))
@@ -129,11 +142,9 @@ local function claim(first)
       elseif head.path == 'write' then
         in_one_call('write', at_most)
       else
-        -- A call for many is worth more than one for one, as long as what only the unscoped bucket pays for has enough.
-        local spare = affordable('write', cancel_cost, lane) - waiting(lane, 'write')
-        local many = #shards > 1 or waiting(lane, head.path) > 1
-        if many and at_most > 1 and spare > 1 then
-          in_one_call(nil, math.min(at_most, spare))
+        local many = spare(lane)
+        if many > 1 then
+          in_one_call(nil, many)
         else
           -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
           table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
@@ -152,7 +163,7 @@ local function claim(first)
       if at and at <= now_ms then
         local reading = string.sub(path, 1, 4) == 'read'
         if affordable(reading and 'read' or path, reading and read_cost or cancel_cost, lane) > 0 then return true end
-        if not reading and path ~= 'write' and affordable('write', cancel_cost, lane) > 0 then return true end
+        if is_shard(path) and spare(lane) > 1 then return true end
       end
     end
     return false
