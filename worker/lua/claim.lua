@@ -19,6 +19,7 @@
 -- token settles, extends or gives back. When more could be claimed, another hand is told.
 
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
+local WORTH_A_CALL = 20  -- orders
 
 local function claim(first)
   local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
@@ -61,15 +62,14 @@ local function claim(first)
 
   local function is_shard(path) return string.sub(path, 1, 6) == 'write:' end
 
-  -- A call for many is worth more than one for one, as long as what only the unscoped bucket pays for has enough.
-  local function spare(lane)  -- how many of the shards' orders one call from the unscoped bucket may be for
+  local function spare(lane)  -- how many of the shards' orders one call from the unscoped bucket may be for, and are there
     local most = math.min(affordable('write', cancel_cost, lane), at_most)
-    if most < 2 then return 0 end
+    if most < 2 then return 0, 0 end
     local there = 0
     for _, path in ipairs(paths) do
       if is_shard(path) then there = there + waiting(lane, path) end
     end
-    return math.min(most, there, affordable('write', cancel_cost, lane) - waiting(lane, 'write'))
+    return math.min(most, there, affordable('write', cancel_cost, lane) - waiting(lane, 'write')), there
   end
 
   local function take(lane, path, count)
@@ -142,15 +142,14 @@ local function claim(first)
       elseif head.path == 'write' then
         in_one_call('write', at_most)
       else
-        local many = spare(lane)
-        if many > 1 then
+        -- A call costs as much as ten orders: for few, singles are as good and leave the unscoped bucket to fill up.
+        local many, there = spare(lane)
+        -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
+        table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
+        if many > 1 and (many >= math.min(there, WORTH_A_CALL) or affordable(shards[1], cancel_cost, lane) == 0) then
           in_one_call(nil, many)
-        else
-          -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
-          table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
-          if affordable(shards[1], cancel_cost, lane) > 0 then
-            take(lane, shards[1], 1); pay(shards[1], cancel_cost)
-          end
+        elseif affordable(shards[1], cancel_cost, lane) > 0 then
+          take(lane, shards[1], 1); pay(shards[1], cancel_cost)
         end
       end
       if #claimed > 0 then return end
