@@ -12,7 +12,7 @@
 --             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
 --                         deadline_ms, reported } } }
 --
--- The lanes in turn, and within a lane the path whose head has waited longest. Paths: `read` one read-back;
+-- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths: `read` one read-back;
 -- `reads` many that one listing may answer, or one if that is cheaper; `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
 -- `write:N` one cancel of shard N from its own bucket, or many from what the unscoped bucket can spare. An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so
 -- 1 tells that a claimer vanished and an answer may be lost. The token fences: only the latest claim's
@@ -20,6 +20,7 @@
 
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 local WORTH_A_CALL = 20  -- orders
+local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
 
 local function claim(first)
   local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
@@ -115,7 +116,9 @@ local function claim(first)
     local heads, shards = {}, {}
     for _, path in ipairs(paths) do
       local at = look(lane, path)
-      if at and at <= now_ms then heads[#heads + 1] = { path = path, at = at } end
+      if at and at <= now_ms then
+        heads[#heads + 1] = { path = path, at = path == 'write' and at - HEAD_START_MS or at }
+      end
     end
     table.sort(heads, function(a, b) return a.at < b.at end)
     for _, head in ipairs(heads) do
