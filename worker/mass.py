@@ -52,6 +52,8 @@ ORDER_DEADLINE_S = 60.0
 OVERHEAD_S = 0.15
 # Orders a second that one machine lists and settles when tokens do not hold it up, until measured.
 ORDERS_PER_S = 7_000.0
+# Single calls a second that two cores sign and send; only these are paid for by a shard's own bucket.
+SINGLES_PER_S = 800.0
 PACE_FROM_ORDERS = 500  # fewer tell nothing about it
 COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
 
@@ -294,14 +296,18 @@ class _Run:
     def _tokens_s(self, shards: Mapping[int, int], levels: Mapping[int, float]) -> float:
         """Seconds until the last of these orders is paid for, from buckets that hold so much."""
         limits = self._pacer.limits
-        low, high = 0.0, sum(shards.values()) * limits.cancel_cost / limits.write_refill
+        wanted = sum(shards.values()) * limits.cancel_cost
+        low, high = 0.0, wanted / limits.write_refill
         for _ in range(60):
             middle = (low + high) / 2
-            short = 0.0
-            for shard, orders in shards.items():
-                own = 0.0 if shard == 0 else levels.get(shard, 0.0) + limits.write_refill * middle
-                short += max(orders * limits.cancel_cost - own, 0.0)
-            if short <= levels[0] + limits.write_refill * middle:
+            refilled = limits.write_refill * middle
+            by_singles = sum(
+                min(orders * limits.cancel_cost, levels.get(shard, 0.0) + refilled)
+                for shard, orders in shards.items()
+                if shard != 0
+            )
+            by_singles = min(by_singles, SINGLES_PER_S * limits.cancel_cost * middle)
+            if wanted - by_singles <= levels[0] + refilled:
                 high = middle
             else:
                 low = middle
