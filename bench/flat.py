@@ -33,6 +33,7 @@ from worker.orders import Lane
 
 CANCEL_COST = 2.0
 FOREIGN_EVERY_S = 0.02
+LOOK_EVERY_S = 0.02
 RISK_EVERY_S = 0.05
 BACKLOG = 10_000
 PREFIX = "kalshi-cancel"
@@ -57,7 +58,10 @@ SUSTAINED = [Row("prestige", 40_000, workers, 1, 0) for workers in (1, 3)]
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """What became of it; seconds. ``proof_s`` includes the listing that proves it, after the reads' lag."""
+    """What became of it; seconds. ``proof_s`` includes the listing that proves it, after the reads' lag.
+
+    ``busy``: the share of all processors' time that was taken, by whatever it was, until the last cancel.
+    """
 
     bound_s: float
     predicted_s: float
@@ -69,6 +73,7 @@ class Flat:
     calls: dict[str, int]
     overspent: bool
     cpu_s: float
+    busy: float
 
 
 def capacity(tier: str) -> float:
@@ -100,7 +105,7 @@ def mass_cancel(row: Row, folder: Path) -> Flat:
         _place(stack, row.orders, row.shards)
         client = CancelClient(stack.redis.url, requested_by="bench")
         cpu_s = _cpu_s(stack.workers)
-        with _foreign_client(stack, row):
+        with _foreign_client(stack, row), _processors() as looks:
             accepted = time.time()
             pending = client.mass_cancel({"everything": True}, deadline_s=120.0)
             shown = pending.result(timeout=600)
@@ -111,10 +116,11 @@ def mass_cancel(row: Row, folder: Path) -> Flat:
     if not shown["flat"]:
         print(f"not flat: {shown['not_affected'][:3]}", file=sys.stderr)
     effective = [call["received_ms"] + (call["duration_ms"] or 0) for call in calls if call["effects"]]
+    ended = max(effective, default=0.0) / 1000
     return Flat(
         bound_s=bound_s(row),
         predicted_s=shown["predicted_s"],
-        actual_s=max(effective, default=0.0) / 1000 - accepted,
+        actual_s=ended - accepted,
         reported_s=shown["actual_s"],
         proof_s=proof_s,
         flat=shown["flat"],
@@ -122,6 +128,7 @@ def mass_cancel(row: Row, folder: Path) -> Flat:
         calls=dict(Counter(call["operation"] for call in calls)),
         overspent=_overspent(calls, row.tier),
         cpu_s=cpu_s,
+        busy=_busy(looks, accepted, ended),
     )
 
 
@@ -165,6 +172,34 @@ def _overspent(calls: Sequence[Json], tier: str) -> bool:
         if spent > capacity(tier) + TIERS[tier].write * (seconds + 1):
             return True
     return False
+
+
+@contextmanager
+def _processors() -> Iterator[list[tuple[float, float]]]:
+    """Looks, while the body runs, at how many seconds of the processors were taken: (moment, seconds)."""
+    looks: list[tuple[float, float]] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(LOOK_EVERY_S):
+            times = psutil.cpu_times()
+            taken = sum(times[:8]) - times.idle - times.iowait  # (guests' time is in the users')
+            looks.append((time.time(), taken))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _busy(looks: Sequence[tuple[float, float]], since: float, until: float) -> float:
+    """The share that was taken between the two moments, as well as the looks tell."""
+    within = [each for each in looks if since <= each[0] <= until] or list(looks[:2])
+    (began, first), (ended, last) = within[0], within[-1]
+    return (last - first) / max((ended - began) * (psutil.cpu_count() or 1), LOOK_EVERY_S)
 
 
 @contextmanager
@@ -282,7 +317,8 @@ def _line(row: Row, outcome: Flat) -> str:
         f"{row.tier:<9}{row.orders:>7,} orders {row.workers} workers {row.shards} shards",
         f"{row.latency_ms:>2} ms",
         f"bound {outcome.bound_s:.2f} predicted {outcome.predicted_s:.2f} actual {outcome.actual_s:.2f}",
-        f"proof {outcome.proof_s:.2f} cpu {outcome.cpu_s:.2f} 429s {outcome.refused_calls} {outcome.calls}",
+        f"proof {outcome.proof_s:.2f} cpu {outcome.cpu_s:.2f} busy {outcome.busy:.0%}",
+        f"429s {outcome.refused_calls} {outcome.calls}",
         *(["foreign client"] if row.foreign_share else []),
         *([] if outcome.flat else ["NOT FLAT"]),
         *(["OVERSPENT"] if outcome.overspent else []),

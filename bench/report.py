@@ -63,9 +63,10 @@ THE_TIMES = """\
 `bound`: the least time in which the token buckets, full at first, let so many cancels through by the best
 mix of paths. `predicted`: what the plan said. `actual`: from acceptance to the last cancel that took
 effect at the sandbox, listing and planning included; `proof`: until the listing that shows nothing is
-left, two seconds of read lag included. `kept`: actual is at most 1.05 x bound, or below 10 s, bound + 0.5
-s. {kept} of {rows} rows are kept; own 429s: {refused}; rows in which the budget was overspent:
-{overspent}; prediction within 10 % of actual, or 0.5 s: {predicted}."""
+left, two seconds of read lag included. `CPU s`: the workers'; `busy`: how much of the processors' time was
+taken, by all parts together, until the last cancel. `kept`: actual is at most 1.05 x bound, or, where that
+is below 10 s, bound + 0.5 s. {kept} of {rows} rows are kept; own 429s: {refused}; rows in which the budget
+was overspent: {overspent}; prediction within 10 % of actual, or 0.5 s: {predicted}."""
 THE_OVERTAKING = """\
 A risk cancel every 50 ms while two workers are busy with 10,000 waiting strategy cancels; milliseconds
 from the client's return to the arrival at the sandbox (at most 50 at p99 are wanted, tokens permitting)."""
@@ -364,10 +365,7 @@ def _flat(part: Mapping[str, Any]) -> list[str]:
     }
     shown = ["## Time to flat", _source(part), THE_TIMES.format(**figures), _flat_table(alone)]
     if foreign:
-        shown += [
-            "With a foreign client that spends half of every refill, unseen (the bound has the other half):"
-        ]
-        shown += [_flat_table(foreign)]
+        shown += [THE_FOREIGN_CLIENT, _flat_table(foreign)]
     if part["found"]["overtake"]:
         shown += ["### Overtaking", THE_OVERTAKING, _overtaking(part["found"]["overtake"])]
     return shown
@@ -405,6 +403,7 @@ def _flat_table(rows: Sequence[Mapping[str, Any]]) -> str:
             lambda row: f"{row['calls'].get('cancel', 0):,} / {row['calls'].get('batch', 0):,}",
         ),
         ("CPU s", lambda row: f"{row['cpu_s']:.2f}"),
+        ("busy", lambda row: f"{row['busy']:.0%}"),
         ("kept", lambda row: "yes" if _is_kept(row) else "**no**"),
     ]
     return _table([name for name, _ in columns], [[show(row) for _, show in columns] for row in rows])
