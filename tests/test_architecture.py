@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "audit": {"scripts", "settings"},
     "book": {"orders", "records", "scripts", "settings"},
     "leases": {"book", "scripts"},
+    "roster": {"scripts", "settings"},
     "pacing": {"orders", "scripts"},
     "masses": {"audit", "orders", "records", "scope", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
@@ -69,10 +70,10 @@ MAY_IMPORT = {
     "broker": set(),
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "watch": {"health", "metrics", "monitor", "readiness", "settings"},
-    "upkeep": {"audit", "book", "dialects", "exchange", "pacing", "scripts"},
+    "upkeep": {"audit", "dialects", "exchange", "pacing", "roster", "scripts"},
     "office": {
         *("bells", "desk", "hands", "intake", "mass", "outbox", "upkeep", "watch"),
-        *("audit", "book", "masses", "pacing", "scripts"),
+        *("audit", "book", "masses", "pacing", "roster", "scripts"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings"),
         *("fleet", "notices", "readiness", "spans", "tracing"),
@@ -85,7 +86,10 @@ MAY_IMPORT = {
     "app": {"consumer", "lifecycle"},
     "tasks": {"app", "bells", "book", "logs", "masses", "office", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
-    "client": {"audit", "bells", "book", "masses", "orders", "records", "scripts", "settings", "tracing"},
+    "client": {
+        *("audit", "bells", "book", "masses", "roster", "scripts"),
+        *("orders", "records", "settings", "tracing"),
+    },
     # For whoever writes a producer: the forms of messages and values.
     "schemas": {"masses", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
@@ -98,8 +102,9 @@ MAY_IMPORT = {
     "cli.masses": {"client", "cli.reports", *COMMAND},
     "cli.exports": {"audit", "cli.exits", "orders"},
     "cli.trail": {"audit", "book", "cli.exports", "orders", "settings", *COMMAND},
-    "cli.snapshot": {"audit", "book", "masses", "pacing", "settings"},
-    "cli.frame": {"book", "cli.printing", "cli.snapshot", "orders", "pacing"},
+    "cli.glance": {"orders", "scripts", "settings"},
+    "cli.snapshot": {"audit", "book", "cli.glance", "masses", "pacing", "roster", "settings"},
+    "cli.frame": {"cli.glance", "cli.printing", "cli.snapshot", "orders", "pacing", "roster"},
     "cli.top": {"book", "cli.frame", "cli.snapshot", "settings", *COMMAND},
     "cli.doctor": {"doctor", *COMMAND},
     "cli.health": {"health", "settings", *COMMAND},

@@ -27,6 +27,7 @@ from sandbox.stack import wait_until
 from worker import records
 from worker.book import Book, GiveBack, GiveUp, Settle, connect
 from worker.orders import CancelRequest, CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome, Problem
+from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
 
 LONG_S = 60.0  # a lease or a pause that does not end within a test
@@ -49,7 +50,9 @@ class Shortcuts:
 
     def __init__(self, server):
         self.prefix = f"t{uuid.uuid4().hex[:8]}"
-        settings = RedisSettings.from_env({"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": self.prefix})
+        self.settings = settings = RedisSettings.from_env(
+            {"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": self.prefix}
+        )
         self.celery_prefix = settings.celery_prefix
         self.server = connect(settings)
         self.book = Book(self.server, settings)
@@ -657,8 +660,10 @@ def test_every_key_is_under_the_prefix(desk):
     desk.give_back(third, 1.0)
     desk.tell_overdue()
     lanes_to_wake(desk)
-    desk.book.note_gate("me", "open")
     desk.book.keep_unreadable("?")
+    roster = Roster(desk.server, desk.settings)
+    roster.note_gate("me", "open")
+    roster.show(WorkerShown("me", ("risk",), 1))
     keys = set(desk.server.scan_iter(count=1000)) - before
     assert {key for key in keys if not key.startswith(f"{desk.prefix}:")} == set()
 

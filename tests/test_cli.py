@@ -23,6 +23,7 @@ from worker.cli.exits import Exit
 from worker.cli.printing import duration
 from worker.doctor import Health, examine
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome
+from worker.roster import Roster
 from worker.settings import RedisSettings
 
 COMMAND = [sys.executable, "-m", "worker.cli"]
@@ -397,8 +398,9 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
     assert code == Exit.NOT_SETTLED
 
 
-def test_open_says_which_workers_hold_cancels_back(here, book):
-    book.note_gate("worker1@host", "exchange paused")
+def test_open_says_which_workers_hold_cancels_back(here, idle_env):
+    settings = RedisSettings.from_env(idle_env)
+    Roster(connect(settings), settings).note_gate("worker1@host", "exchange paused")
     assert here("open") == (
         0,
         "nothing is open\n",

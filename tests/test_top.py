@@ -25,13 +25,15 @@ from hypothesis import strategies as st
 
 from sandbox.stack import ROOT, RedisServer, wait_until
 from worker.audit import Trail
-from worker.book import Book, GiveBack, GiveUp, Known, LaneGlance, WorkerShown, connect
+from worker.book import Book, GiveBack, GiveUp, Known, connect
 from worker.cli.exits import Exit
 from worker.cli.frame import frame
+from worker.cli.glance import LaneGlance
 from worker.cli.snapshot import MassShown, Rates, Snapshot, Watcher
 from worker.masses import Masses, MassRequest
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome
 from worker.pacing import Level, Limits, Pacer, levels_now
+from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
 
 COLUMNS, LINES = 80, 24
@@ -296,7 +298,7 @@ def test_what_is_older_than_the_window_counts_no_more(redis_client, settings):
     wait_until(lambda: watcher.snapshot().rates.accepted == {}, within_s=5, what="it is old")
 
 
-def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, settings, book):
+def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, settings):
     masses = Masses(redis_client, settings)
     first = MassRequest.parse({"scope": {"everything": True}, "requested_by": "ann", "reason": "limit"})
     done = MassRequest.parse({"scope": {"everything": True}})
@@ -305,21 +307,23 @@ def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, setting
     masses.note(first.request_id, progress={"settled": 1, "orders": 2})
     masses.finish(done.request_id, {"flat": True})
     redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
-    book.show_worker(WorkerShown("host:1", ("risk",), 2))
-    book.show_worker(WorkerShown("host:1", ("risk",), 2))
-    book.note_gate("host:1", "paused")
+    roster = Roster(redis_client, settings)
+    roster.show(WorkerShown("host:1", ("risk",), 2))
+    roster.show(WorkerShown("host:1", ("risk",), 2))
+    roster.note_gate("host:1", "paused")
     snapshot = Watcher(settings).snapshot()
     assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
     assert snapshot.workers == (WorkerShown("host:1", ("risk",), 2),)
     assert snapshot.held_back == {"host:1": "paused"}
 
 
-def test_a_worker_that_says_nothing_any_more_is_forgotten(redis_client, settings, book):
-    book.show_worker(WorkerShown("gone:1", ("risk",), 2))
+def test_a_worker_that_says_nothing_any_more_is_forgotten(redis_client, settings):
+    roster = Roster(redis_client, settings)
+    roster.show(WorkerShown("gone:1", ("risk",), 2))
     [(member, at_ms)] = redis_client.zrange(f"{settings.key_prefix}:workers", 0, -1, withscores=True)
     redis_client.zadd(f"{settings.key_prefix}:workers", {member: at_ms - 6_000})
     assert Watcher(settings).snapshot().workers == ()
-    book.show_worker(WorkerShown("here:1", ("risk",), 2))
+    roster.show(WorkerShown("here:1", ("risk",), 2))
     assert redis_client.zcard(f"{settings.key_prefix}:workers") == 1
 
 

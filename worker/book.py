@@ -31,7 +31,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import redis
@@ -66,9 +66,6 @@ ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
 UNREADABLE_MOST = 100
 _HAND_TOLD = 2  # what sweep.lua answers when a hand listens
-GATE_NOTE_LIFE_S = 10  # a closed gate is noted about every second
-WORKER_LIFE_S = 5.0  # since it last said that it runs
-GLANCE_AT_MOST = 250  # entries at either end of each index: the next due, and those that wait longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,41 +258,6 @@ class OpenCancel:
     hand: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneGlance:
-    """A lane at a glance. Of ``open`` entries, ``looked_at`` were looked at: the rest of it is told of those.
-
-    Ages are in seconds, None when nothing is open; ``messages`` wait in the lane's queue.
-    """
-
-    lane: Lane
-    open: int
-    looked_at: int
-    in_hand: int
-    unresolved: int
-    oldest_s: float | None
-    median_s: float | None
-    messages: int
-
-
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """The book at a glance, at ``now_s`` by the server's clock (epoch seconds)."""
-
-    now_s: float
-    lanes: tuple[LaneGlance, ...]
-    dead_letters: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerShown:
-    """A worker process that runs: which lanes it serves, with how many hands at most."""
-
-    name: str
-    lanes: tuple[str, ...]
-    hands: int
-
-
 class Book:
     """The book under one prefix; safe to share between threads."""
 
@@ -478,87 +440,6 @@ class Book:
         pipeline.lpush(f"{self._prefix}:unreadable", message)
         pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
         scripts.call(pipeline.execute)
-
-    def note_gate(self, worker: str, state: str) -> None:
-        """Shows whether a worker holds cancels back, and why; closed gates are noted again and again."""
-        noted = json.dumps([state, self._now_s()])
-        scripts.call(lambda: self._server.hset(f"{self._prefix}:gates", worker, noted))
-
-    def gates(self) -> dict[str, str]:
-        """The workers that noted their gate lately, with its state."""
-        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:gates"))
-        oldest = self._now_s() - GATE_NOTE_LIFE_S
-        states = {worker: json.loads(note) for worker, note in noted.items()}
-        return {worker: str(state) for worker, (state, at) in states.items() if at >= oldest}
-
-    def show_worker(self, worker: WorkerShown) -> None:
-        """Shows that a worker runs; to be said again and again: who has not for a while is forgotten."""
-        now_ms = self._now_s() * 1000
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.zadd(f"{self._prefix}:workers", {json.dumps(asdict(worker)): now_ms})
-        pipeline.zremrangebyscore(f"{self._prefix}:workers", "-inf", now_ms - WORKER_LIFE_S * 1000)
-        scripts.call(pipeline.execute)
-
-    def workers(self) -> list[WorkerShown]:
-        """The workers that said lately that they run, by name."""
-        since_ms = (self._now_s() - WORKER_LIFE_S) * 1000
-        noted = scripts.call(
-            lambda: self._server.zrange(f"{self._prefix}:workers", since_ms, "+inf", byscore=True)
-        )
-        shown = (json.loads(each) for each in noted)
-        workers = (WorkerShown(each["name"], tuple(each["lanes"]), each["hands"]) for each in shown)
-        return sorted(workers, key=lambda worker: worker.name)
-
-    def glance(self) -> Glance:
-        """How full the lanes are and how old what is in them; costs the same however long they are."""
-        paths = self._paths()
-        homes = [(lane, path) for lane in Lane for path in paths]
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.time()
-        pipeline.zcard(f"{self._prefix}:dead")
-        for lane in Lane:
-            pipeline.llen(self._celery_prefix + lane.queue)
-        for lane, path in homes:
-            due = f"{self._prefix}:due:{lane}:{path}"
-            pipeline.zcard(due)
-            pipeline.zrange(due, 0, GLANCE_AT_MOST - 1)
-            pipeline.zrange(due, -GLANCE_AT_MOST, -1)
-        (seconds, micros), dead, *rest = scripts.call(pipeline.execute)
-        messages, indexes = rest[: len(Lane)], rest[len(Lane) :]
-        now_s = seconds + micros / 1e6
-        lanes = []
-        for at, lane in enumerate(Lane):
-            mine = [n for n, (home, _) in enumerate(homes) if home is lane]
-            ids = dict.fromkeys(
-                each for n in mine for ends in indexes[3 * n + 1 : 3 * n + 3] for each in ends
-            )
-            size = sum(indexes[3 * n] for n in mine)
-            lanes.append(self._glance_at(lane, size, list(ids), now_s, messages[at]))
-        return Glance(now_s, tuple(lanes), dead)
-
-    def _glance_at(
-        self, lane: Lane, size: int, ids: Sequence[str], now_s: float, messages: int
-    ) -> LaneGlance:
-        pipeline = self._server.pipeline(transaction=False)
-        for order_id in ids:
-            pipeline.hmget(f"{self._prefix}:entry:{order_id}", ["accepted_ms", "token", "reported"])
-        found = [fields for fields in scripts.call(pipeline.execute) if (fields[0] or "").isdecimal()]
-        ages = sorted(max(now_s - int(accepted_ms) / 1000, 0.0) for accepted_ms, _, _ in found)
-        return LaneGlance(
-            lane,
-            size,
-            len(ids),
-            sum(bool(token) for _, token, _ in found),
-            sum(reported == "1" for _, _, reported in found),
-            ages[-1] if ages else None,
-            ages[len(ages) // 2] if ages else None,
-            messages,
-        )
-
-    def _now_s(self) -> float:
-        """The server's clock: workers' own may differ by minutes."""
-        seconds, micros = scripts.call(self._server.time)
-        return float(seconds) + float(micros) / 1e6
 
     def note_bulk(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
         """Notes that a task wants the results of these orders, in this order, and then the refused ones."""

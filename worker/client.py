@@ -26,6 +26,7 @@ from worker.audit import Trail
 from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
+from worker.roster import Roster
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
 from worker.settings import RedisSettings, refuse_celery_overrides
 from worker.tracing import asking, open_tracer
@@ -150,6 +151,7 @@ class CancelClient:
         self._tracer = open_tracer("kalshi-cancel-producer")
         self._server: redis.Redis = connect(redis_url)
         self._book = Book(self._server, redis_url)
+        self._roster = Roster(self._server, redis_url)
         self._masses = Masses(self._server, redis_url)
         self._trail = Trail(self._server, redis_url)
         self._app = Celery("cancel-client", set_as_current=False)
@@ -293,7 +295,7 @@ class CancelClient:
 
     def held_back(self) -> dict[str, str]:
         """The workers that hold cancels back at this moment, and why."""
-        return {worker: state for worker, state in self._book.gates().items() if state != "open"}
+        return self._roster.held_back()
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up unresolved, oldest first."""

@@ -69,7 +69,7 @@ class Desk:
         hands: int = 1,
         call_hand: Callable[[Lane], None] = lambda _lane: None,
         outbox: Outbox | None = None,
-        name: str = "",
+        note_gate: Callable[[str], None] = lambda _state: None,
         tell: Tell = nobody,
     ) -> None:
         self._book = book
@@ -81,7 +81,7 @@ class Desk:
         self._outbox = outbox or Outbox()
         self._room = _Room(hands)
         self._call_hand = call_hand
-        self._name = name
+        self._note_gate = note_gate
         self._stopping = threading.Event()
         self._staying = threading.Lock()
         self._called_at = -math.inf
@@ -255,7 +255,7 @@ class Desk:
     def _show_gate(self, state: GateState) -> None:
         self._tell(GateMoved(state))
         try:
-            self._book.note_gate(self._name, state.value)
+            self._note_gate(state.value)
         except BookError as error:
             log.warning("the gate's state cannot be shown: %s", error)
 

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from worker import bells, scripts, upkeep
 from worker.audit import Trail
-from worker.book import Book, WorkerShown
+from worker.book import Book
 from worker.desk import Desk
 from worker.dialects import Trouble
 from worker.exchange import Exchange
@@ -30,6 +30,7 @@ from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.readiness import Readiness
+from worker.roster import Roster, WorkerShown
 from worker.rotation import Rotation
 from worker.settings import WorkerSettings
 from worker.tracing import open_tracer
@@ -129,6 +130,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     lanes = [lane for lane in Lane if lane in consumed]
     name = f"{socket.gethostname()}:{os.getpid()}"
     the_book = Book(server, settings.redis, name=name)
+    roster = Roster(server, settings.redis)
     tell = tell_all(_listeners(exchange))
     the_desk = Desk(
         the_book,
@@ -143,7 +145,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         outbox=outbox,
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: _ring(bells.wake_up, app, lane),
-        name=name,
+        note_gate=lambda state: roster.note_gate(name, state),
         tell=tell,
     )
     runner = MassRunner(
@@ -161,7 +163,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     )
     runner.start()
     upkeep.keep_shown(
-        the_book, WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
+        roster, WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
     )
     metrics = watch.metrics
     if metrics is not None:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 from worker.audit import Trail
-from worker.book import Book, WorkerShown
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
 from worker.pacing import Limits, Pacer
+from worker.roster import Roster, WorkerShown
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,12 @@ def keep_limits(exchange: Exchange, pacer: Pacer) -> None:
     _begin("limits", ask)
 
 
-def keep_shown(book: Book, worker: WorkerShown) -> None:
+def keep_shown(roster: Roster, worker: WorkerShown) -> None:
     """Says again and again that this process runs, for `cancelctl top`."""
 
     def show() -> float:
         try:
-            book.show_worker(worker)
+            roster.show(worker)
         except BookError as error:
             log.info("this worker cannot be shown: %s", error)
         return SHOW_EVERY_S

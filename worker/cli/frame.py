@@ -5,11 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from worker.book import LaneGlance, WorkerShown
+from worker.cli.glance import LaneGlance
 from worker.cli.printing import clean, duration
 from worker.cli.snapshot import MassShown, Rates, Snapshot
 from worker.orders import utc_text
 from worker.pacing import Level
+from worker.roster import WorkerShown
 
 BAR_CHARS = 20
 NAMES_SHOWN = 4  # outcomes and answers in a line

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.audit import Noted, Trail
-from worker.book import Book, LaneGlance, WorkerShown, connect
+from worker.book import connect
+from worker.cli.glance import LaneGlance, glance
 from worker.masses import Masses
 from worker.pacing import Level, levels_now
+from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
 
 WINDOW_S = 10.0  # over which rates are told
@@ -66,22 +68,22 @@ class Watcher:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._server = connect(settings)
-        self._book = Book(self._server, settings)
+        self._roster = Roster(self._server, settings)
         self._masses = Masses(self._server, settings)
         self._recent = _Recent(Trail(self._server, settings)) if settings.audit else None
 
     def snapshot(self) -> Snapshot:
         """The service now."""
-        glance = self._book.glance()
+        seen = glance(self._server, self._settings)
         return Snapshot(
-            now_s=glance.now_s,
+            now_s=seen.now_s,
             where=f"{self._settings.key_prefix} at {_address(self._settings.masked_url)}",
-            lanes=glance.lanes,
-            dead_letters=glance.dead_letters,
-            rates=None if self._recent is None else self._recent.rates(glance.now_s),
+            lanes=seen.lanes,
+            dead_letters=seen.dead_letters,
+            rates=None if self._recent is None else self._recent.rates(seen.now_s),
             buckets=tuple(levels_now(self._server, self._settings.key_prefix)),
-            workers=tuple(self._book.workers()),
-            held_back={name: state for name, state in self._book.gates().items() if state != "open"},
+            workers=tuple(self._roster.workers()),
+            held_back=self._roster.held_back(),
             masses=tuple(
                 MassShown(request.request_id, request.requested_by, request.reason, progress)
                 for request, progress in self._masses.running()
