@@ -111,10 +111,10 @@ class Crew:
         """Waits until so many cancels of the order have reached the exchange."""
         wait_until(lambda: self.sent()[order_id] >= times, within_s=PATIENCE_S, what=f"cancel {times} sent")
 
-    def wait_settled(self, order_id: str) -> float:
+    def wait_settled(self, order_id: str, client: CancelClient | None = None) -> float:
         """Waits until nothing is open for the order; the monotonic moment."""
         wait_until(
-            lambda: self.client.status(order_id).open is None,
+            lambda: (client or self.client).status(order_id).open is None,
             within_s=PATIENCE_S,
             what=f"{order_id} settled",
         )

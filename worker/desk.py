@@ -238,7 +238,8 @@ class Desk:
     def tell_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on."""
         while overdue := self._book.overdue(at_most=REPORT_AT_ONCE):
-            self._book.report([_unresolved(each) for each in overdue])
+            why = _NO_ANSWER_YET if self._gate.is_open else _held_back(self._gate.state)
+            self._book.report([_unresolved(each, why) for each in overdue])
             if len(overdue) < REPORT_AT_ONCE:
                 break
 
@@ -347,14 +348,18 @@ def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
     return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
 
 
-def _unresolved(overdue: Overdue) -> CancelResult:
+def _held_back(state: GateState) -> Problem:
+    return Problem(f"exchange_{state}", f"the exchange is {state}: the cancel is held until it is back")
+
+
+def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:
     progress = Progress.parse(overdue.learned)
     return CancelResult(
         order_id=overdue.order_id,
         outcome=Outcome.UNRESOLVED,
         attempts=progress.attempts,
         requested_at=overdue.requested_at,
-        error=progress.last_problem or _NO_ANSWER_YET,
+        error=progress.last_problem or nothing_yet,
     )
 
 
