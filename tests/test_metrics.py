@@ -21,7 +21,7 @@ from worker.fleet import ENDS, Fleet
 from worker.masses import Masses, MassRequest
 from worker.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
 from worker.notices import CallMade, tell_all
-from worker.orders import CancelRequest, Lane, Problem
+from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.pacing import Limits, Pacer
 from worker.scripts import connect
 from worker.settings import RedisSettings
@@ -292,9 +292,7 @@ def test_those_whose_waiters_were_told_are_unresolved_and_what_is_given_up_is_a_
     [entry] = take(book, 1)
     enter(book, 1, deadline_s=0.001)
     overdue = wait_until(lambda: book.overdue(at_most=9), what="an overdue one")
-    from worker.desk import _unresolved  # noqa: PLC0415 - the one test that needs it
-
-    assert book.report([_unresolved(each) for each in overdue]) == 1
+    assert book.report([CancelResult(each.order_id, Outcome.UNRESOLVED) for each in overdue]) == 1
     state = fleet.look()
     assert (state.unresolved, state.dead_letters) == (1, 0)
     book._server.zrem(f"{book._prefix}:deadline", entry.order_id)  # as if its waiters had been told
