@@ -730,7 +730,7 @@ def test_an_order_asked_for_many_times_is_canceled_once_and_everybody_is_named(
     control, stack, celery_producer, order_id
 ):
     control.place(order_id)
-    control.fault("slow", order_id=order_id, operation="cancel", seconds=1.0, effect="after", times=1)
+    control.fault("slow", order_id=order_id, operation="cancel", seconds=2.0, effect="after", times=1)
     desks = [CancelClient(stack.redis.url, requested_by=f"desk-{n % 3}") for n in range(5)]
     pending = [desk.cancel(order_id) for desk in desks]
     raw = [

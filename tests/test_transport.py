@@ -271,6 +271,18 @@ def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed(serve, 
         assert server.connections == n
 
 
+def test_the_time_to_connect_does_not_limit_how_long_an_answer_takes(serve, transport):
+    def thinks(server, connection, _number):
+        server.hear(connection)
+        connection.settimeout(0.6)
+        with contextlib.suppress(TimeoutError):
+            connection.recv(1)  # who hangs up before that is answered to nobody
+        connection.sendall(whole())
+
+    made = transport(serve(thinks).url, connect_timeout_s=0.2, read_timeout_s=5.0)
+    assert made.send(CALL, SIGNED, time_left_s=5).body == BODY
+
+
 def test_a_body_of_exactly_the_most_bytes_is_taken(serve, transport):
     server = serve(says(whole(b"x" * MAX_BODY)))
     assert len(transport(server.url).send(CALL, SIGNED, time_left_s=5).body) == MAX_BODY

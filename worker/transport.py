@@ -116,7 +116,7 @@ class Transport:
                 self._asked_for + call.target,
                 body=call.body or None,
                 headers={**_HEADERS, **(_JSON if call.body else {}), **headers},
-                timeout=Timeout(min(self._connect_timeout_s, time_left_s), self._read_timeout_s),
+                timeout=Timeout(connect=min(self._connect_timeout_s, time_left_s), read=self._read_timeout_s),
                 retries=_NONE,
                 redirect=False,
                 assert_same_host=False,
