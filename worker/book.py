@@ -135,9 +135,8 @@ class Wish:
     """What hands are ready to take up: one call's worth of what is due, the first lane first.
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
-    ``calls`` of them. ``exchange_ms``, this moment on the
-    exchange's clock, is recorded with the first claim of each; ``risk_reserve`` is the share of each write
-    bucket that only the risk lane may touch.
+    ``calls`` of them. ``exchange_ms``, this moment on the exchange's clock, is recorded with the first claim
+    of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
     """
 
     lanes: tuple[Lane, ...]

@@ -151,7 +151,7 @@ class Desk:
                 with self._outbox.at_it(place) as places:
                     if places:
                         self._turn(places, lanes)
-                    given, held = place.given(), place.brought
+                    given, held = place.given(), place.held
                     if given is None:
                         continue  # another hand has put down what this one brought, and there is more
                     claim, asked = given
@@ -173,20 +173,20 @@ class Desk:
         asked = 0.0
         try:
             while not claims:
-                brought = [place.brought.brought for place in places]
+                brought = [place.held.brought for place in places]
                 asked = time.monotonic()
                 try:
                     done, claims = self._book.turn(brought, self._wish(lanes, calls=len(places)))
                 except BookError:
-                    if not any(place.brought.conclusions for place in places):
+                    if not any(place.held.conclusions for place in places):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
-                        place.brought = self._put_down(place.brought)
+                        place.held = self._put_down(place.held)
                     continue
                 each_done = iter(done)
                 for place in places:
-                    self._put(place.brought, list(islice(each_done, len(place.brought.conclusions))))
-                    place.brought = Pursued()
+                    self._put(place.held, list(islice(each_done, len(place.held.conclusions))))
+                    place.held = Pursued()
             self._call_more(claims[0])
         finally:
             rest = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)

@@ -26,23 +26,21 @@ LARGE_CALL = 10
 SEVERAL = 4
 ENOUGH = 30
 GATHER_S = 0.012
-
-
 # What several hands bring is put down in one step up to so many orders: the script must not take long.
 TOGETHER_MOST = 30
 
-Brought = TypeVar("Brought")
+Held = TypeVar("Held")
 Given = TypeVar("Given")
 
 
-class Place(Generic[Brought, Given]):
-    """One hand's place in line: what it brings, of how many orders, and what it is given.
+class Place(Generic[Held, Given]):
+    """One hand's place in line: what it holds, of how many orders, and what it is given.
 
     Hands of one ``kind`` can be served in one step.
     """
 
-    def __init__(self, brought: Brought, orders: int, kind: object) -> None:
-        self.brought = brought
+    def __init__(self, held: Held, orders: int, kind: object) -> None:
+        self.held = held
         self.orders = orders
         self.kind = kind
         self._given: Given | None = None
@@ -70,7 +68,7 @@ class Outbox:
         self._line_lock = threading.Lock()
 
     @contextmanager
-    def at_it(self, place: Place[Brought, Given]) -> Iterator[list[Place[Brought, Given]]]:
+    def at_it(self, place: Place[Held, Given]) -> Iterator[list[Place[Held, Given]]]:
         """Waits in line, for the body or until :meth:`sent`.
 
         The places that the body is to serve: this one and some behind it; none, if another serves this one.
@@ -88,7 +86,7 @@ class Outbox:
         finally:
             self.sent()
 
-    def _to_serve(self, first: Place[Brought, Given]) -> list[Place[Brought, Given]]:
+    def _to_serve(self, first: Place[Held, Given]) -> list[Place[Held, Given]]:
         with self._line_lock:
             if first not in self._line:
                 return []

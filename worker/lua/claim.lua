@@ -12,11 +12,13 @@
 --             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
 --                         deadline_ms, reported } } }
 --
--- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths: `read` one read-back;
--- `reads` many that one listing may answer, or one if that is cheaper; `write` as many cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths;
--- `write:N` one cancel of shard N from its own bucket, or many from what the unscoped bucket can spare. An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so
--- 1 tells that a claimer vanished and an answer may be lost. The token fences: only the latest claim's
--- token settles, extends or gives back. When more could be claimed, another hand is told.
+-- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths:
+-- `read` one read-back; `reads` many that one listing may answer, or one if that is cheaper; `write` as many
+-- cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths; `write:N` one cancel
+-- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare.
+-- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 tells that
+-- a claimer vanished and an answer may be lost. The token fences: only the latest claim's token settles,
+-- extends or gives back. When more could be claimed, another hand is told.
 
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 local WORTH_A_CALL = 20  -- orders
