@@ -311,11 +311,27 @@ def test_the_unscoped_bucket_is_kept_for_those_whom_nothing_else_pays_for(accoun
     assert Counter(paid)["write:1", 1] == 60
 
 
-def test_what_the_unscoped_bucket_can_spare_saves_the_shards_single_calls(shards):
+def test_a_bucket_that_refills_fast_saves_the_shards_single_calls(account, shards):
+    account.pacer.set_limits(Limits(1000, 1000, 1000, 2000))
     shards.accept(0, 5)
     shards.accept(1, 60)
     [first], [second] = shards.claims(10, at_most=50), shards.claims(10, at_most=50)
     assert [(len(claim.entries), claim.bucket) for claim in (first, second)] == [(50, "write"), (15, "write")]
+
+
+def test_a_bucket_that_refills_slowly_is_kept_while_the_shards_have_tokens(account, shards):
+    shards.accept(0, 5)
+    shards.accept(1, 60)
+    [first] = shards.claims(10, at_most=50)
+    assert (len(first.entries), first.bucket) == (5, "write"), "others of its own may come yet"
+    assert {claim.bucket for claim in shards.claims(10, at_most=50)} == {"write:1"}
+
+
+def test_a_bucket_that_refills_slowly_helps_shards_that_have_no_tokens(account, shards):
+    shards.accept(1, 60)
+    account.pacer.take("write:1", usable(600, 300) - 1)
+    [claim] = shards.claims(10, at_most=50)
+    assert (len(claim.entries), claim.bucket) == (50, "write")
 
 
 # -- after a 429

@@ -147,7 +147,7 @@ class Desk:
                     held = self._put_down(held)
                     if not self._gate.keep_watch(self._stopping):
                         return
-                place = _Place(held, len(held.conclusions), lanes)
+                place = _Place(held, len(held.conclusions), frozenset(lanes))
                 with self._outbox.at_it(place) as places:
                     if places:
                         self._turn(places, lanes)
@@ -155,7 +155,7 @@ class Desk:
                     if given is None:
                         continue  # another hand has put down what this one brought, and there is more
                     claim, asked = given
-                    self._outbox.claimed(len(claim.entries))
+                    self._outbox.claimed(len(claim.entries), is_more=claim.is_more)
                     if claim.entries:
                         self._leases.hold(claim.entries, since=asked)
                         self._tell(Claimed(claim.entries))
@@ -189,9 +189,12 @@ class Desk:
                     place.held = Pursued()
             self._call_more(claims[0])
         finally:
-            rest = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
+            nothing = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
             for place, claim in zip_longest(places, claims):
-                place.serve((claim, asked) if claim else rest)
+                if claim:
+                    place.serve((claim, asked))
+                else:  # whether there is something in lanes that were not looked at, it finds out itself
+                    place.serve(nothing if place.takes == places[0].takes else None)
 
     def _call_more(self, claim: Claim) -> None:
         """Has a hand called where there is more than this claim and nobody comes for it."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -36,20 +37,32 @@ Given = TypeVar("Given")
 class Place(Generic[Held, Given]):
     """One hand's place in line: what it holds, of how many orders, and what it is given.
 
-    Hands of one ``kind`` can be served in one step.
+    A hand can be served in the step of another that ``takes`` nothing which it does not take, too.
     """
 
-    def __init__(self, held: Held, orders: int, kind: object) -> None:
+    def __init__(self, held: Held, orders: int, takes: AbstractSet[object]) -> None:
         self.held = held
         self.orders = orders
-        self.kind = kind
+        self.takes = takes
+        self.has_turn = False
         self._given: Given | None = None
+        self._called = threading.Event()
         self._served = threading.Event()
+
+    def call(self) -> None:
+        """It is this hand's turn."""
+        self.has_turn = True
+        self._called.set()
 
     def serve(self, given: Given | None) -> None:
         """Gives the hand what it stands in line for; None: it may stand in line again."""
         self._given = given
         self._served.set()
+        self._called.set()
+
+    def wait(self, within_s: float) -> None:
+        """Until it is the hand's turn, or another has served it."""
+        self._called.wait(within_s)
 
     def given(self) -> Given | None:
         """What the hand was given, once it is served."""
@@ -62,10 +75,10 @@ class Outbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._line: list[Place[Any, Any]] = []  # those whom nobody serves yet
+        self._is_taken = False  # the turn
         self._mine = threading.local()
         self._next_at = 0.0  # monotonic
-        self._line: list[Place[Any, Any]] = []
-        self._line_lock = threading.Lock()
 
     @contextmanager
     def at_it(self, place: Place[Held, Given]) -> Iterator[list[Place[Held, Given]]]:
@@ -73,34 +86,39 @@ class Outbox:
 
         The places that the body is to serve: this one and some behind it; none, if another serves this one.
         """
-        with self._line_lock:
+        with self._lock:
             self._line.append(place)
-        self._mine.turn = self._lock.acquire(timeout=IN_LINE_MOST_S)
+            if not self._is_taken:
+                self._call_next()
+        place.wait(IN_LINE_MOST_S)
+        early_s = self._next_at - time.monotonic()
+        if place.has_turn and early_s > 0:
+            time.sleep(early_s)
+        places = self._to_serve(place)
         try:
-            if place in self._line:
-                time.sleep(max(self._next_at - time.monotonic(), 0.0))
-            places = self._to_serve(place)
-            if not places:
-                self.sent()  # to sign and send, once claimed, is nobody else's business
             yield places
         finally:
             self.sent()
 
     def _to_serve(self, first: Place[Held, Given]) -> list[Place[Held, Given]]:
-        with self._line_lock:
-            if first not in self._line:
-                return []
-            places, orders = [first], first.orders
-            for place in self._line:
-                if place is not first and place.kind == first.kind and orders + place.orders <= TOGETHER_MOST:
-                    places.append(place)
-                    orders += place.orders
-            self._line = [place for place in self._line if place not in places]
+        with self._lock:
+            self._mine.turn = first.has_turn
+            places: list[Place[Held, Given]] = []
+            if first in self._line:
+                places, orders = [first], first.orders
+                for place in self._line:
+                    fits = first.takes <= place.takes and orders + place.orders <= TOGETHER_MOST
+                    if place is not first and fits:
+                        places.append(place)
+                        orders += place.orders
+                self._line = [place for place in self._line if place not in places]
+        if not places:
+            self.sent()  # to sign and send, once claimed, is nobody else's business
         return places
 
-    def claimed(self, orders: int) -> None:
-        """The calling thread has so many for its call."""
-        if SEVERAL <= orders < ENOUGH:
+    def claimed(self, orders: int, *, is_more: bool) -> None:
+        """The calling thread has so many for its call; ``is_more``: nobody need wait for more to come."""
+        if SEVERAL <= orders < ENOUGH and not is_more:
             self._next_at = time.monotonic() + GATHER_S
         if orders >= LARGE_CALL:
             self.sent()
@@ -109,4 +127,10 @@ class Outbox:
         """The calling thread's request is on its way: the next in line may go."""
         if getattr(self._mine, "turn", False):
             self._mine.turn = False
-            self._lock.release()
+            with self._lock:
+                self._call_next()
+
+    def _call_next(self) -> None:
+        self._is_taken = bool(self._line)
+        if self._line:
+            self._line[0].call()

@@ -15,13 +15,15 @@
 -- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths:
 -- `read` one read-back; `reads` many that one listing may answer, or one if that is cheaper; `write` as many
 -- cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths; `write:N` one cancel
--- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare.
+-- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare. To the shards
+-- that one lends where it refills as fast as single calls are made, and where they have no tokens.
 -- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 tells that
 -- a claimer vanished and an answer may be lost. The token fences: only the latest claim's token settles,
 -- extends or gives back. When more could be claimed, another hand is told.
 
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 local WORTH_A_CALL = 20  -- orders
+local SINGLE_CALL_MS = 3  -- of a hand's time; a bucket that takes longer to refill is kept for what only it pays for
 local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
 
 local function claim(first)
@@ -126,11 +128,15 @@ local function claim(first)
     for _, head in ipairs(heads) do
       if is_shard(head.path) then shards[#shards + 1] = head.path end
     end
+    -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
+    table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
+    local lacking = shards[1] and affordable(shards[1], cancel_cost, lane) == 0
+    local lends = lacking or state('write').refill * SINGLE_CALL_MS >= cancel_cost * 1000
     local function in_one_call(path, at_most)  -- a batch from the unscoped bucket, of this path and then the shards'
       local orders = math.min(at_most, affordable('write', cancel_cost, lane))
       if path and orders > 0 then take(lane, path, orders) end
-      for _, shard in ipairs(shards) do
-        if #claimed < orders then take(lane, shard, orders - #claimed) end
+      for at = lends and #shards or 0, 1, -1 do
+        if #claimed < orders then take(lane, shards[at], orders - #claimed) end
       end
       pay('write', cancel_cost)
     end
@@ -149,11 +155,9 @@ local function claim(first)
       else
         -- A call costs as much as ten orders: for few, singles are as good and leave the unscoped bucket to fill up.
         local many, there = spare(lane)
-        -- Of the shards' buckets the one that holds the most: what a full one refills is lost.
-        table.sort(shards, function(a, b) return state(a).tokens > state(b).tokens end)
-        if many > 1 and (many >= math.min(there, WORTH_A_CALL) or affordable(shards[1], cancel_cost, lane) == 0) then
+        if many > 1 and lends and (lacking or many >= math.min(there, WORTH_A_CALL)) then
           in_one_call(nil, many)
-        elseif affordable(shards[1], cancel_cost, lane) > 0 then
+        elseif not lacking then
           take(lane, shards[1], 1); pay(shards[1], cancel_cost)
         end
       end
