@@ -1,6 +1,6 @@
 """Time to flat: mass cancels through real workers at the sandbox, against what the token budget allows.
 
-    python -m bench.flat [--quick] [--only TIER ... | foreign | overtake] [--out FOLDER]
+    python -m bench.flat [--quick] [--only TIER ... | bare | foreign | overtake] [--out FOLDER]
 
 Each row has a Redis, a sandbox with full buckets and workers of its own. `bound`: the least time in which
 bucket arithmetic lets so many cancels through, by the best mix of paths (the unscoped bucket serves every
@@ -36,6 +36,7 @@ FOREIGN_EVERY_S = 0.02
 LOOK_EVERY_S = 0.02
 RISK_EVERY_S = 0.05
 BACKLOG = 10_000
+BARE_EACH = 3_000
 PREFIX = "kalshi-cancel"
 BENCHED_TIERS = ("basic", "advanced", "premier", "prime", "prestige")
 
@@ -226,6 +227,41 @@ def _foreign_client(stack: Stack, row: Row) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class Bare:
+    """Single cancels by processes that do nothing else; while all of them are at it."""
+
+    processes: int
+    rate: float
+    busy: float
+
+
+def bare_singles(folder: Path, *, processes: int) -> Bare:
+    """What the processors allow at most where only single calls can be paid for."""
+    with Stack(folder, tier="unlimited") as stack:
+        stack.start(workers=0)
+        ids = _place(stack, BARE_EACH * processes * 2, 2)[1::2]  # those of shard 1
+        parts = []
+        with _processors() as looks:
+            for number in range(processes):
+                listed = folder / f"bare{number}.txt"
+                listed.write_text("\n".join(ids[number::processes]))
+                command = [sys.executable, "-m", "bench.bare", str(listed)]
+                log_path = folder / f"bare{number}.log"
+                parts.append((Part(command, log_path=log_path, env=stack.environment), listed))
+            for part, _ in parts:
+                if part.process.wait():
+                    raise RuntimeError(f"not all were canceled:\n{part.log_text()}")
+        at = {call["order_ids"][0]: call["received_ms"] / 1000 for call in stack.control.calls("cancel")}
+    ran = [[at[order_id] for order_id in listed.read_text().split()] for _, listed in parts]
+    since, until = max(map(min, ran)), min(map(max, ran))
+    return Bare(
+        processes,
+        sum(since <= each <= until for each in at.values()) / (until - since),
+        _busy(looks, since, until),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Overtaking:
     """Risk cancels while strategy cancels wait; milliseconds from acceptance to the wire."""
 
@@ -332,15 +368,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a few rows: three minutes instead of half an hour"
     )
-    parser.add_argument("--only", nargs="+", choices=[*BENCHED_TIERS, "foreign", "overtake"])
+    parser.add_argument("--only", nargs="+", choices=[*BENCHED_TIERS, "bare", "foreign", "overtake"])
     parser.add_argument(
         "--out", type=Path, default=None, help="folder for the documents (docs; --quick: build)"
     )
     arguments = parser.parse_args(argv)
     out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
-    wanted = set(arguments.only or [*BENCHED_TIERS, "foreign", "overtake"])
+    wanted = set(arguments.only or [*BENCHED_TIERS, "bare", "foreign", "overtake"])
     command = report.command_line("bench.flat", argv if argv is not None else sys.argv[1:])
-    found: dict[str, list[Any]] = {"flat": [], "overtake": []}
+    found: dict[str, list[Any]] = {"flat": [], "bare": [], "overtake": []}
     started = time.time()
 
     def keep() -> None:
@@ -355,6 +391,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = mass_cancel(row, Path(folder) / f"flat{number}")
             found["flat"].append({**asdict(row), **asdict(outcome)})
             print(_line(row, outcome), flush=True)
+            keep()
+        for processes in (1, 2, 3) if "bare" in wanted else ():
+            bare = bare_singles(Path(folder) / f"bare{processes}", processes=processes)
+            found["bare"].append(asdict(bare))
+            print(bare, flush=True)
             keep()
         if "overtake" in wanted:
             seconds = 5.0 if arguments.quick else 15.0

@@ -70,6 +70,9 @@ was overspent: {overspent}; prediction within 10 % of actual, or 0.5 s: {predict
 THE_OVERTAKING = """\
 A risk cancel every 50 ms while two workers are busy with 10,000 waiting strategy cancels; milliseconds
 from the client's return to the arrival at the sandbox (at most 50 at p99 are wanted, tokens permitting)."""
+THE_BARE = """\
+Single cancels by processes that only sign, send and read the answer (`bench/bare.py`), beside the same
+sandbox: what these processors allow at most where a row's bound counts on single calls."""
 THE_FOREIGN_CLIENT = """\
 With a foreign client that spends half of every refill, unseen (the bound counts on the other half):"""
 _MARGIN, _MARGIN_S, _LONG_S = 1.05, 0.5, 10.0  # see THE_TIMES
@@ -364,6 +367,8 @@ def _flat(part: Mapping[str, Any]) -> list[str]:
         "predicted": sum(map(_is_foreseen, alone)),
     }
     shown = ["## Time to flat", _source(part), THE_TIMES.format(**figures), _flat_table(alone)]
+    if part["found"].get("bare"):
+        shown += [THE_BARE, _bare(part["found"]["bare"])]
     if foreign:
         shown += [THE_FOREIGN_CLIENT, _flat_table(foreign)]
     if part["found"]["overtake"]:
@@ -407,6 +412,13 @@ def _flat_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ("kept", lambda row: "yes" if _is_kept(row) else "**no**"),
     ]
     return _table([name for name, _ in columns], [[show(row) for _, show in columns] for row in rows])
+
+
+def _bare(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _table(
+        ["processes", "single cancels a second", "busy"],
+        [[str(row["processes"]), f"{row['rate']:,.0f}", f"{row['busy']:.0%}"] for row in rows],
+    )
 
 
 def _overtaking(rows: Sequence[Mapping[str, Any]]) -> str:
