@@ -1,4 +1,4 @@
-"""Single cancels and nothing else: signed, sent, and their answers understood, without a book and its results.
+"""Single cancels and nothing else: signed, sent, and their answers understood, without a book and results.
 
     python -m bench.bare FILE
 
