@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdue, Progress, Settle, Wish
@@ -173,19 +173,19 @@ class Desk:
         asked = 0.0
         try:
             while not claims:
-                brought = [place.held.brought for place in places]
+                brought = [place.held for place in places]
                 asked = time.monotonic()
                 try:
-                    done, claims = self._book.turn(brought, self._wish(lanes, calls=len(places)))
+                    wish = self._wish(lanes, calls=len(places))
+                    done, claims = self._book.turn([held.brought for held in brought], wish)
                 except BookError:
-                    if not any(place.held.conclusions for place in places):
+                    if not any(held.conclusions for held in brought):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
                         place.held = self._put_down(place.held)
                     continue
-                each_done = iter(done)
+                self._release(brought)
                 for place in places:
-                    self._put(place.held, list(islice(each_done, len(place.held.conclusions))))
                     place.held = Pursued()
             self._call_more(claims[0])
         finally:
@@ -195,6 +195,7 @@ class Desk:
                     place.serve((claim, asked))
                 else:  # whether there is something in lanes that were not looked at, it finds out itself
                     place.serve(nothing if place.takes == places[0].takes else None)
+        self._tell_put(brought, done)
 
     def _call_more(self, claim: Claim) -> None:
         """Has a hand called where there is more than this claim and nobody comes for it."""
@@ -265,11 +266,10 @@ class Desk:
 
     def _put_down(self, held: Pursued) -> Pursued:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
-        give_up = None
-        while held.conclusions:
+        done, give_up = None, None
+        while held.conclusions and done is None:
             try:
-                self._put(held, self._book.turn([held.brought], None)[0])
-                break
+                done, _ = self._book.turn([held.brought], None)
             except BookError as error:
                 log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
                 if self._stopping.is_set():
@@ -277,17 +277,23 @@ class Desk:
                     if time.monotonic() > give_up:
                         break  # still in the book: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
-        self._leases.release([each.entry for each in held.conclusions])
+        self._release([held])
+        if done is not None:
+            self._tell_put([held], done)
         return Pursued()
 
-    def _put(self, held: Pursued, done: Sequence[bool]) -> None:
-        """What was held is out of the hand."""
-        if not held.conclusions:
+    def _release(self, helds: Sequence[Pursued]) -> None:
+        self._leases.release([each.entry for held in helds for each in held.conclusions])
+
+    def _tell_put(self, helds: Sequence[Pursued], done: Sequence[bool]) -> None:
+        """Tells what is out of the hands, of all at once: telling takes as long for one as for many."""
+        conclusions = [each for held in helds for each in held.conclusions]
+        if not conclusions:
             return
-        self._leases.release([each.entry for each in held.conclusions])
-        held_s = time.monotonic() - held.since
-        self._tell(Concluded(tuple(held.conclusions), tuple(done), held_s))
-        _log(list(zip(held.conclusions, done, strict=True)), held_s=held_s)
+        now = time.monotonic()
+        ages_s = [each.entry.age_s + now - held.since for held in helds for each in held.conclusions]
+        self._tell(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
+        _log(zip(conclusions, done, ages_s, strict=True))
 
 
 def _until_more(claim: Claim) -> float | None:
@@ -299,10 +305,10 @@ def _until_more(claim: Claim) -> float | None:
     return max(claim.next_due_s, 0.001)
 
 
-def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None:
+def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
     """One line for each outcome; False beside a conclusion: it was another hand's by then."""
     usual = []
-    for conclusion, ours in concluded:
+    for conclusion, ours, age_s in concluded:
         entry = conclusion.entry
         if not ours:
             known = _about(entry, attempts=_attempts(conclusion))
@@ -310,7 +316,7 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
         elif isinstance(conclusion, Settle):
             result = conclusion.result
             why = f" ({result.error.code})" if result.error else ""
-            fields = _came_to(entry, result.outcome, result.attempts, result.error, held_s)
+            fields = _came_to(entry, result.outcome, result.attempts, result.error, age_s)
             said = entry.order_id, result.outcome.value, result.attempts, why
             if result.outcome.final:
                 usual.append(("{}: {} after {} attempts{}".format(*said), fields))
@@ -321,8 +327,8 @@ def _log(concluded: Iterable[tuple[Conclusion, bool]], *, held_s: float) -> None
             log.error(
                 "%s: given up unresolved after %.0f s",
                 entry.order_id,
-                entry.age_s,
-                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, held_s),
+                age_s,
+                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, age_s),
             )
     if usual and log.isEnabledFor(logging.INFO):
         log.info(Lines(usual))
@@ -335,14 +341,14 @@ def _attempts(conclusion: Conclusion) -> int:
 
 
 def _came_to(
-    entry: Entry, outcome: Outcome, attempts: int, problem: Problem | None, held_s: float
+    entry: Entry, outcome: Outcome, attempts: int, problem: Problem | None, age_s: float
 ) -> dict[str, Any]:
     return _about(
         entry,
         outcome=outcome.value,
         attempts=attempts,
         code=problem and problem.code,
-        age_s=round(entry.age_s + held_s, 3),
+        age_s=round(age_s, 3),
     )
 
 

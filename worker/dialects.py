@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -371,10 +372,15 @@ def _first(fields: Mapping[str, Any], *names: str) -> Any:
 
 def server_time_s(reply: Reply) -> float | None:
     """The exchange's clock by the ``Date`` header, epoch seconds (whole ones); None without a usable one."""
+    return _epoch_s(reply.headers.get("date", ""))
+
+
+@lru_cache(maxsize=8)  # the same in all replies of a second
+def _epoch_s(date: str) -> float | None:
     try:
-        moment = parsedate_to_datetime(reply.headers["date"])
+        moment = parsedate_to_datetime(date)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (KeyError, ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

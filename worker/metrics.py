@@ -28,7 +28,7 @@ from worker.dialects import Meaning
 from worker.fleet import Fleet, FleetState
 from worker.gate import GateState
 from worker.notices import BellRung, CallMade, Claimed, Concluded, GateMoved, LeaseLost, MassStep, Notice
-from worker.orders import Lane, Outcome
+from worker.orders import CancelResult, Lane, Outcome
 from worker.scripts import BookError
 from worker.settings import count_in_files
 
@@ -258,20 +258,22 @@ class Metrics:
             self._meters["accepted_to_wire_seconds"].labels(lane.value).observe_all(ages_s)
 
     def _concluded(self, concluded: Concluded) -> None:
-        settled: dict[Lane, list[Settle]] = {}
-        for conclusion, ours in zip(concluded.conclusions, concluded.ours, strict=True):
+        settled: dict[Lane, list[tuple[CancelResult, float]]] = {}
+        for conclusion, ours, age_s in zip(
+            concluded.conclusions, concluded.ours, concluded.ages_s, strict=True
+        ):
             if not ours:
                 continue
             if isinstance(conclusion, Settle):
-                settled.setdefault(conclusion.entry.lane, []).append(conclusion)
+                settled.setdefault(conclusion.entry.lane, []).append((conclusion.result, age_s))
             elif isinstance(conclusion, GiveUp):
                 self._meters["given_up_total"].labels(conclusion.entry.lane.value).inc()
         for lane, many in settled.items():
-            for outcome, number in Counter([each.result.outcome for each in many]).items():
+            for outcome, number in Counter([result.outcome for result, _ in many]).items():
                 self._meters["settled_total"].labels(outcome.value, lane.value).inc(number)
-            ages_s = [each.entry.age_s + concluded.held_s for each in many]
+            ages_s = [age_s for _, age_s in many]
             self._meters["accepted_to_settled_seconds"].labels(lane.value).observe_all(ages_s)
-            attempts = [each.result.attempts for each in many]
+            attempts = [result.attempts for result, _ in many]
             self._meters["attempts"].labels(lane.value).observe_all(attempts)
 
     def _call_made(self, call: CallMade) -> None:

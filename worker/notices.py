@@ -46,14 +46,14 @@ class CallMade:
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """Entries are out of the hand, ``held_s`` after their claim.
+    """Entries are out of the hand, each at an age in seconds.
 
     ``ours`` False: another hand had taken that one over.
     """
 
     conclusions: tuple[Conclusion, ...]
     ours: tuple[bool, ...]
-    held_s: float
+    ages_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,13 @@ class Pursuit:
         self._read_lag_ms = round(read_lag_s * 1000)
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(_NotKnownYet),
+            wait=self._pause_s,
+            stop=self._enough_for_now,
+            sleep=self._wait,
+            reraise=True,
+        )
 
     def pursue(self, claim: Claim, *, since: float) -> Pursued:
         """What becomes of a claim's entries, whose first call is paid for."""
@@ -132,15 +139,8 @@ class Pursuit:
 
     def _see_through(self, walk: _Walk) -> Conclusion:
         walk.paid = True
-        retrying = Retrying(
-            retry=retry_if_exception_type(_NotKnownYet),
-            wait=self._pause_s,
-            stop=self._enough_for_now,
-            sleep=self._wait,
-            reraise=True,
-        )
         try:
-            verdict = retrying(self._take_step, walk)
+            verdict = self._retrying(self._take_step, walk)
         except _NotKnownYet as open_still:
             return self._give_back(walk, self._pause_after(open_still))
         return Settle(walk.entry, _result(walk, verdict))
