@@ -88,13 +88,16 @@ def test_a_flood_takes_few_calls_of_at_most_the_allowed_size(crew):
 
 
 def test_risk_and_strategy_orders_never_share_a_call_and_risk_goes_first(crew):
-    calm, urgent = crew.place(10), crew.place(10)
+    [slow], calm, urgent = crew.place(1), crew.place(10), crew.place(10)
+    crew.control.fault("slow", order_id=slow, operation="cancel", seconds=0.5, times=1)
     with crew.apart("-c", "1", KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:
-        both = [apart.client.cancel_many(calm), apart.client.cancel_many(urgent, lane=Lane.RISK)]
         apart.start()
-        for pending in both:
+        waiting = [apart.client.cancel_many([slow])]
+        wait_until(lambda: next(apart.client.open_cancels()).in_hand, what="the only hand is busy")
+        waiting += [apart.client.cancel_many(calm), apart.client.cancel_many(urgent, lane=Lane.RISK)]
+        for pending in waiting:
             assert {result.outcome for result in pending.results(timeout=PATIENCE_S)} == {"canceled"}
-    first, *others = crew.cancels()
+    _, first, *others = crew.cancels()
     assert sorted(first["order_ids"]) == sorted(urgent)
     assert sorted(order_id for call in others for order_id in call["order_ids"]) == sorted(calm)
 

@@ -153,8 +153,8 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     own.control.fault("drop_before", how="reset")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many(ids(10))
-        wait_until(lambda: Scrape(port).value("gate_open") == 0, what="a gate that is closed")
-        assert Scrape(port).value("gate_state", state="unreachable") == 1
+        wait_until(lambda: Scrape(port).value("gate_state", state="unreachable") == 1, what="a closed gate")
+        assert Scrape(port).value("gate_open") == 0
         ready = requests.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S)
         assert (ready.status_code, ready.json()["breaker"]) == (503, "unreachable")
         own.control.clear_faults()
