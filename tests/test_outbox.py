@@ -59,29 +59,28 @@ def first_at_it(outbox, **how):
     return hand
 
 
-def test_those_who_come_while_one_is_at_it_are_served_together_by_the_next(patient):
-    outbox = Outbox()
+def next_two(outbox):
+    """Two that have come while one was at it, which is gone now."""
     first = first_at_it(outbox)
     second = Hand(outbox)
     in_line(outbox, second)
     third = Hand(outbox)
     in_line(outbox, second, third)
-    first.ended()
+    assert first.ended().given == first.name
+    return second, third
+
+
+def test_those_who_come_while_one_is_at_it_are_served_together_by_the_next(patient):
+    second, third = next_two(Outbox())
     wait_until(lambda: second.served is not None, what="the next is at it")
     second.ended()
     third.join(PATIENCE_S)
-    assert (first.given, second.given, third.given) == (first.name, second.name, second.name)
+    assert (second.given, third.given) == (second.name, second.name)
     assert (second.served, third.served) == ([second.place, third.place], [])
 
 
 def test_a_hand_that_was_served_goes_on_while_the_one_that_served_it_is_still_at_it(patient):
-    outbox = Outbox()
-    first = first_at_it(outbox)
-    second = Hand(outbox)
-    in_line(outbox, second)
-    third = Hand(outbox)
-    in_line(outbox, second, third)
-    first.ended()
+    second, third = next_two(Outbox())
     second.may_serve.set()
     third.join(PATIENCE_S)
     assert third.given == second.name
