@@ -463,6 +463,22 @@ def within_the_bucket(calls, capacity, refill):
     return worst <= 0
 
 
+# The exchange may be slow to tell the limits, or not tell them at all (the configured ones are Basic's).
+@pytest.mark.parametrize("fault", [("slow", {"seconds": 1.0}), ("http_500", {})])
+def test_a_worker_that_starts_with_cancels_waiting_paces_the_very_first(crew, fault):
+    kind, how = fault
+    crew.control.configure(tier="basic")
+    crew.control.fault(kind, operation="limits", **how)
+    order_ids = crew.place(120)
+    with crew.apart() as apart:
+        pending = apart.client.cancel_many(order_ids, lane=Lane.RISK)
+        apart.start()
+        assert {result.outcome for result in pending.results(timeout=PATIENCE_S)} == {"canceled"}
+    crew.control.clear_faults()
+    assert [call for call in crew.cancels() if call["status"] == 429] == []
+    assert within_the_bucket(crew.cancels(), 100, 100)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
     ("tier", "bucket", "orders"), [("basic", (100, 100), 150), ("advanced", (300, 600), 600)]

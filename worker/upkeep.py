@@ -17,30 +17,37 @@ from worker.scripts import BookError
 log = logging.getLogger(__name__)
 
 LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
-LIMITS_AGAIN_S = 5.0  # when they could not be read
+LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
 TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
 
 
 def keep_limits(exchange: Exchange, pacer: Pacer) -> None:
-    """Asks the exchange for the account's limits, at once and then now and again: they change."""
+    """Has the configured limits count at once, then asks the exchange for true ones again and again."""
+    # Hands begin while the exchange is still being asked: without any limits, the first flood is not paced.
+    _share(pacer.set_limits_unless_known)
 
     def ask() -> float:
         limits, costs = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
         known = (
             None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
         )
-        try:
-            if known is not None:
-                pacer.set_limits(known)
-            else:
-                log.warning("the account's limits cannot be read: what was last known counts")
-                pacer.set_limits_unless_known()
-        except BookError as error:
-            log.warning("limits cannot be shared: %s", error)
-        return LIMITS_EVERY_S if known is not None else LIMITS_AGAIN_S
+        if known is None:
+            log.warning("the account's limits cannot be read: what was last known counts")
+            _share(pacer.set_limits_unless_known)
+            return LIMITS_AGAIN_S
+        return LIMITS_EVERY_S if _share(lambda: pacer.set_limits(known)) else LIMITS_AGAIN_S
 
     _begin("limits", ask)
+
+
+def _share(set_limits: Callable[[], None]) -> bool:
+    try:
+        set_limits()
+    except BookError as error:
+        log.warning("limits cannot be shared: %s", error)
+        return False
+    return True
 
 
 def keep_shown(roster: Roster, worker: WorkerShown) -> None:
