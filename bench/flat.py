@@ -1,6 +1,6 @@
 """Time to flat: mass cancels through real workers at the sandbox, against what the token budget allows.
 
-    python -m bench.flat [--quick] [--only TIER ... | bare | foreign | overtake] [--out FOLDER]
+    python -m bench.flat [--quick] [--only TIER ... | ed25519 | bare | foreign | overtake] [--out FOLDER]
 
 Each row has a Redis, a sandbox with full buckets and workers of its own. `bound`: the least time in which
 bucket arithmetic lets so many cancels through, by the best mix of paths (the unscoped bucket serves every
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,15 @@ BACKLOG = 10_000
 BARE_EACH = 3_000
 PREFIX = "kalshi-cancel"
 BENCHED_TIERS = ("basic", "advanced", "premier", "prime", "prestige")
+PARTS = (*BENCHED_TIERS, "ed25519", "bare", "foreign", "overtake")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One situation; ``foreign_share`` is what another client of the account spends of every refill."""
+    """One situation; ``foreign_share`` is what another client of the account spends of every refill.
+
+    ``key``: what calls are signed with, ``rsa`` or ``ed25519``.
+    """
 
     tier: str
     orders: int
@@ -51,6 +56,7 @@ class Row:
     shards: int
     latency_ms: int
     foreign_share: float = 0.0
+    key: str = "rsa"
 
 
 # So many that the tokens saved up at first hardly count: 4,000 cancels a second, as long as it takes.
@@ -99,7 +105,7 @@ def bound_s(row: Row) -> float:
 
 def mass_cancel(row: Row, folder: Path) -> Flat:
     """One mass cancel of everything."""
-    with Stack(folder, tier=row.tier) as stack:
+    with Stack(folder, tier=row.tier, key=row.key) as stack:
         stack.start(workers=row.workers)
         _await_limits(stack, row.tier)
         stack.control.configure(latency_s=row.latency_ms / 1000)
@@ -231,13 +237,14 @@ class Bare:
     """Single cancels by processes that do nothing else; while all of them are at it."""
 
     processes: int
+    key: str
     rate: float
     busy: float
 
 
-def bare_singles(folder: Path, *, processes: int) -> Bare:
+def bare_singles(folder: Path, *, processes: int, key: str) -> Bare:
     """What the processors allow at most where only single calls can be paid for."""
-    with Stack(folder, tier="unlimited") as stack:
+    with Stack(folder, tier="unlimited", key=key) as stack:
         stack.start(workers=0)
         ids = _place(stack, BARE_EACH * processes * 2, 2)[1::2]  # those of shard 1
         parts = []
@@ -256,6 +263,7 @@ def bare_singles(folder: Path, *, processes: int) -> Bare:
     since, until = max(map(min, ran)), min(map(max, ran))
     return Bare(
         processes,
+        key,
         sum(since <= each <= until for each in at.values()) / (until - since),
         _busy(looks, since, until),
     )
@@ -340,6 +348,16 @@ def rows(*, quick: bool) -> list[Row]:
     ] + SUSTAINED
 
 
+def ed25519_rows(*, quick: bool) -> list[Row]:
+    """Where many single calls are to be signed, with the key whose signature costs least."""
+    return [
+        Row(tier, orders, workers, 4, latency_ms, key="ed25519")
+        for tier, orders in (("advanced", 1_000), ("advanced", 10_000), ("premier", 10_000))
+        for workers in (1, 3)
+        for latency_ms in (0, 20)
+    ][:: 6 if quick else 1]
+
+
 def foreign_rows(*, quick: bool) -> list[Row]:
     """Half of the budget is spent by somebody else."""
     some = [Row("premier", 2_000, 3, 1, 20, 0.5)]
@@ -356,6 +374,7 @@ def _line(row: Row, outcome: Flat) -> str:
         f"proof {outcome.proof_s:.2f} cpu {outcome.cpu_s:.2f} busy {outcome.busy:.0%}",
         f"429s {outcome.refused_calls} {outcome.calls}",
         *(["foreign client"] if row.foreign_share else []),
+        *([row.key] if row.key != "rsa" else []),
         *([] if outcome.flat else ["NOT FLAT"]),
         *(["OVERSPENT"] if outcome.overspent else []),
     ]
@@ -368,13 +387,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a few rows: three minutes instead of half an hour"
     )
-    parser.add_argument("--only", nargs="+", choices=[*BENCHED_TIERS, "bare", "foreign", "overtake"])
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument(
         "--out", type=Path, default=None, help="folder for the documents (docs; --quick: build)"
     )
     arguments = parser.parse_args(argv)
     out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
-    wanted = set(arguments.only or [*BENCHED_TIERS, "bare", "foreign", "overtake"])
+    wanted = set(arguments.only or PARTS)
     command = report.command_line("bench.flat", argv if argv is not None else sys.argv[1:])
     found: dict[str, list[Any]] = {"flat": [], "bare": [], "overtake": []}
     started = time.time()
@@ -386,14 +405,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         chosen = [row for row in rows(quick=arguments.quick) if row.tier in wanted]
+        chosen += ed25519_rows(quick=arguments.quick) if "ed25519" in wanted else []
         chosen += foreign_rows(quick=arguments.quick) if "foreign" in wanted else []
         for number, row in enumerate(chosen):
             outcome = mass_cancel(row, Path(folder) / f"flat{number}")
             found["flat"].append({**asdict(row), **asdict(outcome)})
             print(_line(row, outcome), flush=True)
             keep()
-        for processes in (1, 2, 3) if "bare" in wanted else ():
-            bare = bare_singles(Path(folder) / f"bare{processes}", processes=processes)
+        for key, processes in product(("rsa", "ed25519"), (1, 2, 3)) if "bare" in wanted else ():
+            bare = bare_singles(Path(folder) / f"bare-{key}{processes}", processes=processes, key=key)
             found["bare"].append(asdict(bare))
             print(bare, flush=True)
             keep()

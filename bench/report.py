@@ -73,6 +73,8 @@ from the client's return to the arrival at the sandbox (at most 50 at p99 are wa
 THE_BARE = """\
 Single cancels by processes that only sign, send and read the answer (`bench/bare.py`), beside the same
 sandbox: what these processors allow at most where a row's bound counts on single calls."""
+THE_ED25519_KEY = """\
+All of these sign with an RSA key of 2,048 bits. With an Ed25519 key, whose signature costs a tenth:"""
 THE_FOREIGN_CLIENT = """\
 With a foreign client that spends half of every refill, unseen (the bound counts on the other half):"""
 _MARGIN, _MARGIN_S, _LONG_S = 1.05, 0.5, 10.0  # see THE_TIMES
@@ -357,7 +359,8 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 def _flat(part: Mapping[str, Any]) -> list[str]:
     rows = part["found"]["flat"]
-    alone = [row for row in rows if not row["foreign_share"]]
+    alone = [row for row in rows if not row["foreign_share"] and row["key"] == "rsa"]
+    ed25519 = [row for row in rows if row["key"] == "ed25519"]
     foreign = [row for row in rows if row["foreign_share"]]
     figures = {
         "kept": sum(map(_is_kept, alone)),
@@ -367,6 +370,8 @@ def _flat(part: Mapping[str, Any]) -> list[str]:
         "predicted": sum(map(_is_foreseen, alone)),
     }
     shown = ["## Time to flat", _source(part), THE_TIMES.format(**figures), _flat_table(alone)]
+    if ed25519:
+        shown += [THE_ED25519_KEY, _flat_table(ed25519)]
     if part["found"].get("bare"):
         shown += [THE_BARE, _bare(part["found"]["bare"])]
     if foreign:
@@ -416,8 +421,8 @@ def _flat_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _bare(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(
-        ["processes", "single cancels a second", "busy"],
-        [[str(row["processes"]), f"{row['rate']:,.0f}", f"{row['busy']:.0%}"] for row in rows],
+        ["key", "processes", "single cancels a second", "busy"],
+        [[row["key"], str(row["processes"]), f"{row['rate']:,.0f}", f"{row['busy']:.0%}"] for row in rows],
     )
 
 

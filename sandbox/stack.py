@@ -19,7 +19,8 @@ from typing import Any, Self
 import redis
 import requests
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import PrivateFormat
 
 from sandbox.control import Control
 
@@ -174,20 +175,26 @@ class RedisServer:
             self._part.stop()
 
 
-class Keys:
-    """A key pair for signing, made for one run, as files."""
+# As the exchange hands them out: PKCS#1 for RSA, PKCS#8 for Ed25519.
+_MAKERS: dict[str, Callable[[], tuple[rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey, PrivateFormat]]] = {
+    "rsa": lambda: (
+        rsa.generate_private_key(public_exponent=65537, key_size=2048),
+        PrivateFormat.TraditionalOpenSSL,
+    ),
+    "ed25519": lambda: (ed25519.Ed25519PrivateKey.generate(), PrivateFormat.PKCS8),
+}
 
-    def __init__(self, folder: Path) -> None:
+
+class Keys:
+    """A key pair for signing, made for one run, as files; ``algorithm``: ``rsa`` or ``ed25519``."""
+
+    def __init__(self, folder: Path, *, algorithm: str = "rsa") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        key, form = _MAKERS[algorithm]()
         self.private_path = folder / "key.pem"
         self.private_path.touch(mode=0o600)
         self.private_path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.TraditionalOpenSSL,
-                serialization.NoEncryption(),
-            )
+            key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
         )
         self.public_path = folder / "key.pub.pem"
         self.public_path.write_bytes(
@@ -206,10 +213,11 @@ class Stack:
         *,
         redis_program: str | None = None,
         tier: str = "unlimited",
+        key: str = "rsa",
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
-        self.keys = Keys(folder / "keys")
+        self.keys = Keys(folder / "keys", algorithm=key)
         self.redis = RedisServer(folder / "redis", program=redis_program)
         self.exchange_port = free_port()
         self.control = Control(f"http://127.0.0.1:{self.exchange_port}")
