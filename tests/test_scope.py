@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -33,7 +34,6 @@ FILTERS = {
     "order_ids": (["o-0", "o-1"], ["o-0", "o-11"]),
     "subaccount": (3, 0),
     "tickers": (["A", "KXBTC-26NOV22-T100000"], ["KXBTC-26NOV22"]),
-    "event_tickers": (["KXBTC-26NOV22", "A"], ["KXBTC-26NOV2", "KXBTC-26NOV22-T100000"]),
     "series": ("KXBTC", "KXBT"),
     "ticker_prefix": ("KXBTC-26", "XBTC"),
     "side": ("yes", "no"),
@@ -41,9 +41,9 @@ FILTERS = {
     "order_group_id": ("group-1", "group"),
     "exchange_index": (2, 1),
     "created_after": ("2026-11-22T10:00:00Z", "2026-11-22T10:00:01Z"),
-    "created_before": ("2026-11-22T11:00:01+01:00", "2026-11-22T10:00:00.250Z"),
-    "min_price": ("0.40", "0.4001"),
-    "max_price": (0.4, "0.39"),
+    "created_before": ("2026-11-22T11:00:02+01:00", "2026-11-22T10:00:00.250Z"),
+    "min_price": ("0.39", "0.4001"),
+    "max_price": (0.41, "0.39"),
 }
 
 
@@ -67,7 +67,7 @@ def refused(scope):
 
 
 def test_every_filter_there_is_is_tried_here():
-    assert {"everything", *FILTERS} == set(Scope.__dataclass_fields__)
+    assert {"everything", "event_tickers", *FILTERS} == set(Scope.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -89,15 +89,22 @@ def test_everything_takes_every_order():
     assert takes({"everything": True}, order(ticker=None, subaccount_number=None, created_time=None))
 
 
-def test_what_an_order_leaves_out_is_the_main_account_and_shard_0():
-    plain = order(subaccount_number=None, exchange_index=None)
-    assert takes({"subaccount": 0, "exchange_index": 0}, plain)
-    assert not takes({"subaccount": 1}, plain)
-    assert not takes({"exchange_index": 1}, plain)
+@pytest.mark.parametrize("number", [0, 1])
+def test_of_an_order_that_tells_neither_subaccount_nor_shard_the_exchanges_listing_is_believed(number):
+    scope = {"subaccount": number, "exchange_index": number}
+    assert Scope.parse(scope).listings() == [scope], "it was asked for these only"
+    assert takes(scope, order(subaccount_number=None, exchange_index=None))
+
+
+@pytest.mark.parametrize("ticker", ["KXBTC-26NOV22-T100000", "KXBTC-26NOV22", "KXSOLO"])
+def test_which_event_a_market_belongs_to_is_the_exchanges_word(ticker):
+    scope = {"event_tickers": ["KXBTC-26NOV22"]}
+    assert Scope.parse(scope).listings() == [{"event_ticker": "KXBTC-26NOV22"}], "it was asked for this only"
+    assert takes(scope, order(ticker=ticker))
 
 
 @pytest.mark.parametrize(
-    "filters", [{"created_after": 0}, {"created_before": 4e9}, {"min_price": 0}, {"max_price": 1}]
+    "filters", [{"created_after": 1e9}, {"created_before": 4e9}, {"min_price": 0}, {"max_price": 1}]
 )
 def test_an_order_that_does_not_tell_its_time_or_price_is_not_in_a_range_of_them(filters):
     assert takes(filters)
@@ -197,15 +204,15 @@ def test_what_is_no_object_is_refused(message):
         ("everything", ["yes", 1, []]),
         ("order_ids", ["o-1", [], ["a/b"], [1], [""], {"a": 1}]),
         ("subaccount", [-1, "0", 1.0, True, 10**7]),
-        ("tickers", ["", [], [7], "a\nb", "x" * 201, {}]),
-        ("event_tickers", ["", [], [None], 7]),
-        ("series", ["", 7, ["A"]]),
-        ("ticker_prefix", ["", 7]),
+        ("tickers", ["", [], [7], "a\nb", "x" * 201, {}, "A-1,B-1", ["A-1", "B 1"]]),
+        ("event_tickers", ["", [], [None], 7, "A,B"]),
+        ("series", ["", 7, ["A"], "KX%"]),
+        ("ticker_prefix", ["", 7, "KX*"]),
         ("side", ["buy", "YES", 1, []]),
         ("client_order_id_prefix", ["", 7]),
         ("order_group_id", ["", 7]),
         ("exchange_index", [-1, "1", True]),
-        ("created_after", ["now", "2026-11-22T10:00:00", True, [], 1e30, float("nan")]),
+        ("created_after", ["now", "2026-11-22T10:00:00", True, [], 1e30, float("nan"), 2026, 20261128]),
         ("created_before", ["", {}, float("inf")]),
         ("min_price", ["cheap", -0.01, "1.01", True, [], "NaN"]),
         ("max_price", ["Infinity", "2", {}]),
@@ -216,6 +223,18 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_fields_name(name, values
         problems = refused({name: value})
         assert list(problems) == [name], value
         assert problems[name].startswith("expected "), value
+
+
+@pytest.mark.parametrize(
+    ("scope", "field"),
+    [
+        ({"min_price": "0.9", "max_price": "0.1"}, "max_price"),
+        ({"created_after": 1.8e9, "created_before": 1.8e9}, "created_before"),
+        ({"everything": True, "min_price": 1, "max_price": 0}, "max_price"),
+    ],
+)
+def test_bounds_between_which_no_order_can_be_are_refused_or_it_would_be_flat_at_once(scope, field):
+    assert refused(scope)[field].startswith("expected ")
 
 
 def test_every_bad_field_is_named_at_once_and_unknown_ones_too():
@@ -230,13 +249,19 @@ def test_every_bad_field_is_named_at_once_and_unknown_ones_too():
 TICKERS = st.sampled_from(["KXA-26-T1", "KXA-26-T2", "KXA-27-T1", "KXAB-26-T1", "KXB-26", "KXA"])
 PRICES = st.integers(0, 100).map(lambda cents: Decimal(cents) / 100)
 MOMENTS = st.integers(1_790_000_000, 1_790_000_010)
+
+
+def is_contradictory(scope):
+    prices = Decimal(scope.get("min_price", 0)) > Decimal(scope.get("max_price", 1))
+    return prices or scope.get("created_after", 0) >= scope.get("created_before", math.inf)
+
+
 SCOPES = st.fixed_dictionaries(
     {},
     optional={
         "order_ids": st.lists(st.sampled_from("abcd"), min_size=1, max_size=3),
         "subaccount": st.integers(0, 2),
         "tickers": st.lists(TICKERS, min_size=1, max_size=3),
-        "event_tickers": st.lists(st.sampled_from(["KXA-26", "KXA-27", "KXAB-26"]), min_size=1),
         "series": st.sampled_from(["KXA", "KXAB"]),
         "ticker_prefix": st.sampled_from(["K", "KXA-", "KXA-26", "KXB-26"]),
         "side": st.sampled_from(["yes", "no", "bid", "ask"]),
@@ -248,7 +273,7 @@ SCOPES = st.fixed_dictionaries(
         "min_price": PRICES.map(str),
         "max_price": PRICES.map(str),
     },
-).filter(bool)
+).filter(lambda scope: scope and not is_contradictory(scope))
 ORDERS = st.fixed_dictionaries(
     {
         "order_id": st.sampled_from("abcd"),
@@ -271,7 +296,6 @@ def oracle(scope, each):
         "order_ids": lambda ids: each["order_id"] in ids,
         "subaccount": lambda number: each["subaccount"] == number,
         "tickers": lambda tickers: each["ticker"] in tickers,
-        "event_tickers": lambda events: each["ticker"].rpartition("-")[0] in events,
         "series": lambda series: each["ticker"].split("-")[0] == series and "-" in each["ticker"],
         "ticker_prefix": lambda prefix: each["ticker"][: len(prefix)] == prefix,
         "side": lambda side: side in (outcome, each["book_side"]),

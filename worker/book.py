@@ -73,13 +73,13 @@ class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
     ``heard``: a hand that listens was told; otherwise a message must wake a worker up, unless enough wait.
-    ``joined`` of them had an entry already.
+    ``joined``: the orders that had an entry already.
     """
 
     settled: dict[str, CancelResult]
     heard: bool
     waiting_messages: int
-    joined: int = 0
+    joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +279,7 @@ class Book:
         self._retry = scripts.load(server, "retry")
         self._sweep = scripts.load(server, "bells", "sweep")
         self._refuse = scripts.load(server, "audit", "refuse")
+        self._learn = scripts.load(server, "bells", "learn")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
@@ -300,7 +301,8 @@ class Book:
         even when ``may_be_accepted`` is false for the last one.
         """
         settled: dict[str, CancelResult] = {}
-        heard, waiting, joined = 1, 0, 0
+        joined: set[str] = set()
+        heard, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
@@ -330,10 +332,25 @@ class Book:
             )
             for request, answer in zip(portion, answers, strict=True):
                 if answer == "joined":
-                    joined += 1
+                    joined.add(request.order_id)
                 elif answer:
                     settled[request.order_id] = _parse_record(request.order_id, answer)
-        return Accepted(settled, bool(heard), waiting, joined)
+        return Accepted(settled, bool(heard), waiting, frozenset(joined))
+
+    def learn(self, requests: Sequence[CancelRequest], known: Known | None, *, lane: Lane) -> int:
+        """Has other things known of entries that no hand has had yet; how many those were. Raises BookError.
+
+        ``known`` None: nothing but the request, and due at once.
+        """
+        learned = 0
+        for start in range(0, len(requests), ACCEPT_AT_ONCE):
+            args: list[Any] = [self._prefix, lane.value, known.learned if known else ""]
+            args.append(round(known.due_in_s * 1000) if known else 0)
+            for request in requests[start : start + ACCEPT_AT_ONCE]:
+                path = known.path if known else write_path(request.exchange_index)
+                args += (request.order_id, path)
+            learned += int(self._run(self._learn, args))
+        return learned
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""

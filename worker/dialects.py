@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from worker.orders import Order, OrderStatus, Problem, parse_count
+from worker.orders import Order, OrderStatus, Problem, is_order_id, parse_count
 
 API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
@@ -300,24 +300,27 @@ def decipher_command(reply: Reply) -> Trouble | None:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing; ``cursor`` is empty on the last one."""
+    """A part of a listing; ``cursor`` is empty on the last one.
+
+    ``unreadable``: so many entries are no orders that we understand; with any, the listing has holes.
+    """
 
     orders: tuple[Order, ...]
     cursor: str
+    unreadable: int = 0
 
 
 def decipher_list(reply: Reply) -> Page | Trouble:
-    """A page of orders; one that holds anything else is no page at all: a listing must not have holes."""
+    """A page of orders, as far as they can be read."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
     body = _json_object(reply.body)
     listed = body.get("orders") if body is not None else None
-    orders = [parse_order(each) for each in listed] if isinstance(listed, list) else [None]
     cursor = body.get("cursor") if body is not None else None
-    known = tuple(order for order in orders if order is not None)
-    if len(known) < len(orders) or not isinstance(cursor, str | None):
+    if not isinstance(listed, list) or not isinstance(cursor, str | None):
         return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
-    return Page(known, cursor or "")
+    known = tuple(order for order in map(parse_order, listed) if order is not None)
+    return Page(known, cursor or "", len(listed) - len(known))
 
 
 def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
@@ -331,11 +334,11 @@ def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
 
 
 def parse_order(value: object) -> Order | None:
-    """An order in any field generation (integers, or fixed-point strings); None if it is none.
+    """An order in any field generation (integers, or fixed-point strings); None if it is none we can work on.
 
     The exchange leaves null optionals out; a count that is absent or unreadable is None.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("order_id"), str):
+    if not isinstance(value, dict) or not is_order_id(value.get("order_id")):
         return None
     try:
         status = OrderStatus(value.get("status", ""))

@@ -139,12 +139,18 @@ class Exchange:
     def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
         """One page of the orders that the query lets through, resting ones unless it names a status."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
-        return reply if isinstance(reply, Trouble) else decipher_list(reply)
+        page = reply if isinstance(reply, Trouble) else decipher_list(reply)
+        if isinstance(page, Trouble):
+            self._notice(page, Dialect.V2)
+        return page
 
     def command(self, call: Call) -> Trouble | None:
         """Has the exchange carry out a mass command of its own; None: it has."""
         reply = self._ask(call, self._call_deadline_s)
-        return reply if isinstance(reply, Trouble) else decipher_command(reply)
+        trouble = reply if isinstance(reply, Trouble) else decipher_command(reply)
+        if trouble is not None:
+            self._notice(trouble, Dialect.V2)
+        return trouble
 
     def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.1  # at how many orders are still open
 FIND_EVERY_S = 1.0  # mass cancels whose runner has vanished
 LIST_AGAIN_S = 0.25  # when a page could not be had
+TOKENS_AGAIN_S = 1.0  # at most between two looks whether there are tokens for it
 # How long the orders' own waiters wait to be told; the mass cancel has its own deadline.
 ORDER_DEADLINE_S = 60.0
 # What plan, hand-over and the last results take on top of the tokens' time.
@@ -56,6 +57,23 @@ ORDERS_PER_S = 7_000.0
 SINGLES_PER_S = 800.0
 PACE_FROM_ORDERS = 500  # fewer tell nothing about it
 COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
+# By then a command is answered, or its runner has vanished: orders are left alone for so long.
+COMMAND_WITHIN_S = 8.0
+COMMAND_TOKENS_WITHIN_S = 1.0  # longer, and order by order is as good
+AFTER_A_BUG_S = 1.0  # until it is tried again
+STUMBLES_MOST = 5
+# What a command's answer must mean for it to have done nothing at all.
+_NOT_APPLIED = frozenset(
+    {
+        Meaning.NOT_FOUND,
+        Meaning.RETIRED,
+        Meaning.CLOCK,
+        Meaning.REFUSED,
+        Meaning.PAUSED,
+        Meaning.BUSY,
+        Meaning.NOT_SENT,
+    }
+)
 
 
 class _Vanished(Exception):  # noqa: N818 - named after what has happened
@@ -154,6 +172,11 @@ class MassRunner:
                 self._means.stopping.wait(LOOK_EVERY_S)
             except _Vanished:
                 break
+            except Exception:
+                # A defect of ours: not one mass cancel may stay without a report for ever.
+                log.exception("mass cancel %s: a step failed", request.request_id, extra=said)
+                run.stumbled()
+                self._means.stopping.wait(AFTER_A_BUG_S)
             else:
                 level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
                 log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=said)
@@ -177,6 +200,12 @@ class _Listing:
     sha256: str
     pages: int
     first_page_s: float
+    unreadable: int
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether it shows that nothing in scope rests."""
+        return not self.orders and not self.unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,18 +228,27 @@ class _Run:
         self._pacer = means.pacer
         self._ids = frozenset(request.scope.order_ids)
         self._scope = replace(request.scope, order_ids=())  # apart from the ids, looked up in the set
-        self._why_not_flat: str | None = "only planned"
+        self._why_not_flat: str | None = (
+            "only planned" if request.dry_run else "its time was over before a listing could prove it"
+        )
+        self._stumbled = 0
+
+    def stumbled(self) -> None:
+        """A step has failed unexpectedly; when that goes on, the report says so."""
+        self._stumbled += 1
+        self._why_not_flat = "a step failed unexpectedly: see the worker's log"
 
     def to_the_end(self) -> dict[str, Any]:
         """The report; raises _Vanished and BookError, after either of which anybody can go on."""
-        plan = self._masses.plan(self._id) or self._plan()
-        if self._request.dry_run:
+        plan = self._masses.plan(self._id) or (
+            self._no_plan() if self._stumbled > STUMBLES_MOST else self._plan()
+        )
+        if self._request.dry_run or self._stumbled > STUMBLES_MOST:
             return self._report(plan, None)
         give_up_s = plan["started_s"] + plan["predicted_s"] + self._request.deadline_s
         if plan["listed_at"] is None and not plan["orders"]:
             return self._report(plan, None)  # nothing was found because nothing could be seen
-        listing: _Listing | None = None
-        while self._masses.now_s() < give_up_s:
+        while True:  # at least once: who goes on with it after its time may still prove it
             settled_s = self._await_settled(give_up_s)
             if settled_s is None:
                 break
@@ -218,9 +256,14 @@ class _Run:
             listing = self._list(give_up_s)
             if listing is None:
                 break
-            if not listing.orders:
+            if listing.is_proof:
                 self._why_not_flat = None
                 return self._report(plan, listing)
+            if not listing.orders:
+                self._why_not_flat = f"{listing.unreadable} listed orders cannot be understood"
+                if self._masses.now_s() >= give_up_s:
+                    break
+                continue
             self._why_not_flat = f"{len(listing.orders)} orders were still resting at {listing.at}"
             log.warning(
                 "mass cancel %s: %d orders still or newly resting",
@@ -231,10 +274,28 @@ class _Run:
             self._trail(
                 "still_resting", orders=len(listing.orders), listed_at=listing.at, sha256=listing.sha256
             )
+            if self._masses.now_s() >= give_up_s:
+                break
             self._add(listing.orders)
         return self._report(plan, None)
 
     # -- plan
+
+    def _no_plan(self) -> dict[str, Any]:
+        """What the report of a mass cancel says that could not be planned."""
+        return {
+            "started_s": self._masses.now_s(),
+            "listed_at": None,
+            "orders": self._masses.count_orders(self._id),
+            "contracts": "0.00",
+            "tokens": 0.0,
+            "shards": {},
+            "paths": {},
+            "tokens_s": 0.0,
+            "command": False,
+            "predicted_s": 0.0,
+            "refused_calls_before": self._refused_calls(),
+        }
 
     def _plan(self) -> dict[str, Any]:
         """Lists and plans; unless that is all, what is found is being canceled while the rest is listed.
@@ -343,14 +404,26 @@ class _Run:
         requests = [_request_for(each, self._request, order) for each, order in orders.items()]
         exchange = self._means.exchange
         swept = Case.swept(requests[0], None if exchange.skew_ms is None else exchange.now_ms())
-        known = Known(replace(swept, routing=Routing()).to_json(), "reads", COMMAND_CATCH_UP_S)
+        perhaps = Known(replace(swept, routing=Routing()).to_json(), "reads", COMMAND_WITHIN_S)
         accepted = self._book.accept(
-            requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, known=known
+            requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, known=perhaps
         )
-        if accepted.joined:  # somebody is at some of them already, and would not know of the command
-            return
-        cost = self._pacer.limits.cancel_cost
+        mine = [each for each in requests if each.order_id not in {*accepted.settled, *accepted.joined}]
+        # Somebody who is at some of them already would not know of the command: then order by order, too.
+        if not accepted.joined and self._has_command_done(command, orders):
+            self._book.learn(mine, replace(perhaps, due_in_s=COMMAND_CATCH_UP_S), lane=Lane.RISK)
+        else:
+            self._book.learn(mine, None, lane=Lane.RISK)
+        if not accepted.heard:
+            self._means.call_hands(Lane.RISK, accepted.waiting_messages)
+
+    def _has_command_done(self, command: _Command, orders: Mapping[str, Order]) -> bool:
+        """Gives the command; whether it may have done anything."""
+        cost, exchange = self._pacer.limits.cancel_cost, self._means.exchange
+        give_up = time.monotonic() + COMMAND_TOKENS_WITHIN_S
         while (wait_s := self._pacer.take("write", cost)) > 0:
+            if time.monotonic() + wait_s > give_up:
+                return False
             self._wait(wait_s)
         started = time.monotonic()
         trouble = exchange.command(command.call)
@@ -366,6 +439,9 @@ class _Run:
                 trouble.problem.message,
                 extra=_about(self._request),
             )
+            if trouble.meaning is Meaning.BUSY and self._pacer.correct("write", cost):
+                self._means.tell(BucketCorrected("write"))
+        return trouble is None or trouble.meaning not in _NOT_APPLIED
 
     # -- execute and verify
 
@@ -418,7 +494,7 @@ class _Run:
         orders: dict[str, Order] = {}
         digest = hashlib.sha256()
         started, first_page_s = time.monotonic(), 0.0
-        pages, at = 0, utc_text(self._means.exchange.now_ms() / 1000)
+        pages, unreadable, at = 0, 0, utc_text(self._means.exchange.now_ms() / 1000)
         for query in self._request.scope.listings():
             cursors = [""]
             while (cursor := cursors[-1]) or len(cursors) == 1:
@@ -426,6 +502,7 @@ class _Run:
                 if page is None:
                     return None
                 pages += 1
+                unreadable += page.unreadable
                 first_page_s = first_page_s or time.monotonic() - started
                 for order in page.orders:
                     digest.update(f"{order.order_id} {order.status} {order.remaining_count}\n".encode())
@@ -441,17 +518,27 @@ class _Run:
                     self._why_not_flat = "the exchange's listing goes round in a circle"
                     return None
                 cursors.append(page.cursor)
-        return _Listing(orders, at, digest.hexdigest(), pages, first_page_s)
+        if unreadable:
+            log.error(
+                "mass cancel %s: %d listed orders cannot be understood",
+                self._id,
+                unreadable,
+                extra=_about(self._request),
+            )
+        return _Listing(orders, at, digest.hexdigest(), pages, first_page_s, unreadable)
 
     def _is_meant(self, order: Order) -> bool:
         return (not self._ids or order.order_id in self._ids) and self._scope.includes(order)
 
     def _page(self, query: Mapping[str, str | int], cursor: str, give_up_s: float) -> Page | None:
-        """One page, paid for; None when it cannot be had by then."""
+        """One page, paid for; None when it cannot be had by then, or not at all."""
         cost = self._pacer.limits.list_cost
         while True:
             while (wait_s := self._pacer.take("read", cost)) > 0:
-                self._wait(wait_s)
+                if self._masses.now_s() >= give_up_s:
+                    self._why_not_flat = "no listing could be had: no tokens for it"
+                    return None
+                self._wait(min(wait_s, TOKENS_AGAIN_S))
             started = time.monotonic()
             page = self._means.exchange.list_orders(query, cursor)
             trouble = page if isinstance(page, Trouble) else None
@@ -469,9 +556,10 @@ class _Run:
             )
             if page.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
                 self._means.tell(BucketCorrected("read"))
-            if self._masses.now_s() >= give_up_s:
+            if page.meaning is Meaning.REFUSED or self._masses.now_s() >= give_up_s:
                 self._why_not_flat = f"no listing could be had: {page.problem.code}"
                 return None
+            self._tell_progress(*self._masses.still_open(self._id))
             self._wait(max(page.retry_after_s or 0.0, LIST_AGAIN_S))
 
     def _wait(self, seconds: float) -> None:
@@ -507,19 +595,21 @@ class _Run:
         planned = {} if self._request.dry_run else self._masses.orders(self._id)
         results = self._book.records(list(planned))
         named = () if self._request.dry_run else self._request.scope.order_ids
-        actual_s = mass_report.seconds_until_last(results.values(), plan["started_s"])
-        orders = len(results)
+        # What was final before this mass cancel touched it took neither its time nor its tokens.
+        ours = [each for order_id, each in results.items() if not planned[order_id].settled]
+        actual_s = mass_report.seconds_until_last(ours, plan["started_s"])
+        orders = len(ours)
         if actual_s and orders >= PACE_FROM_ORDERS and plan["tokens_s"] < actual_s / 2:
             self._masses.note_pace(orders / max(actual_s - OVERHEAD_S, actual_s / 2))
         return {
             **self._request.to_json(),
             "completed_at": utc_text(time.time()),
-            "flat": listing is not None and not listing.orders,
+            "flat": listing is not None and listing.is_proof,
             "why_not_flat": self._why_not_flat,
             "flat_listing": listing and {"at": listing.at, "sha256": listing.sha256, "pages": listing.pages},
             "plan": dict(plan),
             **mass_report.tally(planned, results, named=named),
-            "tokens_spent": self._masses.spent(self._id) + self._tokens_of(results.values(), plan),
+            "tokens_spent": self._masses.spent(self._id) + self._tokens_of(ours, plan),
             "rate_limited": self._refused_calls() - plan["refused_calls_before"],
             "predicted_s": plan["predicted_s"],
             "actual_s": actual_s,
@@ -565,11 +655,17 @@ def _about(request: MassRequest) -> dict[str, Any]:
 
 def _request_for(order_id: str, request: MassRequest, order: Order | None = None) -> CancelRequest:
     """The cancel of one order, as far as it was seen."""
+    ticker = shard = subaccount = None
+    if order is not None:
+        # What an order does not tell itself, the listing that it came from was for.
+        ticker, shard, subaccount = order.ticker, order.exchange_index, order.subaccount
+        shard = request.scope.exchange_index if shard is None else shard
+        subaccount = request.scope.subaccount if subaccount is None else subaccount
     return CancelRequest(
         order_id,
-        market_ticker=None if order is None else order.ticker,
-        exchange_index=None if order is None else order.exchange_index,
-        subaccount=None if order is None else order.subaccount,
+        market_ticker=ticker,
+        exchange_index=shard,
+        subaccount=subaccount,
         requested_by=request.requested_by,
         reason=request.reason,
         request_id=request.request_id,

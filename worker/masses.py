@@ -6,7 +6,8 @@ at it. The orders themselves are entries of the book like all others. Keys, unde
 - ``P:masses``               sorted set: the ids by when they were accepted, ms
 - ``P:masses:open``          set: those without a report
 - ``P:masses:pace``          orders a second that were settled when no tokens held them up
-- ``P:mass:{id}``            hash: request, begun, plan, progress, report, reply_to (all JSON), spent
+- ``P:mass:{id}``            hash: request, what it meant, begun, plan, progress, report (all JSON), spent
+- ``P:mass:{id}:waiters``    set: the tasks that want the report
 - ``P:mass:{id}:orders``     hash: what each order had left when it was planned
 - ``P:mass:{id}:left``       list: the orders that may not be settled yet
 - ``P:mass:{id}:lease``      the runner at it, for a few seconds
@@ -23,6 +24,7 @@ from decimal import Decimal
 from typing import Any
 
 import redis
+from redis.client import Pipeline
 
 from worker import records, scripts
 from worker.audit import Trail
@@ -169,12 +171,24 @@ class Masses:
         self._note_orders = scripts.load(server, "gather", "note_orders")
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
-        """Accepts a mass cancel; entering one again changes nothing."""
-        asked_ms = time.time() * 1000
-        args = [self._prefix, request.request_id, json.dumps(request.to_json()), reply_to, asked_ms]
-        is_new = scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
-        if is_new:
-            self.tell_trail(request.request_id, "accepted", **request.to_json())
+        """Accepts a mass cancel; entering the same one again only has its report told to one more task.
+
+        Raises BadRequest when its ``request_id`` is that of another one.
+        """
+        if reply_to.startswith(("cancel:", "mass:")):
+            reply_to = ""  # a producer's word; what is kept there is somebody else's
+        asked = request.to_json()
+        meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
+        args = [self._prefix, request.request_id, json.dumps(asked), reply_to, time.time() * 1000, meant]
+        became, *report = scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
+        if became == "other":
+            raise BadRequest({"request_id": f"is taken by another mass cancel: {request.request_id}"})
+        if became == "new":
+            self.tell_trail(request.request_id, "accepted", **asked)
+        elif reply_to and report[0]:
+            pipeline = self._server.pipeline()
+            self._answer(pipeline, reply_to, json.loads(report[0]))
+            scripts.call(pipeline.execute)
 
     def tell_trail(self, request_id: str, step: str, /, **details: Any) -> None:
         """Notes a step in the audit trail."""
@@ -195,6 +209,8 @@ class Masses:
         if not scripts.call(lambda: self._server.set(lease, runner, nx=True, px=LEASE_MS)):
             return None
         fields = scripts.call(lambda: self._server.hmget(self._key(request_id), ["request", "report"]))
+        if fields[1]:
+            scripts.call(lambda: self._server.srem(f"{self._prefix}:masses:open", request_id))
         return MassRequest.from_json(json.loads(fields[0])) if fields[0] and not fields[1] else None
 
     def keep(self, request_id: str, runner: str) -> bool:
@@ -287,23 +303,24 @@ class Masses:
     def finish(self, request_id: str, report: Mapping[str, Any]) -> None:
         """Stores the report, tells the waiters, and lets the mass cancel go."""
         key = self._key(request_id)
-        reply_to = scripts.call(lambda: self._server.hget(key, "reply_to"))
-        if reply_to and reply_to.startswith("cancel:"):
-            reply_to = None  # a producer's word; what is kept there is an order's record
+        waiters = scripts.call(lambda: self._server.smembers(f"{key}:waiters"))
         pipeline = self._server.pipeline()
         pipeline.hset(key, "report", json.dumps(report))
         pipeline.srem(f"{self._prefix}:masses:open", request_id)
         # The list forgets what the keys of finished mass cancels have forgotten.
         pipeline.zremrangebyscore(f"{self._prefix}:masses", "-inf", (time.time() - self._life_s) * 1000)
         pipeline.delete(f"{key}:lease")
-        for name in (key, f"{key}:orders", f"{key}:left"):
+        for name in (key, f"{key}:orders", f"{key}:left", f"{key}:waiters"):
             pipeline.expire(name, self._life_s)
-        for task_id in filter(None, (f"mass:{request_id}", reply_to)):
-            record = records.task_record(task_id, report, date_done=utc_text(time.time()))
-            result_key = records.task_key(task_id, self._celery_prefix)
-            pipeline.set(result_key, record, ex=self._life_s)
-            pipeline.publish(result_key, record)
+        for task_id in {f"mass:{request_id}", *waiters}:
+            self._answer(pipeline, task_id, report)
         scripts.call(pipeline.execute)
+
+    def _answer(self, pipeline: Pipeline, task_id: str, report: Mapping[str, Any]) -> None:
+        record = records.task_record(task_id, report, date_done=utc_text(time.time()))
+        result_key = records.task_key(task_id, self._celery_prefix)
+        pipeline.set(result_key, record, ex=self._life_s)
+        pipeline.publish(result_key, record)
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """The latest mass cancels: id, when accepted, and the report or progress there is."""

@@ -125,6 +125,11 @@ def is_order_id(value: object) -> bool:
     return isinstance(value, str) and _ORDER_ID.fullmatch(value) is not None
 
 
+def is_ticker(value: object) -> bool:
+    """Whether ``value`` may be the ticker of a market, an event or a series."""
+    return isinstance(value, str) and _TICKER.fullmatch(value) is not None
+
+
 def is_traceparent(value: object) -> bool:
     """Whether ``value`` is a W3C traceparent of the version that there is."""
     return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
@@ -137,8 +142,7 @@ def _expect_order_id(value: object) -> str | None:
 
 
 def _expect_ticker(value: object) -> str | None:
-    ok = isinstance(value, str) and _TICKER.fullmatch(value) is not None
-    return None if ok else "a market ticker of letters, digits, '-', '_', '.' or ':'"
+    return None if is_ticker(value) else "a market ticker of letters, digits, '-', '_', '.' or ':'"
 
 
 def _expect_shard(value: object) -> str | None:

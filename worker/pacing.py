@@ -63,7 +63,13 @@ class Limits:
             list_cost=table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
         )
         # What is none of this would stop the arithmetic, and with it every cancel.
-        return known if all(0 < number < math.inf for number in astuple(known)) else None
+        usable = all(0 < number < math.inf for number in astuple(known))
+        return known if usable and known.holds_its_calls else None
+
+    @property
+    def holds_its_calls(self) -> bool:
+        """Whether each bucket, of which half is always counted on, holds the tokens of its dearest call."""
+        return self.read_capacity >= 2 * self.list_cost and self.write_capacity >= 2 * self.cancel_cost
 
 
 class Pacer:

@@ -72,9 +72,8 @@ _TRACEPARENT: Final[Schema] = {"type": "string", "pattern": f"^{orders._TRACEPAR
 _FLAG: Final[Schema] = {"type": "boolean"}
 _DEADLINE: Final[Schema] = {"type": "number", "exclusiveMinimum": 0, "maximum": orders.DEADLINE_MAX_S}
 _SCOPE_TEXT: Final = _text(least=1, most=scope.TEXT_MAX_CHARS)
-_TEXTS: Final[Schema] = {
-    "anyOf": [_SCOPE_TEXT, {"type": "array", "items": _SCOPE_TEXT, "minItems": 1}],
-}
+_TICKER: Final[Schema] = {"type": "string", "pattern": f"^{orders._TICKER.pattern}$"}
+_TICKERS: Final[Schema] = {"anyOf": [_TICKER, {"type": "array", "items": _TICKER, "minItems": 1}]}
 _MOMENT: Final[Schema] = {
     "anyOf": [
         {
@@ -85,7 +84,7 @@ _MOMENT: Final[Schema] = {
                 r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
             ),
         },
-        {"type": "number", "minimum": 0, "maximum": 253402300799},
+        {"type": "number", "minimum": scope.EPOCH_FROM_S, "maximum": 253402300799},
     ]
 }
 _PRICE: Final[Schema] = {
@@ -103,7 +102,7 @@ def _integer(least: int) -> Schema:
 # What each check lets through, by the check.
 _FORMS: Final[Mapping[Any, Schema]] = {
     orders._expect_order_id: _ID,
-    orders._expect_ticker: {"type": "string", "pattern": f"^{orders._TICKER.pattern}$"},
+    orders._expect_ticker: _TICKER,
     orders._expect_shard: _integer(-1),
     orders._expect_subaccount: _integer(0),
     orders._expect_text: _text(least=0, most=orders.TEXT_MAX_CHARS),
@@ -117,7 +116,8 @@ _FORMS: Final[Mapping[Any, Schema]] = {
     scope._parse_flag: _FLAG,
     scope._parse_order_ids: {"type": "array", "items": _ID, "minItems": 1},
     scope._parse_number: _integer(0),
-    scope._parse_texts: _TEXTS,
+    scope._parse_ticker: _TICKER,
+    scope._parse_tickers: _TICKERS,
     scope._parse_text: _SCOPE_TEXT,
     scope._parse_side: {"enum": list(scope._SIDES)},
     scope._parse_moment: _MOMENT,

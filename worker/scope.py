@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
-from worker.orders import NUMBER_MAX, BadRequest, Order, is_order_id
+from worker.orders import NUMBER_MAX, BadRequest, Order, is_order_id, is_ticker
 
 TEXT_MAX_CHARS = 200  # far above any ticker
 EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
 _SIDES = ("yes", "no", "bid", "ask")
+EPOCH_FROM_S = 946_684_800  # 2000-01-01: a smaller number is a year or a date without its dashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,23 @@ class Scope:
                 problems["scope"] = "nothing is named: set a filter, or everything=true for the whole account"
             elif scope.everything and len(named) > 1:
                 problems["everything"] = "means the whole account; leave it out or leave the filters out"
-            else:
+            problems |= scope._contradictions()
+            if not problems:
                 return scope
         raise BadRequest(problems)
+
+    def _contradictions(self) -> dict[str, str]:
+        """Bounds between which no order can be: that nothing rests there would prove nothing."""
+        problems = {}
+        prices = self.min_price, self.max_price
+        if prices[0] is not None and prices[1] is not None and prices[0] > prices[1]:
+            problems["max_price"] = f"expected at least min_price ({prices[0]}), got {prices[1]}"
+        times = self.created_after, self.created_before
+        if times[0] is not None and times[1] is not None and times[0] >= times[1]:
+            problems["created_before"] = (
+                f"expected a time after created_after ({_plain(times[0])}), got {_plain(times[1])}"
+            )
+        return problems
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`parse` takes, without what is not set."""
@@ -99,7 +114,11 @@ class Scope:
         return [{**query, "event_ticker": ",".join(group)} for group in groups]
 
     def includes(self, order: Order) -> bool:
-        """Whether the order is meant, by everything that its own fields tell."""
+        """Whether an order of :meth:`listings` is meant, by everything that its own fields tell.
+
+        Of what the exchange has filtered by, an order need not tell (old ones do not): only what it tells
+        otherwise counts, and which event it belongs to is the exchange's word alone.
+        """
         if self.everything:
             return True
         ticker, raw = order.ticker or "", order.fields()
@@ -107,9 +126,8 @@ class Scope:
         created = _moment(raw.get("created_time"))
         return (
             (not self.order_ids or order.order_id in self.order_ids)
-            and (self.subaccount is None or (order.subaccount or 0) == self.subaccount)
+            and (self.subaccount is None or order.subaccount in (None, self.subaccount))
             and (not self.tickers or ticker in self.tickers)
-            and (not self.event_tickers or any(ticker.startswith(f"{e}-") for e in self.event_tickers))
             and (self.series is None or ticker.startswith(f"{self.series}-"))
             and (self.ticker_prefix is None or ticker.startswith(self.ticker_prefix))
             and (self.side is None or self.side in _sides(raw))
@@ -118,7 +136,7 @@ class Scope:
                 or str(raw.get("client_order_id") or "").startswith(self.client_order_id_prefix)
             )
             and (self.order_group_id is None or raw.get("order_group_id") == self.order_group_id)
-            and (self.exchange_index is None or (order.exchange_index or 0) == self.exchange_index)
+            and (self.exchange_index is None or order.exchange_index in (None, self.exchange_index))
             and (self.created_after is None or (created is not None and created >= self.created_after))
             and (self.created_before is None or (created is not None and created < self.created_before))
             and (self.min_price is None or (price is not None and price >= self.min_price))
@@ -174,12 +192,18 @@ def _parse_text(value: object) -> str:
     return value
 
 
-def _parse_texts(value: object) -> tuple[str, ...]:
+def _parse_ticker(value: object) -> str:
+    if not is_ticker(value):
+        raise ValueError
+    return str(value)
+
+
+def _parse_tickers(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        return (_parse_text(value),)
+        return (_parse_ticker(value),)
     if not isinstance(value, list | tuple) or not value:
         raise TypeError
-    return tuple(dict.fromkeys(_parse_text(each) for each in value))
+    return tuple(dict.fromkeys(_parse_ticker(each) for each in value))
 
 
 def _parse_order_ids(value: object) -> tuple[str, ...]:
@@ -202,6 +226,8 @@ def _parse_side(value: object) -> str:
 
 def _parse_moment(value: object) -> datetime:
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if value < EPOCH_FROM_S:
+            raise ValueError
         return datetime.fromtimestamp(value, tz=UTC)
     moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
     if moment.tzinfo is None:
@@ -218,16 +244,17 @@ def _parse_price(value: object) -> Decimal:
     return price
 
 
-_TIME = "a time: ISO 8601 with an offset, or epoch seconds"
+_TIME = "a time: ISO 8601 with an offset, or epoch seconds (from 2000 on)"
+_OF_LETTERS = "of letters, digits, '-', '_', '.' or ':'"
 _PRICE = "a yes price in dollars, from 0 to 1"
 _PARSERS: dict[str, tuple[Any, str]] = {
     "everything": (_parse_flag, "true or false"),
     "order_ids": (_parse_order_ids, "a list of order ids"),
     "subaccount": (_parse_number, "a subaccount number from 0"),
-    "tickers": (_parse_texts, "a market ticker or a list of them"),
-    "event_tickers": (_parse_texts, "an event ticker or a list of them"),
-    "series": (_parse_text, "a series ticker"),
-    "ticker_prefix": (_parse_text, "the start of a ticker"),
+    "tickers": (_parse_tickers, f"a market ticker {_OF_LETTERS}, or a list of them"),
+    "event_tickers": (_parse_tickers, f"an event ticker {_OF_LETTERS}, or a list of them"),
+    "series": (_parse_ticker, f"a series ticker {_OF_LETTERS}"),
+    "ticker_prefix": (_parse_ticker, f"the start of a ticker {_OF_LETTERS}"),
     "side": (_parse_side, "yes, no, bid or ask"),
     "client_order_id_prefix": (_parse_text, "the start of a client_order_id"),
     "order_group_id": (_parse_text, "an order group's id"),

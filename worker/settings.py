@@ -429,7 +429,7 @@ class WorkerSettings:
             audit_max_entries=reader.integer("KALSHI_AUDIT_MAX_ENTRIES", low=1, high=10**9, unit="entries"),
             shutdown_s=reader.number("KALSHI_SHUTDOWN_S", low=0.5, high=3600),
             read_tokens_per_s=reader.number("KALSHI_READ_TOKENS_PER_S", low=1, high=1e9),
-            read_tokens_capacity=reader.number("KALSHI_READ_TOKENS_CAPACITY", low=10, high=1e9),
+            read_tokens_capacity=reader.number("KALSHI_READ_TOKENS_CAPACITY", low=20, high=1e9),
             write_tokens_per_s=reader.number("KALSHI_WRITE_TOKENS_PER_S", low=1, high=1e9),
             write_tokens_capacity=reader.number("KALSHI_WRITE_TOKENS_CAPACITY", low=10, high=1e9),
             risk_reserve=reader.number("KALSHI_RISK_RESERVE", low=0, high=0.95),

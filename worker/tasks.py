@@ -41,7 +41,7 @@ _Parsed = TypeVar("_Parsed", CancelRequest | CancelResult, MassRequest)
 
 
 @app.task(bind=True, name="cancel_order")
-def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None:
+def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | None:
     """Cancels one order; fields as in CancelRequest. The value is the order's result."""
     if _entered(self):
         desk().work()
@@ -60,7 +60,7 @@ def cancel_order(self: Task, *args: Any, **fields: Any) -> dict[str, Any] | None
 
 
 @app.task(bind=True, name="cancel_orders")
-def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
+def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
     """Cancels a list of orders; the value has one result for each, in the order they are first named."""
     parsed = [_traced(self, _parse(message)) for message in _many_messages(args, fields)]
     requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
@@ -78,21 +78,22 @@ def cancel_orders(self: Task, *args: Any, **fields: Any) -> None:
 
 
 @app.task(bind=True, name="mass_cancel")
-def mass_cancel(self: Task, **fields: Any) -> dict[str, Any] | None:
+def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | None:
     """Cancels everything in a scope; fields as in MassRequest.parse. The value is the report."""
     if _entered(self):
         mass_runner().look()
         return None
+    if args:
+        fields["positional arguments"] = list(args)
     try:
         request = _traced(self, MassRequest.parse({"request_id": self.request.id, **fields}))
+        mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
     except BadRequest as bad:
         given = fields.get("request_id")
         known_by = given if is_order_id(given) else self.request.id
         told = about(Lane.RISK, known_by, None, code="invalid_request")
         log.warning("mass cancel refused: %s", bad, extra=told)
         return {"request_id": given, "flat": False, "error": str(bad)}
-    try:
-        mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
     except BookError as error:
         raise Reject(str(error), requeue=True) from None
     raise Ignore  # the runner stores the report under this task's id when it is done

@@ -204,7 +204,7 @@ def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
 
 def _lost(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id in body["orders"]:
-        yield "it was in this hand no more (another's, or stored by an earlier try): the line before does not count"
+        yield "in this hand no more (taken over, or stored by an earlier try): the line before does not count"
 
 
 def _mass(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
