@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from sandbox.stack import wait_until
 from worker import records
-from worker.book import Book, GiveBack, GiveUp, Settle, connect
+from worker.book import Book, GiveBack, GiveUp, Known, Settle, connect
 from worker.orders import CancelRequest, CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome, Problem
 from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
@@ -474,6 +474,22 @@ def test_asking_again_for_what_was_given_up_opens_it_again(desk):
     assert desk.open_ids() == [order_id]
     assert list(desk.book.dead_letters()) == []
     assert desk.settle(desk.claim_one())
+
+
+def test_what_is_known_of_an_entry_can_be_changed_until_a_hand_has_had_it(desk):
+    fresh, taken = "fresh", "taken"
+    perhaps = Known(TROUBLED, "reads", LONG_S)
+    requests = [CancelRequest(order_id, exchange_index=2) for order_id in (fresh, taken)]
+    desk.book.accept(requests[1:], lane=Lane.RISK, default_deadline_s=LONG_S)
+    held = desk.claim_one()
+    desk.book.accept(requests[:1], lane=Lane.RISK, default_deadline_s=LONG_S, known=perhaps)
+    assert desk.claim(2) == [], "it is not due yet"
+    assert desk.book.learn(requests, None, lane=Lane.RISK) == 1
+    [entry] = desk.claim(2)
+    assert (entry.order_id, entry.learned) == (fresh, "")
+    desk.give_back(held, learned=TROUBLED)
+    assert desk.book.learn(requests, None, lane=Lane.RISK) == 0
+    assert desk.claim_one().learned == TROUBLED
 
 
 def test_several_conclusions_are_judged_each_by_itself(desk):

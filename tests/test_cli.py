@@ -23,7 +23,7 @@ from worker.cli.exits import Exit
 from worker.cli.printing import duration
 from worker.doctor import Health, examine
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome
-from worker.roster import Roster
+from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
 
 COMMAND = [sys.executable, "-m", "worker.cli"]
@@ -242,7 +242,7 @@ def test_without_a_worker_no_wait_says_accepted(idle, order_id):
 def test_what_is_not_settled_in_time_is_named_and_still_worked_on(here, order_id):
     code, out, err = here("cancel", "--timeout", "0.1", order_id)
     assert re.search(rf"{order_id} +not settled", out)
-    assert err == "cancelctl: 1 not settled in time; still being worked on\n"
+    assert err == "cancelctl: 1 not settled in time; accepted, and in the book until settled\n"
     assert code == Exit.NOT_SETTLED
     code, out, _ = here("cancel", "--timeout", "0.1", "--json", order_id)
     assert json.loads(out) == {"order_id": order_id, "outcome": None}
@@ -334,6 +334,33 @@ def test_a_redis_that_goes_away_while_waiting_leaves_no_doubt_that_the_cancel_wa
     assert running.returncode == Exit.REDIS
 
 
+NOBODY_WORKS = "cancelctl: no worker runs: what is accepted waits for one (celery -A worker.app worker)\n"
+
+
+def test_who_waits_while_no_worker_runs_is_told_so(idle, order_id):
+    done = idle("cancel", "--timeout", "4", order_id)
+    assert done.returncode == Exit.NOT_SETTLED
+    assert done.stderr.startswith(NOBODY_WORKS)
+
+
+def test_with_a_worker_nobody_is_told_that_there_is_none(here, idle_env, book):
+    settings = RedisSettings.from_env(idle_env)
+    Roster(connect(settings), settings).show(WorkerShown("worker1@host", ("risk", "strategy"), 16))
+    here("cancel", "--no-wait", "waits")
+    assert here("open")[2] == ""
+
+
+def test_what_was_given_up_is_not_said_to_be_worked_on(here, book, order_id):
+    here("cancel", "--no-wait", order_id)
+    book.conclude([GiveUp(claim_one(book), LEARNED)])
+    code, out, _ = here("status", order_id)
+    assert re.search(r" 4 +- +never +given up +http_502", out)
+    assert code == Exit.REFUSED
+    code, out, _ = here("status", "--json", order_id)
+    assert json.loads(out)["dead"]["attempts"] == 4
+    assert code == Exit.REFUSED
+
+
 # --- status, open, dead, retry ----------------------------------------------------------------------------
 
 
@@ -342,7 +369,7 @@ def test_an_order_that_nobody_asked_for_has_an_exit_code_of_its_own(here, order_
     assert "nobody asked" in out
     assert code == Exit.NOT_KNOWN_HERE
     code, out, _ = here("status", "--json", order_id)
-    assert json.loads(out) == {"order_id": order_id, "result": None, "open": None}
+    assert json.loads(out) == {"order_id": order_id, "result": None, "open": None, "dead": None}
     assert code == Exit.NOT_KNOWN_HERE
 
 
@@ -378,7 +405,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
         "waits|strategy|T|0|due|waiting|desk of waits",
         "tried|strategy|T|4|in 1 min 30 s|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
     ]
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, NOBODY_WORKS)
 
     code, out, _ = here("open", "--json")
     held, waits, tried = map(json.loads, out.splitlines())
@@ -464,7 +491,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(idle, book):
     running = idle.start("open", "--json")
     assert running.stdout.readline().startswith("{")
     running.stdout.close()
-    assert running.stderr.read() == ""
+    assert running.stderr.read() == NOBODY_WORKS
     assert running.wait(WITHIN_S) == Exit.READER_GONE
     running.stderr.close()
 

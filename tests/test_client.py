@@ -212,6 +212,20 @@ def test_fields_that_cannot_be_meant_are_named(client, fields, named):
     assert set(raised.value.problems) == named
 
 
+@pytest.mark.parametrize("orders", ["5b1f", b"5b1f", {"order_id": "5b1f"}])
+def test_one_order_where_a_list_is_expected_is_refused(client, orders):
+    with pytest.raises(BadRequest) as caught:
+        client.cancel_many(orders)
+    assert list(caught.value.problems) == ["orders"]
+
+
+def test_a_lane_is_known_by_its_name_and_any_other_is_refused(client, order_id):
+    assert client.cancel(order_id, lane="risk").order_id == order_id
+    with pytest.raises(BadRequest) as caught:
+        client.cancel(order_id, lane="fast")
+    assert caught.value.problems == {"lane": "expected risk or strategy, got 'fast'"}
+
+
 def test_a_list_with_one_bad_request_is_refused_whole_and_nothing_of_it_is_accepted(control, client):
     good, other = ids(2)
     with pytest.raises(BadRequest) as raised:
@@ -225,7 +239,7 @@ def test_a_list_with_one_bad_request_is_refused_whole_and_nothing_of_it_is_accep
         "orders[4].order_id",
     }
     for order_id in (good, other):
-        assert dataclasses.astuple(client.status(order_id)) == (order_id, None, None)
+        assert dataclasses.astuple(client.status(order_id)) == (order_id, None, None, None)
     assert about_orders(control) == []
 
 

@@ -313,6 +313,30 @@ def test_whatever_becomes_of_a_command_every_order_is_truthfully_reported(crew, 
     assert resting(crew) == set()
 
 
+@pytest.mark.parametrize(
+    ("kind", "how"), [("status", {"status": 403, "code": "forbidden"}), ("http_429", {})]
+)
+def test_a_command_that_did_nothing_is_not_taken_for_an_attempt_of_ours(crew, kind, how):
+    order_ids = crew.place(4)
+    crew.control.fault(kind, operation="cancel_all", times=1, **how)
+    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    assert (report["flat"], report["orders_affected"], commands(crew)) == (True, 4, ["cancel_all"])
+    results = [crew.client.status(order_id).result for order_id in order_ids]
+    # Marked as perhaps canceled by it, they would be read back, and another's cancel be taken for ours.
+    assert {(each.confirmed_by, each.attempts) for each in results} == {("cancel", 1)}
+
+
+def test_a_command_that_was_not_given_leaves_no_mark_on_the_orders(crew):
+    waiting, *others = crew.place(4)
+    crew.control.fault("slow", order_id=waiting, operation="cancel", seconds=1.0, effect="after", times=1)
+    crew.client.cancel(waiting)
+    crew.wait_sent(waiting)
+    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    assert (report["flat"], commands(crew)) == (True, [])
+    results = [crew.client.status(order_id).result for order_id in others]
+    assert {(each.confirmed_by, each.attempts) for each in results} == {("cancel", 1)}
+
+
 def test_an_order_that_somebody_is_at_already_is_not_swept_from_under_their_hands(crew):
     waiting, *_ = crew.place(3)
     crew.control.fault("slow", order_id=waiting, operation="cancel", seconds=1.0, effect="after", times=1)
@@ -379,6 +403,40 @@ def test_a_message_that_cannot_be_meant_is_answered_with_every_bad_field(crew, m
     for name in named:
         assert name in answer["error"]
     assert resting(crew) == {order_id}
+
+
+@pytest.mark.parametrize(
+    ("args", "fields", "named"),
+    [
+        ([EVERYTHING], {}, "positional arguments"),
+        ([], {"self": 1, "scope": EVERYTHING}, "'self (field)': unknown field"),
+    ],
+)
+def test_a_message_in_another_shape_is_answered_too(crew, args, fields, named):
+    with Celery("raw", broker=crew.redis.url, backend=crew.redis.url, set_as_current=False) as app:
+        answer = app.send_task("mass_cancel", args=args, kwargs=fields, queue="risk").get(timeout=PATIENCE_S)
+    assert answer["flat"] is False
+    assert named in answer["error"]
+
+
+def test_an_id_that_is_taken_is_refused_and_the_same_message_again_gets_the_report_again(crew):
+    first, second = crew.place(1, subaccount=1), crew.place(1, subaccount=2)
+    request_id = f"daily-{uuid.uuid4().hex[:8]}"
+    with Celery("raw", broker=crew.redis.url, backend=crew.redis.url, set_as_current=False) as app:
+
+        def ask(subaccount):
+            message = {"scope": {"subaccount": subaccount}, "request_id": request_id}
+            sent = app.send_task("mass_cancel", kwargs=message, queue="risk")
+            return sent.get(timeout=PATIENCE_S)
+
+        report = ask(1)
+        assert [each["order_id"] for each in report["affected"]] == first
+        again, other = ask(1), ask(2)
+    assert again == report
+    assert (other["flat"], resting(crew)) == (False, set(second))
+    assert other["error"].startswith("request_id: is taken by another mass cancel")
+    with crew.redis.client() as server:
+        assert request_id not in server.smembers("kalshi-cancel:masses:open")
 
 
 def test_the_client_refuses_a_bad_scope_by_name_before_anything_is_asked_for(crew):
@@ -485,6 +543,60 @@ def test_what_cannot_be_canceled_is_reported_with_its_reason_and_nothing_is_call
     assert resting(crew) == {stuck, forbidden}
     crew.control.clear_faults()
     assert sweep(crew, EVERYTHING)["flat"]
+
+
+def test_what_stays_refused_is_reported_so_long_before_the_deadline(crew):
+    [forbidden] = crew.place()
+    crew.control.fault("status", order_id=forbidden, status=403, code="forbidden")
+    asked = time.monotonic()
+    report = sweep(crew, EVERYTHING, deadline_s=60.0)
+    assert time.monotonic() - asked < PATIENCE_S
+    assert report["not_affected"] == [{"order_id": forbidden, "reason": "refused", "error": "forbidden"}]
+    assert report["why_not_flat"] == "1 orders rest and are refused: forbidden"
+    assert crew.sent()[forbidden] <= 4
+
+
+def test_a_listing_that_is_refused_is_not_asked_for_again_and_again(crew):
+    crew.place()
+    crew.control.fault("status", operation="list", status=401, code="authentication_error")
+    report = sweep(crew, EVERYTHING, deadline_s=60.0)
+    assert (report["flat"], report["why_not_flat"]) == (
+        False,
+        "no listing could be had: authentication_error",
+    )
+    assert len(crew.control.calls("list")) == 1
+
+
+def test_one_order_that_cannot_be_understood_hides_no_other_and_is_no_proof(crew):
+    order_ids = crew.place(3)
+    strange = {"order_id": "strange", "status": "dreaming"}
+    listed = [{"order_id": each, "status": "resting", "remaining_count_fp": "10.00"} for each in order_ids]
+    body = {"orders": [strange, *listed], "cursor": ""}
+    crew.control.fault("status", operation="list", status=200, body=body, times=1)
+    empty = {"orders": [strange], "cursor": ""}
+    crew.control.fault("status", operation="list", status=200, body=empty)
+    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    assert resting(crew) == set()
+    assert (report["flat"], report["orders_affected"]) == (False, 3)
+    assert report["why_not_flat"] == "1 listed orders cannot be understood"
+
+
+def test_orders_of_the_old_form_are_found_where_the_exchange_lists_them(crew):
+    crew.control.configure(order_form="int")
+    [order_id] = crew.place(1, subaccount=3, exchange_index=2)
+    others = crew.place(1, subaccount=4, exchange_index=1)
+    report = sweep(crew, {"subaccount": 3, "exchange_index": 2})
+    assert (report["flat"], [each["order_id"] for each in report["affected"]]) == (True, [order_id])
+    assert resting(crew) == set(others)
+
+
+def test_what_was_final_before_takes_neither_time_nor_tokens(crew):
+    order_ids = crew.place(2)
+    crew.client.cancel_many(order_ids).results(timeout=PATIENCE_S)
+    report = sweep(crew, {"order_ids": order_ids})
+    listings = len(crew.control.calls("list"))
+    assert (report["flat"], report["actual_s"]) == (True, None)
+    assert report["tokens_spent"] == 10 * listings
 
 
 def test_without_a_listing_nothing_is_called_flat_and_it_ends_at_its_deadline(crew):
@@ -627,6 +739,21 @@ def test_the_command_shows_the_plan_and_cancels_nothing_when_it_is_only_to_plan(
     assert len(resting(crew)) == 3
     [planned] = map(json.loads, ctl("--everything", "--dry-run", "--json").stdout.splitlines())
     assert planned["plan"]["orders"] == 3
+
+
+def test_a_dry_run_that_is_told_yes_is_a_dry_run(crew, ctl):
+    crew.place(3)
+    done = ctl("--everything", "--dry-run", "--yes")
+    assert done.returncode == Exit.SETTLED
+    assert re.search(r"^predicted +flat in \d", done.stdout, re.MULTILINE)
+    assert len(resting(crew)) == 3
+
+
+def test_a_scope_in_which_nothing_rested_is_pointed_out(crew, ctl):
+    crew.place()
+    done = ctl("--ticker", "KXTYPO", "--yes")
+    assert done.returncode == Exit.SETTLED
+    assert "nothing rested in this scope: is it the one that was meant?" in done.stderr
 
 
 def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew, ctl):

@@ -1,5 +1,7 @@
 """The Celery application: ``celery -A worker.app worker``."""
 
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 from celery import Celery
@@ -17,6 +19,8 @@ class NoRemoteControl(Control):  # type: ignore[misc]  # Celery ships no types
         return []
 
 
+if find_spec("celeryconfig") is None:
+    sys.exit("cannot start: no celeryconfig.py in this folder; run Celery where that file is")
 app = Celery("worker", control=NoRemoteControl)
 app.config_from_object("celeryconfig")
 app.steps["consumer"].update((Sweep, Beat))

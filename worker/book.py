@@ -521,6 +521,13 @@ class Book:
                 if fields[0] is not None:
                     yield _parse_dead_letter(order_id, died_ms, fields)
 
+    def dead_letter(self, order_id: str) -> DeadLetter | None:
+        """What was given up about one order, None when nothing was."""
+        died_ms = scripts.call(lambda: self._server.zscore(f"{self._prefix}:dead", order_id))
+        names = ["request", "requested_by", "accepted_ms", "learned"]
+        fields = scripts.call(lambda: self._server.hmget(f"{self._prefix}:dead:{order_id}", names))
+        return None if died_ms is None or fields[0] is None else _parse_dead_letter(order_id, died_ms, fields)
+
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> dict[Lane, bool]:
         """The lanes where something can be claimed and nobody was coming, and whether a hand was told now.
 

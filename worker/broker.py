@@ -231,6 +231,11 @@ def _tamed(envelope: dict[str, Any], call: Any, queue: str) -> bytes | None:
         if embed and embed.get(name):
             embed[name] = None
             tamed = True
+    kwargs = call[1] if "task" in headers else call.get("kwargs", {})
+    if "self" in kwargs:
+        # Celery itself calls tasks with a `self`, and would raise; under another name the task refuses it.
+        kwargs["self (field)"] = kwargs.pop("self")
+        tamed = True
     if not tamed:
         return None
     envelope["body"], properties["body_encoding"] = base64.b64encode(dumps(call).encode()).decode(), "base64"

@@ -26,7 +26,7 @@ from worker.audit import Trail
 from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.masses import Masses, MassRequest
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
-from worker.roster import Roster
+from worker.roster import Roster, WorkerShown
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
 from worker.settings import RedisSettings, refuse_celery_overrides
 from worker.tracing import asking, open_tracer
@@ -60,11 +60,15 @@ class NotSettled(TimeoutError):  # noqa: N818 - reads as what it says
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An order's record, where there is one, and its entry in the book while it is being worked on."""
+    """An order's record, where there is one, and its entry in the book while it is being worked on.
+
+    ``dead``: it was given up, and nobody works on it until somebody asks again.
+    """
 
     order_id: str
     result: CancelResult | None
     open: OpenCancel | None
+    dead: DeadLetter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +144,13 @@ class PendingMass:
 class CancelClient:
     """Asks for cancels; safe to share between threads, not across a fork.
 
-    ``requested_by`` is who asks, unless a call says otherwise; it is listed in the results.
+    ``requested_by`` is who asks, unless a call says otherwise; it is listed in the results. Given a URL, the
+    rest (KALSHI_KEY_PREFIX, say) is as the environment has it; raises SettingsError.
     """
 
     def __init__(self, redis_url: str | RedisSettings, *, requested_by: str | None = None) -> None:
         if isinstance(redis_url, str):
-            redis_url = RedisSettings.from_env({"REDIS_URL": redis_url})
+            redis_url = RedisSettings.at(redis_url)
         refuse_celery_overrides()
         self._requested_by = requested_by
         self._tracer = open_tracer("kalshi-cancel-producer")
@@ -212,6 +217,13 @@ class CancelClient:
         Nothing is asked for unless every one of them is well-formed. An order named twice is canceled
         once. Raises as :meth:`cancel` does.
         """
+        if isinstance(orders, str | bytes | Mapping):
+            raise BadRequest(
+                {"orders": f"expected a list, got one {type(orders).__name__}: cancel() takes one"}
+            )
+        if lane not in tuple(Lane):
+            raise BadRequest({"lane": f"expected {' or '.join(Lane)}, got {ascii(lane)[:60]}"})
+        lane = Lane(lane)
         requests = _parse_all([self._fields(order) for order in orders])
         with asking(self._tracer, "cancel", orders=len(requests), lane=lane.value) as traceparent:
             if traceparent is not None:
@@ -286,8 +298,11 @@ class CancelClient:
         return self._book.await_records(order_ids, timeout_s=timeout)
 
     def status(self, order_id: str) -> Status:
-        """What is known about an order's cancel now; both parts are None when nobody ever asked."""
-        return Status(order_id, self._book.record(order_id), self._book.open_cancel(order_id))
+        """What is known about an order's cancel now; all parts are None when nobody ever asked."""
+        result, entry = self._book.record(order_id), self._book.open_cancel(order_id)
+        may_be_dead = entry is None and (result is None or not result.outcome.final)
+        dead = self._book.dead_letter(order_id) if may_be_dead else None
+        return Status(order_id, result, entry, dead)
 
     def open_cancels(self) -> Iterator[OpenCancel]:
         """Everything that is accepted and not settled, risk first, in the order it is due."""
@@ -296,6 +311,10 @@ class CancelClient:
     def held_back(self) -> dict[str, str]:
         """The workers that hold cancels back at this moment, and why."""
         return self._roster.held_back()
+
+    def workers(self) -> list[WorkerShown]:
+        """The workers that run at this moment, as far as they have said so within the last seconds."""
+        return self._roster.workers()
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up unresolved, oldest first."""

@@ -22,7 +22,7 @@ from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdu
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
-from worker.logs import Lines, about
+from worker.logs import Lines, Seldom, about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.outbox import Outbox, Place
@@ -85,6 +85,7 @@ class Desk:
         self._stopping = threading.Event()
         self._staying = threading.Lock()
         self._called_at = -math.inf
+        self._no_book = Seldom()
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
         self._gate = Gate(exchange.warm_up, self._show_gate)
         self._pursuit = Pursuit(
@@ -137,7 +138,8 @@ class Desk:
         try:
             self._work(tuple(lanes))
         except BookError as error:  # the sweep wakes somebody up when Redis is back
-            log.warning("no work without the book: %s", error)
+            if (more := self._no_book.now()) is not None:
+                log.warning("no work without the book: %s%s", error, more)
 
     def _work(self, lanes: tuple[Lane, ...]) -> None:
         held = Pursued()

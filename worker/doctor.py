@@ -26,7 +26,7 @@ from worker.dialects import (
 )
 from worker.exchange import SKEW_WORTH_A_WARNING_MS, Exchange
 from worker.scripts import connect
-from worker.settings import RedisSettings, SettingsError, WorkerSettings
+from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
 from worker.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
 
 # What this service is made for and tested with.
@@ -67,6 +67,7 @@ def examine(env: Mapping[str, str] | None = None, *, producer: bool = False) -> 
     try:
         worker = None if producer else WorkerSettings.from_env(env)
         settings = worker.redis if worker else RedisSettings.from_env(env)
+        refuse_celery_overrides(env)
     except SettingsError as error:
         for problem in error.problems:
             yield _failed("settings", problem, "correct the environment; docs/configuration.md lists all")
@@ -243,7 +244,11 @@ def _examine_account(settings: WorkerSettings) -> Iterator[Finding]:
     try:
         key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
     except KeyProblem as problem:
-        yield _failed("key", str(problem), "download or export the key again, then run this again")
+        yield _failed(
+            "key",
+            str(problem),
+            "mend what it names, or download or export the key again; then run this again",
+        )
         return
     algorithm = RequestSigner(settings.api_key_id, key).algorithm
     yield _ok("key", f"signs with {algorithm}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from worker.book import Book
 from worker.desk import Desk
+from worker.logs import Seldom
 from worker.orders import Lane
 from worker.scripts import BookError
 
@@ -33,6 +34,7 @@ class Hands:
         self._book = book
         self._lanes = tuple(lanes)
         self._stopping = threading.Event()
+        self._no_bell = Seldom()
         kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
         self._threads = [
             threading.Thread(
@@ -73,6 +75,7 @@ class Hands:
             try:
                 rung = self._book.listen(lanes, within_s=LISTEN_S)
             except BookError as error:
-                log.info("no bell can be heard: %s", error)
+                if (more := self._no_bell.now()) is not None:
+                    log.info("no bell can be heard: %s%s", error, more)
                 self._stopping.wait(LISTEN_AGAIN_S)
                 rung = True  # bells may have been lost with the connection

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
@@ -26,6 +28,8 @@ FIELDS = (
     "trace_id",
 )
 
+SELDOM_S = 10.0  # between two lines that say the same trouble again
+
 
 def about(lane: Lane, request_id: str | None, traceparent: str | None, **fields: Any) -> dict[str, Any]:
     """The fields of a line about an order or a mass cancel, for ``extra=``."""
@@ -35,6 +39,27 @@ def about(lane: Lane, request_id: str | None, traceparent: str | None, **fields:
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35]
     return fields
+
+
+class Seldom:
+    """Lets through a line that would come again and again, once in a while; safe to share between threads."""
+
+    def __init__(self, every_s: float = SELDOM_S, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next_at = -math.inf
+        self._left_out = 0
+
+    def now(self) -> str | None:
+        """What to add to the line that is due now: how many were left out; None: not this time."""
+        with self._lock:
+            if self._clock() < self._next_at:
+                self._left_out += 1
+                return None
+            left_out, self._left_out = self._left_out, 0
+            self._next_at = self._clock() + self._every_s
+        return f" ({left_out} more times since)" if left_out else ""
 
 
 class Lines:

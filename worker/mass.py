@@ -13,6 +13,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from worker import mass_report
 from worker.book import Book, Known
 from worker.dialects import CANCEL_ALL, Call, Meaning, Page, Routing, Trouble, compose_trigger
 from worker.exchange import Exchange
-from worker.logs import about
+from worker.logs import Seldom, about
 from worker.masses import Masses, MassRequest, Planned
 from worker.notices import BucketCorrected, CallMade, MassStep, Tell, nobody
 from worker.orders import (
@@ -33,6 +34,7 @@ from worker.orders import (
     Lane,
     Order,
     OrderStatus,
+    Outcome,
     count_text,
     is_order_id,
     utc_text,
@@ -62,6 +64,7 @@ COMMAND_WITHIN_S = 8.0
 COMMAND_TOKENS_WITHIN_S = 1.0  # longer, and order by order is as good
 AFTER_A_BUG_S = 1.0  # until it is tried again
 STUMBLES_MOST = 5
+REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
 # What a command's answer must mean for it to have done nothing at all.
 _NOT_APPLIED = frozenset(
     {
@@ -158,9 +161,13 @@ class MassRunner:
 
     def _see_through(self, request: MassRequest) -> None:
         said = _about(request)
-        log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
+        starts = "is planned" if request.dry_run else "starts"
+        level = logging.INFO if request.dry_run else logging.WARNING
+        log.log(
+            level, "mass cancel %s by %s %s", request.request_id, request.requested_by, starts, extra=said
+        )
         self._means.tell(MassStep(request.request_id, "started", request.traceparent))
-        run = _Run(request, self._means)
+        run, seldom = _Run(request, self._means), Seldom()
         while not self._means.stopping.is_set():
             try:
                 report = run.to_the_end()
@@ -168,7 +175,8 @@ class MassRunner:
                 self._means.masses.tell_trail(request.request_id, "finished", **mass_report.in_short(report))
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
-                log.warning("mass cancel %s: %s", request.request_id, error, extra=said)
+                if (more := seldom.now()) is not None:
+                    log.warning("mass cancel %s: %s%s", request.request_id, error, more, extra=said)
                 self._means.stopping.wait(LOOK_EVERY_S)
             except _Vanished:
                 break
@@ -178,8 +186,11 @@ class MassRunner:
                 run.stumbled()
                 self._means.stopping.wait(AFTER_A_BUG_S)
             else:
-                level = logging.WARNING if report["flat"] or request.dry_run else logging.ERROR
-                log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=said)
+                if request.dry_run:
+                    log.info("mass cancel %s: planned only", request.request_id, extra=said)
+                else:
+                    level = logging.WARNING if report["flat"] else logging.ERROR
+                    log.log(level, "mass cancel %s: flat %s", request.request_id, report["flat"], extra=said)
                 step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
                 self._means.tell(MassStep(request.request_id, step))
                 return
@@ -232,6 +243,7 @@ class _Run:
             "only planned" if request.dry_run else "its time was over before a listing could prove it"
         )
         self._stumbled = 0
+        self._refusals: Counter[str] = Counter()  # of each order, by this runner's listings
 
     def stumbled(self) -> None:
         """A step has failed unexpectedly; when that goes on, the report says so."""
@@ -274,10 +286,22 @@ class _Run:
             self._trail(
                 "still_resting", orders=len(listing.orders), listed_at=listing.at, sha256=listing.sha256
             )
-            if self._masses.now_s() >= give_up_s:
+            again = self._worth_asking_again(listing.orders)
+            if not again or self._masses.now_s() >= give_up_s:
                 break
-            self._add(listing.orders)
+            self._add(again)
         return self._report(plan, None)
+
+    def _worth_asking_again(self, orders: Mapping[str, Order]) -> dict[str, Order]:
+        """Those that still rest, but for what the exchange has refused time after time."""
+        records = self._book.records(list(orders))
+        refused = [each for each in records.values() if each.outcome is Outcome.REFUSED]
+        for result in refused:
+            self._refusals[str(result.order_id)] += 1
+        again = {each: order for each, order in orders.items() if self._refusals[each] < REFUSALS_MOST}
+        if not again and refused and refused[0].error:
+            self._why_not_flat = f"{len(orders)} orders rest and are refused: {refused[0].error.code}"
+        return again
 
     # -- plan
 

@@ -259,7 +259,9 @@ class Pursuit:
 
     def _whole_batch(self, walks: Sequence[_Walk], trouble: Trouble) -> list[Conclusion]:
         """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's."""
-        if trouble.meaning is Meaning.REFUSED:
+        # 401 is about the key: no order and no size can be what is wrong.
+        of_the_key = trouble.problem.http_status == HTTPStatus.UNAUTHORIZED
+        if trouble.meaning is Meaning.REFUSED and not of_the_key:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
         if trouble.meaning is Meaning.BUSY:

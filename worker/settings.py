@@ -117,7 +117,8 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_CANCEL_DEADLINE_S",
         default="10",
-        meaning="After how many seconds without proof a cancel is unresolved, if it sets no deadline_s.",
+        meaning="After how many seconds without proof a raw message's cancel is unresolved, if it sets no"
+        " deadline_s (CancelClient and cancelctl: 10).",
     ),
     Variable(
         name="KALSHI_CANCEL_MAX_AGE_S",
@@ -192,7 +193,7 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_TRUST_ENV",
         default="false",
-        meaning="Whether proxies and .netrc are also taken from the environment: true or false.",
+        meaning="Whether proxies are also taken from the environment: true or false.",
     ),
     Variable(
         name="KALSHI_CA_BUNDLE",
@@ -316,6 +317,11 @@ class RedisSettings:
         settings = cls(**_redis_fields(reader))
         reader.finish()
         return settings
+
+    @classmethod
+    def at(cls, redis_url: str) -> Self:
+        """The settings of the process environment, but for another Redis; raises SettingsError."""
+        return cls.from_env({**os.environ, "REDIS_URL": redis_url})
 
     @property
     def celery_url(self) -> str:

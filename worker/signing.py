@@ -136,7 +136,9 @@ def load_private_key(pem: bytes | str, *, passphrase: bytes | None = None) -> Pr
     label, body = _only_block(text)
     encrypted = label == "ENCRYPTED PRIVATE KEY" or "Proc-Type: 4,ENCRYPTED" in body
     if encrypted and not passphrase:
-        raise KeyProblem("the private key is encrypted and no passphrase was given")
+        raise KeyProblem(
+            "the private key is encrypted and no passphrase was given: set KALSHI_PRIVATE_KEY_PASSPHRASE"
+        )
     if passphrase and not encrypted:
         raise KeyProblem("a passphrase was given but the private key is not encrypted: encrypt it or drop it")
 

@@ -33,7 +33,9 @@ def keep_limits(exchange: Exchange, pacer: Pacer) -> None:
             None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
         )
         if known is None:
-            log.warning("the account's limits cannot be read: what was last known counts")
+            trouble = next((each for each in (limits, costs) if isinstance(each, Trouble)), None)
+            why = trouble.problem.message if trouble else "their answer cannot be understood"
+            log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
             _share(pacer.set_limits_unless_known)
             return LIMITS_AGAIN_S
         return LIMITS_EVERY_S if _share(lambda: pacer.set_limits(known)) else LIMITS_AGAIN_S

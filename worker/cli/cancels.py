@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from worker.book import OpenCancel
+from worker.cli.dead import dead_json
 from worker.cli.exits import EXIT_OF, Exit, complain, worst
 from worker.cli.line import (
     DEFAULT_REQUESTER,
@@ -18,6 +20,7 @@ from worker.cli.line import (
     ids_given,
     parse_seconds,
 )
+from worker.cli.nobody import say_when_nobody_works, told_when_nobody_works
 from worker.cli.printing import (
     clean,
     duration,
@@ -93,7 +96,8 @@ def _cancel(arguments: argparse.Namespace) -> int:
         happened = "whether it was accepted is not known" if error.may_be_accepted else known
         return complain(f"{happened} (asking again is always safe): {error}", Exit.REDIS)
     try:
-        return _show_outcomes(pending.as_settled(_wait_s(arguments)), order_ids, arguments)
+        with told_when_nobody_works(client):
+            return _show_outcomes(pending.as_settled(_wait_s(arguments)), order_ids, arguments)
     except BookError as error:
         return complain(f"accepted, but the outcomes cannot be read: {error}", Exit.REDIS)
 
@@ -131,7 +135,9 @@ def _show_outcomes(
             print_line([order_id, "accepted" if arguments.no_wait else "not settled"], widths)
     if missing and not arguments.no_wait:
         codes.add(Exit.NOT_SETTLED)
-        complain(f"{len(missing)} not settled in time; still being worked on", Exit.NOT_SETTLED)
+        complain(
+            f"{len(missing)} not settled in time; accepted, and in the book until settled", Exit.NOT_SETTLED
+        )
     return worst(codes)
 
 
@@ -175,6 +181,7 @@ def _status(arguments: argparse.Namespace) -> int:
                     "order_id": status.order_id,
                     "result": status.result and status.result.to_json(),
                     "open": status.open and _open_json(status.open),
+                    "dead": status.dead and dead_json(status.dead),
                 }
             )
     else:
@@ -185,6 +192,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _exit_of_status(status: Status) -> Exit:
+    if status.dead is not None:
+        return Exit.REFUSED  # nobody tries again, which is worse than unresolved
     if status.result is not None:
         return EXIT_OF[status.result.outcome]
     return Exit.NOT_KNOWN_HERE if status.open is None else Exit.NOT_SETTLED
@@ -202,6 +211,10 @@ def _status_cells(status: Status) -> list[str]:
             _state(entry),
             problem_text(entry.progress.last_problem),
         ]
+    if status.dead is not None:
+        progress = status.dead.progress
+        cells[-1] = str(progress.attempts)
+        return [*cells, "-", "never", "given up", problem_text(progress.last_problem)]
     state = "nobody asked" if result is None else "not open"
     return [*cells, "-", "-", state, problem_text(result.error if result else None)]
 
@@ -220,13 +233,17 @@ def add_open(commands: Subparsers) -> None:
 
 def _open(arguments: argparse.Namespace) -> int:
     client = CancelClient.from_env()
+    entries = client.open_cancels()
+    first = next(entries, None)
+    if first is not None:
+        say_when_nobody_works(client)
+        entries = chain([first], entries)
     if arguments.json:
-        for entry in client.open_cancels():
+        for entry in entries:
             print_json(_open_json(entry))
     else:
         titles = ("ORDER", "LANE", "AGE", "ATTEMPTS", "NEXT TRY", "STATE", "WHO", "LAST ANSWER")
-        rows = map(_open_cells, client.open_cancels())
-        print_table(titles, rows, nothing="nothing is open")
+        print_table(titles, map(_open_cells, entries), nothing="nothing is open")
     for worker, why in client.held_back().items():
         print(f"cancelctl: {clean(worker)} holds cancels back: {clean(why)}", file=sys.stderr)
     return Exit.SETTLED

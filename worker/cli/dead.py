@@ -30,7 +30,7 @@ def _dead(arguments: argparse.Namespace) -> int:
     letters = CancelClient.from_env().dead_letters()
     if arguments.json:
         for letter in letters:
-            print_json(_dead_json(letter))
+            print_json(dead_json(letter))
     else:
         titles = ("ORDER", "REQUESTED", "GIVEN UP", "ATTEMPTS", "WHO", "LAST ANSWER")
         print_table(titles, map(_dead_cells, letters), nothing="nothing was given up")
@@ -48,7 +48,8 @@ def _dead_cells(letter: DeadLetter) -> list[str]:
     ]
 
 
-def _dead_json(letter: DeadLetter) -> dict[str, Any]:
+def dead_json(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as commands show it."""
     return {
         "order_id": letter.order_id,
         "requested_by": letter.requested_by,

@@ -11,9 +11,10 @@ from typing import Any
 
 from worker.cli.exits import Exit, UsageError, complain
 from worker.cli.line import DEFAULT_REQUESTER, Subparsers, add_command, add_json, parse_seconds
+from worker.cli.nobody import told_when_nobody_works
 from worker.cli.printing import duration, print_json, print_lines, print_table
 from worker.cli.reports import exit_of_mass, mass_state, show_report
-from worker.client import BookError, CancelClient, NotSettled, PendingMass
+from worker.client import BookError, CancelClient, PendingMass
 
 MASS_DEADLINE_S = 60.0  # beyond the predicted time to flat
 MASS_SILENCE_S = 30.0  # a runner tells its progress ten times a second; only long listings take longer
@@ -134,20 +135,32 @@ def _mass(arguments: argparse.Namespace) -> int:
     if asks and not sys.stdin.isatty():
         raise UsageError("nobody can be asked without a terminal: --yes does it, --dry-run only plans")
     client = CancelClient.from_env()
-    try:
-        if not arguments.yes:
-            timeout_s = MASS_SILENCE_S if arguments.timeout is None else arguments.timeout
-            planned = _start_mass(client, scope, arguments, dry_run=True).result(timeout_s)
-            if arguments.dry_run or not arguments.json:
-                show_report(planned, as_json=arguments.json)
-            if arguments.dry_run:
-                return exit_of_mass(planned)
-            if not _confirmed(planned["plan"]):
+    with told_when_nobody_works(client):
+        if arguments.dry_run or not arguments.yes:
+            try:
+                planned = _planned(client, scope, arguments)
+                if planned is None:
+                    return complain("no plan yet: is a worker running?", Exit.NOT_SETTLED)
+                if arguments.dry_run or not arguments.json:
+                    show_report(planned, as_json=arguments.json)
+                if arguments.dry_run:
+                    return exit_of_mass(planned)
+                confirmed = _confirmed(planned["plan"])
+            except KeyboardInterrupt:
+                confirmed = False
+            if not confirmed:
                 return complain("not confirmed: nothing was canceled", Exit.INTERRUPTED)
-    except NotSettled:
-        return complain("no plan yet: is a worker running?", Exit.NOT_SETTLED)
-    pending = _start_mass(client, scope, arguments, dry_run=False)
-    return _see_through(client, pending.request_id, arguments)
+        pending = _start_mass(client, scope, arguments, dry_run=False)
+        return _see_through(client, pending.request_id, arguments)
+
+
+def _planned(
+    client: CancelClient, scope: Mapping[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any] | None:
+    """The report of a dry run; None when there is none in time."""
+    pending = _start_mass(client, scope, arguments, dry_run=True)
+    shown = list(_follow(client, pending.request_id, arguments.timeout))[-1:]
+    return next((report for report in shown if "flat" in report), None)
 
 
 def _start_mass(
@@ -165,7 +178,8 @@ def _start_mass(
 
 
 def _confirmed(plan: Mapping[str, Any]) -> bool:
-    question = f"Cancel {plan['orders']} orders, and what else comes into this scope meanwhile? [y/N] "
+    found = f"{plan['orders']} orders" if plan["orders"] else "0 orders (nothing rests in this scope now)"
+    question = f"Cancel {found}, and what else comes into this scope meanwhile? [y/N] "
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -175,10 +189,13 @@ def _see_through(client: CancelClient, request_id: str, arguments: argparse.Name
     bar = _Bar(client.mass_plan, request_id)
     told = f"mass cancel {request_id} goes on; cancelctl mass show {request_id}"
     try:
+        print(f"cancelctl: mass cancel {request_id} is accepted", file=sys.stderr, flush=True)
         for shown in _follow(client, request_id, arguments.timeout):
             if "flat" in shown:
                 bar.end()
                 show_report(shown, as_json=arguments.json)
+                if shown["flat"] and not shown["plan"]["orders"] and not shown["orders_affected"]:
+                    complain("nothing rested in this scope: is it the one that was meant?", Exit.SETTLED)
                 return exit_of_mass(shown)
             bar.show(shown)
     except KeyboardInterrupt:
@@ -209,6 +226,8 @@ def _follow(client: CancelClient, request_id: str, timeout_s: float | None) -> I
         if shown is not None and shown != last:
             last, heard = shown, time.monotonic()
             yield shown
+            if "flat" in shown:
+                return
         elif over:
             return
         time.sleep(MASS_LOOK_EVERY_S)

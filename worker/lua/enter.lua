@@ -7,12 +7,12 @@
 local id = ARGV[2]
 local key = prefix .. ':mass:' .. id
 local is_new = redis.call('HSETNX', key, 'request', ARGV[3]) == 1
-if is_new then redis.call('HSET', key, 'meant', ARGV[6]) end
-local known = redis.call('HMGET', key, 'meant', 'report')
-if known[1] and known[1] ~= ARGV[6] then return { 'other' } end
-if not known[2] then
+if is_new then redis.call('HSETNX', key, 'meant', ARGV[6]) end
+local meant, report = redis.call('HGET', key, 'meant'), redis.call('HGET', key, 'report')
+if meant and meant ~= ARGV[6] then return { 'other' } end
+if not report then
   if ARGV[4] ~= '' then redis.call('SADD', key .. ':waiters', ARGV[4]) end
   redis.call('ZADD', prefix .. ':masses', 'NX', ARGV[5], id)
   redis.call('SADD', prefix .. ':masses:open', id)
 end
-return { is_new and 'new' or 'known', known[2] or '' }
+return { is_new and 'new' or 'known', report or '' }
