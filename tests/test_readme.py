@@ -184,7 +184,7 @@ def test_the_environment_of_the_walk_through_is_what_a_worker_requires():
 def test_the_quick_start_cancels_what_it_says(tmp_path):
     [text] = blocks(section("Quick start"), "sh")
     # Here the programs are there, the port may be taken, and the machine may need more than two seconds.
-    text = text.replace(". .venv/bin/activate", "set -m -e").replace("6379", str(free_port()))
+    text = text.replace(". .venv/bin/activate", "set -m -e").replace("7379", str(free_port()))
     assert "sleep 2" in text
     text = text.replace("sleep 2", "until grep -q sample-fractional sandbox.log; do sleep 0.1; done")
     done = subprocess.run(

@@ -139,7 +139,7 @@ class Desk:
             self._work(tuple(lanes))
         except BookError as error:  # the sweep wakes somebody up when Redis is back
             if (more := self._no_book.now()) is not None:
-                log.warning("no work without the book: %s%s", error, more)
+                log.warning("no work without the book: %s", f"{error}{more}")
 
     def _work(self, lanes: tuple[Lane, ...]) -> None:
         held = Pursued()

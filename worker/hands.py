@@ -76,6 +76,6 @@ class Hands:
                 rung = self._book.listen(lanes, within_s=LISTEN_S)
             except BookError as error:
                 if (more := self._no_bell.now()) is not None:
-                    log.info("no bell can be heard: %s%s", error, more)
+                    log.info("no bell can be heard: %s", f"{error}{more}")
                 self._stopping.wait(LISTEN_AGAIN_S)
                 rung = True  # bells may have been lost with the connection

@@ -161,11 +161,10 @@ class MassRunner:
 
     def _see_through(self, request: MassRequest) -> None:
         said = _about(request)
-        starts = "is planned" if request.dry_run else "starts"
-        level = logging.INFO if request.dry_run else logging.WARNING
-        log.log(
-            level, "mass cancel %s by %s %s", request.request_id, request.requested_by, starts, extra=said
-        )
+        if request.dry_run:
+            log.info("mass cancel %s by %s is planned", request.request_id, request.requested_by, extra=said)
+        else:
+            log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
         self._means.tell(MassStep(request.request_id, "started", request.traceparent))
         run, seldom = _Run(request, self._means), Seldom()
         while not self._means.stopping.is_set():
@@ -176,7 +175,7 @@ class MassRunner:
                 self._means.masses.finish(request.request_id, report)
             except BookError as error:
                 if (more := seldom.now()) is not None:
-                    log.warning("mass cancel %s: %s%s", request.request_id, error, more, extra=said)
+                    log.warning("mass cancel %s: %s", request.request_id, f"{error}{more}", extra=said)
                 self._means.stopping.wait(LOOK_EVERY_S)
             except _Vanished:
                 break
