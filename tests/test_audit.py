@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from decimal import Decimal
 
 import pytest
@@ -436,14 +437,20 @@ def test_a_file_that_was_cut_off_anywhere_is_completed(
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_export_that_is_killed_is_gone_on_with(trail, client, key, env, here, tmp_path, kind):
-    fill(trail, 2000, filler="x" * 3000)
+    fill(trail, 6000, filler="x" * 1000)  # three groups of rows: the first is written long before the last
     path = tmp_path / "trail"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     growing = path if kind != "parquet" else path.with_name("trail.partial")
     running = subprocess.Popen(
         [sys.executable, "-m", "worker.cli", *command], env={"PATH": os.environ["PATH"], **env}, cwd=ROOT
     )
-    wait_until(lambda: growing.exists() and growing.stat().st_size > 1000, what="the file to grow")
+
+    def has_grown():
+        with suppress(FileNotFoundError):  # by now it may be in its place
+            return growing.stat().st_size > 1000
+        return path.exists()
+
+    wait_until(has_grown, what="the file to grow")
     running.kill()
     running.wait()
     assert here(*command)[0] == 0

@@ -220,7 +220,7 @@ def test_one_order_where_a_list_is_expected_is_refused(client, orders):
 
 
 def test_a_lane_is_known_by_its_name_and_any_other_is_refused(client, order_id):
-    assert client.cancel(order_id, lane="risk").order_id == order_id
+    assert client.cancel(order_id, lane="risk").result(timeout=20).order_id == order_id
     with pytest.raises(BadRequest) as caught:
         client.cancel(order_id, lane="fast")
     assert caught.value.problems == {"lane": "expected risk or strategy, got 'fast'"}
