@@ -466,6 +466,54 @@ def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(desk)
     assert desk.book.retry([order_id], deadline_s=10) == []
 
 
+def test_what_is_asked_for_again_while_it_is_being_given_up_is_not_given_up(desk):
+    desk.accept("order", deadline_s=0.001)
+    desk.pause_until_next_ms()
+    assert desk.tell_overdue() == 1
+    held = desk.claim_one()
+    desk.accept("order", lane=Lane.RISK)
+    assert desk.give_up(held)
+    assert (desk.open_ids(), list(desk.book.dead_letters())) == (["order"], [])
+    assert desk.claim_one().lane is Lane.RISK
+
+
+def test_a_record_that_cannot_be_read_keeps_nobody_from_asking(desk):
+    desk.accept("spoilt", "fine")
+    for entry in desk.claim(2):
+        desk.settle(entry)
+    key = records.record_key("spoilt", desk.celery_prefix)
+    text = desk.server.get(key).replace('"status":"canceled"', '"status":"expired"')
+    desk.server.set(key, text)
+    accepted = desk.accept("fine", "spoilt", "new")
+    assert set(accepted.settled) == {"fine"}
+    assert sorted(desk.open_ids()) == ["new", "spoilt"]
+
+
+def test_a_hand_that_only_read_back_leaves_no_attempt_behind(desk):
+    desk.accept("order")
+    [held] = desk.claim(1)
+    desk.book.conclude([GiveBack(held, TROUBLED, 0.0, "read")])
+    reading = desk.claim_one(lease_s=0)
+    assert not reading.interrupted
+    assert not desk.claim_one().interrupted, "the hand before had sent nothing"
+
+
+def test_when_the_first_attempt_was_sent_is_known_by_its_age_too(desk):
+    desk.accept("order")
+    time_passes_s = 0.05
+    wait_until(lambda: desk.book.open_cancel("order").age_s >= time_passes_s, what="the order to wait")
+    desk.claim_one(lease_s=0, exchange_ms=1234)
+    second = desk.claim_one(exchange_ms=5678)
+    assert (second.interrupted, second.first_sent_ms) == (True, 1234)
+    assert second.first_sent_age_ms >= 1000 * time_passes_s
+
+
+def test_shards_far_beyond_those_there_are_have_no_line_of_their_own(desk):
+    for number in range(40):
+        desk.accept(f"order-{number}", exchange_index=1000 + number)
+    assert desk.server.smembers(f"{desk.prefix}:paths") == {"write"}
+
+
 def test_asking_again_for_what_was_given_up_opens_it_again(desk):
     [order_id] = ids()
     desk.accept(order_id)
@@ -758,7 +806,11 @@ def test_no_order_is_settled_twice_by_hands_that_often_lose_their_leases(desk):
 
 @dataclass
 class _Open:
-    """What the model knows about an entry; ``leased``: in a hand whose lease does not end in the test."""
+    """What the model knows about an entry; ``leased``: in a hand whose lease does not end in the test.
+
+    ``sent``: a hand that has not put it down may have sent a cancel; ``reads``: it is to be read back;
+    ``asked_anew``: in a hand, it was asked for again after its waiters were told that it is unresolved.
+    """
 
     lane: Lane
     names: list[str]
@@ -766,6 +818,9 @@ class _Open:
     leased: bool = False
     paused: bool = False
     told: bool = False
+    sent: bool = False
+    reads: bool = False
+    asked_anew: bool = False
 
 
 @dataclass
@@ -829,6 +884,8 @@ class BookMachine(RuleBasedStateMachine):
             model.records.pop(order_id, None)
             if entry.token is None:
                 entry.paused = False
+            else:
+                entry.asked_anew = True
 
     @rule(at_most=st.integers(1, 4), lanes=st.sampled_from([BOTH, BOTH[:1], BOTH[1:]]), lease_s=leases)
     def claim(self, at_most, lanes, lease_s):
@@ -846,8 +903,8 @@ class BookMachine(RuleBasedStateMachine):
             assert {due[order_id] for order_id in claimed} == {first}, "risk is first, and nobody waits"
         for entry in entries:
             known = self.model.open[entry.order_id]
-            assert entry.interrupted == (known.token is not None)
-            known.token, known.leased = entry.token, lease_s > 0
+            assert entry.interrupted == known.sent
+            known.token, known.leased, known.sent = entry.token, lease_s > 0, known.sent or not known.reads
             self.model.held.append(entry)
 
     def _pick(self, pick):
@@ -875,7 +932,9 @@ class BookMachine(RuleBasedStateMachine):
         [done] = self.desk.book.conclude([GiveBack(entry, "", pause_s, path)])
         assert done == (known is not None), "fenced"
         if known:
-            known.token, known.leased, known.paused = None, False, pause_s > 0
+            known.token, known.leased, known.sent, known.paused = None, False, False, pause_s > 0
+            known.reads = path == "read" if path else known.reads
+            known.asked_anew = False
 
     @precondition(lambda self: self.model.held)
     @rule(pick=picks)
@@ -883,7 +942,10 @@ class BookMachine(RuleBasedStateMachine):
         entry, known = self._pick(pick)
         assert self.desk.give_up(entry) == (known is not None), "fenced"
         if known:
-            known.token, known.leased, known.paused = None, False, False
+            known.token, known.leased, known.sent, known.paused = None, False, False, False
+            if known.asked_anew:
+                known.asked_anew = False
+                return
             self.model.dead[entry.order_id] = self.model.open.pop(entry.order_id)
 
     @precondition(lambda self: self.model.held)

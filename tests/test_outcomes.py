@@ -281,7 +281,7 @@ def test_a_200_about_another_order_is_ours_once_the_order_reads_canceled():
 
 
 def test_a_vanished_hands_attempt_is_perhaps_ours():
-    taken_over = case_of().interrupted(T0, at(T0 + 5_000))
+    taken_over = case_of().interrupted(T0, 0, at(T0 + 5_000))
     assert (taken_over.attempts, taken_over.first_attempt_ms, taken_over.unanswered_age_ms) == (
         1,
         T0,
@@ -294,8 +294,26 @@ def test_a_vanished_hands_attempt_is_perhaps_ours():
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, Decimal(10))
 
 
+def test_what_somebody_else_canceled_while_ours_waited_for_its_first_attempt_is_not_ours():
+    waited_ms = 60_000
+    taken_over = case_of().interrupted(T0 + waited_ms, waited_ms, at(T0 + waited_ms + 5_000))
+    sent_at = T0 + waited_ms + 5_001
+    case = onward(after_cancel(taken_over.sending(at(sent_at)), NOT_FOUND, sent_at + 100))
+    elsewhere = order(CANCELED, last_update_ms=T0 + waited_ms // 2)
+    verdict = after_read_at(case, elsewhere, sent_at + 200)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.TOO_LATE, Decimal(0))
+
+
+def test_what_a_newer_version_has_learned_is_read_as_far_as_we_know_it():
+    case = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    newer = {**json.loads(case.to_json()), "whim": {"of": 2030}}
+    assert Case.from_json(case.request, json.dumps(newer)) == Case.from_json(case.request, case.to_json())
+    assert Case.from_json(case.request, "{}") == Case.of(case.request)
+
+
 def test_a_hand_that_vanished_later_does_not_move_the_first_attempt():
-    case = onward(after_cancel(sent(), LOST, T0 + 1_000)).interrupted(T0 + 3_000, at(T0 + 5_000))
+    case = onward(after_cancel(sent(), LOST, T0 + 1_000)).interrupted(T0 + 3_000, 3_000, at(T0 + 5_000))
     assert case.first_attempt_ms == T0
 
 

@@ -143,6 +143,12 @@ def test_what_is_taken_comes_back_at_the_refill_rate_and_not_beyond_the_capacity
     assert account.tokens() == pytest.approx(full, abs=1)
 
 
+def test_a_clock_that_is_set_back_takes_no_tokens_away(account):
+    assert account.pacer.take("write", 10) == 0
+    account.pass_time(-30)
+    assert account.pacer.take("write", 10) == 0
+
+
 def test_tokens_are_taken_all_or_none_and_the_wait_is_told(account):
     assert account.pacer.take("write", 500) == 0
     left = account.tokens()

@@ -105,6 +105,7 @@ class Entry:
     learned: str
     interrupted: bool
     first_sent_ms: int | None
+    first_sent_age_ms: int
     lane: Lane
     requested_at: str
     age_s: float
@@ -302,6 +303,7 @@ class Book:
         """
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
+        spoilt: list[tuple[CancelRequest, str]] = []
         heard, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
@@ -330,11 +332,28 @@ class Book:
             heard, waiting, *answers = scripts.accept(
                 self._server, self._accept, args, replicas=self._wait_replicas
             )
-            for request, answer in zip(portion, answers, strict=True):
+            for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
                 if answer == "joined":
                     joined.add(request.order_id)
                 elif answer:
-                    settled[request.order_id] = _parse_record(request.order_id, answer)
+                    try:
+                        settled[request.order_id] = records.parse_record(answer)
+                    except ValueError as error:
+                        log.warning("%s: its record cannot be read: %s", request.order_id, error)
+                        spoilt.append((request, reply_to[at] if reply_to else ""))
+        if spoilt:  # by a stranger, or by a version that knows more: asked for again, the exchange tells
+            keys = [self._record_prefix + request.order_id for request, _ in spoilt]
+            scripts.call(lambda: self._server.delete(*keys), may_be_accepted=True)
+            anew = self.accept(
+                [request for request, _ in spoilt],
+                lane=lane,
+                default_deadline_s=default_deadline_s,
+                reply_to=[task_id for _, task_id in spoilt],
+                known=known,
+            )
+            heard, waiting = anew.heard, anew.waiting_messages
+            settled |= anew.settled
+            joined |= anew.joined
         return Accepted(settled, bool(heard), waiting, frozenset(joined))
 
     def learn(self, requests: Sequence[CancelRequest], known: Known | None, *, lane: Lane) -> int:
@@ -643,13 +662,6 @@ def _story(conclusion: Conclusion) -> list[Any]:
             return ["dead", problem and problem.code]
 
 
-def _parse_record(order_id: str, text: str) -> CancelResult:
-    try:
-        return records.parse_record(text)
-    except ValueError as error:
-        raise BookError(f"the record of {order_id} cannot be read: {error}", may_be_accepted=False) from None
-
-
 def _record_parts(result: CancelResult) -> tuple[str, str]:
     return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
 
@@ -673,7 +685,8 @@ def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any]) -> 
 
 
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
-    order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms, deadline_ms, reported = fields
+    order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms, *rest = fields
+    deadline_ms, reported, first_sent_age = rest
     return Entry(
         order_id=order_id,
         token=str(token),
@@ -681,6 +694,7 @@ def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
         learned=json.dumps(json.loads(learned)) if learned else "",
         interrupted=sent == "1",
         first_sent_ms=int(first_sent_ms) if first_sent_ms else None,
+        first_sent_age_ms=int(first_sent_age or 0),
         lane=Lane(lane),
         requested_at=utc_text(int(accepted_ms) / 1000),
         age_s=(now_ms - int(accepted_ms)) / 1000,

@@ -12,6 +12,7 @@ import math
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,6 +49,9 @@ REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, 
 # A hand in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
 _Place = Place[Pursued, tuple[Claim, float]]
 
+# What one hand at a time waits for: whether tokens, and of which lanes.
+_WaitsFor = tuple[bool, tuple[Lane, ...]]
+
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
 
@@ -83,7 +87,7 @@ class Desk:
         self._call_hand = call_hand
         self._note_gate = note_gate
         self._stopping = threading.Event()
-        self._staying = threading.Lock()
+        self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._no_book = Seldom()
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
@@ -161,13 +165,23 @@ class Desk:
                     if claim.entries:
                         self._leases.hold(claim.entries, since=asked)
                         self._tell(Claimed(claim.entries))
-                        held = self._pursuit.pursue(claim, since=asked)
+                        held = self._pursue(claim, since=asked)
                         continue
                 wait_s = _until_more(claim)
-                if wait_s is None or not self._stay(wait_s):
+                waits_for = (claim.tokens_in_s > 0, lanes)
+                if wait_s is None or not self._stay(wait_s, waits_for):
                     return
         finally:
             self._put_down(held)
+
+    def _pursue(self, claim: Claim, *, since: float) -> Pursued:
+        """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
+        try:
+            return self._pursuit.pursue(claim, since=since)
+        except Exception:
+            log.exception("%d cancels in hand could not be pursued", len(claim.entries))
+            self._leases.release(claim.entries)
+            return Pursued()
 
     def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
         """Puts down what these hands bring and claims for each of them, in one step."""
@@ -208,15 +222,19 @@ class Desk:
             self._called_at = now
             self._call_hand(claim.entries[0].lane)
 
-    def _stay(self, seconds: float) -> bool:
-        """Waits for what is due or paid for soon, as the one hand that does; False for the others."""
-        if not self._staying.acquire(blocking=False):
+    def _stay(self, seconds: float, waits_for: _WaitsFor) -> bool:
+        """Waits for what is due or paid for soon, as the one hand that does; False for the others.
+
+        One for each thing to wait for: a second's pause must not keep everybody from tokens due at once.
+        """
+        staying = self._staying[waits_for]
+        if not staying.acquire(blocking=False):
             return False
         try:
             self._called_at = -math.inf
             self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
         finally:
-            self._staying.release()
+            staying.release()
         return True
 
     def _wish(self, lanes: tuple[Lane, ...], *, calls: int) -> Wish:

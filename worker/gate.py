@@ -67,10 +67,12 @@ class Gate:
         meaning = answer.meaning if isinstance(answer, Trouble) else None
         with self._lock:
             self._failures = self._failures + 1 if meaning in _FAILURES else 0
+            # What fails, or is "paused", while the status says active is an order's or a shard's trouble.
+            if time.monotonic() - self._active_at <= LOOK_EVERY_S:
+                return
             if self._failures >= FAILURES_TO_CLOSE:
                 self._move(GateState.UNREACHABLE)
-            # "Paused" for one shard, while the status says active, is that order's trouble alone.
-            elif meaning is Meaning.PAUSED and time.monotonic() - self._active_at > LOOK_EVERY_S:
+            elif meaning is Meaning.PAUSED:
                 self._move(GateState.PAUSED)
 
     def keep_watch(self, stopping: threading.Event) -> bool:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Between looks at whether to stop; below the time after which Redis' silence is an outage.
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
+AFTER_A_BUG_S = 1.0
 # That hands listen is said with each sweep, which comes late where a process has more to do than it can.
 EARS_LIFE_S = 5.0
 
@@ -70,8 +71,12 @@ class Hands:
     def _serve(self, lanes: Sequence[Lane]) -> None:
         rung = True  # what is due may have come before anybody listened
         while not self._stopping.is_set():
-            if rung:
-                self._desk.serve(lanes)
+            try:
+                if rung:
+                    self._desk.serve(lanes)
+            except Exception:  # a defect of ours: the hand lives, and what it held is due by its lease
+                log.exception("a hand could not work")
+                self._stopping.wait(AFTER_A_BUG_S)
             try:
                 rung = self._book.listen(lanes, within_s=LISTEN_S)
             except BookError as error:

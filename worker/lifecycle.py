@@ -24,6 +24,8 @@ from worker.watch import CannotBeWatchedError, watch
 
 log = logging.getLogger(__name__)
 
+_stopping = threading.Event()  # this process was told to end
+
 
 @signals.worker_init.connect
 def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
@@ -72,6 +74,9 @@ def _send_what_is_left(**_: Any) -> None:
 def _begin(sender: Any, **_: Any) -> None:
     """Hands listen in the worker's own process; where a pool forks, they would be copied with their locks."""
     mine = office()
+    if _stopping.is_set():  # told to end while it was opened
+        mine.stop()
+        return
     if not _forks(sender.controller):
         mine.hands.start()
         with suppress(BookError):  # each sweep says so again
@@ -93,13 +98,13 @@ def _end(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _give_back(**_: Any) -> None:
     """Stops the desk; ends the process anyway if something hangs: what it holds comes back by its lease."""
+    _stopping.set()
     mine = opened_office()
-    if mine is None:
-        return
-    last_resort = threading.Timer(mine.shutdown_s, _end_anyway)
+    last_resort = threading.Timer(WorkerSettings.from_env().shutdown_s, _end_anyway)
     last_resort.daemon = True
     last_resort.start()
-    mine.stop()
+    if mine is not None:
+        mine.stop()
 
 
 def _end_anyway() -> None:

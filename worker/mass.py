@@ -28,6 +28,7 @@ from worker.logs import Seldom, about
 from worker.masses import Masses, MassRequest, Planned
 from worker.notices import BucketCorrected, CallMade, MassStep, Tell, nobody
 from worker.orders import (
+    SHARDS,
     CancelRequest,
     CancelResult,
     ConfirmedBy,
@@ -40,7 +41,7 @@ from worker.orders import (
     utc_text,
 )
 from worker.outcomes import Case
-from worker.pacing import SHARDS, Pacer
+from worker.pacing import Pacer
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)

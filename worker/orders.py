@@ -30,6 +30,7 @@ DEADLINE_MAX_S = 3600.0  # a waiter that is willing to wait longer should look a
 
 # Letters that mean the same in a path, percent-encoded or not: the signed path is the sent path.
 _ORDER_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{ORDER_ID_MAX_CHARS}}}")
+SHARDS = 16  # that have a bucket of their own, as far as we look; the exchange has four
 _TICKER = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -116,8 +117,12 @@ class CancelRequest:
 
 
 def write_path(exchange_index: int | None, orders: int = 1) -> str:
-    """The bucket that pays for a cancel: its shard's own for a single one of a named shard from 1."""
-    return f"write:{exchange_index}" if orders == 1 and (exchange_index or 0) >= 1 else "write"
+    """The bucket that pays for a cancel: its shard's own for a single one of a named shard from 1.
+
+    Of shards far beyond those there are, the unscoped one: each bucket is looked at by each claim.
+    """
+    is_own = orders == 1 and 1 <= (exchange_index or 0) < SHARDS
+    return f"write:{exchange_index}" if is_own else "write"
 
 
 def is_order_id(value: object) -> bool:

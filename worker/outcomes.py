@@ -112,15 +112,22 @@ class Case:
         case = cls.of(request)
         if not text:
             return case
-        learned = json.loads(text)
+        known_fields = {*_PLAIN, *_PROBLEMS, "routing"}  # a newer version may have noted more
+        learned = {name: value for name, value in json.loads(text).items() if name in known_fields}
+        learned.setdefault("routing", {})
         problems = {name: Problem(**learned.pop(name)) for name in _PROBLEMS if name in learned}
         # Routing that a later request added fills what was not known.
         routing = {
-            name: learned["routing"][name] if learned["routing"][name] is not None else asked
+            name: learned["routing"].get(name) if learned["routing"].get(name) is not None else asked
             for name, asked in asdict(case.routing).items()
         }
         learned["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
-        known = {**learned, **problems, "routing": Routing(**routing), "step": Step(learned["step"])}
+        known = {
+            **learned,
+            **problems,
+            "routing": Routing(**routing),
+            "step": Step(learned.get("step", Step.CANCEL)),
+        }
         return replace(case, **known)
 
     def troubled(self, problem: Problem, now: Instant) -> Case:
@@ -128,12 +135,16 @@ class Case:
         history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
         return replace(self, last_problem=problem, history=history)
 
-    def interrupted(self, first_attempt_ms: int | None, now: Instant) -> Case:
-        """The case as whoever takes over must see it: a vanished hand may have sent an attempt."""
+    def interrupted(self, first_attempt_ms: int | None, first_attempt_age_ms: int, now: Instant) -> Case:
+        """The case as whoever takes over must see it: a vanished hand may have sent an attempt.
+
+        Its first one at the earliest at that moment on the exchange's clock, and at that age.
+        """
         return replace(
             self.troubled(Problem("interrupted", "a worker vanished while it may have been sending"), now),
             attempts=self.attempts + 1,
             first_attempt_ms=self.first_attempt_ms if self.attempts else first_attempt_ms,
+            first_attempt_age_ms=self.first_attempt_age_ms if self.attempts else first_attempt_age_ms,
             unanswered_age_ms=now.age_ms,
         )
 

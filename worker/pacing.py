@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from worker import scripts
-from worker.orders import write_path
+from worker.orders import SHARDS, write_path
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 CORRECTION_STANDS_MS = 300
 # Of the refill, after each correction; it recovers by a twentieth a second.
 SHARE_AFTER_429 = 0.8
-SHARDS = 16  # whose buckets are looked at; the exchange has four
 RECOVERY_PER_S = 0.05  # as in worker/lua/buckets.lua
 
 
@@ -54,7 +53,7 @@ class Limits:
             )
             default = float(costs.get("default_cost", 10))
             table = {(c["method"], c["path"].rstrip("/")): float(c["cost"]) for c in costs["endpoint_costs"]}
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
         known = replace(
             known,

@@ -132,6 +132,8 @@ class Pursuit:
         elif len(walks) > 1:
             conclusions = self._cancel_batch(walks, claim)
         else:
+            for walk in walks:
+                walk.reads_only = claim.bucket == "read"
             conclusions = [self._see_through(walk) for walk in walks]
         return Pursued(conclusions, calls, since)
 
@@ -150,6 +152,9 @@ class Pursuit:
         entry, case = walk.entry, walk.case
         if not self._leases.is_held(entry):
             # Frozen past the lease: another hand is at it, and what this one knows is old.
+            raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
+        if walk.reads_only and case.step is Step.CANCEL:
+            # The book must know that a cancel may be sent before one is: it is claimed for that anew.
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         bucket = _bucket(case)
         self._pay(walk, bucket)
@@ -314,7 +319,7 @@ class Pursuit:
     def _walk(self, entry: Entry, calls: list[CallMade]) -> _Walk:
         walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls)
         if entry.interrupted:
-            walk.case = walk.case.interrupted(entry.first_sent_ms, self._now(walk))
+            walk.case = walk.case.interrupted(entry.first_sent_ms, entry.first_sent_age_ms, self._now(walk))
         return walk
 
     def _sending(self, walk: _Walk) -> Case:
@@ -398,6 +403,7 @@ class _Walk:
         self.entry = entry
         self.calls = calls  # made for all entries of the claim
         self.paid = False  # the tokens of its next call are taken
+        self.reads_only = False  # claimed to be read back
         self._claimed = time.monotonic()
         self._deadline = self._claimed + entry.deadline_left_s
 

@@ -70,9 +70,12 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
     fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
     if not accepted.heard:
         ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
-    refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
-    if not self.request.ignore_result:
-        desk().reply_when_settled(self.request.id, ids, refused)
+    try:
+        refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
+        if not self.request.ignore_result:
+            desk().reply_when_settled(self.request.id, ids, refused)
+    except BookError as error:
+        raise Reject(str(error), requeue=True) from None  # accepting again changes nothing
     desk().work()
     raise Ignore  # the sweep stores the list under this task's id when all orders are settled
 

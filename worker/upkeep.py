@@ -20,6 +20,7 @@ LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
 TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
+CHORE_AGAIN_S = 5.0
 
 
 def keep_limits(exchange: Exchange, pacer: Pacer) -> None:
@@ -83,6 +84,11 @@ def _begin(name: str, chore: Callable[[], float]) -> None:
 
     def repeat() -> None:
         while True:
-            time.sleep(chore())
+            try:
+                pause_s = chore()
+            except Exception:  # a defect of ours must not end what keeps the others right
+                log.exception("what is done again and again failed: %s", name)
+                pause_s = CHORE_AGAIN_S
+            time.sleep(pause_s)
 
     threading.Thread(target=repeat, name=name, daemon=True).start()

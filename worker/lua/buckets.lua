@@ -3,7 +3,7 @@
 -- Expects `prefix` and `now_us`. A bucket refills continuously up to its capacity; a missing one is full.
 -- P:limits holds what the account may: refill (tokens a second) and capacity of `read` and `write` buckets.
 -- Every shard from 1 has a write bucket of its own, as large as the unscoped one. After a 429 the refill
--- counts for less and recovers: others spend the same tokens unseen.
+-- counts for less and recovers: others spend the same tokens unseen. A clock that was set back takes nothing away.
 
 local RECOVERY_PER_S = 0.05  -- of the full refill rate
 -- Tokens are taken here before the call arrives there: a full bucket of theirs does not refill meanwhile.
@@ -18,10 +18,10 @@ local function bucket_state(name)
   local key = prefix .. ':bucket:' .. name
   local b = redis.call('HMGET', key, 'tokens', 'at_us', 'share', 'share_at_us')
   local share = 1
-  if b[3] then share = math.min(1, tonumber(b[3]) + (now_us - tonumber(b[4])) * RECOVERY_PER_S / 1e6) end
+  if b[3] then share = math.min(1, tonumber(b[3]) + math.max(now_us - tonumber(b[4]), 0) * RECOVERY_PER_S / 1e6) end
   refill = refill * share
   local tokens = capacity
-  if b[1] then tokens = math.min(capacity, tonumber(b[1]) + (now_us - tonumber(b[2])) * refill / 1e6) end
+  if b[1] then tokens = math.min(capacity, tonumber(b[1]) + math.max(now_us - tonumber(b[2]), 0) * refill / 1e6) end
   return { name = name, key = key, tokens = tokens, refill = refill, capacity = capacity, share = share }
 end
 

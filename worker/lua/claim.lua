@@ -10,7 +10,7 @@
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
 --             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
---                         deadline_ms, reported } } }
+--                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } }
 --
 -- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths:
 -- `read` one read-back; `reads` many that one listing may answer, or one if that is cheaper; `write` as many
@@ -18,7 +18,7 @@
 -- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare. To the shards
 -- that one lends where it refills as fast as single calls are made, and where they have no tokens.
 -- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 tells that
--- a claimer vanished and an answer may be lost. The token fences: only the latest claim's token settles,
+-- a claimer vanished and an answer may be lost; a claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
 -- extends or gives back. When more could be claimed, another hand is told.
 
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
@@ -83,10 +83,10 @@ local function claim(first)
     for _, order_id in ipairs(redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, count)) do
       local entry = prefix .. ':entry:' .. order_id
       local e = redis.call('HMGET', entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
-        'accepted_ms', 'deadline_ms', 'reported')
+        'accepted_ms', 'deadline_ms', 'reported', 'first_sent_age')
       if e[1] then
         taken[#taken + 1] = { entry, due, e[4] }
-        claimed[#claimed + 1] = { order_id, 0, e[1], e[2], e[3], e[4] or exchange_ms, e[5], e[6], e[7], e[8] }
+        claimed[#claimed + 1] = { order_id, 0, e[1], e[2], e[3], e[4] or '', e[5], e[6], e[7], e[8], e[9] or '' }
       else
         redis.call('ZREM', due, order_id)  -- an index without its entry: somebody deleted keys by hand
       end
@@ -97,10 +97,13 @@ local function claim(first)
     local token = redis.call('INCRBY', prefix .. ':fence', #taken) - #taken
     for at, each in ipairs(taken) do
       local entry, due = each[1], each[2]
-      if each[3] then
+      if paid_bucket == 'read' then  -- nothing is sent before it is claimed anew from its write path
+        redis.call('HSET', entry, 'token', token + at, 'hand', hand)
+      elseif each[3] then
         redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1)
       else
-        redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms)
+        redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms,
+          'first_sent_age', now_ms - claimed[at][8])
       end
       gather('ZADD', due, now_ms + lease_ms, claimed[at][1])
       claimed[at][2] = token + at
