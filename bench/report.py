@@ -359,8 +359,8 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 def _flat(part: Mapping[str, Any]) -> list[str]:
     rows = part["found"]["flat"]
-    alone = [row for row in rows if not row["foreign_share"] and row["key"] == "rsa"]
-    ed25519 = [row for row in rows if row["key"] == "ed25519"]
+    alone = [row for row in rows if not row["foreign_share"] and _key(row) == "rsa"]
+    ed25519 = [row for row in rows if _key(row) == "ed25519"]
     foreign = [row for row in rows if row["foreign_share"]]
     figures = {
         "kept": sum(map(_is_kept, alone)),
@@ -379,6 +379,11 @@ def _flat(part: Mapping[str, Any]) -> list[str]:
     if part["found"]["overtake"]:
         shown += ["### Overtaking", THE_OVERTAKING, _overtaking(part["found"]["overtake"])]
     return shown
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """What a row's calls were signed with; before it was noted, RSA."""
+    return str(row.get("key", "rsa"))
 
 
 def _is_foreseen(row: Mapping[str, Any]) -> bool:
@@ -422,7 +427,7 @@ def _flat_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _bare(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(
         ["key", "processes", "single cancels a second", "busy"],
-        [[row["key"], str(row["processes"]), f"{row['rate']:,.0f}", f"{row['busy']:.0%}"] for row in rows],
+        [[_key(row), str(row["processes"]), f"{row['rate']:,.0f}", f"{row['busy']:.0%}"] for row in rows],
     )
 
 

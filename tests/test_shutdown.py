@@ -63,6 +63,20 @@ def test_a_call_in_flight_is_finished_and_its_result_stored_before_the_end(crew)
     assert crew.sent()[order_id] == 1
 
 
+def test_a_worker_that_is_told_to_end_while_it_starts_claims_nothing_and_ends_in_time(crew):
+    order_ids = crew.place(20)
+    crew.control.fault("hang", operation="status", effect="none")
+    worker = crew.stack.spawn_worker()
+    wait_until(lambda: crew.control.calls("status"), within_s=PATIENCE_S, what="its first call")
+    pending = crew.client.cancel_many(order_ids)
+    terminate(worker, within_s=SHUTDOWN_S + EXIT_S)
+    assert crew.sent() == Counter()
+    assert len(all_given_back(crew)) == len(order_ids)
+    crew.control.clear_faults()
+    crew.workers(1)
+    assert {result.outcome for result in pending.results(timeout=PATIENCE_S)} == {"canceled"}
+
+
 def test_many_waiting_cancels_are_left_to_the_next_worker_without_waiting_for_a_lease(crew):
     [worker] = crew.workers(1)
     order_ids = crew.place(60)
