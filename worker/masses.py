@@ -41,6 +41,7 @@ from worker.scope import Scope
 from worker.settings import RedisSettings
 
 LEASE_MS = 3_000
+_RESERVED = ("cancel:", "mass:")  # a task's id is its producer's word; what is kept there is somebody else's
 # In one step of Redis, which serves nobody else meanwhile; settled ones cost next to nothing.
 LOOK_AT_MOST = 5_000
 MEET_AT_MOST = 300
@@ -175,8 +176,8 @@ class Masses:
 
         Raises BadRequest when its ``request_id`` is that of another one.
         """
-        if reply_to.startswith(("cancel:", "mass:")):
-            reply_to = ""  # a producer's word; what is kept there is somebody else's
+        if reply_to.startswith(_RESERVED):
+            reply_to = ""
         asked = request.to_json()
         meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
         args = [self._prefix, request.request_id, json.dumps(asked), reply_to, time.time() * 1000, meant]
@@ -303,7 +304,10 @@ class Masses:
     def finish(self, request_id: str, report: Mapping[str, Any]) -> None:
         """Stores the report, tells the waiters, and lets the mass cancel go."""
         key = self._key(request_id)
-        waiters = scripts.call(lambda: self._server.smembers(f"{key}:waiters"))
+        waiters = set(scripts.call(lambda: self._server.smembers(f"{key}:waiters")))
+        earlier = scripts.call(lambda: self._server.hget(key, "reply_to"))  # as versions before that noted it
+        if earlier and not earlier.startswith(_RESERVED):
+            waiters.add(earlier)
         pipeline = self._server.pipeline()
         pipeline.hset(key, "report", json.dumps(report))
         pipeline.srem(f"{self._prefix}:masses:open", request_id)
