@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sandbox.stack import ROOT, Part, free_port
+from sandbox.stack import ROOT, Part
 from worker.client import CancelClient
 from worker.orders import Lane
 
@@ -222,8 +224,18 @@ def test_the_procfiles_workers_have_names_of_their_own(start):
     assert len(names) == len(parts)
 
 
+def free_pair(apart):
+    """A port that is free, and so is the one so far above it; connections out are given higher ones."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + apart))
+            return port
+    raise OSError("no pair of ports is free")
+
+
 def test_honcho_runs_the_procfile_and_ends_it_in_good_order(start, stack, control):
-    port = free_port()
+    port = free_pair(100)  # honcho counts on from the first
     url = stack.redis.url.removesuffix("/0") + "/7"  # to which no other worker listens
     environment = {"REDIS_URL": url, "KALSHI_SHUTDOWN_S": "4"}
     settings = [f"{name}={value}" for name, value in environment.items()]
