@@ -341,8 +341,8 @@ FLAT = {"code": "CODE", "message": "words", "details": "more"}
         (400, "invalid_parameters", Meaning.REFUSED),
         (401, "header_timestamp_expired", Meaning.CLOCK),
         (401, "header_timestamp_expired:_1700000000", Meaning.CLOCK),
-        (401, "authentication_error", Meaning.REFUSED),
-        (401, "signature_is_missing_from_headers", Meaning.REFUSED),
+        (401, "authentication_error", Meaning.KEY_REFUSED),
+        (401, "signature_is_missing_from_headers", Meaning.KEY_REFUSED),
         (403, "forbidden", Meaning.REFUSED),
         (403, "user_not_found:_5d8c6a0e-6f9c-4f0e-9a53-0c6a2f6f7d11", Meaning.REFUSED),
         (404, "not_found", Meaning.NOT_FOUND),
@@ -351,7 +351,7 @@ FLAT = {"code": "CODE", "message": "words", "details": "more"}
         (409, "exchange_is_paused", Meaning.PAUSED),
         (409, "trading_is_paused", Meaning.PAUSED),
         (409, "trading_is_paused:_shard_2", Meaning.PAUSED),
-        (409, "conflict", Meaning.UNANSWERED),
+        (409, "conflict", Meaning.REFUSED),
         (410, "deprecated_v1_order_endpoint", Meaning.RETIRED),
         (410, "gone", Meaning.UNANSWERED),
         (413, "too_large", Meaning.REFUSED),
@@ -398,10 +398,10 @@ WITHOUT_CODE = {
         (301, Meaning.UNANSWERED),
         (302, Meaning.UNANSWERED),
         (400, Meaning.REFUSED),
-        (401, Meaning.REFUSED),
+        (401, Meaning.KEY_REFUSED),
         (403, Meaning.REFUSED),
         (404, Meaning.NOT_FOUND),
-        (409, Meaning.UNANSWERED),
+        (409, Meaning.REFUSED),
         (410, Meaning.UNANSWERED),
         (413, Meaning.REFUSED),
         (422, Meaning.REFUSED),
@@ -438,7 +438,7 @@ def test_the_recorded_bodies_of_401_are_told_apart():
     }
     answer = cancel(401, wrong_signature)
     assert isinstance(answer, Trouble)
-    assert answer.meaning is Meaning.REFUSED
+    assert answer.meaning is Meaning.KEY_REFUSED
     assert answer.problem.message == "authentication_error (INCORRECT_API_KEY_SIGNATURE)"
     late = cancel(401, {"error": {"code": "header_timestamp_expired", "message": "header timestamp expired"}})
     assert isinstance(late, Trouble)

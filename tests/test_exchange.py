@@ -469,7 +469,7 @@ def test_a_read_only_key_is_refused_and_that_is_said_once_loudly(connect, contro
 )
 def test_an_unknown_key_and_a_wrong_one_are_refused_and_told_apart(connect, caplog, key_id, details):
     answer = troubled(connect(key_id), "o-1")
-    assert answer.meaning is Meaning.REFUSED
+    assert answer.meaning is Meaning.KEY_REFUSED
     assert details in answer.problem.message
     [said] = loud(caplog)
     assert details in said

@@ -126,18 +126,29 @@ LIST_ONE_ORDER = Call("GET", f"{API}/portfolio/orders", "limit=1")
 
 
 class Meaning(Enum):
-    """What a reply that is no success means for the call."""
+    """What a reply that is no success means for the call.
 
-    NOT_FOUND = "nothing to cancel there: terminal, unknown, or on another shard"
+    ``may_have_taken_effect``: the cancel may have been carried out all the same. ``no_usable_answer``: nobody
+    at the exchange has said anything. Breaker, metrics, batches and mass cancels read these two; nobody
+    keeps a set of meanings of its own.
+    """
+
+    NOT_FOUND = "nothing was canceled there: terminal, unknown, or on another shard"
     RETIRED = "this dialect is retired"
-    CLOCK = "our timestamp is outside the exchange's window; not applied"
-    REFUSED = "permanent: our key or our request is not acceptable; not applied"
-    PAUSED = "the exchange is paused; not applied"
-    UNAVAILABLE = "the exchange is down or overloaded; may have taken effect"
-    BUSY = "over the token budget; not applied"
-    UNCLEAR = "accepted, but the body does not describe our order"
-    UNANSWERED = "no usable reply; may have taken effect"
-    NOT_SENT = "it never left us"
+    CLOCK = "our timestamp is outside the exchange's window"
+    KEY_REFUSED = "permanent: the exchange does not accept this worker's key"
+    REFUSED = "permanent: our request is not acceptable, or this key may not make it"
+    PAUSED = "the exchange is paused"
+    UNAVAILABLE = "the exchange is down or overloaded", "may have taken effect", "no usable answer"
+    BUSY = "over the token budget"
+    UNCLEAR = "accepted, but the body does not say what happened to our order", "may have taken effect"
+    UNANSWERED = "no usable reply", "may have taken effect", "no usable answer"
+    NOT_SENT = "it never left us", "no usable answer"
+
+    def __init__(self, words: str, *more: str) -> None:
+        self.words = words
+        self.may_have_taken_effect = "may have taken effect" in more
+        self.no_usable_answer = "no usable answer" in more
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +164,12 @@ class Row:
 MEANINGS = (
     Row(400, "", Meaning.REFUSED),
     Row(401, "header_timestamp_expired", Meaning.CLOCK),
-    Row(401, "", Meaning.REFUSED),
+    Row(401, "", Meaning.KEY_REFUSED),
     Row(403, "", Meaning.REFUSED),
     Row(404, "", Meaning.NOT_FOUND),
     Row(409, "exchange_is_paused", Meaning.PAUSED),
     Row(409, "trading_is_paused", Meaning.PAUSED),
+    Row(409, "", Meaning.REFUSED),
     Row(410, RETIRED_CODE, Meaning.RETIRED),
     Row(413, "", Meaning.REFUSED),
     Row(422, "", Meaning.REFUSED),
@@ -185,6 +197,16 @@ class Trouble:
     problem: Problem
     retry_after_s: float | None = None
     proof: bool = False
+
+    @property
+    def may_have_taken_effect(self) -> bool:
+        """Whether the call may have been carried out all the same."""
+        return self.meaning.may_have_taken_effect
+
+    @property
+    def no_usable_answer(self) -> bool:
+        """Whether nobody at the exchange has said anything."""
+        return self.meaning.no_usable_answer
 
 
 CancelAnswer = Canceled | Trouble

@@ -367,7 +367,7 @@ def _read_advice(trouble: Trouble) -> str:
     words = f"{trouble.problem.code} {trouble.problem.message}"
     permanent = "check the key's scope and state at the exchange"
     passing = "run this again; if it stays so, see whether the exchange is well"
-    default = permanent if trouble.meaning is Meaning.REFUSED else passing
+    default = permanent if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) else passing
     return next((advice for sign, advice in _READ_ADVICE if sign in words), default)
 
 

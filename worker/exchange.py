@@ -219,7 +219,7 @@ class Exchange:
     def _notice(self, trouble: Trouble, dialect: Dialect) -> None:
         if trouble.meaning is Meaning.RETIRED and dialect is Dialect.V1:
             self._move_to_v2()
-        if trouble.meaning is Meaning.REFUSED:
+        if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
             self._tell_refusal(trouble.problem)
 
     def _measure_skew(self, reply: Reply, sent_s: float, received_s: float) -> None:

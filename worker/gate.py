@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 FAILURES_TO_CLOSE = 5
 # Between looks, with jitter: back within two seconds, without hammering what is down.
 LOOK_EVERY_S = 1.0
-_FAILURES = (Meaning.NOT_SENT, Meaning.UNANSWERED, Meaning.UNAVAILABLE)
 
 
 class GateState(StrEnum):
@@ -66,7 +65,7 @@ class Gate:
         """Learns from an answer of the exchange, or from there being none."""
         meaning = answer.meaning if isinstance(answer, Trouble) else None
         with self._lock:
-            self._failures = self._failures + 1 if meaning in _FAILURES else 0
+            self._failures = self._failures + 1 if meaning and meaning.no_usable_answer else 0
             # What fails, or is "paused", while the status says active is an order's or a shard's trouble.
             if time.monotonic() - self._active_at <= LOOK_EVERY_S:
                 return
@@ -93,7 +92,7 @@ class Gate:
         with self._lock:
             meaning = shown.meaning if isinstance(shown, Trouble) else None
             paused = isinstance(shown, Mapping) and shown.get("exchange_active") is False
-            if meaning in _FAILURES:
+            if meaning and meaning.no_usable_answer:
                 self._move(GateState.UNREACHABLE)
             elif paused or meaning is Meaning.PAUSED:
                 self._move(GateState.PAUSED)

@@ -66,18 +66,6 @@ COMMAND_TOKENS_WITHIN_S = 1.0  # longer, and order by order is as good
 AFTER_A_BUG_S = 1.0  # until it is tried again
 STUMBLES_MOST = 5
 REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
-# What a command's answer must mean for it to have done nothing at all.
-_NOT_APPLIED = frozenset(
-    {
-        Meaning.NOT_FOUND,
-        Meaning.RETIRED,
-        Meaning.CLOCK,
-        Meaning.REFUSED,
-        Meaning.PAUSED,
-        Meaning.BUSY,
-        Meaning.NOT_SENT,
-    }
-)
 
 
 class _Vanished(Exception):  # noqa: N818 - named after what has happened
@@ -465,7 +453,7 @@ class _Run:
             )
             if trouble.meaning is Meaning.BUSY and self._pacer.correct("write", cost):
                 self._means.tell(BucketCorrected("write"))
-        return trouble is None or trouble.meaning not in _NOT_APPLIED
+        return trouble is None or trouble.may_have_taken_effect
 
     # -- execute and verify
 

@@ -34,7 +34,6 @@ from worker.settings import count_in_files
 
 PREFIX = "kalshi_cancel_"
 CODES_MOST = 40  # a stranger's words must not become ever more series
-_UNANSWERED = (Meaning.UNANSWERED, Meaning.UNAVAILABLE)
 
 _WAIT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _CALL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -282,7 +281,7 @@ class Metrics:
         if trouble is not None:
             status = str(trouble.problem.http_status or "none")
             code = self._bounded(trouble.problem.code)
-            if trouble.meaning in _UNANSWERED:
+            if trouble.no_usable_answer and trouble.may_have_taken_effect:
                 meters["unanswered_total"].labels(operation).inc()
             elif trouble.meaning is Meaning.BUSY:
                 meters["rate_limited_total"].labels(call.bucket).inc()

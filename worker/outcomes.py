@@ -254,6 +254,7 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]]
     Meaning.NOT_FOUND: _read_back,
     Meaning.RETIRED: _ask_again_later,  # the exchange client has moved to the other dialect
     Meaning.CLOCK: _ask_again_later,  # the exchange client has corrected its clock
+    Meaning.KEY_REFUSED: _refuse,
     Meaning.REFUSED: _refuse,
     Meaning.PAUSED: _ask_again_later,
     Meaning.UNAVAILABLE: _ask_again_perhaps_applied,

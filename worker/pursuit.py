@@ -264,14 +264,12 @@ class Pursuit:
 
     def _whole_batch(self, walks: Sequence[_Walk], trouble: Trouble) -> list[Conclusion]:
         """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's."""
-        # 401 is about the key: no order and no size can be what is wrong.
-        of_the_key = trouble.problem.http_status == HTTPStatus.UNAUTHORIZED
-        if trouble.meaning is Meaning.REFUSED and not of_the_key:
+        if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
         if trouble.meaning is Meaning.BUSY:
             self.batch_size.turned_away(len(walks))
-        if trouble.meaning in (Meaning.UNANSWERED, Meaning.UNAVAILABLE, Meaning.UNCLEAR, Meaning.NOT_FOUND):
+        if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
             if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
