@@ -71,11 +71,12 @@ class Control:
         expiration_time: str | None = None,
         cancel_order_on_pause: bool = False,
         read_lag_s: float | None = None,
+        ago_s: float = 0.0,
     ) -> Json:
         """Puts an order there, past all rules (pauses, budget, cancel-all's tail), seen by reads at once.
 
         `exchange_index` None = the shard of its ticker. An unknown order group is created with it.
-        `read_lag_s` overrules the setting for this order.
+        `read_lag_s` overrules the setting for this order. `ago_s`: its times are so many seconds back.
         """
         return self.place_many(
             [
@@ -94,6 +95,7 @@ class Control:
                     "expiration_time": expiration_time,
                     "cancel_order_on_pause": cancel_order_on_pause,
                     "read_lag_s": read_lag_s,
+                    "ago_s": ago_s,
                 }
             ]
         )[0]
@@ -110,13 +112,34 @@ class Control:
         """The truth about all orders, oldest first."""
         return cast("list[Json]", self._ask("GET", "orders"))
 
-    def fill(self, order_id: str, count: str | None = None) -> Json:
-        """Fills `count` contracts of a resting order, or all that remain."""
-        return cast("Json", self._ask("POST", f"orders/{_segment(order_id)}/fill", {"count": count}))
+    # What happens to a resting order. With `ago_s` it is stamped so many seconds before now.
 
-    def cancel_elsewhere(self, order_id: str) -> Json:
+    def fill(self, order_id: str, count: str | None = None, *, ago_s: float = 0.0) -> Json:
+        """Fills `count` contracts of a resting order, or all that remain."""
+        return self._change(order_id, "fill", count=count, ago_s=ago_s)
+
+    def cancel_elsewhere(self, order_id: str, *, ago_s: float = 0.0) -> Json:
         """Cancels an order as somebody else would: a market that closes, the user on the web site."""
-        return cast("Json", self._ask("POST", f"orders/{_segment(order_id)}/cancel", {}))
+        return self._change(order_id, "cancel", ago_s=ago_s)
+
+    def decrease(
+        self, order_id: str, *, by: str | None = None, to: str | None = None, ago_s: float = 0.0
+    ) -> Json:
+        """Takes `by` contracts off, or all but `to`: not a fill, not a cancel; `initial_count_fp` stays."""
+        return self._change(order_id, "decrease", by=by, to=to, ago_s=ago_s)
+
+    def amend(
+        self, order_id: str, *, count: str | None = None, price: str | None = None, ago_s: float = 0.0
+    ) -> Json:
+        """Another total count (filled contracts included) or price; `initial_count_fp` stays."""
+        return self._change(order_id, "amend", count=count, price=price, ago_s=ago_s)
+
+    def restore(self, order_id: str, *, ago_s: float = 0.0) -> Json:
+        """Makes a canceled order rest again, as the exchange does after an incident."""
+        return self._change(order_id, "restore", ago_s=ago_s)
+
+    def _change(self, order_id: str, deed: str, **fields: Any) -> Json:
+        return cast("Json", self._ask("POST", f"orders/{_segment(order_id)}/{deed}", fields))
 
     # -- faults
 

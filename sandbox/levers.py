@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
@@ -10,12 +11,10 @@ from urllib.parse import parse_qs, unquote
 from sandbox.auth import read_key
 from sandbox.faults import Fault
 from sandbox.forms import counted, fixed_point
-from sandbox.market import NewOrder, Order, history_line
+from sandbox.market import Market, Moment, NewOrder, Order, Status, history_line
 from sandbox.wire import Reply, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sandbox.floor import Floor
 
 PREFIX = "/sandbox/"
@@ -54,19 +53,18 @@ def _reset(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
 
 
 def _place(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
-    news = [_new_order(floor, each) for each in fields["orders"]]
+    news = [(_new_order(floor, each), float(each.get("ago_s") or 0)) for each in fields["orders"]]
     with floor.lock:
-        moment = floor.moment()
         placed = []
-        for new in news:
+        for new, ago_s in news:
             if new.order_group_id is not None and new.order_group_id not in floor.market.groups:
                 floor.market.add_group(group_id=new.order_group_id, exchange_index=new.exchange_index)
-            placed.append(floor.market.place(new, moment))
+            placed.append(floor.market.place(new, floor.moment(-ago_s)))
         return [fixed_point(order, order.state) for order in placed]
 
 
 def _new_order(floor: Floor, fields: dict[str, Any]) -> NewOrder:
-    values = {name: value for name, value in fields.items() if value is not None}
+    values = {name: value for name, value in fields.items() if value is not None and name != "ago_s"}
     values |= {name: Decimal(str(values[name])) for name in _DECIMALS if name in values}
     values |= {name: int(values[name]) for name in _INTEGERS if name in values}
     values.setdefault("exchange_index", floor.settings.shard_of(values.get("ticker", NewOrder().ticker)))
@@ -83,21 +81,56 @@ def _order(floor: Floor, order_id: str, _fields: Any, _query: Any) -> Any:
         return _truth(_found(floor, order_id))
 
 
-def _fill(floor: Floor, order_id: str, fields: Any, _query: Any) -> Any:
-    count = fields.get("count")
-    with floor.lock:
-        order = _found(floor, order_id)
-        floor.market.fill(order, floor.moment(), None if count is None else Decimal(str(count)))
-        return _truth(order)
+Change = Callable[[Market, Order, Moment, Any], object]
 
 
-def _cancel_elsewhere(floor: Floor, order_id: str, _fields: Any, _query: Any) -> Any:
-    with floor.lock:
-        order = _found(floor, order_id)
-        if order.state.status != "resting":
-            raise ValueError(f"{order_id} is {order.state.status}")
-        floor.market.cancel(order, floor.moment(), by="elsewhere")
-        return _truth(order)
+def _changing(change: Change, *, of: Status = "resting") -> Callable[[Floor, str, Any, Any], Any]:
+    """A lever that changes an order of this status, `ago_s` before now."""
+
+    def lever(floor: Floor, order_id: str, fields: Any, _query: Any) -> Any:
+        with floor.lock:
+            order = _found(floor, order_id)
+            if order.state.status != of:
+                raise ValueError(f"{order_id} is {order.state.status}, not {of}")
+            change(floor.market, order, floor.moment(-float(fields.get("ago_s") or 0)), fields)
+            return _truth(order)
+
+    return lever
+
+
+def _fill(market: Market, order: Order, moment: Moment, fields: Any) -> None:
+    market.fill(order, moment, _decimal(fields, "count"))
+
+
+def _cancel_elsewhere(market: Market, order: Order, moment: Moment, _fields: Any) -> None:
+    market.cancel(order, moment, by="elsewhere")
+
+
+def _decrease(market: Market, order: Order, moment: Moment, fields: Any) -> None:
+    by, to = _decimal(fields, "by"), _decimal(fields, "to")
+    if (by is None) == (to is None):
+        raise ValueError("one of by and to is needed")
+    by = order.state.remaining - to if to is not None else by
+    if not by or by < 0:
+        raise ValueError(f"{order.state.remaining} remain; nothing to take away")
+    market.decrease(order, moment, by=by)
+
+
+def _amend(market: Market, order: Order, moment: Moment, fields: Any) -> None:
+    total, price = _decimal(fields, "count"), _decimal(fields, "price")
+    state = order.state
+    market.resize(
+        order, moment, total=state.filled + state.remaining if total is None else total, price=price
+    )
+
+
+def _restore(market: Market, order: Order, moment: Moment, _fields: Any) -> None:
+    market.restore(order, moment)
+
+
+def _decimal(fields: Any, name: str) -> Decimal | None:
+    value = fields.get(name)
+    return None if value is None else Decimal(str(value))
 
 
 def _configure(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
@@ -174,8 +207,11 @@ _LEVERS: dict[tuple[str, str], Callable[[Floor, str, Any, Any], Any]] = {
     ("POST", "orders"): _place,
     ("GET", "orders"): _orders,
     ("GET", "orders/:id"): _order,
-    ("POST", "orders/:id/fill"): _fill,
-    ("POST", "orders/:id/cancel"): _cancel_elsewhere,
+    ("POST", "orders/:id/fill"): _changing(_fill),
+    ("POST", "orders/:id/cancel"): _changing(_cancel_elsewhere),
+    ("POST", "orders/:id/decrease"): _changing(_decrease),
+    ("POST", "orders/:id/amend"): _changing(_amend),
+    ("POST", "orders/:id/restore"): _changing(_restore, of="canceled"),
     ("POST", "configure"): _configure,
     ("POST", "faults"): _fault,
     ("GET", "faults"): _faults,

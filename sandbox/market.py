@@ -38,19 +38,19 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What can change about an order. `initial = filled + remaining + canceled part`, always."""
+    """What can change about an order.
+
+    `initial` stays as it was placed. It is `filled + remaining + canceled` until somebody decreases or
+    amends the order: what that takes away (or adds) is in none of them.
+    """
 
     status: Status
     initial: Decimal
     filled: Decimal
     remaining: Decimal
+    canceled: Decimal
     price: Decimal
     updated_us: int
-
-    @property
-    def canceled(self) -> Decimal:
-        """Contracts that were taken away unfilled."""
-        return self.initial - self.filled - self.remaining
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,8 @@ class Market:
         client_order_id = new.client_order_id or self.new_id()
         if order_id in self._orders or client_order_id in self._by_client_id:
             raise DuplicateOrderError(f"{order_id} or {client_order_id} is already there")
-        state = State(new.status, new.count, filled, remaining, new.price, moment.us)
+        canceled = new.count - filled - remaining
+        state = State(new.status, new.count, filled, remaining, canceled, new.price, moment.us)
         order = Order(
             next(self._numbers), order_id, client_order_id, event_of(new.ticker), new, moment.us, state
         )
@@ -274,9 +275,23 @@ class Market:
         """Takes the rest of a resting order away and returns how much that was."""
         state = order.state
         assert state.status == "resting"
-        self._write(order, replace(state, status="canceled", remaining=ZERO, updated_us=moment.us), moment)
+        canceled = state.canceled + state.remaining
+        changed = replace(state, status="canceled", remaining=ZERO, canceled=canceled, updated_us=moment.us)
+        self._write(order, changed, moment)
         order.history.append(Event("canceled", moment.ms, state.remaining, call, by))
         return state.remaining
+
+    def restore(self, order: Order, moment: Moment) -> Decimal:
+        """Makes a canceled order rest again, as the exchange does at times; how many contracts that is."""
+        state = order.state
+        if state.status != "canceled" or not state.canceled:
+            raise ValueError(f"{order.order_id} is {state.status}; nothing to restore")
+        restored = state.canceled
+        changed = replace(state, status="resting", remaining=restored, canceled=ZERO, updated_us=moment.us)
+        self._write(order, changed, moment)
+        self._resting = dict(sorted({**self._resting, order.number: order}.items()))
+        order.history.append(Event("restored", moment.ms, restored))
+        return restored
 
     def fill(self, order: Order, moment: Moment, count: Decimal | None = None) -> Decimal:
         """Fills `count` contracts of a resting order (None = all); ValueError when that cannot be."""
@@ -312,8 +327,8 @@ class Market:
         assert state.status == "resting"
         remaining = max(ZERO, total - state.filled)
         status: Status = "resting" if remaining else ("executed" if state.filled else "canceled")
-        changed = State(
-            status, state.filled + remaining, state.filled, remaining, price or state.price, moment.us
+        changed = replace(
+            state, status=status, remaining=remaining, price=price or state.price, updated_us=moment.us
         )
         self._write(order, changed, moment)
         order.history.append(Event("amended", moment.ms, total, call))

@@ -44,28 +44,35 @@ def create_batch(visit: Visit) -> Answer:
 
 
 def amend(visit: Visit) -> Answer:
-    """A resting order's total count (filled ones included) and price."""
+    """A resting order's total count (filled ones included) and price.
+
+    The answer has counts only when the resting size has changed; nothing is filled here by an amendment.
+    """
     fields = visit.fields()
-    order = visit.locate_by_query(ticker=as_text(fields.get("ticker"), "ticker"))
+    order = visit.locate_by_body(fields)
     total = as_decimal(fields.get("count"), "count")
     price = as_decimal(fields.get("price"), "price", places=4)
+    before = order.state.remaining
     visit.market.resize(order, visit.moment, total=total, price=price, call=visit.record.seq)
-    return 200, _standing(visit, order)
+    after = order.state.remaining
+    counts = {"fill_count": "0.00", "remaining_count": counted(after)} if after != before else {}
+    return 200, visit.acknowledged(order, **({"fill_count": None, "remaining_count": None} | counts))
 
 
 def decrease(visit: Visit) -> Answer:
     """Takes contracts off a resting order: `reduce_by` so many, or `reduce_to` a rest."""
-    order = visit.locate_by_query()
     fields = visit.fields()
+    order = visit.locate_by_body(fields)
+    if (fields.get("reduce_by") is None) == (fields.get("reduce_to") is None):
+        raise invalid("one of reduce_by and reduce_to is needed")
     if fields.get("reduce_to") is not None:
         by = order.state.remaining - as_decimal(fields["reduce_to"], "reduce_to")
         if by <= 0:
             raise invalid("reduce_to: more than what remains")
     else:
-        by = as_decimal(fields.get("reduce_by"), "reduce_by")
-    removed = visit.market.decrease(order, visit.moment, by=by, call=visit.record.seq)
-    visit.took(order, removed)
-    return 200, {**_standing(visit, order), "reduced_by": counted(removed)}
+        by = as_decimal(fields["reduce_by"], "reduce_by")
+    visit.took(order, visit.market.decrease(order, visit.moment, by=by, call=visit.record.seq))
+    return 200, visit.acknowledged(order, remaining_count=counted(order.state.remaining))
 
 
 def _create(visit: Visit, fields: dict[str, Any]) -> Order:

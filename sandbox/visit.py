@@ -98,12 +98,18 @@ class Visit:
         allowed = self.key.subaccount if self.key else None
         return self.write_subaccount(named) if allowed is not None else named
 
-    def locate_by_query(self, *, ticker: str | None = None) -> Order:
-        """The resting order that the path names, where the query leads to (or else the body's `ticker`)."""
+    def locate_by_query(self) -> Order:
+        """The resting order that the path names, where the query leads to."""
+        return self.locate_by_body({})
+
+    def locate_by_body(self, fields: dict[str, Any]) -> Order:
+        """The same for calls whose body names shard and market; the query does too, in some clients."""
+        shard = self.query.get("exchange_index", fields.get("exchange_index"))
+        ticker = self.query.get("market_ticker", fields.get("market_ticker", fields.get("ticker")))
         return self.locate(
             self.path_parameters["order_id"],
-            exchange_index=self.integer("exchange_index", least=-1),
-            market_ticker=self.query.get("market_ticker", ticker),
+            exchange_index=as_integer(shard, "exchange_index", least=-1),
+            market_ticker=as_text(ticker, "market_ticker"),
             subaccount=self.write_subaccount(self.integer("subaccount")),
         )
 
@@ -157,7 +163,7 @@ class Visit:
         self.took(order, removed)
         return removed
 
-    def acknowledged(self, order: Order, **counts: str) -> dict[str, Any]:
+    def acknowledged(self, order: Order, **counts: str | None) -> dict[str, Any]:
         """The thin answer of V2 to a write: ids, counts, and when it happened."""
         ids = {"order_id": order.order_id, "client_order_id": order.client_order_id}
         return {**ids, **counts, "ts_ms": self.moment.ms}

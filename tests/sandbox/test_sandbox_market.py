@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 
 from hypothesis import given
@@ -12,7 +13,9 @@ from sandbox.market import Filter, Market, Moment, NewOrder
 CENTS = st.integers(1, 2000).map(lambda n: Decimal(n) / 100)
 DEEDS = st.lists(
     st.tuples(
-        st.sampled_from(["place", "fill", "cancel", "decrease", "amend", "wait"]), st.integers(0, 9), CENTS
+        st.sampled_from(["place", "fill", "cancel", "decrease", "amend", "restore", "wait"]),
+        st.integers(0, 9),
+        CENTS,
     ),
     max_size=40,
 )
@@ -21,6 +24,7 @@ DEEDS = st.lists(
 @given(DEEDS, st.sampled_from([0.0, 2.5]))
 def test_counts_add_up_after_any_history_and_indexes_agree_with_the_orders(deeds, read_lag_s):
     market, tick = Market(read_lag_s=read_lag_s), 0
+    resized = Counter()
     for deed, index, count in deeds:
         tick += 1
         moment = Moment(tick * 1_000_000, float(tick))
@@ -31,8 +35,11 @@ def test_counts_add_up_after_any_history_and_indexes_agree_with_the_orders(deeds
         if not orders or deed == "wait":
             continue
         order = orders[index % len(orders)]
-        if order.state.status != "resting":
+        if deed == "restore" and order.state.status == "canceled":
+            market.restore(order, moment)
+        if order.state.status != "resting" or deed == "restore":
             continue
+        before = order.state.remaining
         if deed == "fill":
             market.fill(order, moment, min(count, order.state.remaining))
         elif deed == "cancel":
@@ -41,11 +48,13 @@ def test_counts_add_up_after_any_history_and_indexes_agree_with_the_orders(deeds
             market.decrease(order, moment, by=count)
         else:
             market.resize(order, moment, total=count)
+        if deed in {"decrease", "amend"} and order.state.status != "canceled":
+            resized[order.order_id] += order.state.remaining - before
 
     now = Moment((tick + 1) * 1_000_000, tick + 1.0)
     for order in market.orders():
         state = order.state
-        assert state.initial == state.filled + state.remaining + state.canceled
+        assert state.initial + resized[order.order_id] == state.filled + state.remaining + state.canceled
         assert min(state.filled, state.remaining, state.canceled) >= 0
         assert (state.status == "resting") == (state.remaining > 0)
         assert state.status != "executed" or state.filled > 0

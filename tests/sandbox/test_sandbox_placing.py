@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
+from signed import LIMIT_S
+
+from sandbox.control import ControlError
 
 GROUPS = "/portfolio/order_groups"
 
@@ -105,17 +110,32 @@ def test_a_batch_of_new_orders_has_an_outcome_for_each(control, client):
     assert len(control.orders()) == 1
 
 
+def counts(order):
+    names = ("initial_count_fp", "fill_count_fp", "remaining_count_fp", "canceled_count_fp")
+    return tuple(order[name] for name in names)
+
+
 def test_an_order_can_be_decreased_by_or_to_a_count(control, client):
     control.place("a", filled="2.00")
 
-    assert change(client, "a", "decrease", reduce_by="3.00").json["reduced_by"] == "3.00"
+    answer = change(client, "a", "decrease", reduce_by="3.00")
+    assert set(answer.json) == {"order_id", "client_order_id", "remaining_count", "ts_ms"}
+    assert answer.json["remaining_count"] == "5.00"
     assert change(client, "a", "decrease", reduce_to="4.00").json["remaining_count"] == "4.00"
     assert change(client, "a", "decrease", reduce_to="5.00").status == 400
-    order = control.order("a")
-    assert (order["initial_count_fp"], order["canceled_count_fp"]) == ("10.00", "4.00")
+    assert counts(control.order("a")) == ("10.00", "2.00", "4.00", "0.00")
     assert change(client, "a", "decrease", reduce_by="99").json["remaining_count"] == "0.00"
-    assert control.order("a")["status"] == "canceled"
+    order = control.order("a")
+    assert (order["status"], counts(order)) == ("canceled", ("10.00", "2.00", "0.00", "4.00"))
     assert change(client, "a", "decrease", reduce_by="1").status == 404
+
+
+@pytest.mark.parametrize("body", [{}, {"reduce_by": "1.00", "reduce_to": "1.00"}, {"reduce_by": "-1"}])
+def test_a_decrease_names_one_count(control, client, body):
+    control.place("a")
+
+    assert change(client, "a", "decrease", **body).status == 400
+    assert counts(control.order("a")) == ("10.00", "0.00", "10.00", "0.00")
 
 
 def test_an_order_can_be_amended(control, client):
@@ -123,9 +143,88 @@ def test_an_order_can_be_amended(control, client):
 
     answer = change(client, "a", "amend", count="12.00", price="0.6")
 
-    assert (answer.json["fill_count"], answer.json["remaining_count"]) == ("2.00", "10.00")
+    assert (answer.json["fill_count"], answer.json["remaining_count"]) == ("0.00", "10.00")
     order = control.order("a")
-    assert (order["initial_count_fp"], order["yes_price_dollars"]) == ("12.00", "0.6000")
+    assert (counts(order), order["yes_price_dollars"]) == (("10.00", "2.00", "10.00", "0.00"), "0.6000")
+    again = change(client, "a", "amend", count="12.00", price="0.7")
+    assert (again.status, again.json["fill_count"], again.json["remaining_count"]) == (200, None, None)
+    change(client, "a", "amend", count="5.00", price="0.6")
+    assert counts(control.order("a")) == ("10.00", "2.00", "3.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    ("deed", "body"),
+    [("decrease", {"reduce_by": "1.00"}), ("amend", {"count": "5.00", "price": "0.5"})],
+)
+def test_the_body_leads_a_change_to_the_orders_shard(control, client, deed, body):
+    control.place("a", exchange_index=2)
+
+    assert change(client, "a", deed, **body).status == 404
+    assert change(client, "a", deed, **body, exchange_index=2).status == 200
+    ticker = {"ticker" if deed == "amend" else "market_ticker": "KXTEST-26NOV22-A"}
+    assert change(client, "a", deed, **body, **ticker).status == 200
+
+
+def test_a_cancel_after_a_decrease_removes_what_was_left(control, client):
+    control.place("a")
+    control.decrease("a", to="6.00")
+
+    assert client.cancel("a").json["reduced_by"] == "6.00"
+    shown = client.get("/portfolio/orders/a").json["order"]
+    assert (shown["initial_count_fp"], shown["remaining_count_fp"]) == ("10.00", "0.00")
+    events = [(line["event"], line["count"]) for line in control.order("a")["history"]]
+    assert events == [("created", "10.00"), ("decreased", "4.00"), ("canceled", "6.00")]
+
+
+def test_the_control_decreases_and_amends_as_the_owner_would(control):
+    control.place("a", filled="1.00")
+
+    assert counts(control.decrease("a", by="2.00")) == ("10.00", "1.00", "7.00", "0.00")
+    assert counts(control.amend("a", count="5.00")) == ("10.00", "1.00", "4.00", "0.00")
+    amended = control.amend("a", price="0.25")
+    assert (counts(amended), amended["yes_price_dollars"]) == (("10.00", "1.00", "4.00", "0.00"), "0.2500")
+    assert control.decrease("a", to="0")["status"] == "canceled"
+    for wrong in ({}, {"by": "1", "to": "1"}, {"by": "0"}, {"to": "11"}):
+        control.place("b" + str(wrong))
+        with pytest.raises(ControlError, match=r"needed|nothing"):
+            control.decrease("b" + str(wrong), **wrong)
+
+
+def test_a_canceled_order_can_be_restored(control, client):
+    for order_id in "abc":
+        control.place(order_id, filled="2.00")
+        client.cancel(order_id)
+
+    assert counts(control.restore("b")) == ("10.00", "2.00", "8.00", "0.00")
+
+    control.place("d")
+    listed = client.get("/portfolio/orders", "status=resting").json["orders"]
+    assert [order["order_id"] for order in listed] == ["d", "b"]
+    assert client.cancel("b").json["reduced_by"] == "8.00"
+    assert [line["event"] for line in control.order("b")["history"]][-3:] == [
+        "canceled",
+        "restored",
+        "canceled",
+    ]
+    with pytest.raises(ControlError, match="resting"):
+        control.restore("d")
+
+
+@pytest.mark.parametrize("deed", ["fill", "cancel_elsewhere", "decrease", "amend", "restore"])
+def test_what_happens_to_an_order_can_have_happened_some_seconds_ago(control, client, deed):
+    old = control.place("a", ago_s=120, status="canceled" if deed == "restore" else "resting")
+    fields = {"decrease": {"by": "1.00"}, "amend": {"count": "5.00"}}.get(deed, {})
+
+    changed = getattr(control, deed)("a", ago_s=3, **fields)
+
+    now = datetime.now(UTC)
+    created, updated = (
+        datetime.fromisoformat(changed[name]) for name in ("created_time", "last_update_time")
+    )
+    assert 120 <= (now - created).total_seconds() < 120 + LIMIT_S
+    assert 3 <= (now - updated).total_seconds() < 3 + LIMIT_S
+    assert old["created_time"] == old["last_update_time"] == changed["created_time"]
+    assert client.get("/portfolio/orders/a").json["order"]["last_update_time"] == changed["last_update_time"]
 
 
 @pytest.mark.parametrize(("filled", "status"), [("0.00", "resting"), ("2.00", "executed")])
