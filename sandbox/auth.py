@@ -52,7 +52,7 @@ def read_key(key_id: str, public_key_pem: str, *, scope: str = "full", subaccoun
 
 
 def authenticate(request: Request, keys: Mapping[str, Key], *, now_ms: int, window_s: float) -> Key:
-    """The key that signed `request` within the clock window; a 401 Refusal otherwise."""
+    """The key that signed `request` within the window around the front's clock; a 401 Refusal otherwise."""
     key_id = request.headers.get(KEY_HEADER, "")
     signature = request.headers.get(SIGNATURE_HEADER, "")
     timestamp = request.headers.get(TIMESTAMP_HEADER, "")

@@ -76,7 +76,7 @@ class Exchange:
             shape = fault.shape or visit.settings.error_shape
             reply = self._struck(replace(fault, shape=shape) if shape else fault, visit, skew_s)
             record.fault, record.code = fault.kind, _code_in(reply)
-        return replace(reply, offset_s=visit.settings.skew_s + skew_s, released=released)
+        return replace(reply, offset_s=floor.front_skew_s + skew_s, released=released)
 
     def _struck(self, fault: Fault, visit: Visit, skew_s: float) -> Reply:
         floor = self.floor
@@ -105,12 +105,11 @@ class Exchange:
         """The exchange's own reply: who asks, whether the budget allows it, then the deed."""
         route = visit.route
         try:
-            visit.moment = self.floor.moment(skew_s)
             if not route.public:
-                self._authenticate(visit)
+                self._authenticate(visit, self.floor.front_ms(skew_s))
             with self.floor.lock:
-                self._charge(visit)
                 visit.moment = self.floor.moment(skew_s)
+                self._charge(visit)
                 status, body = route.serve(visit)
         except Refusal as refusal:
             return self._refused(visit, refusal)
@@ -122,10 +121,10 @@ class Exchange:
         visit.record.code = refusal.code
         return refuse(refusal, visit.settings.error_shape)
 
-    def _authenticate(self, visit: Visit) -> None:
+    def _authenticate(self, visit: Visit, now_ms: int) -> None:
         settings = visit.settings
         visit.key = authenticate(
-            visit.request, self.floor.keys, now_ms=visit.moment.ms, window_s=settings.timestamp_window_s
+            visit.request, self.floor.keys, now_ms=now_ms, window_s=settings.timestamp_window_s
         )
         if settings.refuse_reuse == "refuse" and visit.record.reused:
             raise Refusal(401, "authentication_error", "authentication_error", "REUSED")

@@ -41,7 +41,7 @@ entry_foreign      before              an entry of a batch carries another order
 not_found          -                   reads do not see the order (read: 404; list: left out)
 stale_read         -                   reads show the order's state before its last change; `seconds` after
                                        that change (None = for good)
-skew               -                   the exchange's clock is `seconds` ahead (Date, window, every time)
+skew               -                   both clocks are `seconds` ahead (Date, window, every time)
 """
 
 from __future__ import annotations

@@ -91,9 +91,19 @@ class Floor:
         return self._released
 
     def moment(self, offset_s: float = 0.0) -> Moment:
-        """Now, with the exchange's clock `offset_s` ahead of this machine's."""
-        offset_us = int((self.settings.skew_s + offset_s) * 1_000_000)
+        """Now on the engine's clock, and `offset_s` from there."""
+        settings = self.settings
+        offset_us = int((settings.skew_s + settings.engine_skew_s + offset_s) * 1_000_000)
         return Moment(time.time_ns() // 1000 + offset_us, time.monotonic())
+
+    def front_ms(self, offset_s: float = 0.0) -> int:
+        """Now on the front's clock, and `offset_s` from there: epoch milliseconds."""
+        return time.time_ns() // 1_000_000 + int((self.front_skew_s + offset_s) * 1000)
+
+    @property
+    def front_skew_s(self) -> float:
+        """How far the front's clock is ahead of this machine's."""
+        return self.settings.skew_s + self.settings.front_skew_s
 
     def wait(self, seconds: float) -> None:
         """Lets `seconds` pass, or less when the exchange ends."""

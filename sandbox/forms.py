@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,23 @@ def iso(us: int) -> str:
 @lru_cache(maxsize=64)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _two_hours_east(us: int) -> str:
+    east = timezone(timedelta(hours=2))
+    return datetime.fromtimestamp(us / 1_000_000, east).isoformat(timespec="microseconds")
+
+
+# How an order's last update may be written, from microseconds; None = the field is left out.
+TIME_FORMS: dict[str, Callable[[int], Any]] = {
+    "utc": iso,
+    "naive": lambda us: iso(us).removesuffix("Z"),
+    "offset": _two_hours_east,
+    "epoch_ms": lambda us: us // 1000,
+    "epoch_s": lambda us: us // 1_000_000,
+    "unreadable": lambda _us: "a moment ago",
+    "absent": lambda _us: None,
+}
 
 
 def fixed_point(order: Order, state: State) -> dict[str, Any]:

@@ -25,14 +25,14 @@ ZERO = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One instant: microseconds on the exchange's clock, and seconds that only ever go forward."""
+    """One instant: microseconds on the engine's clock, and seconds that only ever go forward."""
 
     us: int
     mono_s: float
 
     @property
     def ms(self) -> int:
-        """Milliseconds on the exchange's clock."""
+        """Milliseconds on the engine's clock."""
         return self.us // 1000
 
 

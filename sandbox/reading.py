@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Any
 
-from sandbox.forms import FORMS, trade
+from sandbox.forms import FORMS, TIME_FORMS, trade
 from sandbox.market import Filter
 from sandbox.refusal import invalid, not_found
 
@@ -28,7 +28,7 @@ def read_order(visit: Visit) -> Answer:
     state = _view(visit, order)
     if state is None:
         raise not_found()
-    return 200, {"order": FORMS[visit.settings.order_form](order, state)}
+    return 200, {"order": _shown(visit, order, state)}
 
 
 def list_orders(visit: Visit) -> Answer:
@@ -58,9 +58,19 @@ def list_orders(visit: Visit) -> Answer:
         limit=limit,
         view=(lambda order: _view(visit, order)) if faulty else None,
     )
-    form = FORMS[visit.settings.order_form]
     cursor = "" if following is None else _cursor_of(following)
-    return 200, {"orders": [form(order, state) for order, state in found], "cursor": cursor}
+    return 200, {"orders": [_shown(visit, order, state) for order, state in found], "cursor": cursor}
+
+
+def _shown(visit: Visit, order: Order, state: State) -> dict[str, Any]:
+    """An order as this read writes it."""
+    body = FORMS[visit.settings.order_form](order, state)
+    form = visit.settings.last_update_form
+    if form != "utc":
+        body["last_update_time"] = TIME_FORMS[form](state.updated_us)
+        if body["last_update_time"] is None:
+            del body["last_update_time"]
+    return body
 
 
 def _view(visit: Visit, order: Order) -> State | None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sandbox.buckets import Budget
-from sandbox.forms import FORMS
+from sandbox.forms import FORMS, TIME_FORMS
 from sandbox.refusal import SHAPES
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "v1": ("retired", "alive_int", "alive_fp"),
     "order_form": tuple(FORMS),
+    "last_update_form": tuple(TIME_FORMS),
     "oversize_status": (400, 413, 429),
     "pause_status": (409, 503),
     "error_shape": (None, *SHAPES),
@@ -42,8 +43,12 @@ class Settings:
     # -- time
     read_lag_s: float = 0.0  # how long reads show an order's state before a write
     latency_s: float = 0.0  # added to every call before it is looked at
-    skew_s: float = 0.0  # how far the exchange's clock is ahead of this machine's
-    timestamp_window_s: float = 10.0  # accepted distance of a request's timestamp from the exchange's clock
+    skew_s: float = 0.0  # how far both of the exchange's clocks are ahead of this machine's
+    front_skew_s: float = 0.0  # how much farther the front's is (`Date`, the signature window)
+    engine_skew_s: float = 0.0  # how much farther the engine's is (`ts_ms`, the times of orders)
+    timestamp_window_s: float = 10.0  # accepted distance of a request's timestamp from the front's clock
+    last_update_form: str = "utc"  # how reads write last_update_time: "utc" | "naive" (no offset) |
+    # "offset" (+02:00) | "epoch_ms" | "epoch_s" (numbers) | "unreadable" | "absent"
     refuse_reuse: str = "note"  # of a signature: "note" it in the call | "refuse" it (401) | "off"
     # -- pauses: True = everywhere, or a list of shards
     exchange_paused: bool | list[int] = False

@@ -95,7 +95,7 @@ def parse_head(lines: list[bytes]) -> Head:
 
 
 def encode_head(reply: Reply, *, now_s: float, close: bool = False) -> bytes:
-    """The status line and headers of `reply`; `now_s` is the exchange's clock, for `Date`."""
+    """The status line and headers of `reply`; `now_s` is the front's clock, for `Date`."""
     try:
         reason = HTTPStatus(reply.status).phrase
     except ValueError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import pytest
+from signed import LIMIT_S
 
 from sandbox.stack import wait_until
 
@@ -297,3 +300,40 @@ def test_times_are_on_the_exchanges_clock(control, client):
     ts_ms = client.cancel("a", offset_ms=-86_400_000).json["ts_ms"]
 
     assert abs(time.time() * 1000 - 86_400_000 - ts_ms) < 20_000
+
+
+def test_the_engines_clock_can_differ_from_the_fronts(control, client):
+    control.configure(front_skew_s=3600, engine_skew_s=-3600)
+    control.place("a")
+
+    assert client.cancel("a").json["error"]["code"] == "header_timestamp_expired"
+    answer = client.cancel("a", offset_ms=3_600_000)
+    shown = client.get(f"{ORDERS}/a", offset_ms=3_600_000).json["order"]
+
+    now = datetime.now(UTC)
+    date = parsedate_to_datetime(answer.headers["Date"])
+    engine = datetime.fromtimestamp(answer.json["ts_ms"] / 1000, UTC)
+    assert abs((date - now).total_seconds() - 3600) < LIMIT_S
+    assert abs((now - engine).total_seconds() - 3600) < LIMIT_S
+    updated = datetime.fromisoformat(shown["last_update_time"])
+    assert 0 <= (updated - engine).total_seconds() < 0.001
+
+
+@pytest.mark.parametrize("path", [ORDERS, f"{ORDERS}/a"])
+def test_the_last_update_can_be_written_in_other_forms(control, client, path):
+    control.configure(skew_s=1_700_000_000 - time.time(), timestamp_window_s=1e12)
+    control.place("a")
+
+    written = {}
+    for form in ("utc", "naive", "offset", "epoch_ms", "epoch_s", "unreadable", "absent"):
+        control.configure(last_update_form=form)
+        body = client.get(path).json
+        written[form] = (body.get("order") or body["orders"][0]).get("last_update_time")
+
+    utc, east = (datetime.fromisoformat(written[form]) for form in ("utc", "offset"))
+    assert utc == east == datetime.fromisoformat(written["naive"] + "Z")
+    assert written["offset"].endswith("+02:00")
+    assert written["epoch_s"] == int(utc.timestamp())
+    assert written["epoch_ms"] == int(round(utc.timestamp() * 1e6) // 1000)
+    assert (written["unreadable"], written["absent"]) == ("a moment ago", None)
+    assert re.fullmatch(r"[0-9T:.-]+", written["naive"])
