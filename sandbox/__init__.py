@@ -17,6 +17,7 @@ market     orders, groups, fills, read lag, cancel-all's tail: pure state
 forms      how orders are written; refusal: how errors are
 auth       keys, signatures, the clock window; buckets: the token budget
 faults     what can go wrong (the table is there); settings: what can be switched (likewise)
+armed      which fault strikes a call; spoiling: what the client gets to see of it
 calls      the record of calls; floor: all of this state, its lock and its clock
 levers     the unsigned routes under /sandbox/; control: a typed client for them
 

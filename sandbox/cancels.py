@@ -20,7 +20,7 @@ def cancel(visit: Visit) -> Answer:
     """V2: the rest of one order, on the shard that the query leads to."""
     order = visit.locate_by_query()
     removed = visit.cancel(order, by="cancel")
-    return 200, visit.acknowledged(order, reduced_by=counted(removed))
+    return 200, visit.odd(order.order_id, visit.acknowledged(order, reduced_by=counted(removed)))
 
 
 def cancel_v1(visit: Visit) -> Answer:
@@ -108,9 +108,11 @@ def _cancel_entry(
         answer = form.failed(
             order_id, Refusal(500, error.code or "internal_error", error.message, error.details)
         )
+        if error.body is not None:
+            answer["error"] = error.body
     if foreign:
         answer["order_id"] = foreign.body_order_id
-    return None if missing else answer
+    return None if missing else visit.odd(order_id, answer)
 
 
 def _try_entry(
@@ -134,7 +136,7 @@ def _entry(visit: Visit, order: Order, removed: Decimal) -> dict[str, Any]:
 
 
 def _entry_error(order_id: str, refusal: Refusal) -> dict[str, Any]:
-    return {"order_id": order_id, "reduced_by": "0.00", "error": refusal.fields()}
+    return {"order_id": order_id, "reduced_by": "0.00", "ts_ms": None, "error": refusal.fields()}
 
 
 def _entry_v1(visit: Visit, order: Order, removed: Decimal) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandbox.auth import KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, authenticate
-from sandbox.faults import Fault, spoil
+from sandbox.faults import BESIDE, Fault, spoil
 from sandbox.levers import PREFIX as LEVERS
 from sandbox.levers import pull
 from sandbox.refusal import Refusal, refuse, too_many_requests
 from sandbox.routes import bucket_of, cost_of, find_route
 from sandbox.visit import Visit, parse_json
-from sandbox.wire import Reply, Request
+from sandbox.wire import Reply, Request, http_date
 
 if TYPE_CHECKING:
     from sandbox.floor import Floor
@@ -67,19 +67,28 @@ class Exchange:
         released = floor.released  # taken now: what is let go from here on concerns this call
         with floor.lock:
             fault = floor.faults.call_fault(operation, order_ids)
-            skew = floor.faults.strike("skew", operation, order_ids)
+            beside = floor.faults.beside(operation, order_ids)
+        skew = beside.get("skew")
         skew_s = (skew.seconds or 0.0) if skew else 0.0
         if fault is None:
-            record.fault = skew.kind if skew else None
             reply = self._served(visit, skew_s)
         else:
-            shape = fault.shape or visit.settings.error_shape
-            reply = self._struck(replace(fault, shape=shape) if shape else fault, visit, skew_s)
-            record.fault, record.code = fault.kind, _code_in(reply)
-        return replace(reply, offset_s=floor.front_skew_s + skew_s, released=released)
+            reply = self._struck(fault, visit, skew_s)
+            record.code = _code_in(reply)
+        if fault or beside:
+            record.fault = "+".join([*([fault.kind] if fault else []), *beside])
+        reply = replace(reply, offset_s=floor.front_skew_s + skew_s, released=released)
+        for kind, each in beside.items():
+            reply = BESIDE[kind](each, reply)
+        return reply
 
     def _struck(self, fault: Fault, visit: Visit, skew_s: float) -> Reply:
         floor = self.floor
+        if visit.settings.error_shape and not fault.shape:
+            fault = replace(fault, shape=visit.settings.error_shape)
+        if fault.retry_date_s is not None:
+            second = int(floor.front_ms(skew_s) / 1000 + fault.retry_date_s)
+            fault = replace(fault, retry_after=http_date(second))
         effect = fault.effect_or_default
         if fault.kind == "oversize":
             return self._refused(visit, _oversized(visit))

@@ -6,13 +6,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from sandbox.armed import Faults
 from sandbox.calls import Calls
-from sandbox.faults import Fault, Faults
 from sandbox.market import Market, Moment
 from sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from sandbox.auth import Key
+    from sandbox.faults import Fault
 
 
 class Floor:

@@ -197,12 +197,14 @@ class Market:
         wanted: Filter,
         *,
         moment: Moment,
-        before: int | None,
         limit: int,
+        before: int | None = None,
+        skip: int = 0,
         view: Callable[[Order], State | None] | None = None,
     ) -> tuple[list[tuple[Order, State]], int | None]:
         """Up to `limit` orders, newest first, older than number `before`; and where the next page starts.
 
+        `skip`: so many orders are passed over first.
         `view` overrules what is seen of an order (a fault may show it as it was, or hide it).
         """
         found: list[tuple[Order, State]] = []
@@ -211,6 +213,9 @@ class Market:
                 continue
             state = view(order) if view else self.visible(order, moment)
             if state is None or not wanted.takes(order, state):
+                continue
+            if skip:
+                skip -= 1
                 continue
             if len(found) == limit:
                 return found, found[-1][0].number

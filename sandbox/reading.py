@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.forms import FORMS, TIME_FORMS, trade
 from sandbox.market import Filter
@@ -51,15 +51,38 @@ def list_orders(visit: Visit) -> Answer:
     )
     faults = visit.floor.faults
     faulty = faults.has("stale_read") or faults.has("not_found")
+    start = _position_of(query.get("cursor", ""))
     found, following = visit.market.page(
         wanted,
         moment=visit.moment,
-        before=_number_of(query.get("cursor", "")),
+        before=start.before,
+        skip=start.skip,
         limit=limit,
         view=(lambda order: _view(visit, order)) if faulty else None,
     )
-    cursor = "" if following is None else _cursor_of(following)
-    return 200, {"orders": [_shown(visit, order, state) for order, state in found], "cursor": cursor}
+    cursor = ""
+    if following is not None and visit.settings.cursors == "offset":
+        cursor = _cursor_of(f"o{start.skip + limit}")
+    elif following is not None:
+        cursor = _cursor_of(f"n{following}")
+    return 200, _page(visit, [_shown(visit, order, state) for order, state in found], cursor)
+
+
+def _page(visit: Visit, orders: list[dict[str, Any]], cursor: str) -> dict[str, Any]:
+    """A page as it is written, with what is wrong with pages."""
+    faults, operation = visit.floor.faults, visit.route.operation
+    if not cursor and (fault := faults.strike("endless_cursor", operation, [])):
+        visit.record.fault = fault.kind
+        cursor = _cursor_of(f"n0/{visit.record.seq}")  # older than every order, and never the same
+    page: dict[str, Any] = {"orders": orders, "cursor": cursor}
+    if not orders and visit.settings.empty_page == "null":
+        page["orders"] = None
+    elif not orders and visit.settings.empty_page == "absent":
+        del page["orders"]
+    if fault := faults.strike("odd_page", operation, []):
+        visit.record.fault = fault.kind
+        page = fault.changed(page)
+    return page
 
 
 def _shown(visit: Visit, order: Order, state: State) -> dict[str, Any]:
@@ -70,7 +93,7 @@ def _shown(visit: Visit, order: Order, state: State) -> dict[str, Any]:
         body["last_update_time"] = TIME_FORMS[form](state.updated_us)
         if body["last_update_time"] is None:
             del body["last_update_time"]
-    return body
+    return visit.odd(order.order_id, body)
 
 
 def _view(visit: Visit, order: Order) -> State | None:
@@ -88,16 +111,24 @@ def _view(visit: Visit, order: Order) -> State | None:
     return visit.market.visible(order, visit.moment)
 
 
-def _cursor_of(number: int) -> str:
-    return base64.urlsafe_b64encode(f"n{number}".encode()).decode()
+class _Position(NamedTuple):
+    """Where a page starts: with the orders older than number `before`, `skip` of them passed over."""
+
+    before: int | None = None
+    skip: int = 0
 
 
-def _number_of(cursor: str) -> int | None:
+def _cursor_of(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _position_of(cursor: str) -> _Position:
     try:
-        text = base64.urlsafe_b64decode(cursor).decode("ascii")
-        return int(text.removeprefix("n")) if text.startswith("n") else None
+        text = base64.urlsafe_b64decode(cursor).decode("ascii").partition("/")[0]
+        number = int(text[1:])
     except (binascii.Error, ValueError):
-        return None
+        return _Position()
+    return {"n": _Position(before=number), "o": _Position(skip=number)}.get(text[0], _Position())
 
 
 def list_fills(visit: Visit) -> Answer:

@@ -7,8 +7,8 @@ import json
 from sandbox.wire import JSON, Reply
 
 # nested: today's; flat, msg: other services behind the same host; string: the rate limiter;
-# service: nested, as it was earlier; html, empty: a proxy or the CDN in between.
-SHAPES = ("nested", "service", "flat", "msg", "string", "html", "empty")
+# service: nested, as it was earlier; html, message, empty: a proxy or the CDN in between.
+SHAPES = ("nested", "service", "flat", "msg", "string", "html", "message", "empty")
 
 
 class Refusal(Exception):  # noqa: N818  # it is an answer of the exchange, not a mishap of ours
@@ -59,6 +59,7 @@ def refuse(refusal: Refusal, shape: str | None = None) -> Reply:
         "flat": {"details": "", **fields},
         "msg": {"msg": refusal.message},
         "string": {"error": refusal.message},
+        "message": {"message": refusal.message},
     }
     return Reply(refusal.status, json.dumps(bodies[shape], separators=(",", ":")).encode(), content_type=JSON)
 

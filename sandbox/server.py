@@ -16,7 +16,7 @@ from sandbox.auth import read_key
 from sandbox.exchange import Exchange
 from sandbox.floor import Floor
 from sandbox.settings import Settings
-from sandbox.wire import BadRequestError, Head, Reply, Request, encode_head, parse_head
+from sandbox.wire import BadRequestError, Head, Reply, Request, encode_head, encode_interim, parse_head
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -155,6 +155,10 @@ class SandboxServer:
         lives = head.keeps_alive and reply.manner in {"whole", "drip"}
         first = encode_head(reply, now_s=time.time() + reply.offset_s, close=not head.keeps_alive)
         body = b"" if head.method == "HEAD" else reply.body
+        for status in reply.interim:
+            connection.sendall(encode_interim(status))
+            if self._gone(connection, reply.interim_s):
+                return False
         if reply.manner == "whole":
             connection.sendall(first + body)
         elif reply.manner == "truncated":

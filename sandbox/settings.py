@@ -13,6 +13,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "v1": ("retired", "alive_int", "alive_fp"),
     "order_form": tuple(FORMS),
     "last_update_form": tuple(TIME_FORMS),
+    "cursors": ("keyset", "offset"),
+    "empty_page": ("array", "null", "absent"),
     "oversize_status": (400, 413, 429),
     "pause_status": (409, 503),
     "error_shape": (None, *SHAPES),
@@ -40,6 +42,10 @@ class Settings:
     )
     oversize_status: int = 400  # of a batch beyond max_batch
     cancel_all_cost: str = "fixed"  # "fixed": 2 tokens | "max_batch": as much as the largest batch
+    # -- listings
+    cursors: str = "keyset"  # "keyset": the last order shown | "offset": how many orders to pass over, so
+    # that an order that leaves the front hides another
+    empty_page: str = "array"  # the orders of a page that has none: [] | "null" | "absent"
     # -- time
     read_lag_s: float = 0.0  # how long reads show an order's state before a write
     latency_s: float = 0.0  # added to every call before it is looked at

@@ -168,6 +168,14 @@ class Visit:
         ids = {"order_id": order.order_id, "client_order_id": order.client_order_id}
         return {**ids, **counts, "ts_ms": self.moment.ms}
 
+    def odd(self, order_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What this call says about an order, with odd fields where a fault wants them."""
+        fault = self.floor.faults.strike("odd_fields", self.route.operation, [order_id])
+        if fault is None:
+            return body
+        self.record.fault = fault.kind
+        return fault.changed(body)
+
     def took(self, order: Order, removed: Decimal) -> None:
         """Notes in the record that this call removed contracts."""
         self.record.effects.append({"order_id": order.order_id, "reduced_by": f"{removed:.2f}"})

@@ -45,6 +45,8 @@ class Reply:
     manner: Manner = "whole"
     interval_s: float = 0.0
     offset_s: float = 0.0
+    interim: tuple[int, ...] = ()  # statuses of the responses before it, and the seconds after each
+    interim_s: float = 0.0
     released: threading.Event | None = None
 
 
@@ -96,11 +98,7 @@ def parse_head(lines: list[bytes]) -> Head:
 
 def encode_head(reply: Reply, *, now_s: float, close: bool = False) -> bytes:
     """The status line and headers of `reply`; `now_s` is the front's clock, for `Date`."""
-    try:
-        reason = HTTPStatus(reply.status).phrase
-    except ValueError:
-        reason = "Unknown"
-    lines = [f"HTTP/1.1 {reply.status} {reason}", f"Date: {_http_date(int(now_s))}"]
+    lines = [_status_line(reply.status), f"Date: {http_date(int(now_s))}"]
     if reply.manner == "endless":
         lines.append("Transfer-Encoding: chunked")
     elif reply.status != 204:
@@ -113,6 +111,20 @@ def encode_head(reply: Reply, *, now_s: float, close: bool = False) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
+def encode_interim(status: int) -> bytes:
+    """An interim response: a status line, perhaps a hint, and no body ever."""
+    hint = "Link: </style.css>; rel=preload; as=style\r\n" if status == HTTPStatus.EARLY_HINTS else ""
+    return f"{_status_line(status)}\r\n{hint}\r\n".encode()
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP/1.1 {status} Unknown"
+
+
 @functools.lru_cache(maxsize=64)
-def _http_date(second: int) -> str:
+def http_date(second: int) -> str:
+    """A second since 1970 as HTTP writes dates."""
     return formatdate(second, usegmt=True)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import http
 import http.client
+import socket
 import threading
 import time
 import zlib
+from email.utils import parsedate_to_datetime
 
 import pytest
 import requests
-from signed import Client
+from signed import LIMIT_S, Client
 
 from sandbox import faults as sandbox_faults
+from sandbox.armed import Faults
 from sandbox.control import Control, ControlError
-from sandbox.faults import KINDS, STRANGER, Fault, Faults
+from sandbox.faults import KINDS, OPERATIONS, STRANGER, Fault
+from sandbox.routes import ROUTES
 from sandbox.server import SandboxServer
 from sandbox.stack import wait_until
 
@@ -56,7 +61,7 @@ def test_an_error_answer_comes_before_or_after_the_effect(  # a table of cases
 
 def test_a_status_fault_says_anything_in_any_shape(control, client):
     bodies = {}
-    for shape in ("nested", "service", "flat", "msg", "string", "html", "empty"):
+    for shape in ("nested", "service", "flat", "msg", "string", "html", "message", "empty"):
         control.fault("status", times=1, status=409, code="exchange_is_paused", shape=shape)
         answer = client.cancel("a")
         assert answer.status == 409
@@ -69,6 +74,7 @@ def test_a_status_fault_says_anything_in_any_shape(control, client):
         "flat": {"code": "exchange_is_paused", "message": message, "details": ""},
         "msg": {"msg": message},
         "string": {"error": message},
+        "message": {"message": message},
         "empty": b"",
     }
     assert [call["code"] for call in control.calls("cancel")][:2] == ["exchange_is_paused"] * 2
@@ -346,6 +352,189 @@ def test_entries_of_a_batch_fail_vanish_change_their_names_and_places(control, c
     assert effects == ["b", "c", "e", "f"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({}, {"code": "internal_error", "message": "internal error"}),
+        (
+            {"code": "ORDER_ALREADY_CANCELED", "message": "no"},
+            {"code": "ORDER_ALREADY_CANCELED", "message": "no"},
+        ),
+        ({"body": "too many requests"}, "too many requests"),
+        ({"body": {}}, {}),
+        ({"body": {"code": "Not_Found"}}, {"code": "Not_Found"}),
+    ],
+)
+@pytest.mark.parametrize("effect", ["none", "before"])
+def test_the_error_of_an_entry_can_be_anything(control, client, fields, error, effect):
+    control.fault("entry_error", effect=effect, **fields)
+
+    [entry] = client.batch("a").json["orders"]
+
+    assert entry == {"order_id": "a", "reduced_by": "0.00", "ts_ms": None, "error": error}
+    assert status_of(control) == ("resting" if effect == "none" else "canceled")
+
+
+@pytest.mark.parametrize("operation", ["read", "list", "cancel", "batch"])
+def test_an_order_can_be_shown_with_odd_fields(control, client, operation):
+    control.place("b")
+    control.fault(
+        "odd_fields",
+        operation=operation,
+        order_id="a",
+        fields={"status": "expired", "yes_price_dollars": "NaN"},
+        without=["client_order_id"],
+    )
+
+    asks = {
+        "read": lambda order_id: client.get(f"/portfolio/orders/{order_id}").json["order"],
+        "list": lambda order_id: {
+            each["order_id"]: each
+            for each in client.get("/portfolio/orders", "status=resting").json["orders"]
+        }[order_id],
+        "cancel": lambda order_id: client.cancel(order_id).json,
+        "batch": lambda order_id: client.batch(order_id).json["orders"][0],
+    }
+    odd, plain = (asks[operation](order_id) for order_id in "ab")
+
+    assert (odd["order_id"], odd["status"], odd["yes_price_dollars"]) == ("a", "expired", "NaN")
+    assert "client_order_id" not in odd
+    assert "client_order_id" in plain
+    assert plain.get("status") in {None, "resting"}
+
+
+def test_a_page_can_lack_its_orders_or_say_null(control, client):
+    control.fault("odd_page", fields={"orders": None}, times=1)
+    control.fault("odd_page", without=["orders"], fields={"cursor": None}, times=1)
+
+    pages = [client.get("/portfolio/orders").json for _ in range(3)]
+
+    assert pages[:2] == [{"orders": None, "cursor": ""}, {"cursor": None}]
+    assert [order["order_id"] for order in pages[2]["orders"]] == ["a"]
+
+
+def test_a_listing_can_have_no_end(control, client):
+    control.fault("endless_cursor")
+    cursors, orders, cursor = set(), [], ""
+    for _ in range(20):
+        page = client.get("/portfolio/orders", f"cursor={cursor}").json
+        cursor = page["cursor"]
+        cursors.add(cursor)
+        orders += page["orders"]
+
+    assert (len(cursors), [order["order_id"] for order in orders]) == (20, ["a"])
+    control.clear_faults()
+    assert client.get("/portfolio/orders", f"cursor={cursor}").json == {"orders": [], "cursor": ""}
+
+
+def test_a_listing_can_fail_for_a_while(control, client):
+    control.fault("http_503", operation="list", for_s=0.3)
+    assert client.get("/portfolio/orders").status == 503
+
+    wait_until(lambda: client.get("/portfolio/orders").status == 200)
+
+    assert control.faults() == []
+
+
+def test_every_cancel_can_fail_though_the_first_took_effect_while_reads_work(control, client):
+    control.fault("http_500", operation=["cancel", "batch"], times=1, effect="before")
+    control.fault("http_500", operation=["cancel", "batch"])
+
+    assert [client.batch("a").status, client.cancel("a").status, client.batch("a").status] == [500] * 3
+    assert client.get("/portfolio/orders/a").json["order"]["status"] == "canceled"
+
+
+@pytest.mark.parametrize("effect", ["none", "before"])
+@pytest.mark.parametrize("status", [200, 403, 404, 429, 502, 503])
+def test_the_cdn_says_what_is_not_the_exchanges_word(control, client, status, effect):
+    shown = []
+    for fields in ({}, {"shape": "message"}, {"shape": "empty"}, {"body": "<h1>", "content_type": "x/y"}):
+        control.fault("cdn", status=status, effect=effect, times=1, **fields)
+        answer = client.cancel("a")
+        assert (answer.status, answer.headers["Server"]) == (status, "CloudFront")
+        shown.append((answer.headers.get("Content-Type"), answer.body))
+
+    phrase = http.HTTPStatus(status).phrase
+    assert [kind for kind, _ in shown] == ["text/html", "application/json", None, "x/y"]
+    assert f"<title>{status} {phrase}</title>".encode() in shown[0][1]
+    assert shown[1][1] == f'{{"message":"{phrase}"}}'.encode()
+    assert [body for _, body in shown[2:]] == [b"", b"<h1>"]
+    assert status_of(control) == ("resting" if effect == "none" else "canceled")
+
+
+def raw_answer(sandbox, client, *, until):
+    """All bytes that a cancel of `a` is answered with, up to the end of its body."""
+    path = "/trade-api/v2/portfolio/events/orders/a"
+    headers = "".join(f"{name}: {value}\r\n" for name, value in client.headers("DELETE", path).items())
+    with socket.create_connection(("127.0.0.1", sandbox.port), timeout=20) as connection:
+        connection.sendall(f"DELETE {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
+        received = b""
+        while until not in received and (more := connection.recv(65536)):
+            received += more
+    return received
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [103, 200]),
+        ({"status": 102}, [102, 200]),
+        ({"status": 100, "count": 3}, [100, 100, 100, 200]),
+        ({"seconds": 0.2, "count": 2}, [103, 103, 200]),
+    ],
+)
+def test_interim_responses_come_before_the_answer(sandbox, control, client, fields, expected):
+    control.fault("interim", **fields)
+    started = time.monotonic()
+
+    received = raw_answer(sandbox, client, until=b"reduced_by")
+
+    statuses = [int(line.split()[1]) for line in received.split(b"\r\n") if line.startswith(b"HTTP/1.1")]
+    assert statuses == expected
+    assert time.monotonic() - started >= fields.get("seconds", 0) * fields.get("count", 1)
+    assert control.calls("cancel")[0]["fault"] == "interim"
+
+
+def test_an_interim_response_may_be_all_there_is(sandbox, control, client):
+    control.fault("interim")
+    control.fault("drop_after")
+
+    received = raw_answer(sandbox, client, until=b"nothing")
+
+    assert received.startswith(b"HTTP/1.1 103 Early Hints\r\n")
+    assert received.count(b"HTTP/1.1") == 1
+    assert (status_of(control), control.calls("cancel")[0]["fault"]) == ("canceled", "drop_after+interim")
+
+
+def test_an_interim_response_is_followed_by_the_next_answers_in_turn(control, client):
+    control.fault("interim", operation="status", status=100, seconds=0.05)
+
+    assert client.get("/exchange/status").json["exchange_active"]
+    assert client.cancel("a").json["order_id"] == "a"
+
+
+def test_a_cached_answer_carries_its_age_and_an_old_date(control, client):
+    control.fault("cached", seconds=40, operation="status")
+
+    old, fresh = client.get("/exchange/status").headers, client.get("/portfolio/orders").headers
+
+    assert old["Age"] == "40"
+    assert "Age" not in fresh
+    apart = parsedate_to_datetime(fresh["Date"]) - parsedate_to_datetime(old["Date"])
+    assert 40 <= apart.total_seconds() < 40 + LIMIT_S
+
+
+@pytest.mark.parametrize("kind", ["http_429", "http_503"])
+def test_patience_can_be_asked_for_as_a_date_on_the_fronts_clock(control, client, kind):
+    control.configure(front_skew_s=3600, engine_skew_s=-3600, timestamp_window_s=7200)
+    control.fault(kind, retry_date_s=4)
+
+    headers = client.cancel("a").headers
+
+    apart = parsedate_to_datetime(headers["Retry-After"]) - parsedate_to_datetime(headers["Date"])
+    assert 3 <= apart.total_seconds() <= 4
+
+
 def test_a_shuffled_batch_answers_in_another_order(control, client):
     control.fault("shuffled", order_id="7")
     names = [str(n) for n in range(20)]
@@ -420,11 +609,17 @@ def test_probability_is_drawn_per_order_whatever_other_orders_do():
         ({"kind": "entry_missing", "operation": "cancel"}, "batch"),
         ({"kind": "slow"}, "seconds"),
         ({"kind": "http_500", "colour": "red"}, "colour"),
+        ({"kind": "http_500", "operation": "cancle"}, "cancle"),
+        ({"kind": "interim", "status": 200}, "199"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(control, fields, words):
     with pytest.raises(ControlError, match=words):
         control.fault(**fields)
+
+
+def test_faults_can_name_every_operation_there_is():
+    assert {route.operation for route in ROUTES} == OPERATIONS
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"endless"}))

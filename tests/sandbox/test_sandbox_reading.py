@@ -171,6 +171,36 @@ def test_orders_canceled_between_pages_do_not_shift_the_pages(control, client):
     assert second.json["cursor"] == ""
 
 
+def test_with_cursors_that_are_offsets_an_order_that_leaves_hides_another(control, client):
+    control.configure(cursors="offset")
+    control.place_many([{"order_id": str(n)} for n in range(6)])
+    first = client.get(ORDERS, "status=resting&limit=2")
+    assert ids(first) == ["5", "4"]
+
+    client.cancel("5")
+    second = client.get(ORDERS, f"status=resting&limit=2&cursor={first.json['cursor']}")
+    third = client.get(ORDERS, f"status=resting&limit=2&cursor={second.json['cursor']}")
+
+    assert (ids(second), ids(third), third.json["cursor"]) == (["2", "1"], ["0"], "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "empty"),
+    [
+        ("array", {"orders": [], "cursor": ""}),
+        ("null", {"orders": None, "cursor": ""}),
+        ("absent", {"cursor": ""}),
+    ],
+)
+def test_a_page_without_orders_can_be_written_in_three_ways(control, client, setting, empty):
+    control.configure(empty_page=setting)
+    control.place("a")
+
+    assert ids(client.get(ORDERS, "status=resting")) == ["a"]
+    client.cancel("a")
+    assert client.get(ORDERS, "status=resting").json == empty
+
+
 def test_reads_lag_behind_writes(control, client):
     control.configure(read_lag_s=60)
     control.place("a")
