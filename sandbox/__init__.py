@@ -11,7 +11,7 @@ or `python -m sandbox --key-id my-key --public-key public.pem --sample`. Who doe
 server     sockets: connections, and replies that hang, drip or break off
 wire       requests and replies as bytes
 exchange   a call's way: record it, let a fault strike, authenticate, charge, serve
-routes     the table of endpoints and costs; served by cancels, placing, reading, groups
+routes     the table of endpoints and costs; served by cancels, placing, reading, groups, account
 visit      one call under way: its parameters, and the order or group that it leads to
 market     orders, groups, fills, read lag, cancel-all's tail: pure state
 forms      how orders are written; refusal: how errors are
@@ -22,5 +22,5 @@ calls      the record of calls; floor: all of this state, its lock and its clock
 levers     the unsigned routes under /sandbox/; control: a typed client for them
 
 Not modelled: matching (orders fill when the control says so), money and positions, expiry of orders, a
-group's contracts limit, market data, the archive of old orders. A client_order_id used twice is a 409.
+group's contracts limit, market data, the archive of fills. A client_order_id used twice is a 409.
 """

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sandbox.wire import Request
 
 PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
-SCOPES = ("full", "read_only")
+# What GET /api_keys says of a key, and whether it may write; "trade" is for orders and nothing else.
+SCOPES = {"full": ("read", "write"), "trade": ("read", "write::trade"), "read_only": ("read",)}
 KEY_HEADER = "kalshi-access-key"
 SIGNATURE_HEADER = "kalshi-access-signature"
 TIMESTAMP_HEADER = "kalshi-access-timestamp"
@@ -35,10 +36,23 @@ class Key:
     public_key: PublicKey
     scope: str = "full"
     subaccount: int | None = None
+    name: str = ""
+
+    @property
+    def may_write(self) -> bool:
+        """Whether it may do more than read."""
+        return self.scope != "read_only"
 
 
-def read_key(key_id: str, public_key_pem: str, *, scope: str = "full", subaccount: int | None = None) -> Key:
-    """A key from its public PEM; ValueError when it is neither RSA nor Ed25519."""
+def read_key(
+    key_id: str,
+    public_key_pem: str,
+    *,
+    scope: str = "full",
+    subaccount: int | None = None,
+    name: str | None = None,
+) -> Key:
+    """A key from its public PEM; ValueError when it is neither RSA nor Ed25519. It is called by its id."""
     try:
         public_key = serialization.load_pem_public_key(public_key_pem.encode())
     except ValueError as error:
@@ -48,7 +62,7 @@ def read_key(key_id: str, public_key_pem: str, *, scope: str = "full", subaccoun
         raise ValueError(f"an RSA or Ed25519 public key is needed, not {found}")  # noqa: TRY004  # the PEM is at fault
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
-    return Key(key_id, public_key, scope, subaccount)
+    return Key(key_id, public_key, scope, subaccount, key_id if name is None else name)
 
 
 def authenticate(request: Request, keys: Mapping[str, Key], *, now_ms: int, window_s: float) -> Key:

@@ -138,6 +138,10 @@ class Control:
         """Makes a canceled order rest again, as the exchange does after an incident."""
         return self._change(order_id, "restore", ago_s=ago_s)
 
+    def archive(self, order_id: str) -> Json:
+        """Puts an order that has ended into the archive now: GET /historical/orders alone shows it."""
+        return self._change(order_id, "archive")
+
     def _change(self, order_id: str, deed: str, **fields: Any) -> Json:
         return cast("Json", self._ask("POST", f"orders/{_segment(order_id)}/{deed}", fields))
 
@@ -173,14 +177,20 @@ class Control:
         return cast("Json", self._ask("GET", "buckets"))
 
     def register_key(
-        self, key_id: str, public_key_pem: str, scope: str = "full", subaccount: int | None = None
+        self,
+        key_id: str,
+        public_key_pem: str,
+        scope: str = "full",
+        subaccount: int | None = None,
+        name: str | None = None,
     ) -> None:
-        """Lets a key in: `scope` is "full" or "read_only"; `subaccount` confines it to one."""
+        """Lets a key in: `scope` is "full", "trade" or "read_only"; `subaccount` confines it to one."""
         fields = {
             "key_id": key_id,
             "public_key_pem": public_key_pem,
             "scope": scope,
             "subaccount": subaccount,
+            "name": name,
         }
         self._ask("POST", "keys", fields)
 

@@ -137,7 +137,7 @@ class Exchange:
         )
         if settings.refuse_reuse == "refuse" and visit.record.reused:
             raise Refusal(401, "authentication_error", "authentication_error", "REUSED")
-        if visit.key.scope == "read_only" and visit.route.method != "GET":
+        if not visit.key.may_write and visit.route.method != "GET":
             raise Refusal(403, "forbidden", None, "the key is read-only")
 
     def _charge(self, visit: Visit) -> None:

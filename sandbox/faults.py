@@ -85,9 +85,9 @@ STRANGER = "00000000-0000-4000-8000-00000000dead"
 OPERATIONS = frozenset(
     {
         *("cancel", "batch", "cancel_all", "create", "create_batch", "amend", "decrease"),
-        *("read", "list"),
+        *("read", "list", "history", "cutoff"),
         *("group_create", "group_read", "group_list", "group_trigger", "group_reset", "group_limit"),
-        *("group_delete", "status", "limits", "costs", "other"),
+        *("group_delete", "status", "limits", "costs", "api_keys", "other"),
     }
 )
 _READS = frozenset({"read", "list"})

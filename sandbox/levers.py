@@ -128,6 +128,15 @@ def _restore(market: Market, order: Order, moment: Moment, _fields: Any) -> None
     market.restore(order, moment)
 
 
+def _archive(floor: Floor, order_id: str, _fields: Any, _query: Any) -> Any:
+    with floor.lock:
+        order = _found(floor, order_id)
+        if order.state.status == "resting":
+            raise ValueError(f"{order_id} is resting: only what has ended is archived")
+        order.put_away = True
+        return _truth(order)
+
+
 def _decimal(fields: Any, name: str) -> Decimal | None:
     value = fields.get(name)
     return None if value is None else Decimal(str(value))
@@ -176,6 +185,7 @@ def _register_key(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
         fields["public_key_pem"],
         scope=fields.get("scope", "full"),
         subaccount=fields.get("subaccount"),
+        name=fields.get("name"),
     )
     floor.keys = {**floor.keys, key.key_id: key}
     return {}
@@ -212,6 +222,7 @@ _LEVERS: dict[tuple[str, str], Callable[[Floor, str, Any, Any], Any]] = {
     ("POST", "orders/:id/decrease"): _changing(_decrease),
     ("POST", "orders/:id/amend"): _changing(_amend),
     ("POST", "orders/:id/restore"): _changing(_restore, of="canceled"),
+    ("POST", "orders/:id/archive"): _archive,
     ("POST", "configure"): _configure,
     ("POST", "faults"): _fault,
     ("GET", "faults"): _faults,

@@ -101,6 +101,11 @@ class Order:
     # Older states that reads still show: (until when, on the forward-going clock; what they show).
     hidden: list[tuple[float, State | None]] = field(default_factory=list)
     history: list[Event] = field(default_factory=list)
+    put_away: bool = False  # in the archive, whatever the cutoff
+
+    def is_archived(self, state: State, cutoff_us: int) -> bool:
+        """Whether the order, standing at `state`, is in the archive and nowhere else."""
+        return state.status != "resting" and (self.put_away or state.updated_us < cutoff_us)
 
 
 @dataclass(slots=True)
@@ -136,6 +141,9 @@ class Filter:
     max_s: int | None = None
     subaccount: int | None = None
     exchange_index: int | None = None
+    # The archive, or what is not in it: orders that ended before the cutoff are.
+    archive: bool = False
+    cutoff_us: int = 0
 
     def takes(self, order: Order, state: State) -> bool:
         """Whether `order`, standing at `state`, belongs on the list."""
@@ -148,6 +156,7 @@ class Filter:
             and (self.exchange_index is None or new.exchange_index == self.exchange_index)
             and (self.min_s is None or order.created_us >= self.min_s * 1_000_000)
             and (self.max_s is None or order.created_us <= self.max_s * 1_000_000)
+            and order.is_archived(state, self.cutoff_us) == self.archive
         )
 
 

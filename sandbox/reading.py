@@ -1,12 +1,13 @@
-"""What the exchange shows: orders (lag and stale reads included), fills, pauses, and the account."""
+"""How orders are read: one by one, in pages, and from the archive; lag and stale reads included."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandbox.forms import FORMS, TIME_FORMS, trade
+from sandbox.forms import FORMS, TIME_FORMS, iso
 from sandbox.market import Filter
 from sandbox.refusal import invalid, not_found
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 STATUSES = ("resting", "canceled", "executed", "pending")
 MAX_EVENTS = 10
 MAX_LIMIT = 1000
-BALANCE_CENTS = 1_000_000
 
 
 def read_order(visit: Visit) -> Answer:
@@ -26,7 +26,7 @@ def read_order(visit: Visit) -> Answer:
     if order is None or visit.read_subaccount(None) not in {None, order.new.subaccount}:
         raise not_found()
     state = _view(visit, order)
-    if state is None:
+    if state is None or order.is_archived(state, _cutoff_us(visit)):
         raise not_found()
     return 200, {"order": _shown(visit, order, state)}
 
@@ -34,24 +34,52 @@ def read_order(visit: Visit) -> Answer:
 def list_orders(visit: Visit) -> Answer:
     """A page of orders, newest first. A cursor that is garbage starts from the front, silently."""
     query = visit.query
-    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
     events = tuple(name for name in query.get("event_ticker", "").split(",") if name)
     if len(events) > MAX_EVENTS:
         raise invalid(f"event_ticker: {len(events)} of at most {MAX_EVENTS}")
     if query.get("status", "resting") not in STATUSES:
         raise invalid(f"status: {query['status']!r}")
-    wanted = Filter(
+    wanted = replace(
+        _filter(visit),
         status=query.get("status"),
-        ticker=query.get("ticker"),
         event_tickers=events,
+        exchange_index=visit.integer("exchange_index"),
+    )
+    return 200, _listing(visit, wanted)
+
+
+def list_history(visit: Visit) -> Answer:
+    """A page of the archive: orders that ended before the cutoff, and are nowhere else."""
+    return 200, _listing(visit, replace(_filter(visit), archive=True))
+
+
+def historical_cutoff(visit: Visit) -> Answer:
+    """Since when what has ended is not in the archive."""
+    cutoff = iso(_cutoff_us(visit))
+    names = ("market_settled_ts", "trades_created_ts", "orders_updated_ts")
+    return 200, dict.fromkeys(names, cutoff)
+
+
+def _cutoff_us(visit: Visit) -> int:
+    return visit.moment.us - int(visit.settings.archive_after_s * 1_000_000)
+
+
+def _filter(visit: Visit) -> Filter:
+    """What every list can be asked for."""
+    return Filter(
+        ticker=visit.query.get("ticker"),
         min_s=visit.integer("min_ts"),
         max_s=visit.integer("max_ts"),
         subaccount=visit.read_subaccount(visit.integer("subaccount")),
-        exchange_index=visit.integer("exchange_index"),
+        cutoff_us=_cutoff_us(visit),
     )
+
+
+def _listing(visit: Visit, wanted: Filter) -> dict[str, Any]:
+    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
     faults = visit.floor.faults
     faulty = faults.has("stale_read") or faults.has("not_found")
-    start = _position_of(query.get("cursor", ""))
+    start = _position_of(visit.query.get("cursor", ""))
     found, following = visit.market.page(
         wanted,
         moment=visit.moment,
@@ -65,7 +93,7 @@ def list_orders(visit: Visit) -> Answer:
         cursor = _cursor_of(f"o{start.skip + limit}")
     elif following is not None:
         cursor = _cursor_of(f"n{following}")
-    return 200, _page(visit, [_shown(visit, order, state) for order, state in found], cursor)
+    return _page(visit, [_shown(visit, order, state) for order, state in found], cursor)
 
 
 def _page(visit: Visit, orders: list[dict[str, Any]], cursor: str) -> dict[str, Any]:
@@ -129,51 +157,3 @@ def _position_of(cursor: str) -> _Position:
     except (binascii.Error, ValueError):
         return _Position()
     return {"n": _Position(before=number), "o": _Position(skip=number)}.get(text[0], _Position())
-
-
-def list_fills(visit: Visit) -> Answer:
-    """The trades of the account, newest first, in one page."""
-    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
-    fills = [
-        trade(fill)
-        for fill in reversed(visit.market.fills)
-        if visit.query.get("order_id") in {None, fill.order.order_id}
-        and visit.query.get("ticker") in {None, fill.order.new.ticker}
-    ]
-    return 200, {"fills": fills[:limit], "cursor": ""}
-
-
-def balance(visit: Visit) -> Answer:
-    """A round sum: the sandbox keeps no money."""
-    return 200, {"balance": BALANCE_CENTS, "portfolio_value": 0, "updated_ts": visit.moment.ms // 1000}
-
-
-def positions(_visit: Visit) -> Answer:
-    """None: the sandbox keeps no positions."""
-    return 200, {"market_positions": [], "event_positions": [], "cursor": ""}
-
-
-def exchange_status(visit: Visit) -> Answer:
-    """What is paused, as a whole and shard by shard."""
-    settings = visit.settings
-    shards = [
-        {
-            "exchange_index": shard,
-            "exchange_active": settings.exchange_active(shard),
-            "trading_active": settings.trading_active(shard),
-        }
-        for shard in range(settings.shard_count)
-    ]
-    body: dict[str, Any] = {
-        "exchange_active": any(shard["exchange_active"] for shard in shards),
-        "trading_active": any(shard["trading_active"] for shard in shards),
-        "exchange_index_statuses": shards,
-    }
-    if settings.resume_time is not None:
-        body["exchange_estimated_resume_time"] = settings.resume_time
-    return 200, body
-
-
-def limits(visit: Visit) -> Answer:
-    """The account's token rates and capacities."""
-    return 200, visit.floor.budget.limits()

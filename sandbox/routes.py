@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from sandbox import cancels, groups, placing, reading
+from sandbox import account, cancels, groups, placing, reading
 from sandbox.refusal import not_found
 from sandbox.visit import Answer, Route, Visit
 
@@ -80,6 +80,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_V2}/:order_id/decrease", "decrease", placing.decrease, "write"),
     Route("GET", f"{_V1}/:order_id", "read", reading.read_order, cost=2),
     Route("GET", _V1, "list", reading.list_orders),
+    Route("GET", f"{PREFIX}/historical/orders", "history", reading.list_history),
+    Route("GET", f"{PREFIX}/historical/cutoff", "cutoff", reading.historical_cutoff, "", public=True),
     Route("POST", f"{_GROUPS}/create", "group_create", groups.create_group, "write"),
     Route("GET", _GROUPS, "group_list", groups.list_groups),
     Route("GET", f"{_GROUPS}/:group_id", "group_read", groups.read_group),
@@ -87,11 +89,12 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", f"{_GROUPS}/:group_id/trigger", "group_trigger", groups.trigger_group, "write"),
     Route("PUT", f"{_GROUPS}/:group_id/reset", "group_reset", groups.reset_group, "write"),
     Route("PUT", f"{_GROUPS}/:group_id/limit", "group_limit", groups.limit_group, "write"),
-    Route("GET", f"{PREFIX}/portfolio/fills", "other", reading.list_fills),
-    Route("GET", f"{PREFIX}/portfolio/balance", "other", reading.balance),
-    Route("GET", f"{PREFIX}/portfolio/positions", "other", reading.positions),
-    Route("GET", f"{PREFIX}/exchange/status", "status", reading.exchange_status, "", public=True),
-    Route("GET", f"{PREFIX}/account/limits", "limits", reading.limits),
+    Route("GET", f"{PREFIX}/portfolio/fills", "other", account.list_fills),
+    Route("GET", f"{PREFIX}/portfolio/balance", "other", account.balance),
+    Route("GET", f"{PREFIX}/portfolio/positions", "other", account.positions),
+    Route("GET", f"{PREFIX}/exchange/status", "status", account.exchange_status, "", public=True),
+    Route("GET", f"{PREFIX}/account/limits", "limits", account.limits),
+    Route("GET", f"{PREFIX}/api_keys", "api_keys", account.api_keys),
     Route("GET", f"{PREFIX}/account/endpoint_costs", "costs", _endpoint_costs),
 )
 _TABLE: dict[tuple[str, int], list[tuple[Route, list[str]]]] = {}

@@ -46,6 +46,7 @@ class Settings:
     cursors: str = "keyset"  # "keyset": the last order shown | "offset": how many orders to pass over, so
     # that an order that leaves the front hides another
     empty_page: str = "array"  # the orders of a page that has none: [] | "null" | "absent"
+    archive_after_s: float = 14 * 86_400.0  # orders that ended longer ago are in the archive alone
     # -- time
     read_lag_s: float = 0.0  # how long reads show an order's state before a write
     latency_s: float = 0.0  # added to every call before it is looked at

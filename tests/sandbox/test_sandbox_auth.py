@@ -117,20 +117,57 @@ def test_a_read_only_key_reads_but_gets_a_403_on_writes(sandbox, control, rsa_ke
     assert control.order("a")["status"] == "resting"
 
 
+def test_a_key_for_trading_alone_may_cancel(sandbox, control, rsa_key):
+    control.place("a")
+    control.register_key("trader", pem_of(rsa_key), scope="trade")
+
+    assert Client(sandbox.url, rsa_key, "trader").cancel("a").status == 200
+
+
+def test_the_accounts_keys_are_told_with_their_scopes_and_subaccounts(sandbox, control, rsa_key):
+    control.register_key("reader", pem_of(rsa_key), scope="read_only", name="the dashboard")
+    control.register_key("desk-2", pem_of(rsa_key), scope="trade", subaccount=2)
+    reader = Client(sandbox.url, rsa_key, "reader")
+
+    answer = reader.get("/api_keys")
+
+    assert answer.status == 200
+    assert {key["api_key_id"]: key for key in answer.json["api_keys"]} == {
+        "key-rsa": {"api_key_id": "key-rsa", "name": "key-rsa", "scopes": ["read", "write"]},
+        "key-ed25519": {"api_key_id": "key-ed25519", "name": "key-ed25519", "scopes": ["read", "write"]},
+        "reader": {"api_key_id": "reader", "name": "the dashboard", "scopes": ["read"]},
+        "desk-2": {
+            "api_key_id": "desk-2",
+            "name": "desk-2",
+            "scopes": ["read", "write::trade"],
+            "subaccount": 2,
+        },
+    }
+    control.revoke_key("desk-2")
+    assert "desk-2" not in {key["api_key_id"] for key in reader.get("/api_keys").json["api_keys"]}
+
+
 def test_a_key_confined_to_a_subaccount_sees_and_touches_only_that(sandbox, control, rsa_key):
     control.place("ours", subaccount=2)
     control.place("theirs", subaccount=3)
+    for order_id, subaccount in (("our-past", 2), ("their-past", 3)):
+        control.place(order_id, subaccount=subaccount, status="executed")
+        control.archive(order_id)
     control.register_key("desk-2", pem_of(rsa_key), subaccount=2)
     confined = Client(sandbox.url, rsa_key, "desk-2")
 
     assert [order["order_id"] for order in confined.get(PATH).json["orders"]] == ["ours"]
     assert confined.get("/portfolio/orders/theirs").status == 404
+    past = confined.get("/historical/orders").json["orders"]
+    assert [order["order_id"] for order in past] == ["our-past"]
+    assert confined.get("/historical/orders", "subaccount=3").status == 403
     assert confined.cancel("theirs").status == 404
     assert confined.cancel("theirs", "subaccount=3").status == 403
     assert confined.batch("ours", {"order_id": "theirs", "subaccount": 3}).status == 403
     assert confined.ask("DELETE", "/portfolio/events/orders", "subaccount=3").status == 403
     assert control.order("ours")["status"] == "resting"
-    assert confined.cancel("ours").status == 200
+    assert confined.ask("DELETE", "/portfolio/events/orders").status == 204
+    assert [control.order(name)["status"] for name in ("ours", "theirs")] == ["canceled", "resting"]
 
 
 def test_a_reused_signature_or_timestamp_is_noted_and_can_be_refused(control, client):

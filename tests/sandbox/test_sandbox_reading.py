@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import pytest
+import requests
 from signed import LIMIT_S
 
+from sandbox.control import ControlError
 from sandbox.stack import wait_until
 
 ORDERS = "/portfolio/orders"
@@ -367,3 +369,59 @@ def test_the_last_update_can_be_written_in_other_forms(control, client, path):
     assert written["epoch_ms"] == int(round(utc.timestamp() * 1e6) // 1000)
     assert (written["unreadable"], written["absent"]) == ("a moment ago", None)
     assert re.fullmatch(r"[0-9T:.-]+", written["naive"])
+
+
+HISTORY = "/historical/orders"
+
+
+def test_orders_that_ended_before_the_cutoff_are_in_the_archive_alone(control, client):
+    control.configure(archive_after_s=3600)
+    control.place("old", status="executed", ago_s=4000)
+    control.place("resting", ago_s=4000)
+    control.place("lately", ago_s=4000)
+    control.cancel_elsewhere("lately", ago_s=3000)
+
+    assert ids(client.get(ORDERS)) == ["lately", "resting"]
+    assert client.get(f"{ORDERS}/old").status == 404
+    assert client.get(f"{ORDERS}/lately").status == 200
+    archived = client.get(HISTORY).json
+    assert (archived["cursor"], [order["order_id"] for order in archived["orders"]]) == ("", ["old"])
+    assert archived["orders"][0]["status"] == "executed"
+    assert client.cancel("old").status == 404
+    cutoff = requests.get(f"{client.url}/trade-api/v2/historical/cutoff", timeout=LIMIT_S).json()
+    assert set(cutoff) == {"market_settled_ts", "trades_created_ts", "orders_updated_ts"}
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(cutoff["orders_updated_ts"])).total_seconds()
+    assert 3600 <= age_s < 3600 + LIMIT_S
+
+
+def test_an_order_can_be_archived_now(control, client):
+    control.place("a")
+    with pytest.raises(ControlError, match="resting"):
+        control.archive("a")
+    client.cancel("a")
+    assert client.get(f"{ORDERS}/a").status == 200
+
+    control.archive("a")
+
+    assert client.get(f"{ORDERS}/a").status == 404
+    assert (ids(client.get(ORDERS)), ids(client.get(HISTORY))) == ([], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", "dcba"), ("ticker=KX-1-A", "ca"), ("subaccount=1", "b"), ("max_ts=1", ""), ("limit=1000", "dcba")],
+)
+def test_the_archive_is_filtered_and_comes_in_pages(control, client, query, expected):
+    for order_id, ticker, subaccount in (("a", "1", 0), ("b", "2", 1), ("c", "1", 0), ("d", "2", 0)):
+        control.place(order_id, ticker=f"KX-{ticker}-A", subaccount=subaccount, status="canceled")
+        control.archive(order_id)
+
+    assert "".join(ids(client.get(HISTORY, query))) == expected
+    found, cursor = [], ""
+    while True:
+        page = client.get(HISTORY, f"{query}&cursor={cursor}&limit=1".lstrip("&"))
+        found += ids(page)
+        if not (cursor := page.json["cursor"]):
+            break
+    assert "".join(found) == expected
+    assert client.get(HISTORY, "limit=1001").status == 400

@@ -1,0 +1,73 @@
+"""What the exchange shows beside orders: fills, pauses, and the account with its keys and limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sandbox.auth import SCOPES
+from sandbox.forms import trade
+from sandbox.reading import MAX_LIMIT
+
+if TYPE_CHECKING:
+    from sandbox.auth import Key
+    from sandbox.visit import Answer, Visit
+
+BALANCE_CENTS = 1_000_000
+
+
+def list_fills(visit: Visit) -> Answer:
+    """The trades of the account, newest first, in one page."""
+    limit = visit.integer("limit", least=1, most=MAX_LIMIT) or 100
+    fills = [
+        trade(fill)
+        for fill in reversed(visit.market.fills)
+        if visit.query.get("order_id") in {None, fill.order.order_id}
+        and visit.query.get("ticker") in {None, fill.order.new.ticker}
+    ]
+    return 200, {"fills": fills[:limit], "cursor": ""}
+
+
+def balance(visit: Visit) -> Answer:
+    """A round sum: the sandbox keeps no money."""
+    return 200, {"balance": BALANCE_CENTS, "portfolio_value": 0, "updated_ts": visit.moment.ms // 1000}
+
+
+def positions(_visit: Visit) -> Answer:
+    """None: the sandbox keeps no positions."""
+    return 200, {"market_positions": [], "event_positions": [], "cursor": ""}
+
+
+def exchange_status(visit: Visit) -> Answer:
+    """What is paused, as a whole and shard by shard."""
+    settings = visit.settings
+    shards = [
+        {
+            "exchange_index": shard,
+            "exchange_active": settings.exchange_active(shard),
+            "trading_active": settings.trading_active(shard),
+        }
+        for shard in range(settings.shard_count)
+    ]
+    body: dict[str, Any] = {
+        "exchange_active": any(shard["exchange_active"] for shard in shards),
+        "trading_active": any(shard["trading_active"] for shard in shards),
+        "exchange_index_statuses": shards,
+    }
+    if settings.resume_time is not None:
+        body["exchange_estimated_resume_time"] = settings.resume_time
+    return 200, body
+
+
+def limits(visit: Visit) -> Answer:
+    """The account's token rates and capacities."""
+    return 200, visit.floor.budget.limits()
+
+
+def api_keys(visit: Visit) -> Answer:
+    """All keys of the account, whichever asks; a key that is confined names its subaccount."""
+    return 200, {"api_keys": [_key(key) for key in visit.floor.keys.values()]}
+
+
+def _key(key: Key) -> dict[str, Any]:
+    body: dict[str, Any] = {"api_key_id": key.key_id, "name": key.name, "scopes": list(SCOPES[key.scope])}
+    return body if key.subaccount is None else {**body, "subaccount": key.subaccount}
