@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sandbox.market import Tail
 
 
 @dataclass(slots=True)
@@ -13,7 +16,8 @@ class Call:
 
     `received_ms` is the machine's clock (never skewed), `duration_ms` runs until the reply was ready.
     `status` is None while the call is under way and for a reply that was never sent.
-    `effects` are the contracts this very call removed. `reused` names what an earlier call had
+    `effects` are the contracts this very call removed; `tail` those that a cancel-all's minute removed
+    since, from orders that came after it. `reused` names what an earlier call had
     too: the signature, or the timestamp for the same method and path.
     """
 
@@ -34,6 +38,7 @@ class Call:
     bucket: str | None = None
     tokens: int = 0
     effects: list[dict[str, str]] = field(default_factory=list)
+    tail: Tail | None = None
     fault: str | None = None
     reused: list[str] = field(default_factory=list)
     duration_ms: float | None = None
@@ -81,7 +86,7 @@ class Calls:
         with self._lock:
             calls = list(self._calls)
         return [
-            {name: getattr(call, name) for name in _FIELDS}
+            {name: getattr(call, name) for name in _FIELDS} | {"tail": _victims(call.tail)}
             for call in calls
             if call.seq > seq
             and (operation is None or call.operation == operation)
@@ -93,3 +98,8 @@ class Calls:
         with self._lock:
             self._calls.clear()
             self._seen.clear()
+
+
+def _victims(tail: Tail | None) -> list[dict[str, str]]:
+    victims = () if tail is None else tuple(tail.victims)
+    return [{"order_id": order.order_id, "reduced_by": f"{count:.2f}"} for order, count in victims]

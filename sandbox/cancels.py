@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from sandbox.forms import counted, fixed_point, integers
+from sandbox.market import Tail
 from sandbox.refusal import Refusal
 from sandbox.visit import Answer, Visit, as_integer, as_text
 
@@ -41,7 +42,9 @@ def cancel_all(visit: Visit) -> Answer:
     for order in orders[: settings.cancel_all_cap]:
         visit.cancel(order, by="cancel_all")
     scope = subaccount if settings.tail_honours_subaccount else None
-    visit.market.start_tail(scope, visit.moment.mono_s + settings.tail_s)
+    tail = Tail(visit.moment.mono_s + settings.tail_s, visit.record.seq)
+    visit.market.start_tail(scope, tail)
+    visit.record.tail = tail
     return 204, None
 
 

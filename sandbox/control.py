@@ -72,11 +72,14 @@ class Control:
         cancel_order_on_pause: bool = False,
         read_lag_s: float | None = None,
         ago_s: float = 0.0,
+        meets_tail: bool = False,
     ) -> Json:
         """Puts an order there, past all rules (pauses, budget, cancel-all's tail), seen by reads at once.
 
         `exchange_index` None = the shard of its ticker. An unknown order group is created with it.
         `read_lag_s` overrules the setting for this order. `ago_s`: its times are so many seconds back.
+        `meets_tail`: cancel-all's minute strikes it, as any order that somebody places (calls("cancel_all")
+        then name it in `tail`).
         """
         return self.place_many(
             [
@@ -96,6 +99,7 @@ class Control:
                     "cancel_order_on_pause": cancel_order_on_pause,
                     "read_lag_s": read_lag_s,
                     "ago_s": ago_s,
+                    "meets_tail": meets_tail,
                 }
             ]
         )[0]

@@ -65,6 +65,8 @@ Together they make what the exchange does on bad days:
     control.fault("odd_fields", operation="read", fields={"status": "expired"})
     control.fault("odd_fields", without=["yes_price_dollars", "no_price_dollars"], order_id="order-1")
     control.fault("http_503", operation="list", for_s=5.0)
+
+A pause of one shard is a setting: `control.configure(exchange_paused=[1])`.
 """
 
 from __future__ import annotations

@@ -14,24 +14,34 @@ if TYPE_CHECKING:
 def create_group(visit: Visit) -> Answer:
     """A new group on one shard."""
     fields = visit.fields()
-    limit = fields.get("contracts_limit_fp", fields.get("contracts_limit"))
     group = visit.market.add_group(
-        contracts_limit=counted(as_decimal(limit, "contracts_limit_fp")),
+        contracts_limit=_limit(fields),
         exchange_index=as_integer(fields.get("exchange_index"), "exchange_index") or 0,
         subaccount=visit.write_subaccount(as_integer(fields.get("subaccount"), "subaccount")) or 0,
     )
-    return 201, {"order_group_id": group.group_id}
+    address = {"subaccount": group.subaccount, "exchange_index": group.exchange_index}
+    return 201, {"order_group_id": group.group_id, **address}
 
 
 def list_groups(visit: Visit) -> Answer:
-    """All groups, without their orders."""
-    groups = visit.market.groups.values()
-    return 200, {"order_groups": [{"id": group.group_id, **_fields(group)} for group in groups]}
+    """All groups of a subaccount or of all, without their orders."""
+    subaccount = visit.read_subaccount(visit.integer("subaccount"))
+    return 200, {
+        "order_groups": [
+            {"id": group.group_id, **_fields(group)}
+            for group in visit.market.groups.values()
+            if subaccount in {None, group.subaccount}
+        ]
+    }
 
 
 def read_group(visit: Visit) -> Answer:
-    """One group and the ids of its resting orders."""
-    group = _named(visit)
+    """One group and the ids of its resting orders, wherever it is."""
+    group = visit.group(
+        visit.path_parameters["group_id"],
+        exchange_index=visit.integer("exchange_index"),
+        subaccount=visit.read_subaccount(visit.integer("subaccount")),
+    )
     orders = [order.order_id for order in group.members.values() if order.state.status == "resting"]
     return 200, {**_fields(group), "orders": orders}
 
@@ -51,9 +61,7 @@ def reset_group(visit: Visit) -> Answer:
 def limit_group(visit: Visit) -> Answer:
     """Another contracts limit (kept and shown; the sandbox's fills do not count against it)."""
     group = _named(visit)
-    group.contracts_limit = counted(
-        as_decimal(visit.fields().get("contracts_limit_fp"), "contracts_limit_fp")
-    )
+    group.contracts_limit = _limit(visit.fields())
     return 200, {}
 
 
@@ -74,8 +82,22 @@ def _cancel_members(visit: Visit) -> Group:
 
 
 def _named(visit: Visit) -> Group:
-    return visit.group(visit.path_parameters["group_id"])
+    """The group that a change is about: without an address it is sought on shard 0, subaccount 0."""
+    return visit.group(
+        visit.path_parameters["group_id"],
+        exchange_index=visit.integer("exchange_index") or 0,
+        subaccount=visit.write_subaccount(visit.integer("subaccount")),
+    )
+
+
+def _limit(fields: dict[str, Any]) -> str:
+    limit = fields.get("contracts_limit_fp", fields.get("contracts_limit"))
+    return counted(as_decimal(limit, "contracts_limit_fp"))
 
 
 def _fields(group: Group) -> dict[str, Any]:
-    return {"is_auto_cancel_enabled": not group.triggered, "contracts_limit_fp": group.contracts_limit}
+    return {
+        "is_auto_cancel_enabled": not group.triggered,
+        "contracts_limit_fp": group.contracts_limit,
+        "exchange_index": group.exchange_index,
+    }

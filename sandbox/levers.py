@@ -53,18 +53,27 @@ def _reset(floor: Floor, _id: str, _fields: Any, _query: Any) -> Any:
 
 
 def _place(floor: Floor, _id: str, fields: Any, _query: Any) -> Any:
-    news = [(_new_order(floor, each), float(each.get("ago_s") or 0)) for each in fields["orders"]]
+    news = [(_new_order(floor, each), each) for each in fields["orders"]]
     with floor.lock:
+        market = floor.market
         placed = []
-        for new, ago_s in news:
-            if new.order_group_id is not None and new.order_group_id not in floor.market.groups:
-                floor.market.add_group(group_id=new.order_group_id, exchange_index=new.exchange_index)
-            placed.append(floor.market.place(new, floor.moment(-ago_s)))
+        for new, each in news:
+            if new.order_group_id is not None and new.order_group_id not in market.groups:
+                market.add_group(
+                    group_id=new.order_group_id,
+                    exchange_index=new.exchange_index,
+                    subaccount=new.subaccount,
+                )
+            moment = floor.moment(-float(each.get("ago_s") or 0))
+            placed.append(market.place(new, moment))
+            if each.get("meets_tail"):
+                market.meet_tail(placed[-1], moment)
         return [fixed_point(order, order.state) for order in placed]
 
 
 def _new_order(floor: Floor, fields: dict[str, Any]) -> NewOrder:
-    values = {name: value for name, value in fields.items() if value is not None and name != "ago_s"}
+    own = ("ago_s", "meets_tail")  # of the lever, not of the order
+    values = {name: value for name, value in fields.items() if value is not None and name not in own}
     values |= {name: Decimal(str(values[name])) for name in _DECIMALS if name in values}
     values |= {name: int(values[name]) for name in _INTEGERS if name in values}
     values.setdefault("exchange_index", floor.settings.shard_of(values.get("ticker", NewOrder().ticker)))

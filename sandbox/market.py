@@ -121,6 +121,15 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Tail:
+    """The minute after a cancel-all: until when it lasts, whose it is, and what it has canceled so far."""
+
+    until_s: float
+    call: int
+    victims: list[tuple[Order, Decimal]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
     """One trade of an order."""
 
@@ -165,7 +174,7 @@ class DuplicateOrderError(ValueError):
 
 
 class Market:
-    """All orders, found by id, client_order_id, ticker and event; groups, fills and cancel-all's tail."""
+    """All orders, found by id, client_order_id, ticker and event; groups, fills and cancel-all's tails."""
 
     def __init__(self, *, seed: int = 0, read_lag_s: float = 0.0) -> None:
         self.read_lag_s = read_lag_s
@@ -179,7 +188,7 @@ class Market:
         self._by_event: defaultdict[str, dict[int, Order]] = defaultdict(dict)
         self._resting: dict[int, Order] = {}
         self._lagging: dict[int, Order] = {}
-        self._tails: dict[int | None, float] = {}
+        self._tails: dict[int | None, Tail] = {}
 
     # -- finding
 
@@ -361,14 +370,18 @@ class Market:
         """The truly resting orders, oldest first, of one subaccount or of all."""
         return [o for o in self._resting.values() if subaccount is None or o.new.subaccount == subaccount]
 
-    def start_tail(self, subaccount: int | None, until_s: float) -> None:
-        """New orders of `subaccount` (None = all) are canceled on arrival until `until_s`."""
-        self._tails[subaccount] = max(until_s, self._tails.get(subaccount, 0.0))
+    def start_tail(self, subaccount: int | None, tail: Tail) -> None:
+        """New orders of `subaccount` (None = all) are canceled on arrival while `tail` lasts."""
+        known = self._tails.get(subaccount)
+        if known is None or known.until_s <= tail.until_s:
+            self._tails[subaccount] = tail
 
-    def in_tail(self, subaccount: int, moment: Moment) -> bool:
-        """Whether an order arriving now for `subaccount` falls victim to an earlier cancel-all."""
-        until_s = max(self._tails.get(None, 0.0), self._tails.get(subaccount, 0.0))
-        return moment.mono_s < until_s
+    def meet_tail(self, order: Order, moment: Moment) -> None:
+        """Cancels an order that has just arrived if it falls victim to an earlier cancel-all."""
+        for scope in (order.new.subaccount, None):
+            tail = self._tails.get(scope)
+            if tail is not None and moment.mono_s < tail.until_s and order.state.status == "resting":
+                tail.victims.append((order, self.cancel(order, moment, by="tail", call=tail.call)))
 
     def add_group(
         self,

@@ -83,7 +83,7 @@ def _create(visit: Visit, fields: dict[str, Any]) -> Order:
     if not settings.trading_active(new.exchange_index):
         raise visit.paused("trading_is_paused")
     if new.order_group_id is not None:
-        group = visit.group(new.order_group_id, exchange_index=new.exchange_index)
+        group = visit.group(new.order_group_id, exchange_index=new.exchange_index, subaccount=new.subaccount)
         if group.triggered:
             raise Refusal(409, "order_group_triggered")
     try:
@@ -93,8 +93,8 @@ def _create(visit: Visit, fields: dict[str, Any]) -> Order:
     visit.record.order_ids.append(order.order_id)
     if new.time_in_force in IMMEDIATE:  # nothing here to trade with
         market.cancel(order, visit.moment, by="time_in_force", call=visit.record.seq)
-    elif market.in_tail(new.subaccount, visit.moment):
-        market.cancel(order, visit.moment, by="tail")
+    else:
+        market.meet_tail(order, visit.moment)
     return order
 
 

@@ -71,7 +71,7 @@ class Settings:
     omitted_subaccount: str = "primary"  # a write without subaccount is about "primary" (0) | "any"
     # -- cancel-all
     tail_s: float = 60.0  # how long new orders are canceled on arrival
-    tail_honours_subaccount: bool = True
+    tail_honours_subaccount: bool = True  # else the minute strikes every subaccount's new orders
     cancel_all_cap: int = 10_000
     # -- the record
     record: bool = True

@@ -141,10 +141,12 @@ class Visit:
             raise not_found()
         return order
 
-    def group(self, group_id: str, *, exchange_index: int | None = None) -> Group:
-        """The order group with this id (on this shard, if one is given), else a 404."""
+    def group(self, group_id: str, *, exchange_index: int | None, subaccount: int | None) -> Group:
+        """The order group with this id on this shard and of this subaccount (None = any), else a 404."""
         group = self.market.groups.get(group_id)
         if group is None or exchange_index not in {None, group.exchange_index}:
+            raise not_found()
+        if subaccount not in {None, group.subaccount}:
             raise not_found()
         return group
 

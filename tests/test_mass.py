@@ -287,7 +287,7 @@ def test_with_side_effects_allowed_everything_is_canceled_by_one_command_and_rea
 
 
 def test_with_side_effects_allowed_an_order_group_is_triggered(crew):
-    crew.place(30, order_group_id="group-7", exchange_index=1)
+    crew.place(30, order_group_id="group-7")
     others = crew.place(3)
     report = sweep(crew, {"order_group_id": "group-7"}, allow_side_effects=True)
     assert (report["flat"], report["orders_affected"]) == (True, 30)

@@ -262,6 +262,24 @@ def test_orders_placed_by_the_control_are_spared_by_the_tail(control, client):
     assert control.place("a")["status"] == "resting"
 
 
+def test_cancel_alls_minute_names_what_it_cancels_besides(control, client):
+    control.place("before")
+    client.ask("DELETE", "/portfolio/events/orders")
+    created = client.create(count="2.00").json["order_id"]
+    control.place("later", meets_tail=True)
+
+    [call] = control.calls("cancel_all")
+
+    assert call["effects"] == [{"order_id": "before", "reduced_by": "10.00"}]
+    assert call["tail"] == [
+        {"order_id": created, "reduced_by": "2.00"},
+        {"order_id": "later", "reduced_by": "10.00"},
+    ]
+    last = control.order("later")["history"][-1]
+    assert (last["event"], last["by"], last["call"]) == ("canceled", "tail", call["seq"])
+    assert control.calls("create")[0]["tail"] == []
+
+
 def test_cancel_all_stops_at_its_cap(control, client):
     control.configure(cancel_all_cap=3)
     control.place_many([{} for _ in range(5)])

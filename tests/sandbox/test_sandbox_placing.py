@@ -245,6 +245,7 @@ def test_a_triggered_group_cancels_its_orders_and_lets_none_in_until_it_is_reset
     assert client.get(f"{GROUPS}/{group_id}").json == {
         "is_auto_cancel_enabled": True,
         "contracts_limit_fp": "100.00",
+        "exchange_index": 0,
         "orders": [first],
     }
     assert client.get(GROUPS).json["order_groups"][0]["id"] == group_id
@@ -279,7 +280,53 @@ def test_a_group_lives_on_one_shard(control, client):
     assert client.create(order_group_id="g").status == 404
     assert client.create(order_group_id="g", exchange_index=2).status == 201
     control.configure(exchange_paused=[2])
-    assert client.ask("PUT", f"{GROUPS}/g/trigger").status == 409
+    assert client.ask("PUT", f"{GROUPS}/g/trigger", "exchange_index=2").status == 409
+
+
+@pytest.mark.parametrize(
+    ("home", "address"),
+    [
+        ({"exchange_index": 2}, "exchange_index=2"),
+        ({"subaccount": 2}, "subaccount=2"),
+        ({"exchange_index": 1, "subaccount": 3}, "exchange_index=1&subaccount=3"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "deed"), [("PUT", "/trigger"), ("PUT", "/reset"), ("PUT", "/limit"), ("DELETE", "")]
+)
+def test_a_change_to_a_group_needs_its_address(control, client, method, deed, home, address):
+    control.place("a", order_group_id="g", **home)
+    body = {"contracts_limit": 7}
+
+    for wrong in ("", "exchange_index=3", "subaccount=5"):
+        assert client.ask(method, f"{GROUPS}/g{deed}", wrong, body).status == 404
+    assert control.order("a")["status"] == "resting"
+    assert client.ask(method, f"{GROUPS}/g{deed}", address, body).status == 200
+
+
+def test_groups_are_read_and_listed_wherever_they_are_or_in_one_subaccount(control, client):
+    control.place("a", order_group_id="g", exchange_index=2)
+    control.place("b", order_group_id="h", subaccount=2)
+
+    def listed(query=""):
+        return [group["id"] for group in client.get(GROUPS, query).json["order_groups"]]
+
+    assert (listed(), listed("subaccount=0"), listed("subaccount=2")) == (["g", "h"], ["g"], ["h"])
+    assert client.get(f"{GROUPS}/h").json["orders"] == ["b"]
+    assert client.get(f"{GROUPS}/h", "subaccount=2").status == 200
+    assert client.get(f"{GROUPS}/h", "subaccount=0").status == 404
+    assert client.get(f"{GROUPS}/g").json["exchange_index"] == 2
+
+
+def test_a_group_takes_only_orders_of_its_subaccount(control, client):
+    created = client.ask(
+        "POST", f"{GROUPS}/create", body={"contracts_limit": 5, "subaccount": 2, "exchange_index": 1}
+    ).json
+    group_id = created["order_group_id"]
+
+    assert (created["subaccount"], created["exchange_index"]) == (2, 1)
+    assert client.create(order_group_id=group_id, exchange_index=1).status == 404
+    assert client.create(order_group_id=group_id, exchange_index=1, subaccount=2).status == 201
 
 
 def test_a_groups_limit_can_be_changed(control, client):

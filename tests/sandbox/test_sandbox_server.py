@@ -166,6 +166,7 @@ def test_calls_are_recorded_in_full_and_filtered(control, client):
         "bucket": "write",
         "tokens": 2,
         "effects": [{"order_id": "a", "reduced_by": "10.00"}],
+        "tail": [],
         "fault": None,
         "reused": [],
     }
