@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "pacing": {"orders", "scripts"},
     "masses": {"audit", "orders", "records", "scope", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
+    "clock": set(),
     "dialects": {"orders"},
-    "outcomes": {"dialects", "orders"},
+    "outcomes": {"clock", "dialects", "orders"},
     "transport": {"dialects"},
-    "exchange": {"dialects", "orders", "settings", "signing", "transport"},
+    "exchange": {"clock", "dialects", "logs", "orders", "settings", "signing", "transport"},
     "gate": {"dialects", "orders"},
     "rotation": {"exchange", "settings", "signing"},
     # What a worker tells about its work, and who listens and looks.
@@ -48,9 +49,10 @@ MAY_IMPORT = {
     "readiness": {"book", "dialects", "exchange", "scripts"},
     "monitor": set(),
     # Both together: what is asked for is seen through.
+    "archive": {"dialects", "exchange", "notices", "orders", "pacing"},
     "pursuit": {
-        *("book", "leases", "pacing", "scripts"),
-        *("dialects", "exchange", "gate", "orders", "outcomes"),
+        *("archive", "book", "leases", "pacing", "scripts"),
+        *("clock", "dialects", "exchange", "gate", "orders", "outcomes"),
         "notices",
     },
     "outbox": set(),

@@ -19,6 +19,7 @@ from worker.dialects import (
     Canceled,
     Dialect,
     Meaning,
+    Page,
     Reply,
     Routing,
     Trouble,
@@ -27,6 +28,7 @@ from worker.dialects import (
     compose_read,
     decipher_batch,
     decipher_cancel,
+    decipher_list,
     decipher_object,
     decipher_read,
     parse_order,
@@ -240,11 +242,9 @@ def test_an_unusable_ts_ms_is_no_reason_to_doubt_the_cancel(ts_ms):
         {**V2_CANCELED, "order_id": None},
         {**V2_CANCELED, "order_id": [OURS]},
         {"reduced_by": "10.00"},
-        {},
         {**V1_CANCELED, "order": {**ORDER_IN_INTEGERS, "order_id": OTHER}},
         {**V1_CANCELED, "order": {**ORDER_IN_INTEGERS, "order_id": 5}},
         {**V1_CANCELED, "order": {}},
-        {**V1_CANCELED, "order": {**ORDER_IN_INTEGERS, "status": "vanished"}},
         # Ours at the top, but the order inside is another: the known response bug.
         {**V2_CANCELED, "order": {**ORDER_IN_INTEGERS, "order_id": OTHER}},
     ],
@@ -261,6 +261,7 @@ def test_a_200_that_describes_another_order_is_accepted_but_unclear(body):
         {"status": "resting"},
         {"status": "executed"},
         {"status": "pending"},
+        {"status": "vanished"},
         {"remaining_count": 5},
         {"remaining_count_fp": "0.01"},
     ],
@@ -315,6 +316,8 @@ def test_a_cancel_that_removed_nothing_is_no_cancellation(body, reduced_by):
         b'{"order_id": NaN}',
         b'{"reduced_by": Infinity, "order_id": "' + OURS.encode() + b'"}',
         b"\x00\xff{not json",
+        b"{}",
+        b'{"message": "all is well", "status": "ok"}',
         b"\x1f\x8b\x08\x00",
         b'{"a":' * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
@@ -322,10 +325,11 @@ def test_a_cancel_that_removed_nothing_is_no_cancellation(body, reduced_by):
     ],
     ids=lambda body: ascii(body[:20]),
 )
-def test_a_200_without_a_readable_object_may_have_taken_effect(body):
-    for answer in (cancel(200, body), read(200, body), decipher_object(reply(200, body))):
+def test_a_200_that_is_no_answer_of_the_exchange_may_have_taken_effect(body):
+    for answer in (cancel(200, body), read(200, body), batch(200, body)):
         assert isinstance(answer, Trouble)
         assert answer.meaning is Meaning.UNANSWERED
+        assert answer.may_have_taken_effect
 
 
 # -- the table of answers, kalshi-api section 4
@@ -378,17 +382,10 @@ def test_each_answer_of_the_table_means_what_it_says_in_every_shape_with_a_code(
         assert answer.problem.http_status == status
 
 
-WITHOUT_CODE = {
-    "msg": ({"msg": "words"}, "words"),
-    "string": ({"error": "words"}, "words"),
-    "empty": (b"", "(empty body)"),
-    "html": (HTML, HTML.decode()),
-    "blank": (b" \r\n", "(empty body)"),
-    "null error": ({"error": None}, '{"error": null}'),
-    "list error": ({"error": ["words"]}, '{"error": ["words"]}'),
-    "odd types": ({"error": {"code": 5, "message": ["m"]}}, '{"error": {"code": 5, "message": ["m"]}}'),
-    "no object": (b"[1]", "[1]"),
-}
+def test_a_code_means_the_same_whatever_its_case():
+    answer = cancel(409, {"error": {"code": "EXCHANGE_IS_PAUSED", "message": "words"}})
+    assert isinstance(answer, Trouble)
+    assert answer.meaning is Meaning.PAUSED
 
 
 @pytest.mark.parametrize(
@@ -396,7 +393,6 @@ WITHOUT_CODE = {
     [
         (204, Meaning.UNANSWERED),
         (301, Meaning.UNANSWERED),
-        (302, Meaning.UNANSWERED),
         (400, Meaning.REFUSED),
         (401, Meaning.KEY_REFUSED),
         (403, Meaning.REFUSED),
@@ -407,18 +403,60 @@ WITHOUT_CODE = {
         (422, Meaning.REFUSED),
         (429, Meaning.BUSY),
         (500, Meaning.UNANSWERED),
-        (502, Meaning.UNANSWERED),
         (503, Meaning.UNAVAILABLE),
         (504, Meaning.UNANSWERED),
     ],
 )
-@pytest.mark.parametrize(("body", "words"), WITHOUT_CODE.values(), ids=WITHOUT_CODE)
-def test_without_a_code_the_status_decides_and_the_words_are_kept(status, meaning, body, words):
-    answer = cancel(status, body)
+def test_in_the_bare_shape_the_status_decides_and_the_words_are_kept(status, meaning):
+    answer = cancel(status, {"msg": "words"})
     assert isinstance(answer, Trouble)
     assert answer.meaning is meaning
-    assert answer.problem.code == f"http_{status}"
-    assert answer.problem.message == words
+    assert (answer.problem.code, answer.problem.message) == (f"http_{status}", "words")
+
+
+def test_the_429s_string_is_the_exchanges_own_shape_for_that_status_only():
+    busy, forbidden = (cancel(status, {"error": "words"}) for status in (429, 403))
+    assert isinstance(busy, Trouble)
+    assert isinstance(forbidden, Trouble)
+    assert (busy.meaning, busy.problem.message) == (Meaning.BUSY, "words")
+    assert (forbidden.meaning, forbidden.problem.code) == (Meaning.UNANSWERED, "gateway")
+
+
+OF_A_GATEWAY = {
+    "html": HTML,
+    "text": b"Forbidden",
+    "message": {"message": "Forbidden"},
+    "success": {"success": False, "errors": [{"code": 1020, "message": "Access denied"}]},
+    "number": {"code": 403, "message": "Forbidden"},
+    "camel": {"code": "AccessDenied", "message": "Access Denied"},
+    "nested number": {"error": {"code": 403, "message": "Forbidden"}},
+    "null error": {"error": None},
+    "list error": {"error": ["words"]},
+    "nested without code": {"error": {"message": "words"}},
+    "no object": b"[1]",
+}
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 410, 413, 422, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("body", OF_A_GATEWAY.values(), ids=OF_A_GATEWAY)
+def test_the_page_of_a_gateway_says_nothing_about_an_order_whatever_its_status(status, body):
+    for answer in (cancel(status, body, server="edge-7"), read(status, body, server="edge-7")):
+        assert isinstance(answer, Trouble)
+        assert answer.meaning is Meaning.UNANSWERED
+        assert answer.may_have_taken_effect
+        assert answer.no_usable_answer
+        assert not answer.proof
+        assert (answer.problem.code, answer.problem.http_status) == ("gateway", status)
+        assert answer.problem.message.startswith(
+            f"HTTP {status} of a gateway, not of the exchange (edge-7): "
+        )
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n"])
+def test_an_empty_body_says_nothing_about_an_order(body):
+    answer = cancel(403, body)
+    assert isinstance(answer, Trouble)
+    assert (answer.meaning, answer.problem.code) == (Meaning.UNANSWERED, "http_403")
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 206, 226])
@@ -451,12 +489,8 @@ def test_the_recorded_bodies_of_401_are_told_apart():
         ({"error": {"code": "not_found", "message": "not found"}}, True),
         ({"code": "not_found", "message": "not found", "details": ""}, True),
         ({"msg": "not found"}, True),
-        ({"error": "not found"}, True),
+        ({"error": {"code": "NOT_FOUND", "message": "not found"}}, True),
         ({"error": {"code": "user_not_found:_5d8c", "message": "user not found"}}, False),
-        (HTML, False),
-        (b"", False),
-        (b"not found", False),
-        (b"[]", False),
     ],
 )
 def test_a_404_is_proof_only_in_the_exchanges_own_shapes(body, proof):
@@ -522,19 +556,46 @@ def test_a_v1_batch_brings_whole_orders(entry):
         ({"code": "not_found:_0b0d", "message": "no"}, Meaning.NOT_FOUND),
         ({"code": "exchange_is_paused"}, Meaning.PAUSED),
         ({"code": "trading_is_paused"}, Meaning.PAUSED),
-        ({"code": "internal_error"}, Meaning.UNCLEAR),
-        ({"message": "words"}, Meaning.UNCLEAR),
-        ("words", Meaning.UNCLEAR),
-        (["odd"], Meaning.UNCLEAR),
-        (5, Meaning.UNCLEAR),
-        (True, Meaning.UNCLEAR),
+        ("exchange_is_paused", Meaning.PAUSED),
+        ({"code": "EXCHANGE_IS_PAUSED"}, Meaning.PAUSED),
+        ({"code": "ORDER_ALREADY_CANCELED"}, Meaning.NOT_FOUND),
+        ({"code": "internal_error"}, Meaning.NOT_FOUND),
+        ({"message": "words"}, Meaning.NOT_FOUND),
+        ({}, Meaning.NOT_FOUND),
+        ("words", Meaning.NOT_FOUND),
+        (["odd"], Meaning.NOT_FOUND),
+        (5, Meaning.NOT_FOUND),
+        (True, Meaning.NOT_FOUND),
+        ({"code": "too_many_requests"}, Meaning.BUSY),
+        ({"code": "RATE_LIMIT_EXCEEDED"}, Meaning.BUSY),
+        ("too many requests", Meaning.BUSY),
+        ({"message": "Too Many Requests"}, Meaning.BUSY),
     ],
 )
-def test_an_error_in_a_batch_is_never_a_cancellation_even_beside_a_count(error, meaning):
-    answers = batch(200, {"orders": [{"order_id": OURS, "reduced_by": "5.00", "error": error}]})
+@pytest.mark.parametrize("count", [{}, {"reduced_by": "0.00"}, {"reduced_by": "0", "ts_ms": None}])
+def test_an_error_in_a_batch_means_that_it_was_not_applied(error, meaning, count):
+    answers = batch(200, {"orders": [{"order_id": OURS, **count, "error": error}]})
     assert isinstance(answers, dict)
     assert isinstance(answers[OURS], Trouble)
     assert answers[OURS].meaning is meaning
+    assert not answers[OURS].may_have_taken_effect
+
+
+@pytest.mark.parametrize("error", [{"code": "not_found"}, {}, "words", {"code": "too_many_requests"}])
+def test_an_error_in_a_batch_beside_a_count_contradicts_itself(error):
+    answers = batch(200, {"orders": [{"order_id": OURS, "reduced_by": "5.00", "error": error}]})
+    assert isinstance(answers, dict)
+    assert isinstance(answers[OURS], Trouble)
+    assert answers[OURS].meaning is Meaning.UNCLEAR
+    assert answers[OURS].may_have_taken_effect
+
+
+@pytest.mark.parametrize("error", [None, "", False])
+def test_a_field_for_errors_that_is_empty_is_no_error(error):
+    answers = batch(200, {"orders": [{"order_id": OURS, "reduced_by": "5.00", "error": error}]})
+    assert answers == {OURS: Canceled(Decimal(5), None, None)} | {
+        each: answers[each] for each in (OTHER, THIRD)
+    }
 
 
 @pytest.mark.parametrize("body", [b"", HTML, b"[]", {}, {"orders": None}, {"orders": {}}, b'{"orders":[' * 9])
@@ -573,15 +634,40 @@ def test_a_batch_can_fail_as_a_whole(status, meaning):
         ("", None),
         ("soon", None),
         ("0x10", None),
-        ("Sun, 22 Nov 2026 13:00:00 GMT", None),
+        ("Sun, 22 Nov 2026 13:00:00 GMT", None),  # after what?
         ("1, 2", None),
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_retry_after_is_honoured_as_far_as_it_is_believed(status, header, seconds):
-    answer = cancel(status, {"error": "too many requests"}, retry_after=header)
+    answer = cancel(status, {"code": "too_many_requests", "message": "words"}, retry_after=header)
     assert isinstance(answer, Trouble)
     assert answer.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("until", "seconds"),
+    [
+        ("Sun, 22 Nov 2026 13:00:04 GMT", 4.0),
+        ("Sun, 22 Nov 2026 12:59:00 GMT", 0.0),
+        ("Sun, 22 Nov 2026 14:00:00 GMT", 60.0),
+    ],
+)
+def test_a_retry_after_that_is_a_date_counts_from_the_answers_own_date(until, seconds):
+    answer = cancel(
+        429, {"error": "too many requests"}, retry_after=until, date="Sun, 22 Nov 2026 13:00:00 GMT"
+    )
+    assert isinstance(answer, Trouble)
+    assert answer.retry_after_s == seconds
+
+
+def test_a_retry_after_that_is_a_date_counts_from_the_known_clock_where_the_answer_tells_none():
+    for headers in ({}, {"age": "40", "date": "Sun, 22 Nov 2026 12:50:00 GMT"}):
+        until = {"retry-after": "Sun, 22 Nov 2026 13:00:04 GMT"}
+        busy = Reply(429, {**headers, **until}, b'{"error": "too many requests"}', clock_s=1_795_352_402.5)
+        answer = decipher_cancel(OURS, busy)
+        assert isinstance(answer, Trouble)
+        assert answer.retry_after_s == 1.5
 
 
 def test_without_a_retry_after_there_is_no_wish():
@@ -607,16 +693,24 @@ def test_without_a_retry_after_there_is_no_wish():
     ],
 )
 def test_the_exchanges_clock_is_its_date_header(date, seconds):
-    assert server_time_s(reply(200, date=date)) == seconds
+    assert server_time_s(compose_read(OURS), reply(200, date=date)) == seconds
 
 
 def test_without_a_date_the_exchanges_clock_is_not_known():
-    assert server_time_s(reply(200)) is None
+    assert server_time_s(compose_read(OURS), reply(200)) is None
+
+
+def test_only_an_answer_of_the_exchange_itself_that_no_cache_can_hold_tells_the_time():
+    date = "Sun, 22 Nov 2026 13:00:00 GMT"
+    assert server_time_s(compose_read(OURS), reply(404, {"msg": "not found"}, date=date)) is not None
+    assert server_time_s(compose_read(OURS), reply(404, HTML, date=date)) is None
+    assert server_time_s(compose_read(OURS), reply(200, date=date, age="0")) is None
+    assert server_time_s(EXCHANGE_STATUS, reply(200, date=date)) is None
 
 
 @given(st.text() | st.from_regex(r"\w{3}, \d{1,6} \w{3} \d{1,6} \d\d:\d\d:\d\d [+-]?\w{1,9}"))
 def test_no_date_header_is_able_to_raise(date):
-    seconds = server_time_s(reply(200, date=date))
+    seconds = server_time_s(compose_read(OURS), reply(200, date=date))
     assert seconds is None or isinstance(seconds, float)
 
 
@@ -631,23 +725,69 @@ def test_a_read_shows_the_order():
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "why"),
     [
-        {},
-        {"order": None},
-        {"order": []},
-        {"order": {"order_id": OURS}},
-        {"order": {"order_id": OTHER, "status": "canceled"}},
-        {"order": {"order_id": OURS, "status": "cancelled"}},
-        {"order": {"order_id": OURS, "status": ["canceled"]}},
-        {"order": {"order_id": OURS, "status": None}},
-        {"order_id": OURS, "status": "canceled"},
+        ({}, "the body has no order"),
+        ({"order": None}, "the body has no order"),
+        ({"order": []}, "the body has no order"),
+        ({"order_id": OURS, "status": "canceled"}, "the body has no order"),
+        (HTML, "the body is no JSON object"),
+        ({"order": {"order_id": OTHER, "status": "canceled"}}, f"the body shows another order: '{OTHER}'"),
+        ({"order": {"order_id": OURS}}, "the order has no readable status: None"),
+        ({"order": {"order_id": OURS, "status": ["canceled"]}}, "the order has no readable status: ["),
     ],
 )
-def test_a_read_without_our_order_in_it_is_unanswered(body):
+def test_a_read_without_our_order_in_it_is_unanswered_and_says_what_is_wrong(body, why):
     answer = read(200, body)
     assert isinstance(answer, Trouble)
+    assert (answer.meaning, answer.problem.code) == (Meaning.UNANSWERED, "garbage")
+    assert answer.problem.message.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("resting", OrderStatus.RESTING),
+        ("Canceled", OrderStatus.CANCELED),
+        ("CANCELLED", OrderStatus.CANCELED),
+        ("cancelled", OrderStatus.CANCELED),
+        ("EXECUTED", OrderStatus.EXECUTED),
+        ("filled", OrderStatus.EXECUTED),
+        ("expired", OrderStatus.EXPIRED),
+        ("Expired ", OrderStatus.EXPIRED),
+        ("rejected", OrderStatus.REJECTED),
+        ("on_hold", OrderStatus.UNKNOWN),
+        ("unknown", OrderStatus.UNKNOWN),
+        ("", OrderStatus.UNKNOWN),
+    ],
+)
+def test_a_status_is_understood_whatever_its_case_and_spelling(word, status):
+    answer = read(200, {"order": {"order_id": OURS, "status": word}})
+    assert isinstance(answer, Order)
+    assert answer.status is status
+    assert answer.raw["status"] == word
+
+
+@pytest.mark.parametrize("body", [{"orders": None, "cursor": ""}, {"cursor": ""}, {"orders": []}, {}])
+def test_a_listing_without_a_list_and_without_a_cursor_is_an_empty_page(body):
+    assert decipher_list(reply(200, body)) == Page((), "", 0)
+
+
+@pytest.mark.parametrize(
+    "body", [{"orders": None, "cursor": "x"}, {"orders": {}}, {"message": "ok"}, {"cursor": 5}, HTML]
+)
+def test_what_is_no_page_of_a_listing_is_never_an_empty_one(body):
+    answer = decipher_list(reply(200, body))
+    assert isinstance(answer, Trouble)
     assert answer.meaning is Meaning.UNANSWERED
+
+
+def test_a_listed_order_with_a_status_that_nobody_knows_is_an_order():
+    listed = [{"order_id": OURS, "status": "on_hold"}, {"order_id": OTHER}]
+    page = decipher_list(reply(200, {"orders": listed}))
+    assert isinstance(page, Page)
+    assert [order.status for order in page.orders] == [OrderStatus.UNKNOWN] * 2
+    assert page.unreadable == 0
 
 
 @pytest.mark.parametrize("field", ["ticker", "exchange_index", "subaccount_number", "last_update_time"])
@@ -666,24 +806,32 @@ def test_an_optional_field_that_is_absent_or_of_another_type_is_not_known(field)
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"),
+    ("text", "ms", "within_ms"),
     [
-        ("2026-11-22T13:00:00Z", 1_795_352_400_000),
-        ("2026-11-22T13:00:00.5Z", 1_795_352_400_500),
-        ("2026-11-22T13:00:00.123456789Z", 1_795_352_400_123),
-        ("2026-11-22T14:00:00+01:00", 1_795_352_400_000),
-        ("2026-11-22T13:00:00", None),  # whose clock?
-        ("22 Nov 2026", None),
-        ("", None),
-        ("\ud800", None),
-        (1_795_352_400, None),
-        (None, None),
+        ("2026-11-22T13:00:00Z", 1_795_352_400_000, 1000),
+        ("2026-11-22T13:00:00.5Z", 1_795_352_400_500, 100),
+        ("2026-11-22T13:00:00.123456789Z", 1_795_352_400_123, 1),
+        ("2026-11-22T14:00:00.000+01:00", 1_795_352_400_000, 1),
+        ("2026-11-22T13:00:00", None, 1),  # whose clock?
+        ("22 Nov 2026", None, 1),
+        ("", None, 1),
+        ("\ud800", None, 1),
+        (1_795_352_400, 1_795_352_400_000, 1000),
+        (1_795_352_400.25, 1_795_352_400_250, 1),
+        (1_795_352_400_123, 1_795_352_400_123, 1),
+        ("1795352400123", 1_795_352_400_123, 1),
+        (1_795_352_400_123_456, 1_795_352_400_123, 1),
+        (1_795_352_400_123_456_789, 1_795_352_400_123, 1),
+        (5, None, 1),
+        (10**30, None, 1),
+        (True, None, 1),
+        (None, None, 1),
     ],
 )
-def test_the_last_update_is_a_moment_with_a_zone_or_not_known(text, ms):
+def test_the_last_update_is_a_moment_that_can_be_read_as_utc_or_not_known(text, ms, within_ms):
     parsed = parse_order({**ORDER_IN_FIXED_POINT, "last_update_time": text})
     assert parsed is not None
-    assert parsed.last_update_ms == ms
+    assert (parsed.last_update_ms, parsed.last_update_within_ms) == (ms, within_ms)
 
 
 def test_what_no_documented_order_holds_is_left_out_of_what_is_kept():
@@ -824,7 +972,7 @@ def test_no_reply_makes_deciphering_raise_or_report_a_cancellation_that_it_does_
         assert isinstance(shown, Trouble)
     facts = decipher_object(received)
     assert isinstance(facts, Trouble | dict)
-    server_time_s(received)
+    server_time_s(compose_read(OURS), received)
 
 
 entries = (

@@ -350,6 +350,8 @@ def test_only_terminal_orders_make_an_outcome_final():
     assert {status for status in OrderStatus if status.terminal} == {
         OrderStatus.CANCELED,
         OrderStatus.EXECUTED,
+        OrderStatus.EXPIRED,
+        OrderStatus.REJECTED,
     }
 
 

@@ -43,11 +43,8 @@ def test_what_killed_workers_had_in_flight_is_settled_by_others_within_seconds(c
         result = crew.client.cancel(order_id).result(timeout=PATIENCE_S)
         took_s.append(time.monotonic() - killed)
         confirmed_by = "cancel" if effect == "none" else "read_back"
-        assert (result.outcome, result.reduced_by, result.confirmed_by) == (
-            "canceled",
-            Decimal("10.00"),
-            confirmed_by,
-        )
+        assert (result.outcome, result.confirmed_by) == ("canceled", confirmed_by)
+        assert result.reduced_by == (Decimal("10.00") if effect == "none" else None)
         assert result.attempts == crew.sent()[order_id] == 2
     shown = ", ".join(f"{each:.2f}" for each in took_s)
     assert max(took_s) <= WORST_S, f"worst: {shown}"
@@ -80,7 +77,8 @@ def test_many_cancels_survive_two_of_three_workers_killed_in_the_middle_of_them(
     results = pending.results(timeout=PATIENCE_S)
     assert Counter(result.outcome for result in results) == {"canceled": 120}
     assert {order["status"] for order in crew.control.orders()} == {"canceled"}
-    assert {result.reduced_by for result in results} == {Decimal("10.00")}
+    assert {each.confirmed_by for each in results if each.reduced_by is None} <= {"read_back"}
+    assert {result.reduced_by for result in results} <= {None, Decimal("10.00")}
 
 
 # -- clocks

@@ -298,6 +298,56 @@ def test_a_chunked_body_is_put_together(serve, transport):
     assert server.connections == 1
 
 
+def answers_late(*interim, after_s=0.06):
+    """A server that sends interim responses at once and each answer, with its number, a little later."""
+
+    def talk(server, connection, _number):
+        for at in range(1_000_000):
+            if not server.hear(connection):
+                return
+            for each in interim:
+                connection.sendall(each)
+            time.sleep(after_s)
+            connection.sendall(whole(str(at).encode()))
+
+    return talk
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nLink: <x>\r\n\r\n"
+INTERIM = [
+    (HINTS,),
+    (b"HTTP/1.1 102 Processing\r\n\r\n",),
+    (b"HTTP/1.1 100 Continue\r\n\r\n", HINTS, HINTS),
+    (b"HTTP/1.1 199 Whatever\r\nContent-Length: 5\r\n\r\n",),
+]
+
+
+@pytest.mark.parametrize("interim", INTERIM, ids=["103", "102", "several", "with a length"])
+def test_interim_responses_are_not_the_answer_and_each_call_gets_its_own(serve, transport, interim):
+    server = serve(answers_late(*interim))
+    sender = transport(server.url)
+    for at in range(3):
+        reply = sender.send(CALL, SIGNED, time_left_s=5)
+        assert (reply.status, reply.body) == (200, str(at).encode())
+    assert server.connections == 1
+
+
+def test_an_interim_response_without_an_answer_may_have_taken_effect(serve, transport):
+    server = serve(answers_late(HINTS, after_s=30))
+    sender = transport(server.url)
+    with pytest.raises(NoReply):
+        sender.send(CALL, SIGNED, time_left_s=0.3)
+    with pytest.raises(NoReply):
+        sender.send(CALL, SIGNED, time_left_s=0.3)
+    assert server.connections == 2, "a connection that owes an answer is not used again"
+
+
+@pytest.mark.parametrize("interim", [HINTS * 200, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"])
+def test_interim_responses_without_end_and_another_protocol_are_no_answer(serve, transport, interim):
+    with pytest.raises(NoReply):
+        transport(serve(answers_late(interim)).url).send(CALL, SIGNED, time_left_s=5)
+
+
 def test_a_204_without_a_body_is_complete(serve, transport):
     server = serve(says(b"HTTP/1.1 204 No Content\r\n\r\n"))
     made = transport(server.url)

@@ -104,7 +104,7 @@ class Entry:
     request: CancelRequest
     learned: str
     interrupted: bool
-    first_sent_ms: int | None
+    first_sent_ms: str | None
     first_sent_age_ms: int
     lane: Lane
     requested_at: str
@@ -136,14 +136,14 @@ class Wish:
     """What hands are ready to take up: one call's worth of what is due, the first lane first.
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
-    ``calls`` of them. ``exchange_ms``, this moment on the exchange's clock, is recorded with the first claim
-    of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
+    ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
+    first claim of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
     """
 
     lanes: tuple[Lane, ...]
     at_most: int
     lease_s: float
-    exchange_ms: int | None
+    exchange_ms: str | int | None
     calls: int = 1
     risk_reserve: float = 0.0
     cancel_cost: float = 2.0
@@ -318,7 +318,7 @@ class Book:
                 round(known.due_in_s * 1000) if known else 0,
             ]
             for at, request in enumerate(portion, start):
-                fields = request.fields()
+                fields = request.kept_fields()
                 requested_by = fields.pop("requested_by", "")
                 deadline_s = fields.pop("deadline_s", default_deadline_s)
                 args += (
@@ -693,7 +693,7 @@ def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
         request=CancelRequest.from_json(request),
         learned=json.dumps(json.loads(learned)) if learned else "",
         interrupted=sent == "1",
-        first_sent_ms=int(first_sent_ms) if first_sent_ms else None,
+        first_sent_ms=first_sent_ms or None,
         first_sent_age_ms=int(first_sent_age or 0),
         lane=Lane(lane),
         requested_at=utc_text(int(accepted_ms) / 1000),

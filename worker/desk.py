@@ -67,6 +67,7 @@ class Desk:
         cancel_deadline_s: float,
         cancel_max_age_s: float,
         read_lag_s: float,
+        record_life_s: float,
         risk_reserve: float,
         batch_most: int,
         lanes: Sequence[Lane] = tuple(Lane),
@@ -91,7 +92,7 @@ class Desk:
         self._called_at = -math.inf
         self._no_book = Seldom()
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
-        self._gate = Gate(exchange.warm_up, self._show_gate)
+        self._gate = Gate(exchange.status, self._show_gate)
         self._pursuit = Pursuit(
             exchange,
             pacer,
@@ -100,6 +101,7 @@ class Desk:
             self._stopping,
             cancel_max_age_s=cancel_max_age_s,
             read_lag_s=read_lag_s,
+            record_life_s=record_life_s,
             risk_reserve=risk_reserve,
             batch_most=batch_most,
             tell=tell,
@@ -243,7 +245,7 @@ class Desk:
             lanes,
             at_most=self._pursuit.batch_size.limit,
             lease_s=LEASE_S,
-            exchange_ms=self._pursuit.exchange_ms(),
+            exchange_ms=self._pursuit.engine_now(),
             calls=calls,
             risk_reserve=self._risk_reserve,
             cancel_cost=limits.cancel_cost,

@@ -4,12 +4,16 @@ V1 is the dialect of ``/portfolio/orders`` (retired in production in June 2026),
 ``/portfolio/events/orders``; reads are common to both. A reply is bytes from a stranger: deciphering
 never raises, and what it cannot understand is UNANSWERED ("may have taken effect"), never a cancellation.
 
+Only the exchange's own shapes are its word. A gateway in front of it (a CDN, a proxy) answers with pages of
+its own, as HTML or as JSON; they say nothing about an order and are UNANSWERED, whatever their status.
+
 What each reply means is the table :data:`MEANINGS`; what to do about it is decided in ``outcomes``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +32,13 @@ TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
 RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
 LIST_PAGE = 1000  # more is a 400
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
+# An error code of the exchange: words in one case, perhaps with a tail (``user_not_found:_5d8c``).
+_OWN_CODE = re.compile(r"([a-z0-9]+(_[a-z0-9]+)*|[A-Z0-9]+(_[A-Z0-9]+)*)(:.*)?", re.DOTALL)
+_TOO_MANY = ("too_many_requests", "rate_limit")
+_DIGITS = re.compile(r"[0-9]{10,20}")
+_FRACTION = re.compile(r"[.,]([0-9]{1,3})")  # of a second
 RETIRED_CODE = "deprecated_v1_order_endpoint"
+GATEWAY_CODE = "gateway"  # what stands in front of the exchange has answered in its place
 
 
 class Dialect(StrEnum):
@@ -58,6 +68,7 @@ class Call:
     path: str
     query: str = ""
     body: bytes = b""  # JSON; neither it nor the query is signed
+    is_public: bool = False  # answered to anybody, and so perhaps by a cache
 
     @property
     def target(self) -> str:
@@ -67,11 +78,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: header names are lower case."""
+    """What came back: header names are lower case; ``clock_s``: the exchange's clock, if it is known."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    clock_s: float | None = None
 
 
 def compose_cancel(dialect: Dialect, order_id: str, routing: Routing) -> Call:
@@ -112,6 +124,12 @@ def compose_list(query: Mapping[str, str | int], cursor: str) -> Call:
     return Call("GET", f"{API}/portfolio/orders", urlencode(wanted))
 
 
+def compose_archive(query: Mapping[str, str | int], cursor: str) -> Call:
+    """The call that lists orders of the archive, where the exchange moves what ended some time ago."""
+    wanted = {"limit": LIST_PAGE, **query, **({"cursor": cursor} if cursor else {})}
+    return Call("GET", f"{API}/historical/orders", urlencode(wanted))
+
+
 def compose_trigger(order_group_id: str) -> Call:
     """The call that cancels an order group and closes it for new orders until it is reset."""
     return Call("PUT", f"{API}/portfolio/order_groups/{order_group_id}/trigger")
@@ -119,7 +137,7 @@ def compose_trigger(order_group_id: str) -> Call:
 
 # Every subaccount and shard; new orders may be canceled as well during the following minute.
 CANCEL_ALL = Call("DELETE", f"{API}/portfolio/events/orders")
-EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status")
+EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status", is_public=True)
 ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
 ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
 LIST_ONE_ORDER = Call("GET", f"{API}/portfolio/orders", "limit=1")
@@ -182,11 +200,15 @@ MEANINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Canceled:
-    """The exchange's own word that this cancel removed ``reduced_by`` contracts (above zero)."""
+    """The exchange's own word that this cancel removed ``reduced_by`` contracts (above zero).
+
+    ``ts_ms`` is when, on the engine's clock, told to within ``ts_within_ms``.
+    """
 
     reduced_by: Decimal
     ts_ms: int | None
     order: Order | None
+    ts_within_ms: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +235,17 @@ CancelAnswer = Canceled | Trouble
 ReadAnswer = Order | Trouble
 
 
+# A 200 without any of these is no answer of the exchange's to a cancel.
+_OF_A_CANCEL = frozenset({"order_id", "order", "reduced_by", "reduced_by_fp"})
+
+
 def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
     """What a reply to the cancel of ``order_id`` says; either dialect's success is understood."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
     body = _json_object(reply.body)
-    if body is None:
-        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+    if body is None or not body.keys() & _OF_A_CANCEL:
+        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no answer to a cancel: {_text(reply.body)}")
     if isinstance(body.get("order"), Mapping):
         return _decipher_v1_success(order_id, body, reply)
     if body.get("order_id") != order_id:
@@ -261,19 +287,32 @@ def _entry_order_id(entry: object) -> str:
     return own if isinstance(own, str) else ""
 
 
+_NO_ERROR: tuple[object, ...] = (None, "", False)
+
+
 def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> CancelAnswer:
     error = entry.get("error")
-    if error:
-        code, message = _error_words({"error": error})
-        meaning = next(
-            (row.meaning for row in MEANINGS if row.code and code.startswith(row.code)),
-            Meaning.NOT_FOUND if code.startswith("not_found") else Meaning.UNCLEAR,
-        )
-        return Trouble(meaning, Problem(code or "error", message, reply.status))
+    reduced_by = parse_count(_first(entry, "reduced_by", "reduced_by_fp"))
+    if error not in _NO_ERROR:  # (an empty object is an error, too)
+        return _decipher_entry_error(error, reduced_by, reply)
     if isinstance(entry.get("order"), dict):
         return _decipher_v1_success(order_id, entry, reply)
-    reduced_by = parse_count(_first(entry, "reduced_by", "reduced_by_fp"))
     return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
+
+
+def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Reply) -> Trouble:
+    """What an error inside a batch means: not applied, whatever it says; only the way on differs."""
+    code, message = _error_words({"error": error})
+    word = (code or message).lower().replace(" ", "_")
+    problem = Problem(code or "error", message or ascii(error)[:TEXT_SHOWN_CHARS], reply.status)
+    if reduced_by:
+        return Trouble(
+            Meaning.UNCLEAR, problem
+        )  # an error and contracts removed: which is true, a read tells
+    if any(each in word for each in _TOO_MANY):
+        return Trouble(Meaning.BUSY, problem)
+    passing = (row.meaning for row in MEANINGS if row.code and word.startswith(row.code))
+    return Trouble(next(passing, Meaning.NOT_FOUND), problem)
 
 
 def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -> CancelAnswer:
@@ -299,7 +338,7 @@ def _canceled(
         return _trouble(
             Meaning.NOT_FOUND, reply, "nothing_removed", "accepted, but nothing was left to remove"
         )
-    return Canceled(reduced_by, ts_ms, order)
+    return Canceled(reduced_by, ts_ms, order, 1 if order is None else order.last_update_within_ms)
 
 
 def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
@@ -307,12 +346,19 @@ def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
     body = _json_object(reply.body)
-    order = parse_order(body.get("order")) if body is not None else None
-    if order is None or order.order_id != order_id:
-        return _trouble(
-            Meaning.UNANSWERED, reply, "garbage", f"no such order in the body: {_text(reply.body)}"
-        )
-    return order
+    shown = None if body is None else body.get("order")
+    order = parse_order(shown)
+    if order is not None and order.order_id == order_id and isinstance(order.raw.get("status"), str):
+        return order
+    if body is None:
+        why = f"the body is no JSON object: {_text(reply.body)}"
+    elif not isinstance(shown, dict):
+        why = f"the body has no order: {_text(reply.body)}"
+    elif shown.get("order_id") != order_id:
+        why = f"the body shows another order: {shown.get('order_id')!a}"
+    else:
+        why = f"the order has no readable status: {shown.get('status')!a}"
+    return _trouble(Meaning.UNANSWERED, reply, "garbage", why)
 
 
 def decipher_command(reply: Reply) -> Trouble | None:
@@ -337,12 +383,15 @@ def decipher_list(reply: Reply) -> Page | Trouble:
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
     body = _json_object(reply.body)
-    listed = body.get("orders") if body is not None else None
-    cursor = body.get("cursor") if body is not None else None
-    if not isinstance(listed, list) or not isinstance(cursor, str | None):
+    listed = cursor = None
+    if body is not None and (not body or body.keys() & {"orders", "cursor"}):
+        cursor = body.get("cursor") or ""
+        # The exchange leaves empty lists out, or says null; a page that goes on has orders.
+        listed = body.get("orders") if body.get("orders") is not None or cursor else []
+    if not isinstance(listed, list) or not isinstance(cursor, str):
         return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
     known = tuple(order for order in map(parse_order, listed) if order is not None)
-    return Page(known, cursor or "", len(listed) - len(known))
+    return Page(known, cursor, len(listed) - len(known))
 
 
 def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
@@ -362,21 +411,18 @@ def parse_order(value: object) -> Order | None:
     """
     if not isinstance(value, dict) or not is_order_id(value.get("order_id")):
         return None
-    try:
-        status = OrderStatus(value.get("status", ""))
-    except ValueError:
-        return None
-
+    updated_ms, updated_within_ms = _parse_time_ms(value.get("last_update_time"))
     return Order(
         order_id=value["order_id"],
-        status=status,
+        status=OrderStatus.parse(value.get("status")),
         ticker=_of_type(str, value.get("ticker")),
         exchange_index=_of_type(int, value.get("exchange_index")),
         subaccount=_of_type(int, value.get("subaccount_number")),
         initial_count=_parse_count_of(value, "initial_count_fp", "initial_count"),
         fill_count=_parse_count_of(value, "fill_count_fp", "fill_count"),
         remaining_count=_parse_count_of(value, "remaining_count_fp", "remaining_count"),
-        last_update_ms=_parse_time_ms(value.get("last_update_time")),
+        last_update_ms=updated_ms,
+        last_update_within_ms=updated_within_ms,
         raw=value,
     )
 
@@ -395,8 +441,14 @@ def _first(fields: Mapping[str, Any], *names: str) -> Any:
     return None
 
 
-def server_time_s(reply: Reply) -> float | None:
-    """The exchange's clock by the ``Date`` header, epoch seconds (whole ones); None without a usable one."""
+def server_time_s(call: Call, reply: Reply) -> float | None:
+    """The exchange's clock by the ``Date`` header, epoch seconds (whole ones); None where that tells nothing.
+
+    Only an answer of the exchange's own to a call that nobody may answer from a cache tells the time.
+    """
+    cached = call.is_public or "age" in reply.headers
+    if cached or (reply.status >= 400 and not _is_own_error(reply.status, _json_object(reply.body))):  # noqa: PLR2004 - HTTP's errors
+        return None
     return _epoch_s(reply.headers.get("date", ""))
 
 
@@ -413,16 +465,35 @@ def decipher_error(reply: Reply) -> Trouble:
     """What a reply means that is no success."""
     body = _json_object(reply.body)
     code, message = _error_words(body)
-    meaning = next(
-        (row.meaning for row in MEANINGS if row.status == reply.status and code.startswith(row.code)),
-        Meaning.UNANSWERED,
-    )
+    message = message or _text(reply.body)
+    meaning, word = Meaning.UNANSWERED, code.lower()
+    if _is_own_error(reply.status, body):
+        rows = (row for row in MEANINGS if row.status == reply.status and word.startswith(row.code))
+        meaning = next((row.meaning for row in rows), Meaning.UNANSWERED)
+    elif reply.body.strip():
+        gateway = f"a gateway, not of the exchange ({_shown(reply.headers.get('server', 'unnamed'))})"
+        code, message = GATEWAY_CODE, f"HTTP {reply.status} of {gateway}: {message}"
     return Trouble(
         meaning=meaning,
-        problem=Problem(code or f"http_{reply.status}", message or _text(reply.body), reply.status),
+        problem=Problem(code or f"http_{reply.status}", message[:TEXT_SHOWN_CHARS], reply.status),
         retry_after_s=_retry_after_s(reply),
-        proof=body is not None and (not code or code.startswith("not_found")),
+        proof=meaning is Meaning.NOT_FOUND and (not word or word.startswith("not_found")),
     )
+
+
+def _is_own_error(status: int, body: Mapping[str, Any] | None) -> bool:
+    """Whether an error has one of the exchange's shapes: nested, flat, bare ``msg``, or the 429's string."""
+    if body is None:
+        return False
+    error = body.get("error", body)
+    if isinstance(error, str):
+        return status == 429  # noqa: PLR2004 - HTTP's Too Many Requests
+    if not isinstance(error, Mapping):
+        return False
+    code = error.get("code")
+    if isinstance(code, str):
+        return _OWN_CODE.fullmatch(code) is not None
+    return code is None and isinstance(error.get("msg"), str)
 
 
 def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -449,10 +520,17 @@ def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Trouble
 
 
 def _retry_after_s(reply: Reply) -> float | None:
+    """Seconds to wait, told as such or as a moment on the exchange's clock."""
+    told = reply.headers.get("retry-after", "")
     try:
-        wish = float(reply.headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
+        wish = float(told)
+    except ValueError:
+        moment_s = _epoch_s(told)
+        now_s = None if "age" in reply.headers else _epoch_s(reply.headers.get("date", ""))
+        now_s = reply.clock_s if now_s is None else now_s
+        if moment_s is None or now_s is None:
+            return None
+        wish = max(moment_s - now_s, 0.0)
     return min(wish, RETRY_AFTER_MAX_S) if wish >= 0 else None  # NaN compares false: no wish
 
 
@@ -472,12 +550,29 @@ def _parse_ts_ms(value: object) -> int | None:
     return value if type(value) is int and 0 < value < 10**15 else None
 
 
-def _parse_time_ms(value: object) -> int | None:
+# A number that tells a moment is of one of these units, by its size: (from, to, units a second).
+_EPOCHS = ((10**9, 10**11, 1), (10**12, 10**14, 1000), (10**15, 10**17, 10**6), (10**18, 10**20, 10**9))
+
+
+def _parse_time_ms(value: object) -> tuple[int | None, int]:
+    """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC."""
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        value = int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        units = next((per_s for low, high, per_s in _EPOCHS if low <= value < high), None)
+        if units is None:
+            return None, 1
+        whole = units == 1 and value == int(value)
+        return math.floor(value * 1000 / units), 1000 if whole else 1
     try:
         moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
-        return round(moment.timestamp() * 1000) if moment.tzinfo else None
+        at_ms = math.floor(moment.timestamp() * 1000 + 0.001) if moment.tzinfo else None
     except (TypeError, ValueError, OverflowError):
-        return None
+        return None, 1
+    fraction = _FRACTION.search(str(value))
+    if at_ms is None:
+        return None, 1
+    return at_ms, 10 ** (3 - len(fraction[1])) if fraction else 1000
 
 
 _T = TypeVar("_T")

@@ -266,7 +266,7 @@ def _examine_account(settings: WorkerSettings) -> Iterator[Finding]:
 
 
 def _examine_exchange(exchange: Exchange, settings: WorkerSettings) -> Iterator[Finding]:
-    status = exchange.warm_up()
+    status = exchange.status()
     if not isinstance(status, Trouble):
         yield _examine_status(settings.base_url, status)
     elif status.problem.http_status is None:
@@ -282,10 +282,10 @@ def _examine_exchange(exchange: Exchange, settings: WorkerSettings) -> Iterator[
             f"{settings.base_url}: {_words(status)}",
             "check that KALSHI_BASE_URL is the exchange's; if so, wait: it is not well",
         )
-    yield _examine_clock(exchange)
     read = exchange.fetch(LIST_ONE_ORDER)
     if isinstance(read, Trouble) and read.meaning is Meaning.CLOCK:
         read = exchange.fetch(LIST_ONE_ORDER)  # signed by the exchange's clock this time, as workers do
+    yield _examine_clock(exchange)  # (only an answer to a signed call tells the time)
     if isinstance(read, Trouble):
         yield _failed("signed read", _words(read), _read_advice(read))
         return

@@ -10,14 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from worker.clock import BoundedClock, Span
 from worker.dialects import (
     ACCOUNT_LIMITS,
     EXCHANGE_STATUS,
+    GATEWAY_CODE,
     Call,
     CancelAnswer,
+    Canceled,
     Dialect,
     Meaning,
     Page,
@@ -25,6 +29,7 @@ from worker.dialects import (
     Reply,
     Routing,
     Trouble,
+    compose_archive,
     compose_batch,
     compose_cancel,
     compose_list,
@@ -37,6 +42,7 @@ from worker.dialects import (
     decipher_read,
     server_time_s,
 )
+from worker.logs import Seldom
 from worker.orders import Problem
 from worker.settings import WorkerSettings
 from worker.signing import RequestSigner, load_private_key
@@ -48,6 +54,8 @@ log = logging.getLogger(__name__)
 SKEW_WORTH_A_WARNING_MS = 2_000
 SKEW_TO_CORRECT_MS = 5_000  # long before it is refused
 TIMESTAMP_AHEAD_MOST_MS = 2_000
+# The exchange's two clocks may disagree. By more than this they do not: it would refuse its own timestamps.
+ENGINE_OFF_FRONT_MS = 15_000
 
 
 def signer_from(settings: WorkerSettings) -> RequestSigner:
@@ -67,17 +75,21 @@ class Exchange:
         dialect: Dialect = Dialect.V2,
         call_deadline_s: float = 5.0,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._signer = signer
         self._call_deadline_s = call_deadline_s
         self._clock = clock
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self.dialect = dialect
-        self._skew_range_ms: tuple[float, float] | None = None
-        self._correction_ms = 0
+        self._front = BoundedClock()
+        self._engine = BoundedClock()
+        self._follows_front = False  # our own clock is not good enough to sign with
         self._last_timestamp_ms = 0
         self._warned_skew_ms = 0
+        self._gateway_told = Seldom()
         self._refusals_told: set[str] = set()
 
     @classmethod
@@ -108,9 +120,10 @@ class Exchange:
 
     def cancel(self, order_id: str, routing: Routing, *, time_left_s: float) -> CancelAnswer:
         """What the exchange says to one cancel of one order."""
-        dialect = self.dialect
+        dialect, sent_s = self.dialect, self._monotonic()
         reply = self._ask(compose_cancel(dialect, order_id, routing), time_left_s)
         answer = reply if isinstance(reply, Trouble) else decipher_cancel(order_id, reply)
+        self._learn_engine([answer], sent_s)
         if isinstance(answer, Trouble):
             self._notice(answer, dialect)
         return answer
@@ -119,13 +132,15 @@ class Exchange:
         self, orders: Sequence[tuple[str, Routing]], *, time_left_s: float
     ) -> dict[str, CancelAnswer] | Trouble:
         """What the exchange says to one cancel of several orders, each; or a trouble of the whole call."""
-        dialect = self.dialect
+        dialect, sent_s = self.dialect, self._monotonic()
         reply = self._ask(compose_batch(dialect, orders), time_left_s)
         if isinstance(reply, Trouble):
             return reply
         answers = decipher_batch([order_id for order_id, _ in orders], reply)
         if isinstance(answers, Trouble):
             self._notice(answers, dialect)
+        else:
+            self._learn_engine(answers.values(), sent_s)
         return answers
 
     def read_order(self, order_id: str, *, time_left_s: float) -> ReadAnswer:
@@ -139,6 +154,14 @@ class Exchange:
     def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
         """One page of the orders that the query lets through, resting ones unless it names a status."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
+        page = reply if isinstance(reply, Trouble) else decipher_list(reply)
+        if isinstance(page, Trouble):
+            self._notice(page, Dialect.V2)
+        return page
+
+    def list_archive(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+        """One page of the archive, to which the exchange moves orders some time after their end."""
+        reply = self._ask(compose_archive(query, cursor), self._call_deadline_s)
         page = reply if isinstance(reply, Trouble) else decipher_list(reply)
         if isinstance(page, Trouble):
             self._notice(page, Dialect.V2)
@@ -159,6 +182,10 @@ class Exchange:
 
     def warm_up(self) -> Mapping[str, Any] | Trouble:
         """Opens a connection and measures the clocks' difference before the first cancel needs either."""
+        return self.fetch(ACCOUNT_LIMITS)
+
+    def status(self) -> Mapping[str, Any] | Trouble:
+        """Whether the exchange takes orders and cancels, as it says itself."""
         return self.fetch(EXCHANGE_STATUS)
 
     def sign_with(self, signer: RequestSigner) -> Trouble | None:
@@ -177,9 +204,9 @@ class Exchange:
 
     @property
     def skew_ms(self) -> int | None:
-        """The exchange's clock minus ours: within half a second at first, milliseconds later; or None."""
-        measured = self._skew_range_ms
-        return None if measured is None else round(sum(measured) / 2)
+        """The front's clock minus ours: within half a second at first, milliseconds later; or None."""
+        front = self._front.at(self._monotonic())
+        return None if front is None else round(front.middle_ms - self._clock() * 1000)
 
     @property
     def signs_with(self) -> tuple[str, str]:
@@ -187,8 +214,18 @@ class Exchange:
         return self._signer.key_id, self._signer.algorithm
 
     def now_ms(self) -> int:
-        """This moment on the exchange's clock, as well as it is known (``skew_ms`` None: not at all)."""
+        """This moment on the front's clock, as well as it is known (``skew_ms`` None: on ours)."""
         return round(self._clock() * 1000) + (self.skew_ms or 0)
+
+    def engine_now(self) -> Span | None:
+        """This moment on the clock that stamps orders; None while nothing sure is known of it.
+
+        Until a cancel of ours was answered, the front's clock tells it roughly.
+        """
+        now_s = self._monotonic()
+        front = self._front.surely_at(now_s)
+        roughly = None if front is None else front.moved(0.0, unsure_ms=ENGINE_OFF_FRONT_MS)
+        return self._engine.surely_at(now_s) or roughly
 
     def close(self) -> None:
         """Closes the connections."""
@@ -196,20 +233,24 @@ class Exchange:
 
     def _ask(self, call: Call, time_left_s: float, signer: RequestSigner | None = None) -> Reply | Trouble:
         """One signed HTTP exchange; timestamp and signature are made afresh for each."""
-        started_s = self._clock()
-        timestamp_ms = self._next_timestamp_ms(started_s)
+        sent_s = self._monotonic()
+        timestamp_ms = self._next_timestamp_ms()
         headers = (signer or self._signer).headers(call.method, call.path, timestamp_ms=timestamp_ms)
         try:
             reply = self._transport.send(call, headers, time_left_s=min(time_left_s, self._call_deadline_s))
         except TransportError as error:
             meaning = Meaning.NOT_SENT if isinstance(error, NotSent) else Meaning.UNANSWERED
             return Trouble(meaning, Problem(meaning.name.lower(), str(error)))
-        self._measure_skew(reply, started_s, self._clock())
+        self._learn_front(call, reply, sent_s)
+        if "retry-after" in reply.headers and (front := self._front.at(self._monotonic())) is not None:
+            reply = replace(reply, clock_s=front.low_ms / 1000)
         return reply
 
-    def _next_timestamp_ms(self, now_s: float) -> int:
+    def _next_timestamp_ms(self) -> int:
         """This moment as the exchange will accept it; no two calls in a row share one."""
-        now_ms = round(now_s * 1000) + self._correction_ms
+        now_ms = round(self._clock() * 1000)
+        if self._follows_front and (front := self._front.at(self._monotonic())) is not None:
+            now_ms = round(front.middle_ms)
         with self._lock:
             # In a flood the timestamps run ahead; far from the +-10 s that would matter they are reused.
             ahead = self._last_timestamp_ms + 1 - now_ms
@@ -219,27 +260,37 @@ class Exchange:
     def _notice(self, trouble: Trouble, dialect: Dialect) -> None:
         if trouble.meaning is Meaning.RETIRED and dialect is Dialect.V1:
             self._move_to_v2()
+        if trouble.problem.code == GATEWAY_CODE and (more := self._gateway_told.now()) is not None:
+            log.error("no usable answer: %s", f"{trouble.problem.message}{more}")
         if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
             self._tell_refusal(trouble.problem)
 
-    def _measure_skew(self, reply: Reply, sent_s: float, received_s: float) -> None:
-        """Narrows the difference down: `Date` is cut to whole seconds, but many of them agree on one."""
-        server_s = server_time_s(reply)
+    def _learn_front(self, call: Call, reply: Reply, sent_s: float) -> None:
+        """Learns the front's clock from a `Date`, and whether to sign by it instead of by ours."""
+        server_s = server_time_s(call, reply)
         if server_s is None:
             return
-        low, high = (server_s - received_s) * 1000, (server_s + 1 - sent_s) * 1000
-        with self._lock:
-            known = self._skew_range_ms or (low, high)
-            narrowed = (max(low, known[0]), min(high, known[1]))
-            self._skew_range_ms = narrowed if narrowed[0] < narrowed[1] else (low, high)  # a clock was set
+        expired = reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]  # noqa: PLR2004 - HTTP's Unauthorized
+        shown = Span(server_s * 1000, server_s * 1000 + 1000)
+        self._front.learn(shown, sent_s=sent_s, received_s=self._monotonic(), is_sure=expired)
         skew_ms = self.skew_ms or 0
-        refused = reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]  # noqa: PLR2004 - HTTP's Unauthorized
-        if refused or abs(skew_ms - self._correction_ms) >= SKEW_TO_CORRECT_MS:
-            self._correction_ms = skew_ms
-            log.warning("timestamps are corrected by the exchange's clock: %+d ms", skew_ms)
+        if not self._follows_front and (expired or abs(skew_ms) >= SKEW_TO_CORRECT_MS):
+            self._follows_front, self._warned_skew_ms = True, skew_ms
+            log.warning("timestamps are corrected by the exchange's clock from now on: %+d ms", skew_ms)
         elif abs(skew_ms - self._warned_skew_ms) >= SKEW_WORTH_A_WARNING_MS:
             self._warned_skew_ms = skew_ms
             log.warning("this host's clock is off: the exchange's differs by %+d ms", skew_ms)
+
+    def _learn_engine(self, answers: Iterable[CancelAnswer], sent_s: float) -> None:
+        """Learns the engine's clock from the moments at which it canceled what we have just asked for."""
+        received_s = self._monotonic()
+        stamped = [each for each in answers if isinstance(each, Canceled) and each.ts_ms is not None]
+        if stamped:
+            first = min(each.ts_ms or 0 for each in stamped)
+            last = max(each.ts_ms or 0 for each in stamped)
+            # All lie between sending and answer: the first bounds the clock from above, the last from below.
+            within_ms = max(each.ts_within_ms for each in stamped)
+            self._engine.learn(Span(last, first + within_ms), sent_s=sent_s, received_s=received_s)
 
     def _move_to_v2(self) -> None:
         with self._lock:

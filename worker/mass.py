@@ -415,7 +415,7 @@ class _Run:
         self._note_orders(orders)
         requests = [_request_for(each, self._request, order) for each, order in orders.items()]
         exchange = self._means.exchange
-        swept = Case.swept(requests[0], None if exchange.skew_ms is None else exchange.now_ms())
+        swept = Case.swept(requests[0], exchange.engine_now())
         perhaps = Known(replace(swept, routing=Routing()).to_json(), "reads", COMMAND_WITHIN_S)
         accepted = self._book.accept(
             requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, known=perhaps
@@ -682,6 +682,8 @@ def _request_for(order_id: str, request: MassRequest, order: Order | None = None
         reason=request.reason,
         request_id=request.request_id,
         traceparent=request.traceparent,
+        seen_remaining=None if order is None else order.remaining_count,
+        seen_filled=None if order is None else order.fill_count,
     )
 
 

@@ -139,6 +139,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         cancel_deadline_s=settings.cancel_deadline_s,
         cancel_max_age_s=settings.cancel_max_age_s,
         read_lag_s=settings.read_lag_s,
+        record_life_s=settings.redis.result_expires_s,
         risk_reserve=settings.risk_reserve,
         batch_most=settings.batch_most,
         lanes=lanes,

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -56,6 +56,9 @@ class CancelRequest:
     ``deadline_s`` is how long the waiter wants us to try before it is told ``unresolved``; ``request_id``
     what the sender knows it by, a mass cancel's own for each of its orders; ``traceparent`` (W3C) the span
     that its traces hang on.
+
+    Three more that no message can set: ``seen_remaining`` and ``seen_filled`` are what the listing has shown
+    that the order was found in; ``again``: a record of an earlier cancel of ours was not believed.
     """
 
     order_id: str
@@ -67,6 +70,9 @@ class CancelRequest:
     deadline_s: float | None = None
     request_id: str | None = None
     traceparent: str | None = None
+    seen_remaining: Decimal | None = None
+    seen_filled: Decimal | None = None
+    again: bool = False
 
     @classmethod
     def parse(cls, message: object) -> Self:
@@ -88,12 +94,15 @@ class CancelRequest:
     def from_json(cls, text: str) -> Self:
         """The request as the book keeps it, without fields that only newer versions of us know."""
         kept = json.loads(text)
-        try:
+        if not isinstance(kept, dict) or kept.keys() <= _CHECKS.keys():
             return cls.parse(kept)
-        except BadRequest:
-            if not isinstance(kept, dict) or kept.keys() <= _CHECKS.keys():
-                raise
-            return cls.parse({name: value for name, value in kept.items() if name in _CHECKS})
+        request = cls.parse({name: value for name, value in kept.items() if name in _CHECKS})
+        return replace(
+            request,
+            seen_remaining=parse_count(kept.get("seen_remaining")),
+            seen_filled=parse_count(kept.get("seen_filled")),
+            again=kept.get("again") is True,
+        )
 
     @staticmethod
     def _problems(message: Mapping[Any, Any]) -> dict[str, str]:
@@ -114,6 +123,12 @@ class CancelRequest:
     def fields(self) -> dict[str, Any]:
         """The message's fields: what :meth:`parse` takes, without those that are not set."""
         return {name: value for name in _CHECKS if (value := getattr(self, name)) is not None}
+
+    def kept_fields(self) -> dict[str, Any]:
+        """The same with what only we set: what :meth:`from_json` reads."""
+        seen = {"seen_remaining": self.seen_remaining, "seen_filled": self.seen_filled}
+        counts = {name: str(count) for name, count in seen.items() if count is not None}
+        return {**self.fields(), **counts, **({"again": True} if self.again else {})}
 
 
 def write_path(exchange_index: int | None, orders: int = 1) -> str:
@@ -188,6 +203,9 @@ _CHECKS = {
 }
 
 
+REQUEST_FIELDS = tuple(_CHECKS)  # what a message may say of a cancel
+
+
 class Lane(StrEnum):
     """Who is served first: risk systems, then strategies; each lane has a queue of its own."""
 
@@ -209,22 +227,45 @@ _QUEUES = {Lane.RISK: "risk", Lane.STRATEGY: "cancels"}
 
 
 class OrderStatus(StrEnum):
-    """An order's status in the exchange's words (``pending`` is only known to old builds)."""
+    """An order's status in the exchange's words (``pending`` is only known to old builds).
+
+    ``expired`` and ``rejected`` are ends that the field knows and the exchange has not named so far;
+    ``unknown`` stands for every other word, which ``Order.raw`` has.
+    """
 
     PENDING = "pending"
     RESTING = "resting"
     CANCELED = "canceled"
     EXECUTED = "executed"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def parse(cls, word: object) -> OrderStatus:
+        """The status that a word of the wire means, whatever its case and spelling."""
+        plain = word.strip().lower() if isinstance(word, str) else ""
+        try:
+            return cls(_SPELLED_OTHERWISE.get(plain, plain))
+        except ValueError:
+            return cls.UNKNOWN
 
     @property
     def terminal(self) -> bool:
         """Whether nothing more can happen to the order."""
-        return self in (OrderStatus.CANCELED, OrderStatus.EXECUTED)
+        return self in _ENDS
+
+
+_SPELLED_OTHERWISE = {"cancelled": "canceled", "filled": "executed", "open": "resting"}
+_ENDS = (OrderStatus.CANCELED, OrderStatus.EXECUTED, OrderStatus.EXPIRED, OrderStatus.REJECTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as the exchange showed it at one moment; counts are contracts, ``raw`` is all that it said."""
+    """An order as the exchange showed it at one moment; counts are contracts, ``raw`` is all that it said.
+
+    ``last_update_ms`` is a moment on the exchange's clock, told to within ``last_update_within_ms``.
+    """
 
     order_id: str
     status: OrderStatus
@@ -236,6 +277,7 @@ class Order:
     remaining_count: Decimal | None
     last_update_ms: int | None
     raw: Mapping[str, Any]
+    last_update_within_ms: int = 1
 
     def fields(self) -> dict[str, Any]:
         """Its own fields as they came; what no documented order has (nesting, floods) is left out."""

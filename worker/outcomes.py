@@ -4,6 +4,9 @@ Pure functions over answers. The rules, in one breath: "canceled" is said only w
 to the cancel or on a read-back; a 404 is never an outcome by itself but a reason to read the order back;
 an attempt without a usable reply may have taken effect, so what comes after it is read in that light.
 
+A number of contracts is reported only where it is proven: by the cancel's own answer, or by what a listing or
+a read has last shown of the order, less what was filled since, when its end is not before us (see ``clock``).
+
 A :class:`Case` is what we know about one cancel so far. Feeding it an answer gives a :class:`Verdict`, or
 :class:`Next`: the wiser case, with the step to take and the kind of pause before it.
 """
@@ -13,19 +16,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import Enum, StrEnum, auto
+from http import HTTPStatus
+from typing import Any
 
+from worker.clock import Span
 from worker.dialects import CancelAnswer, Canceled, Meaning, ReadAnswer, Routing, Trouble
 from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 
 # A 404 on a read proves nothing by itself (reads lag writes): so many, over at least the read lag, do.
 NOT_FOUND_READS_FOR_PROOF = 3
-# `Date` has whole seconds, and the measured skew inherits that: closer than this is not "clearly before".
-CLOCK_MARGIN_MS = 2_000
-# An order's time stamp that lies so far in the exchange's own future is from before its clock was set back.
-FUTURE_MARGIN_MS = 10_000
+# A cancel's age is told by whoever has it in hand: each handing over may cost so much exactness.
+AGE_UNSURE_MS = 1_000
+# No attempt takes effect later than this after it was given up on: an end after that is not its doing.
+EFFECT_WITHIN_MS = 30_000
+# An order's time stamp that lies so far in the engine's future is from before its clock was set back.
+FUTURE_MARGIN_MS = 100
 HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
+UNKNOWN_STATUS = "unknown_status"
+_KEY_OR_SCOPE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class Step(StrEnum):
@@ -33,6 +43,12 @@ class Step(StrEnum):
 
     CANCEL = "cancel"
     READ_BACK = "read_back"
+    SEARCH_ARCHIVE = "search_archive"
+
+    @property
+    def reads(self) -> bool:
+        """Whether it only looks, and so is paid for from the read bucket."""
+        return self is not Step.CANCEL
 
 
 class Pause(Enum):
@@ -44,26 +60,39 @@ class Pause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A moment in a cancel's life: on the exchange's clock, and since the cancel was accepted.
+    """A moment in a cancel's life: on the exchange's two clocks, and since the cancel was accepted.
 
-    Only orders' own time stamps are held against the exchange's clock, which may be set; what took how long
-    is told by the age.
+    ``engine`` is the clock that stamps orders, None while it is not known; ``exchange_ms``, the front's, is
+    for people to read. What took how long is told by the age.
     """
 
     exchange_ms: int
     age_ms: int
+    engine: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The sending of a cancel: when, on the engine's clock as it was known then, and at what age."""
+
+    age_ms: int
+    engine: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is known about one cancel; ``first_attempt_ms`` is a moment on the exchange's clock.
+    """What is known about one cancel.
 
-    ``unanswered_age_ms``: when an attempt of ours last got no usable reply, so may have taken effect.
+    ``attempt`` is the latest one; ``first_doubt`` the first one that may have taken effect without a usable
+    reply, and ``unanswered_age_ms`` when the latest such attempt was given up on.
     ``accepted_age_ms``: when a cancel was accepted by a reply that does not describe our order.
     ``not_found_age_ms``: when a cancel last got a 404.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
+    ``remaining``, ``filled``: what a read or a listing has last shown of the order while it rested.
+    ``rested_after_doubt``: since the last doubtful attempt it was shown resting by a read that is no older
+    state.
     """
 
     request: CancelRequest
@@ -71,8 +100,8 @@ class Case:
     step: Step = Step.CANCEL
     attempts: int = 0
     back_offs: int = 0
-    first_attempt_ms: int | None = None
-    first_attempt_age_ms: int = 0
+    attempt: Attempt | None = None
+    first_doubt: Attempt | None = None
     unanswered_age_ms: int | None = None
     accepted_age_ms: int | None = None
     not_found_age_ms: int | None = None
@@ -82,93 +111,113 @@ class Case:
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
     seen: bool = False
+    remaining: Decimal | None = None
+    filled: Decimal | None = None
+    rested_after_doubt: bool = False
     order: Order | None = None
 
     @classmethod
     def of(cls, request: CancelRequest) -> Case:
         """A case nothing is known about but the request."""
-        return cls(request, Routing(request.market_ticker, request.exchange_index, request.subaccount))
+        return cls(
+            request,
+            Routing(request.market_ticker, request.exchange_index, request.subaccount),
+            remaining=request.seen_remaining,
+            filled=request.seen_filled,
+        )
 
     @classmethod
-    def swept(cls, request: CancelRequest, exchange_ms: int | None) -> Case:
+    def swept(cls, request: CancelRequest, engine: Span | None) -> Case:
         """A case whose order a mass command of the exchange's own is about to cancel, perhaps."""
+        attempt = Attempt(0, engine)
         return replace(
             cls.of(request),
             step=Step.READ_BACK,
             attempts=1,
-            first_attempt_ms=exchange_ms,
+            attempt=attempt,
+            first_doubt=attempt,
             unanswered_age_ms=0,
         )
 
     def to_json(self) -> str:
         """What was learned, as the book keeps it between two hands; the request is kept beside it."""
-        learned = {name: value for name in _PLAIN if (value := getattr(self, name)) not in (None, ())}
+        learned = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
-        return json.dumps({**learned, **nested, "routing": asdict(self.routing)}, separators=(",", ":"))
+        attempts = {name: _told(value) for name in _ATTEMPTS if (value := getattr(self, name)) is not None}
+        counts = {name: str(value) for name in _COUNTS if (value := getattr(self, name)) is not None}
+        known = {**learned, **nested, **attempts, **counts, "routing": asdict(self.routing)}
+        return json.dumps(known, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, request: CancelRequest, text: str) -> Case:
-        """The case that :meth:`to_json` wrote; an empty text is a case nothing is known about."""
+        """The case that :meth:`to_json` wrote; an empty text is a case nothing is known about.
+
+        What another version has noted in words of its own is left out: then the exchange is asked again.
+        """
         case = cls.of(request)
         if not text:
             return case
-        known_fields = {*_PLAIN, *_PROBLEMS, "routing"}  # a newer version may have noted more
-        learned = {name: value for name, value in json.loads(text).items() if name in known_fields}
-        learned.setdefault("routing", {})
-        problems = {name: Problem(**learned.pop(name)) for name in _PROBLEMS if name in learned}
+        learned = json.loads(text)
+        known: dict[str, Any] = {name: learned[name] for name in _PLAIN if name in learned}
+        known |= {name: _problem(learned[name]) for name in _PROBLEMS if name in learned}
+        known |= {name: _attempt(learned[name]) for name in _ATTEMPTS if name in learned}
+        known |= {name: _count(learned[name]) for name in _COUNTS if name in learned}
+        noted = learned.get("routing", {})
         # Routing that a later request added fills what was not known.
         routing = {
-            name: learned["routing"].get(name) if learned["routing"].get(name) is not None else asked
+            name: noted.get(name) if noted.get(name) is not None else asked
             for name, asked in asdict(case.routing).items()
         }
-        learned["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
-        known = {
-            **learned,
-            **problems,
-            "routing": Routing(**routing),
-            "step": Step(learned.get("step", Step.CANCEL)),
-        }
+        known["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
+        known["routing"] = Routing(**routing)
+        step = learned.get("step", Step.CANCEL)
+        # A step that only a newer version takes: where that left off is read.
+        known["step"] = Step(step) if step in list(Step) else Step.READ_BACK
         return replace(case, **known)
 
     def troubled(self, problem: Problem, now: Instant) -> Case:
         """The case with one more trouble in its history."""
         history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
-        return replace(self, last_problem=problem, history=history)
+        # That a cancel finds nothing there says less than the word which nobody here understands.
+        keeps = self.last_problem is not None and self.last_problem.code == UNKNOWN_STATUS
+        said = self.last_problem if keeps and problem.code != UNKNOWN_STATUS else problem
+        return replace(self, last_problem=said, history=history)
 
-    def interrupted(self, first_attempt_ms: int | None, first_attempt_age_ms: int, now: Instant) -> Case:
-        """The case as whoever takes over must see it: a vanished hand may have sent an attempt.
-
-        Its first one at the earliest at that moment on the exchange's clock, and at that age.
-        """
+    def doubted(self, now: Instant) -> Case:
+        """The case once its latest attempt has got no usable reply, so may have taken effect."""
         return replace(
-            self.troubled(Problem("interrupted", "a worker vanished while it may have been sending"), now),
-            attempts=self.attempts + 1,
-            first_attempt_ms=self.first_attempt_ms if self.attempts else first_attempt_ms,
-            first_attempt_age_ms=self.first_attempt_age_ms if self.attempts else first_attempt_age_ms,
+            self,
+            first_doubt=self.first_doubt or self.attempt or Attempt(0),
             unanswered_age_ms=now.age_ms,
+            rested_after_doubt=False,
         )
 
-    def sending(self, now: Instant, *, clock_known: bool = True) -> Case:
-        """The case once a cancel is about to be sent; whether the exchange's clock is known at all."""
-        if self.attempts:
-            return replace(self, attempts=self.attempts + 1)
-        first_ms = now.exchange_ms if clock_known else None
-        if not self.history:  # nothing went wrong, so nothing was learned: most of thousands a second
+    def interrupted(self, attempt: Attempt, now: Instant) -> Case:
+        """The case as whoever takes over must see it: a vanished hand may have sent an attempt.
+
+        At the earliest at that moment.
+        """
+        problem = Problem("interrupted", "a worker vanished while it may have been sending")
+        return replace(self.troubled(problem, now), attempts=self.attempts + 1, attempt=attempt).doubted(now)
+
+    def sending(self, now: Instant) -> Case:
+        """The case once a cancel is about to be sent."""
+        attempt = Attempt(now.age_ms, now.engine)
+        if not self.attempts and not self.history:  # nothing was learned: most of thousands a second
             return Case(
                 self.request,
                 self.routing,
                 attempts=1,
-                first_attempt_ms=first_ms,
-                first_attempt_age_ms=now.age_ms,
+                attempt=attempt,
+                remaining=self.remaining,
+                filled=self.filled,
             )
-        return replace(self, attempts=1, first_attempt_ms=first_ms, first_attempt_age_ms=now.age_ms)
+        return replace(self, attempts=self.attempts + 1, attempt=attempt)
 
 
 _PLAIN = (
     "attempts",
     "back_offs",
-    "first_attempt_ms",
-    "first_attempt_age_ms",
     "unanswered_age_ms",
     "accepted_age_ms",
     "not_found_age_ms",
@@ -176,9 +225,38 @@ _PLAIN = (
     "first_unknown_age_ms",
     "history",
     "seen",
+    "rested_after_doubt",
     "step",
 )
 _PROBLEMS = ("refused", "last_problem")
+_ATTEMPTS = ("first_doubt",)
+_COUNTS = ("remaining", "filled")
+
+
+def _says_something(value: object) -> bool:
+    return value is not None and value is not False and value != ()
+
+
+def _told(attempt: Attempt) -> list[float | None]:
+    if attempt.engine is None:
+        return [attempt.age_ms, None, None]
+    return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms]
+
+
+def _attempt(told: Any) -> Attempt:
+    age_ms, low_ms, high_ms = told
+    return Attempt(int(age_ms), None if low_ms is None else Span(float(low_ms), float(high_ms)))
+
+
+def _problem(told: Any) -> Problem:
+    return Problem(str(told["code"]), str(told["message"]), told.get("http_status"))
+
+
+def _count(told: Any) -> Decimal | None:
+    try:
+        return Decimal(told)
+    except InvalidOperation:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +281,14 @@ class Next:
     at_least_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Lags:
+    """``read_ms``: how long reads may show an older state; ``record_ms``: how long our records are kept."""
+
+    read_ms: int
+    record_ms: int = 86_400_000
+
+
 def after_cancel(case: Case, answer: CancelAnswer, now: Instant) -> Verdict | Next:
     """What an answer to the cancel means for ``case``."""
     if isinstance(answer, Canceled):
@@ -214,7 +300,10 @@ def after_cancel(case: Case, answer: CancelAnswer, now: Instant) -> Verdict | Ne
             answer.ts_ms,
             order=answer.order,
         )
-    return _AFTER_CANCEL[answer.meaning](case.troubled(answer.problem, now), answer, now)
+    case = case.troubled(answer.problem, now)
+    if answer.may_have_taken_effect:
+        case = case.doubted(now)
+    return _AFTER_CANCEL[answer.meaning](case, answer, now)
 
 
 def _at_once(case: Case, step: Step) -> Next:
@@ -229,8 +318,13 @@ def _ask_again_later(case: Case, answer: Trouble, _now: Instant) -> Next:
     return _back_off(case, Step.CANCEL, answer.retry_after_s or 0.0)
 
 
-def _ask_again_perhaps_applied(case: Case, answer: Trouble, now: Instant) -> Next:
-    return _ask_again_later(replace(case, unanswered_age_ms=now.age_ms), answer, now)
+def _not_sent(case: Case, answer: Trouble, now: Instant) -> Next:
+    return _ask_again_later(replace(case, attempts=max(case.attempts - 1, 0)), answer, now)
+
+
+def _look_what_it_did(case: Case, answer: Trouble, _now: Instant) -> Next:
+    # A cancel that keeps failing may have worked the first time: it takes turns with reads.
+    return _back_off(case, Step.READ_BACK, answer.retry_after_s or 0.0)
 
 
 def _read_back(case: Case, _answer: Trouble, now: Instant) -> Next:
@@ -239,15 +333,14 @@ def _read_back(case: Case, _answer: Trouble, now: Instant) -> Next:
 
 def _read_back_accepted(case: Case, _answer: Trouble, now: Instant) -> Next:
     # The known response bug: the cancel did happen, the body tells of another order (its ts_ms too).
-    return _at_once(replace(case, unanswered_age_ms=now.age_ms, accepted_age_ms=now.age_ms), Step.READ_BACK)
+    return _at_once(replace(case, accepted_age_ms=now.age_ms), Step.READ_BACK)
 
 
 def _refuse(case: Case, answer: Trouble, _now: Instant) -> Verdict | Next:
-    if (
-        case.unanswered_age_ms is not None
-    ):  # an earlier attempt may have canceled it: only a read-back may say what is true
-        return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
-    return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
+    # What may have been canceled, or may be over, is looked at before anybody is told "refused".
+    if case.unanswered_age_ms is None and answer.problem.http_status in _KEY_OR_SCOPE:
+        return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
+    return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
 
 
 _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]] = {
@@ -257,97 +350,175 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]]
     Meaning.KEY_REFUSED: _refuse,
     Meaning.REFUSED: _refuse,
     Meaning.PAUSED: _ask_again_later,
-    Meaning.UNAVAILABLE: _ask_again_perhaps_applied,
+    Meaning.UNAVAILABLE: _look_what_it_did,
     Meaning.BUSY: _ask_again_later,
     Meaning.UNCLEAR: _read_back_accepted,
-    Meaning.UNANSWERED: _ask_again_perhaps_applied,
-    Meaning.NOT_SENT: _ask_again_later,
+    Meaning.UNANSWERED: _look_what_it_did,
+    Meaning.NOT_SENT: _not_sent,
 }
 
 
 def after_lost_batch(case: Case, trouble: Trouble, now: Instant) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
     case = case.troubled(trouble.problem, now)
-    return _at_once(replace(case, unanswered_age_ms=now.age_ms), Step.READ_BACK)
+    return _at_once(case.doubted(now) if trouble.may_have_taken_effect else case, Step.READ_BACK)
 
 
-def after_read(case: Case, answer: ReadAnswer, asked: Instant, *, read_lag_ms: int) -> Verdict | Next:
-    """What an answer to the read-back means; ``read_lag_ms``: how long reads may show an older state."""
+def after_read(case: Case, answer: ReadAnswer, asked: Instant, lags: Lags) -> Verdict | Next:
+    """What an answer to the read-back means."""
     if isinstance(answer, Order):
-        case = replace(case, order=answer, seen=True, unknown_reads=0, first_unknown_age_ms=None)
-        if answer.status is OrderStatus.EXECUTED:
-            return _too_late(answer)
-        if answer.status is OrderStatus.CANCELED:
-            return _already_canceled(case, answer, asked)
-        return _still_resting(case, answer, asked.age_ms, read_lag_ms)
+        return _shown(case, answer, asked, lags)
     case = case.troubled(answer.problem, asked)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
-        return _unknown(case, asked.age_ms, read_lag_ms)
-    if answer.meaning is Meaning.REFUSED and case.unanswered_age_ms is None:
-        return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
-    return _back_off(case, Step.READ_BACK, answer.retry_after_s or 0.0)
+        return _unknown(case, asked.age_ms, lags)
+    if answer.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) and case.unanswered_age_ms is None:
+        return Verdict(Outcome.REFUSED, problem=case.refused or answer.problem, order=case.order)
+    # Where a cancel got no answer and now a read gets none, cancels and reads take turns.
+    answered = case.refused or case.not_found_age_ms is not None or case.accepted_age_ms is not None
+    takes_turns = case.unanswered_age_ms is not None and not answered
+    return _back_off(case, Step.CANCEL if takes_turns else Step.READ_BACK, answer.retry_after_s or 0.0)
 
 
-def _too_late(order: Order) -> Verdict:
+def after_search(case: Case, found: ReadAnswer | None, asked: Instant, lags: Lags) -> Verdict | Next:
+    """What the archive tells about an order that reads do not show; None: it is not there either."""
+    if found is None:
+        if not case.seen:
+            return Verdict(
+                Outcome.UNKNOWN_ORDER, confirmed_by=ConfirmedBy.READ_BACK, problem=case.last_problem
+            )
+        return _back_off(replace(case, unknown_reads=0, first_unknown_age_ms=None), Step.READ_BACK)
+    if isinstance(found, Order):
+        return _shown(case, found, asked, lags)
+    case = case.troubled(found.problem, asked)
+    return _back_off(case, Step.SEARCH_ARCHIVE, found.retry_after_s or 0.0)
+
+
+def _shown(case: Case, order: Order, asked: Instant, lags: Lags) -> Verdict | Next:
+    case = replace(case, order=order, seen=True, unknown_reads=0, first_unknown_age_ms=None)
+    if order.status is OrderStatus.CANCELED:
+        return _already_canceled(case, order, asked, lags)
+    if order.status.terminal:
+        return _too_late(order, Decimal(0))
+    if order.status is OrderStatus.UNKNOWN:
+        word = ascii(order.raw.get("status"))
+        said = f"the exchange shows it with the status {word}, which is not known here"
+        case = case.troubled(Problem(UNKNOWN_STATUS, said), asked)
+    return _still_resting(case, order, asked.age_ms, lags)
+
+
+def _too_late(order: Order, reduced_by: Decimal | None) -> Verdict:
     return Verdict(
         Outcome.TOO_LATE,
         order.status,
-        Decimal(0),
+        reduced_by,
         ConfirmedBy.READ_BACK,
         order.last_update_ms,
         order=order,
     )
 
 
-def _already_canceled(case: Case, order: Order, asked: Instant) -> Verdict:
-    """Ours if a cancel of ours can have done it, else somebody was there before us."""
-    if case.unanswered_age_ms is None or _clearly_before_us(case, order.last_update_ms, asked):
-        return _too_late(order)
-    removed: Decimal | None = None
-    if order.initial_count is not None and order.fill_count is not None:
-        removed = order.initial_count - order.fill_count
+class _End(Enum):
+    """When an order ended, seen from our first attempt that may have taken effect."""
+
+    BEFORE_US = auto()
+    NOT_BEFORE_US = auto()
+    CANNOT_TELL = auto()
+
+
+def _already_canceled(case: Case, order: Order, asked: Instant, lags: Lags) -> Verdict:
+    """Ours if a cancel of ours may have done it, else somebody was there before us."""
+    end = _end_of(case, order, asked)
+    if case.unanswered_age_ms is None or end is _End.BEFORE_US:
+        return _too_late(order, None if _perhaps_ours_long_ago(case, order, asked, lags) else Decimal(0))
+    removed = _removed(case, order, asked) if end is _End.NOT_BEFORE_US else None
     return Verdict(
         Outcome.CANCELED,
         order.status,
-        removed if removed is not None and removed >= 0 else None,
+        removed,
         ConfirmedBy.READ_BACK,
         order.last_update_ms,
         order=order,
     )
 
 
-def _clearly_before_us(case: Case, updated_ms: int | None, asked: Instant) -> bool:
-    """Whether the order's end, as the exchange stamped it, lies before any attempt of ours.
+def _end_of(case: Case, order: Order, asked: Instant) -> _End:
+    """Compares the order's end with our first doubtful attempt, by the engine's clock."""
+    end, sent = _stamp(order), _sent_by_engine(case, asked)
+    if end is None or sent is None:
+        return _End.CANNOT_TELL
+    if asked.engine is not None and end.low_ms > asked.engine.high_ms + FUTURE_MARGIN_MS:
+        return _End.CANNOT_TELL  # stamped before the clock was set back
+    if end.is_before(sent):
+        return _End.BEFORE_US
+    return _End.NOT_BEFORE_US if sent.is_before(end) else _End.CANNOT_TELL
 
-    The exchange's clock may have been set since, once: what cannot be told apart then counts as ours.
+
+def _stamp(order: Order) -> Span | None:
+    at_ms = order.last_update_ms
+    return None if at_ms is None else Span(at_ms, at_ms + order.last_update_within_ms)
+
+
+def _sent_by_engine(case: Case, asked: Instant) -> Span | None:
+    """When the first doubtful attempt was sent: as it was known then, and as its age tells now.
+
+    Where the two contradict each other the clock was set in between, and nobody can tell.
     """
-    first_ms = case.first_attempt_ms
-    if updated_ms is None or first_ms is None:
-        return False
-    first_by_its_clock_now_ms = asked.exchange_ms - (asked.age_ms - case.first_attempt_age_ms)
-    if updated_ms > asked.exchange_ms + FUTURE_MARGIN_MS:  # stamped before the clock was set back
-        sent_after_that = first_ms <= first_by_its_clock_now_ms + CLOCK_MARGIN_MS
-        return sent_after_that or updated_ms < first_ms - CLOCK_MARGIN_MS
-    return updated_ms < min(first_ms, first_by_its_clock_now_ms) - CLOCK_MARGIN_MS
+    doubt = case.first_doubt
+    if doubt is None or doubt.engine is None or asked.engine is None:
+        return None
+    by_age = asked.engine.moved(doubt.age_ms - asked.age_ms, unsure_ms=AGE_UNSURE_MS)
+    return doubt.engine.within(by_age) if doubt.engine.overlaps(by_age) else None
 
 
-def _still_resting(case: Case, order: Order, age_ms: int, read_lag_ms: int) -> Verdict | Next:
+def _removed(case: Case, order: Order, asked: Instant) -> Decimal | None:
+    """What our cancel removed, where that is proven; the order's end is not before us."""
+    if case.remaining is None or case.filled is None or order.fill_count is None or case.rested_after_doubt:
+        return None
+    end, unanswered_age_ms = _stamp(order), case.unanswered_age_ms
+    if end is None or asked.engine is None or unanswered_age_ms is None:
+        return None
+    given_up = asked.engine.moved(unanswered_age_ms - asked.age_ms, unsure_ms=AGE_UNSURE_MS)
+    if end.low_ms > given_up.high_ms + EFFECT_WITHIN_MS:
+        return None
+    removed = case.remaining - (order.fill_count - case.filled)
+    return removed if order.fill_count >= case.filled and removed > 0 else None
+
+
+def _perhaps_ours_long_ago(case: Case, order: Order, asked: Instant, lags: Lags) -> bool:
+    """Whether a record of ours may have told of this end, which is not kept any more."""
+    if case.request.again:
+        return True
+    ended_ms = order.last_update_ms
+    return ended_ms is None or asked.exchange_ms - ended_ms > lags.record_ms
+
+
+def _still_resting(case: Case, order: Order, age_ms: int, lags: Lags) -> Verdict | Next:
     """Resting: elsewhere than where we asked, or shown as it was before (a stale read)."""
     asked_there = _asked_where_it_rests(case.routing, order)
+    there = _routing_to(order, case.routing)
+    moved = not asked_there and there != case.routing
+    case = replace(case, remaining=order.remaining_count, filled=order.fill_count)
     contradicted_age_ms = [
         case.accepted_age_ms,
         case.not_found_age_ms if asked_there else None,
         case.unanswered_age_ms if case.refused else None,
     ]
-    # (A moment still to come is from before the cancel was given up and asked for again.)
-    if any(then_ms is not None and 0 <= age_ms - then_ms < read_lag_ms for then_ms in contradicted_age_ms):
+    if any(_is_within(then_ms, age_ms, lags) for then_ms in contradicted_age_ms):
         return _back_off(case, Step.READ_BACK)
-    if case.refused is not None:
+    if case.refused is not None and not moved:
         return Verdict(Outcome.REFUSED, problem=case.refused, order=order)
-    there = _routing_to(order, case.routing)
-    moved = not asked_there and there != case.routing
-    case = replace(case, routing=there, accepted_age_ms=None, not_found_age_ms=None)
-    return _at_once(case, Step.CANCEL) if moved else _back_off(case, Step.CANCEL)
+    asked_before = case.not_found_age_ms is not None or case.accepted_age_ms is not None
+    case = replace(case, routing=there, accepted_age_ms=None, not_found_age_ms=None, refused=None)
+    if not _is_within(case.unanswered_age_ms, age_ms, lags):
+        case = replace(case, rested_after_doubt=case.unanswered_age_ms is not None)
+    # After a lost answer the pause came before the read.
+    return _at_once(case, Step.CANCEL) if moved or not asked_before else _back_off(case, Step.CANCEL)
+
+
+def _is_within(then_ms: int | None, age_ms: int, lags: Lags) -> bool:
+    """Whether a read at this age may still show what was before that."""
+    # (A moment still to come is from before the cancel was given up and asked for again.)
+    return then_ms is not None and 0 <= age_ms - then_ms < lags.read_ms
 
 
 def _routing_to(order: Order, asked: Routing) -> Routing:
@@ -370,11 +541,11 @@ def _asked_where_it_rests(asked: Routing, order: Order) -> bool:
     return auto_routed or (asked.exchange_index or 0) == (order.exchange_index or 0)
 
 
-def _unknown(case: Case, age_ms: int, read_lag_ms: int) -> Verdict | Next:
-    """Unknown once enough reads over enough time agree, and none ever showed the order."""
+def _unknown(case: Case, age_ms: int, lags: Lags) -> Verdict | Next:
+    """Not here once enough reads over enough time agree; then the archive may have it."""
+    if case.refused is not None and case.unanswered_age_ms is None:
+        return Verdict(Outcome.REFUSED, problem=case.refused)
     first_ms = min(age_ms, age_ms if case.first_unknown_age_ms is None else case.first_unknown_age_ms)
     case = replace(case, unknown_reads=case.unknown_reads + 1, first_unknown_age_ms=first_ms)
-    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and age_ms - first_ms >= read_lag_ms
-    if long_enough and not case.seen:
-        return Verdict(Outcome.UNKNOWN_ORDER, confirmed_by=ConfirmedBy.READ_BACK, problem=case.last_problem)
-    return _back_off(case, Step.READ_BACK)
+    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and age_ms - first_ms >= lags.read_ms
+    return _at_once(case, Step.SEARCH_ARCHIVE) if long_enough else _back_off(case, Step.READ_BACK)

@@ -19,7 +19,9 @@ from http import HTTPStatus
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
+from worker.archive import Archive, NotNow
 from worker.book import Brought, Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
+from worker.clock import Span
 from worker.dialects import Canceled, Meaning, Trouble
 from worker.exchange import Exchange
 from worker.gate import Gate
@@ -27,8 +29,10 @@ from worker.leases import Leases
 from worker.notices import BucketCorrected, CallMade, Tell, nobody
 from worker.orders import CancelResult, Lane, Order, OrderStatus, Outcome, utc_text, write_path
 from worker.outcomes import (
+    Attempt,
     Case,
     Instant,
+    Lags,
     Next,
     Pause,
     Step,
@@ -36,6 +40,7 @@ from worker.outcomes import (
     after_cancel,
     after_lost_batch,
     after_read,
+    after_search,
 )
 from worker.pacing import Pacer
 from worker.scripts import BookError
@@ -101,6 +106,7 @@ class Pursuit:
         *,
         cancel_max_age_s: float,
         read_lag_s: float,
+        record_life_s: float,
         risk_reserve: float,
         batch_most: int,
         tell: Tell = nobody,
@@ -112,7 +118,8 @@ class Pursuit:
         self._leases = leases
         self._stopping = stopping
         self._cancel_max_age_s = cancel_max_age_s
-        self._read_lag_ms = round(read_lag_s * 1000)
+        self._lags = Lags(round(read_lag_s * 1000), round(record_life_s * 1000))
+        self._archive = Archive(exchange, pacer, stopping, tell=tell)
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
         self._retrying = Retrying(
@@ -157,6 +164,8 @@ class Pursuit:
             # The book must know that a cancel may be sent before one is: it is claimed for that anew.
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         bucket = _bucket(case)
+        if case.step is Step.SEARCH_ARCHIVE:
+            return self._search(walk)
         self._pay(walk, bucket)
         answer: Canceled | Order | Trouble
         started = time.monotonic()
@@ -168,15 +177,28 @@ class Pursuit:
             answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
             # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
             asked_at = self._now(walk, ago_s=time.monotonic() - started)
-            learned = after_read(case, answer, asked_at, read_lag_ms=self._read_lag_ms)
+            learned = after_read(case, answer, asked_at, self._lags)
         operation = "cancel" if case.step is Step.CANCEL else "read_back"
         if isinstance(answer, Trouble) and answer.meaning is Meaning.REFUSED and operation == "cancel":
             self.batch_size.spoiler_found()
         self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
+        return self._known(walk, case, learned)
+
+    def _known(self, walk: _Walk, case: Case, learned: Verdict | Next) -> Verdict:
+        """The verdict, if it is one; else raises _NotKnownYet."""
         walk.case = case if isinstance(learned, Verdict) else learned.case
         if isinstance(learned, Next):
             raise _NotKnownYet(walk, learned)
         return learned
+
+    def _search(self, walk: _Walk) -> Verdict:
+        """Looks into the archive, which pays for itself; raises _NotKnownYet."""
+        case, asked = walk.case, self._now(walk)
+        missing_for_s = (asked.age_ms - (case.first_unknown_age_ms or 0)) / 1000
+        found = self._archive.find(walk.entry.order_id, missing_since=time.monotonic() - missing_for_s)
+        if isinstance(found, NotNow):
+            raise _NotKnownYet(walk, Next(case, Pause.NONE, found.wait_s))
+        return self._known(walk, case, after_search(case, found, asked, self._lags))
 
     def _pay(self, walk: _Walk, bucket: str) -> None:
         """Takes the tokens of the walk's next call, unless the claim has; raises _NotKnownYet."""
@@ -254,7 +276,10 @@ class Pursuit:
         paused = [
             each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.PAUSED
         ]
-        heard = paused[0] if len(paused) == len(walks) else _ANSWERED
+        busy = [
+            each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.BUSY
+        ]
+        heard = paused[0] if len(paused) == len(walks) else busy[0] if busy else _ANSWERED
         self._notice("batch", walks, heard, started, bucket=claim.bucket, tokens=claim.tokens)
         self.batch_size.accepted(len(walks))
         return [
@@ -293,7 +318,7 @@ class Pursuit:
                 walk = missing.pop(order.order_id, None)
                 if walk is not None:
                     at = self._now(walk, ago_s=time.monotonic() - started)
-                    learned = after_read(walk.case, order, at, read_lag_ms=self._read_lag_ms)
+                    learned = after_read(walk.case, order, at, self._lags)
                     conclusions.append(self._conclude(walk, learned))
             cursor = page.cursor
             if not cursor or len(missing) * limits.read_cost <= limits.list_cost:
@@ -310,21 +335,28 @@ class Pursuit:
 
     # -- both
 
-    def exchange_ms(self) -> int | None:
-        """This moment on the exchange's clock, None while that is not known."""
-        return None if self._exchange.skew_ms is None else self._exchange.now_ms()
+    def engine_now(self) -> str | None:
+        """This moment on the clock that stamps orders, as a claim notes it; None while that is not known."""
+        engine = self._exchange.engine_now()
+        return None if engine is None else f"{engine.low_ms:.0f}:{engine.high_ms:.0f}"
 
     def _walk(self, entry: Entry, calls: list[CallMade]) -> _Walk:
         walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls)
         if entry.interrupted:
-            walk.case = walk.case.interrupted(entry.first_sent_ms, entry.first_sent_age_ms, self._now(walk))
+            attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
+            walk.case = walk.case.interrupted(attempt, self._now(walk))
         return walk
 
     def _sending(self, walk: _Walk) -> Case:
-        return walk.case.sending(self._now(walk), clock_known=self._exchange.skew_ms is not None)
+        return walk.case.sending(self._now(walk))
 
     def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
-        return Instant(self._exchange.now_ms() - round(ago_s * 1000), walk.age_ms(ago_s=ago_s))
+        ago_ms, engine = ago_s * 1000, self._exchange.engine_now()
+        return Instant(
+            self._exchange.now_ms() - round(ago_ms),
+            walk.age_ms(ago_s=ago_s),
+            None if engine is None else engine.moved(-ago_ms),
+        )
 
     def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
@@ -438,7 +470,7 @@ def _raised(state: RetryCallState) -> _NotKnownYet:
 def _draw_pause_s(learned: Next, walk: _Walk) -> float:
     if learned.pause is Pause.NONE:
         return learned.at_least_s
-    most_s = BACK_OFF_MOST_READ_S if learned.case.step is Step.READ_BACK else BACK_OFF_MOST_S
+    most_s = BACK_OFF_MOST_READ_S if learned.case.step.reads else BACK_OFF_MOST_S
     if walk.is_overdue():
         most_s = BACK_OFF_MOST_OVERDUE_S
     ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(learned.case.back_offs - 1, 20), most_s)
@@ -448,7 +480,16 @@ def _draw_pause_s(learned: Next, walk: _Walk) -> float:
 
 def _bucket(case: Case) -> str:
     """The bucket that pays for the case's next call, and so its path in the book."""
-    return "read" if case.step is Step.READ_BACK else write_path(case.routing.exchange_index)
+    return "read" if case.step.reads else write_path(case.routing.exchange_index)
+
+
+def _span(noted: str | None) -> Span | None:
+    """The moment that a claim has noted, on the engine's clock."""
+    low_ms, _, high_ms = (noted or "").partition(":")
+    try:
+        return Span(float(low_ms), float(high_ms))
+    except ValueError:
+        return None
 
 
 def _result(walk: _Walk, verdict: Verdict) -> CancelResult:

@@ -25,6 +25,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -42,6 +43,8 @@ _JSON = {"Content-Type": "application/json"}
 _NONE = Retry.from_int(False, redirect=False)  # noqa: FBT003 - urllib3's word for it
 # A call that has less time than this cannot be answered: it is not sent at all.
 MIN_TIME_S = 0.01
+INTERIM_MOST = 100  # responses before the one that counts; the call's deadline ends them as well
+LINE_MOST_BYTES = 65_536
 
 
 class TransportError(Exception):
@@ -196,6 +199,27 @@ class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock))
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """The status line of the answer itself, past interim ones (103 Early Hints, 102 Processing ...).
+
+        http.client passes over 100 only. Any other would be taken for the answer, and the answer, which comes
+        later on the same connection, for that to the next call.
+        """
+        for _ in range(INTERIM_MOST):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed leaves it out
+            if not _is_interim(status):
+                return version, status, reason
+            while self.fp.readline(LINE_MOST_BYTES + 1).strip():
+                pass
+        raise http.client.HTTPException(f"more than {INTERIM_MOST} interim responses")
+
+
+def _is_interim(status: int) -> bool:
+    # 101 Switching Protocols is final, and nothing that we ask for: what follows is no HTTP.
+    if status == HTTPStatus.SWITCHING_PROTOCOLS:
+        raise http.client.HTTPException("the exchange switches protocols")
+    return HTTPStatus.CONTINUE <= status < HTTPStatus.OK
 
 
 class _Watched:

@@ -33,7 +33,9 @@ local function join(entry, order_id, request, path, requested_by, deadline_ms, t
   local known = redis.call('HMGET', entry, 'request', 'requested_by', 'reply_to', 'lane', 'deadline_ms', 'token', 'reported', 'path')
   local merged, changed = cjson.decode(known[1]), false
   for field, value in pairs(cjson.decode(request)) do
-    if merged[field] == nil then merged[field] = value; changed = true end
+    -- What a listing has seen of the order is worth most when it is new.
+    local newer = string.sub(field, 1, 5) == 'seen_' and merged[field] ~= value
+    if merged[field] == nil or newer then merged[field] = value; changed = true end
   end
   if changed then redis.call('HSET', entry, 'request', cjson.encode(merged)) end
   if requested_by ~= '' then

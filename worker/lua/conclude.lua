@@ -30,6 +30,7 @@ local function conclude(record_prefix, life_s, first, last)
       answer[#answer + 1] = 1
     else
       redis.call('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
+      redis.call('HDEL', entry, 'first_sent_ms', 'first_sent_age')  -- what was learned tells of this hand's attempts
       if fate == 'dead' and held[7] then fate = '0' end  -- asked for again meanwhile: somebody waits for it anew
       if fate == 'dead' then
         redis.call('ZREM', due, order_id)
