@@ -50,7 +50,8 @@ entry_error        none|before         an entry of a batch: `code`, `message`, `
 entry_missing      before|none         an entry of a batch is not in the answer
 entry_foreign      before              an entry of a batch carries another order's id (`body_order_id`)
 odd_fields         -                   an order in a read, list or history, or its answer in a cancel or
-                                       batch: `fields` have these values, those named in `without` are absent
+                                       batch: `fields` have these values, those named in `without` are absent,
+                                       and a status in `words` becomes another: {"canceled": "Cancelled"}
 odd_page           -                   the same for a page as a whole: `fields={"orders": None}`
 endless_cursor     -                   after the last page come empty ones, each with a new cursor
 not_found          -                   reads do not see the order (read: 404; list: left out)
@@ -129,6 +130,7 @@ class Fault:
     body_order_id: str = STRANGER
     fields: dict[str, Any] = field(default_factory=dict)
     without: Sequence[str] = ()
+    words: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kind = KINDS.get(self.kind)
@@ -162,8 +164,11 @@ class Fault:
         return {self.operation} if isinstance(self.operation, str) else set(self.operation or ())
 
     def changed(self, body: dict[str, Any]) -> dict[str, Any]:
-        """`body` with `fields` instead of its own, and without what `without` names."""
-        return {name: value for name, value in {**body, **self.fields}.items() if name not in self.without}
+        """`body` with `fields`, its status in other `words`, and without what `without` names."""
+        said = body.get("status")
+        status = {"status": self.words[said]} if said in self.words else {}
+        changed = {**body, **status, **self.fields}
+        return {name: value for name, value in changed.items() if name not in self.without}
 
     @property
     def has_body(self) -> bool:

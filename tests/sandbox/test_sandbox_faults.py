@@ -403,6 +403,15 @@ def test_an_order_can_be_shown_with_odd_fields(control, client, operation):
     assert plain.get("status") in {None, "resting"}
 
 
+def test_a_status_can_be_said_in_other_words(control, client):
+    control.place("b")
+    control.fault("odd_fields", words={"canceled": "Cancelled"})
+    client.cancel("a")
+
+    said = {each["order_id"]: each["status"] for each in client.get("/portfolio/orders").json["orders"]}
+    assert said == {"a": "Cancelled", "b": "resting"}
+
+
 def test_a_page_can_lack_its_orders_or_say_null(control, client):
     control.fault("odd_page", fields={"orders": None}, times=1)
     control.fault("odd_page", without=["orders"], fields={"cursor": None}, times=1)
