@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
@@ -101,7 +102,9 @@ def _changing(change: Change, *, of: Status = "resting") -> Callable[[Floor, str
             order = _found(floor, order_id)
             if order.state.status != of:
                 raise ValueError(f"{order_id} is {order.state.status}, not {of}")
-            change(floor.market, order, floor.moment(-float(fields.get("ago_s") or 0)), fields)
+            ago_s = float(fields.get("ago_s") or 0)
+            moment = floor.moment(-ago_s)  # reads have caught up with it since
+            change(floor.market, order, replace(moment, mono_s=moment.mono_s - ago_s), fields)
             return _truth(order)
 
     return lever

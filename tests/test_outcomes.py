@@ -167,7 +167,7 @@ def test_only_attempts_that_may_have_taken_effect_count_as_the_first():
 
 
 @pytest.mark.parametrize("meaning", PERHAPS_APPLIED)
-def test_a_cancel_that_keeps_failing_takes_turns_with_reads(meaning):
+def test_after_a_lost_answer_reads_and_cancels_take_turns(meaning):
     failed = after_cancel(sent(), trouble(meaning), T0 + 70)
     assert isinstance(failed, Next)
     assert (failed.pause, failed.case.step) == (Pause.BACK_OFF, Step.READ_BACK)

@@ -289,7 +289,7 @@ def test_every_mass_cancel_that_is_shown_can_be_typed():
 
 
 def test_the_table_of_answers_has_every_row_that_the_dialects_tell_apart():
-    [rows, _] = tables(section("What an answer means", HOW_IT_WORKS))
+    rows, *_ = tables(section("What an answer means", HOW_IT_WORKS))
     named = Counter(word for row in rows for word in code_words(row[0]))
     assert named == Counter(f"{row.status} {row.code}".strip() for row in MEANINGS)
 

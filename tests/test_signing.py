@@ -100,6 +100,8 @@ GOOD_KEYS = {
     "Windows line ends": (pem_of(RSA_KEY).replace(b"\n", b"\r\n"), None, RSA_KEY),
     "byte order mark": (b"\xef\xbb\xbf" + pem_of(ED25519_KEY), None, ED25519_KEY),
     "newlines turned into blanks": (pem_of(RSA_KEY).replace(b"\n", b" "), None, RSA_KEY),
+    "blank lines between": (pem_of(RSA_KEY).replace(b"\n", b"\n\n"), None, RSA_KEY),
+    "indented": (pem_of(ED25519_KEY).replace(b"\n", b"\n    "), None, ED25519_KEY),
     "blank lines around": (b"\n\n  " + pem_of(ED25519_KEY) + b"\n\n", None, ED25519_KEY),
     "empty passphrase": (pem_of(ED25519_KEY), b"", ED25519_KEY),
 }

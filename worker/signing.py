@@ -134,6 +134,8 @@ def load_private_key(pem: bytes | str, *, passphrase: bytes | None = None) -> Pr
     """
     text = _pem_text(pem)
     label, body = _only_block(text)
+    if "Proc-Type:" not in body:
+        text = _armoured(label, body)
     encrypted = label == "ENCRYPTED PRIVATE KEY" or "Proc-Type: 4,ENCRYPTED" in body
     if encrypted and not passphrase:
         raise KeyProblem(
@@ -209,6 +211,13 @@ def _only_block(text: str) -> tuple[str, str]:
             f" BEGIN {labels[0]}"
         )
     return labels[0], block[2]
+
+
+def _armoured(label: str, body: str) -> str:
+    """The block anew: blank lines, indents and long lines mean nothing, but the library minds them."""
+    characters = "".join(body.split())
+    lines = [characters[at : at + 64] for at in range(0, len(characters), 64)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
 
 
 def _without_armour(text: str) -> str:
