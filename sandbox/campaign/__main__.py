@@ -1,6 +1,6 @@
 """`python -m sandbox.campaign`: plays the kinds and seeds that are asked for, and tells what was found.
 
-Exit codes: 0 nothing lost, nothing misreported; 1 something was; 2 the parts did not start.
+Exit codes: 0 every promise was kept; 1 one was broken; 2 the parts did not start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sandbox.campaign.judge import Finding
 from sandbox.campaign.kinds import KINDS
-from sandbox.campaign.report import document, summary, table
+from sandbox.campaign.report import BROKEN, document, summary, table
 from sandbox.campaign.run import FSYNC, Campaign
 from sandbox.stack import NotReady
 
@@ -100,10 +100,12 @@ class Say:
         worst = max(finding.recovered_s, default=0.0)
         self._print(
             f"{finding.kind:27} seed {finding.seed:<3} accepted {finding.accepted:4}"
-            f"  settled {finding.settled:4}  lost {len(finding.lost)}  misreported {len(finding.misreported)}"
+            f"  settled {finding.settled:4}  lost {len(finding.lost)}  stuck {len(finding.stuck)}"
+            f"  misreported {len(finding.misreported)}  false flat {len(finding.false_flat)}"
+            f"  undecidable {len(finding.undecidable)}"
             f"  recovered in {worst:5.2f} s  took {finding.took_s:4.1f} s"
         )
-        for what in ("lost", "misreported", "problems", "sent_twice"):
+        for what in (*BROKEN, "sent_twice"):
             lines = getattr(finding, what)
             for line in lines[:LINES_SHOWN]:
                 self._print(f"    {what}: {line}")

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from sandbox.control import Json
-from worker.orders import CancelResult, ConfirmedBy, Outcome
+from worker.orders import CancelResult, Outcome
 
 # What counts as settled; the others are visible answers, but somebody still has to do something.
 SETTLED = frozenset({Outcome.CANCELED, Outcome.TOO_LATE, Outcome.UNKNOWN_ORDER})
 
 CANCELS = ("cancel", "batch")
+# Who of those that cancel orders is this service: its calls, as the exchange's history names them.
+OURS = frozenset({*CANCELS, "cancel_all", "order_group", "tail"})
 
 
 @dataclass(slots=True)
@@ -37,8 +39,9 @@ class Evidence:
 
     ``promises``, ``records``, ``seen_at`` (when the settled record was first seen) by order id; ``open_ids``
     are in the book at the end; ``truth`` is the exchange's own; ``calls`` what it received; ``marks`` the
-    moments from which recovery counts; ``upsets`` those at which a worker was killed, stopped or woken;
-    ``contested`` are orders that somebody else tried to cancel meanwhile.
+    moments from which recovery counts; ``upsets`` those at which a worker was killed, stopped or woken.
+    ``unanswered`` are orders for which somebody waited in vain, ``answers`` what raw messages got;
+    ``shown_as``: the status that reads gave some orders for good, in the exchange's place.
     """
 
     promises: Mapping[str, Promise]
@@ -50,13 +53,18 @@ class Evidence:
     marks: Sequence[float]
     upsets: Sequence[float]
     call_limit_s: float
-    contested: Collection[str] = ()
+    unanswered: Collection[str] = ()
+    answers: Sequence[CancelResult] = ()
+    shown_as: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Finding:
     """What came of one run; ``resumed_s`` and ``recovered_s`` have a number for each mark that left any open.
 
+    Lost: nothing of it is left, or who waits for it gets no answer. Stuck: open when time is over.
+    False flat: an order rests in the scope of a mass cancel that is reported flat. Undecidable: canceled, and
+    nobody can tell how much of it by us; ``reduced_by`` is null. ``sweeps``: the mass cancels.
     Resumed: until the first result after the mark. Recovered: until all that was open at the mark is settled.
     """
 
@@ -64,8 +72,11 @@ class Finding:
     seed: int
     accepted: int = 0
     settled: int = 0
+    sweeps: int = 0
     lost: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
     misreported: list[str] = field(default_factory=list)
+    false_flat: list[str] = field(default_factory=list)
     undecidable: list[str] = field(default_factory=list)
     sent_twice: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -77,7 +88,7 @@ class Finding:
     @property
     def failed(self) -> bool:
         """Whether a promise was broken."""
-        return bool(self.lost or self.misreported or self.problems)
+        return bool(self.lost or self.stuck or self.misreported or self.false_flat or self.problems)
 
 
 def judge(kind: str, seed: int, evidence: Evidence) -> Finding:
@@ -85,6 +96,8 @@ def judge(kind: str, seed: int, evidence: Evidence) -> Finding:
     finding = Finding(kind, seed)
     for order_id, promise in evidence.promises.items():
         _judge_order(finding, order_id, promise, evidence)
+    for answer in evidence.answers:
+        _judge_answer(finding, answer, evidence)
     finding.sent_twice += _sent_twice(evidence)
     for mark in evidence.marks:
         _measure_recovery(finding, mark, evidence)
@@ -101,36 +114,55 @@ def taken(order_id: str, evidence: Evidence) -> bool:
 def _judge_order(finding: Finding, order_id: str, promise: Promise, evidence: Evidence) -> None:
     record = evidence.records.get(order_id)
     if not taken(order_id, evidence):
-        if promise.refused and not promise.maybe and (record or _removed_by_us(order_id, evidence)):
+        if promise.refused and not promise.maybe and (record or removed_by_us(evidence.truth.get(order_id))):
             finding.misreported.append(f"{order_id}: a producer was told that it is not accepted, and it was")
         return
     finding.accepted += 1
     if record is None or record.outcome not in SETTLED:
-        where = "open in the book" if order_id in evidence.open_ids else "neither record nor entry"
         said = "" if record is None else f", record {record.outcome.value}: {record.error}"
-        finding.lost.append(f"{order_id}: {where}{said}")
+        if order_id in evidence.open_ids:
+            finding.stuck.append(f"{order_id}: open in the book{said}")
+        else:
+            finding.lost.append(f"{order_id}: neither record nor entry{said}")
         return
     finding.settled += 1
     if order_id in evidence.open_ids:
         finding.problems.append(f"{order_id}: settled and still in the book")
-    removed = _removed_by_us(order_id, evidence)
-    wrong = contradictions(record, evidence.truth.get(order_id), removed)
-    if wrong and not removed and order_id in evidence.contested and _has_lost_reply(record):
-        finding.undecidable.append(order_id)
-    elif wrong:
+    if order_id in evidence.unanswered:
+        finding.lost.append(f"{order_id}: who waits for it gets no answer")
+    truth = evidence.truth.get(order_id)
+    wrong = contradictions(record, truth, removed_by_us(truth), shown_as=evidence.shown_as.get(order_id))
+    if wrong:
         finding.misreported.append(f"{order_id}: {'; '.join(wrong)}")
+    elif record.reduced_by is None and truth is not None:
+        finding.undecidable.append(order_id)
 
 
-def contradictions(record: CancelResult, truth: Json | None, removed_by_us: Decimal) -> list[str]:
-    """How a record differs from the exchange's own state and history of its order; empty: not at all."""
+def _judge_answer(finding: Finding, answer: CancelResult, evidence: Evidence) -> None:
+    """A raw message's own answer is the record's, unless it came before the outcome was known."""
+    record = evidence.records.get(answer.order_id or "")
+    if record is not None and answer.outcome in SETTLED and answer.outcome is not record.outcome:
+        said = f"a raw message was told {answer.outcome.value}, the record says {record.outcome.value}"
+        finding.misreported.append(f"{answer.order_id}: {said}")
+
+
+def contradictions(
+    record: CancelResult, truth: Json | None, removed_by_us: Decimal, *, shown_as: str | None = None
+) -> list[str]:
+    """How a record differs from the exchange's own state and history of its order; empty: not at all.
+
+    Where ``reduced_by`` is null, the record claims no number; whose cancel it was is then not claimed either.
+    """
     if truth is None or record.outcome is Outcome.UNKNOWN_ORDER:
         if truth is None and record.outcome is Outcome.UNKNOWN_ORDER:
             return []
         return [f"reported {record.outcome.value}, the exchange has {truth and truth['status']}"]
     wrong = []
-    if record.status is None or record.status.value != truth["status"]:
+    if record.status is None or record.status.value not in {truth["status"], shown_as}:
         wrong.append(f"status {record.status}, truly {truth['status']}")
-    if (record.outcome is Outcome.CANCELED) != (removed_by_us > 0):
+    if record.reduced_by is None and truth["status"] == "canceled":
+        pass
+    elif (record.outcome is Outcome.CANCELED) != (removed_by_us > 0):
         wrong.append(f"reported {record.outcome.value}, our calls removed {removed_by_us}")
     elif record.reduced_by != removed_by_us:
         wrong.append(f"reduced_by {record.reduced_by}, truly {removed_by_us}")
@@ -141,15 +173,16 @@ def contradictions(record: CancelResult, truth: Json | None, removed_by_us: Deci
     return wrong
 
 
-def _removed_by_us(order_id: str, evidence: Evidence) -> Decimal:
-    history = evidence.truth.get(order_id, {}).get("history", ())
-    ours = [line for line in history if line["event"] == "canceled" and line.get("call") is not None]
+def removed_by_us(truth: Json | None) -> Decimal:
+    """Contracts that cancels of this service took off an order."""
+    history = truth["history"] if truth else ()
+    ours = [line for line in history if line["event"] == "canceled" and line.get("by") in OURS]
     return sum((Decimal(line["count"]) for line in ours), Decimal(0))
 
 
-def _has_lost_reply(record: CancelResult) -> bool:
-    """Whether it is a cancel of ours only by inference; the exchange does not tell who canceled an order."""
-    return record.outcome is Outcome.CANCELED and record.confirmed_by is ConfirmedBy.READ_BACK
+def ended_at(truth: Json) -> float | None:
+    """When an order ended; None while it rests."""
+    return None if truth["status"] == "resting" else float(truth["history"][-1]["at_ms"]) / 1000
 
 
 def _sent_twice(evidence: Evidence) -> list[str]:

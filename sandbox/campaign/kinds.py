@@ -9,20 +9,26 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 
 from sandbox.campaign.judge import CANCELS
+from sandbox.campaign.mass_plays import (
+    Play,
+    failing_list,
+    placer_without_end,
+    runner_cut_off,
+    runner_frozen,
+)
 from sandbox.campaign.scene import Scene
 from sandbox.faults import KINDS as SANDBOX_FAULTS
 from sandbox.stack import free_port
 from worker.leases import LEASE_S
 from worker.orders import Lane
 
-Play = Callable[[Scene], None]
 Operations = tuple[str | None, ...]  # of the sandbox; None: all there are
 
 
@@ -31,13 +37,16 @@ class Kind:
     """A kind of fault, in one line for the table's reader.
 
     ``raw``: nothing touches Celery's own messages, so raw ones are promised too. ``fresh``: the workers are
-    replaced after each run, because it leaves them with a clock that the next run has not.
+    replaced after each run, because it leaves them with a clock, or a key, that the next run has not.
+    ``prepare`` is done before the producers begin; ``mix``: shares of sorts of orders that differ.
     """
 
     does: str
     play: Play
     raw: bool = False
     fresh: bool = False
+    prepare: Play = lambda _scene: None
+    mix: Mapping[str, int] = field(default_factory=dict)
 
 
 # -- nothing, and workers
@@ -236,6 +245,87 @@ def _entries(scene: Scene) -> None:
         scene.fault(kind, operation="batch", probability=0.15, effect=effect)
 
 
+def _interim(scene: Scene) -> None:
+    """Interim responses before one answer in three, at once or some time before it."""
+    for operation in scene.chance.choice(_ANY):
+        scene.fault(
+            "interim",
+            operation=operation,
+            probability=0.3,
+            status=scene.chance.choice([100, 102, 103]),
+            count=scene.chance.choice([1, 1, 2]),
+            seconds=scene.chance.choice([0.0, 0.06, 0.3]),
+        )
+
+
+def _cdn(scene: Scene) -> None:
+    """Pages of the CDN, of several statuses and forms, instead of one answer in three."""
+    for status in scene.chance.sample([200, 403, 404, 429, 502, 503], 3):
+        for operation in scene.chance.choice(_ANY):
+            scene.fault(
+                "cdn",
+                operation=operation,
+                probability=0.12,
+                status=status,
+                shape=scene.chance.choice(["html", "message", "empty"]),
+                effect=scene.chance.choice(["none", "before"]),
+            )
+
+
+def _no_cancel_answered(scene: Scene) -> None:
+    """Every cancel answers 500, whether it took effect or not; reads work."""
+    cancels = list(CANCELS)
+    scene.fault("http_500", operation=cancels, effect="before", probability=0.4)
+    scene.fault("http_500", operation=cancels, effect="none")
+    scene.until_all_asked()
+    scene.pause(1.0, 3.0)
+    scene.clear_faults()
+
+
+def _other_words(scene: Scene) -> None:
+    """Each order's first reads may have words for its status that nobody has promised."""
+    strange = ["pending_settlement", "Archived", "", "unknown"]
+    for order in scene.control.orders():
+        if scene.chance.random() < 0.3:
+            words = scene.chance.choice(
+                [
+                    {"canceled": "Cancelled", "executed": "EXECUTED", "resting": "Resting"},
+                    {name: scene.chance.choice(strange) for name in ("canceled", "executed", "resting")},
+                ]
+            )
+            times = scene.chance.choice([1, 2])
+            scene.fault(
+                "odd_fields", operation=["read", "list"], order_id=order["order_id"], times=times, words=words
+            )
+    _DROP_AFTER(scene)
+    scene.until_all_asked()
+    scene.mark()
+
+
+def _lose_batches(scene: Scene) -> None:
+    for operation in CANCELS:
+        scene.fault("drop_after", operation=operation, probability=0.8)
+
+
+def _revoke(scene: Scene) -> None:
+    scene.until(scene.chance.uniform(0.1, 0.7))
+    scene.mark()
+    scene.revoke_second_key()
+
+
+def _rollback(scene: Scene) -> None:
+    """Calls fail, so that something is noted about each cancel; then fields come in that nobody knows."""
+    for operation in CANCELS:
+        scene.fault("http_503", operation=operation, probability=0.7)
+    for share in (0.4, 0.7, 1.0):
+        scene.until(share)
+        scene.age_entries(0.4)
+    scene.until_all_asked()
+    scene.pause(0.5, 1.5)  # some are overdue by now
+    scene.age_entries(0.4)
+    scene.clear_faults()
+
+
 def _spent(scene: Scene) -> None:
     """A small account, whose tokens somebody else spends too."""
     scene.control.configure(tier=scene.chance.choice(["advanced", "expert"]))
@@ -362,6 +452,43 @@ KINDS = {
     "exchange-freeze": Kind("SIGSTOP of the exchange for 0.5 to 4 s", _exchange_freeze, raw=True),
     "exchange-paused": Kind("the exchange, or some shards, paused", _exchange_paused, raw=True),
     "clock-skew": Kind("the clocks differ by 8 to 120 s from one moment on", _skew, raw=True, fresh=True),
+    "canceled-elsewhere-before": Kind(
+        "somebody else canceled up to 3 s before, and replies are lost",
+        _during(_lose_batches),
+        raw=True,
+        mix={"lately": 60, "vanishing": 15},
+    ),
+    "decreased-and-amended": Kind(
+        "somebody decreases and amends orders, and replies are lost",
+        _during(_lose_batches),
+        raw=True,
+        mix={"shrunk": 30, "amended": 20, "shrinking": 20, "growing": 10},
+    ),
+    "interim-responses": Kind("1xx responses before the answers", _during(_interim), raw=True),
+    "cdn-pages": Kind("pages of the CDN: HTML, JSON, empty", _during(_cdn), raw=True),
+    "cancels-fail": Kind("every cancel answers 500, reads work", _no_cancel_answered, raw=True),
+    "unknown-statuses": Kind(
+        "reads have other words for a status, and replies are lost",
+        _other_words,
+        raw=True,
+        mix={"expired": 8},
+    ),
+    # one worker among others, and other versions
+    "key-revoked": Kind(
+        "the key of one of the workers is revoked", _revoke, raw=True, fresh=True, prepare=Scene.second_key
+    ),
+    "rollback": Kind("entries with fields that this version does not know", _rollback, raw=True),
+    # mass cancels
+    "mass-runner-frozen": Kind(
+        "SIGSTOP of a mass cancel's runner; new orders come when another has finished",
+        runner_frozen,
+        raw=True,
+    ),
+    "mass-runner-cut-off": Kind(
+        "the same, cut off from Redis", runner_cut_off, fresh=True, prepare=Scene.relayed_worker
+    ),
+    "mass-with-placer": Kind("a mass cancel while somebody places order after order", placer_without_end),
+    "mass-list-fails": Kind("a mass cancel while listings fail for some seconds", failing_list, raw=True),
     # together
     "kill-with-drop-after": Kind("SIGKILL of workers while replies are lost", _during(_DROP_AFTER, _kill)),
     "kill-with-stale-reads": Kind(

@@ -19,13 +19,19 @@ _COLUMNS = (
     "accepted",
     "settled",
     "lost",
+    "stuck",
     "misreported",
+    "false flat",
     "undecidable",
     "sent twice",
     "first result after, s (worst / median)",
     "all settled after, s (worst / median)",
     "slowest producer call, s",
 )
+
+
+# The fields of a finding that say which promise was broken.
+BROKEN = ("lost", "stuck", "misreported", "false_flat", "problems")
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -50,7 +56,7 @@ def _row(name: str, runs: Sequence[Finding]) -> tuple[str, ...]:
         sum(run.settled for run in runs),
         *(
             sum(len(getattr(run, what)) for run in runs)
-            for what in ("lost", "misreported", "undecidable", "sent_twice")
+            for what in ("lost", "stuck", "misreported", "false_flat", "undecidable", "sent_twice")
         ),
     ]
     times = [
@@ -65,16 +71,26 @@ def _row(name: str, runs: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The campaign in a sentence."""
+    """The campaign in a few sentences."""
     accepted = sum(finding.accepted for finding in findings)
     kinds = len({finding.kind for finding in findings})
-    lost = sum(len(finding.lost) for finding in findings)
-    wrong = sum(len(finding.misreported) for finding in findings)
-    other = sum(len(finding.problems) for finding in findings)
+    sweeps = sum(finding.sweeps for finding in findings)
+    counts = {
+        what: sum(len(getattr(finding, what)) for finding in findings)
+        for what in ("lost", "stuck", "misreported", "false_flat", "problems", "undecidable")
+    }
+    slowest_s, slowest = max(
+        ((max(finding.recovered_s), finding) for finding in findings if finding.recovered_s),
+        key=lambda each: each[0],
+        default=(0.0, findings[0]),
+    )
     return (
-        f"{kinds} kinds of fault, {len(findings)} runs, {accepted:,} cancels accepted:"
-        f" {lost} lost, {wrong} misreported, {other} other promises broken."
-        f" It took {sum(f.took_s for f in findings) / 60:.0f} minutes."
+        f"{kinds} kinds of fault, {len(findings)} runs, {accepted:,} cancels accepted, {sweeps} mass cancels:"
+        f" {counts['lost']} lost, {counts['stuck']} stuck, {counts['misreported']} misreported,"
+        f' {counts["false_flat"]} false "flat", {counts["problems"]} other promises broken.'
+        f" {counts['undecidable']} undecidable, all of them without a number."
+        f" The slowest recovery took {slowest_s:.2f} s ({slowest.kind}, seed {slowest.seed})."
+        f" All runs took {sum(f.took_s for f in findings) / 60:.0f} minutes."
     )
 
 
@@ -83,7 +99,10 @@ def document(findings: Sequence[Finding], *, command: str, cancels: int) -> str:
     names = dict.fromkeys(finding.kind for finding in findings)
     seeds = sorted({finding.seed for finding in findings})
     broken = [
-        line for finding in findings for line in (*finding.lost, *finding.misreported, *finding.problems)
+        f"`{finding.kind}`, seed {finding.seed}: {what}: {line}"
+        for finding in findings
+        for what in BROKEN
+        for line in getattr(finding, what)
     ]
     parts = [
         "# Faults: what was lost, what was misreported, how fast it recovered",
@@ -116,20 +135,28 @@ _MEANING = f"""\
 Every run is played on real processes: Valkey with an append-only file (`appendfsync {FSYNC}` unless the
 command says otherwise), the sandbox exchange and {WORKERS} workers. {PRODUCERS} producers ask, over
 {LOAD_S:g} s, for cancels of a mixed book of orders (resting, partly filled, on other shards and accounts,
-executed or canceled before, unknown, filled or canceled by others meanwhile), one by one and in lists, a
-fifth of them twice, while the fault plays. Where nothing touches the queues, some are raw Celery messages.
-The seed decides orders, moments, victims and what is struck.
+executed or canceled before, unknown; filled, decreased, amended or canceled by others in the last seconds
+or meanwhile), one by one and in lists, a fifth of them twice, while the fault plays. They wait for the
+results, and one in ten has a deadline of a second. Where nothing touches the queues, some are raw Celery
+messages. Some kinds have a mass cancel of orders of their own. The seed decides orders, moments, victims and
+what is struck.
 
 - **accepted**: cancels that a producer was told are accepted, or was told may be, and are.
 - **settled**: those with the record `canceled`, `too_late` or `unknown_order` within {SETTLE_WITHIN_S:g} s
-  after the fault's end. **lost**: the others, whether vanished or stuck.
+  after the fault's end. **stuck**: those that are open by then, and mass cancels without a report.
+  **lost**: the others, and those for whose answer somebody waits in vain.
 - **misreported**: settled, and the record contradicts the exchange's own state and history of the order:
-  the outcome, the status, the contracts that our calls removed, the fill count. A cancel whose producer
-  was told that it is *not* accepted, and which was, counts here too.
+  the outcome, the status, the contracts that our calls removed, the fill count. A `reduced_by` that happens
+  to be wrong is one, however it came about. The same for each order in a mass cancel's report, for its
+  totals, for a report that is changed after it was delivered, for resting orders that it does not name, and
+  for orders that came after it and were canceled all the same. A cancel whose producer was told that it is
+  *not* accepted, and which was, counts here too.
   With `--fsync everysec`, kinds that kill Redis may lose and misreport: while the disk is busy, Redis
   acknowledges for up to two seconds what it has not written yet.
-- **undecidable**: reported `canceled` after a reply of ours was lost, and canceled by somebody else in the
-  same moments. The exchange does not say who canceled an order; nobody could tell.
+- **false flat**: orders that rest in the scope of a mass cancel which is reported flat.
+- **undecidable**: canceled orders whose `reduced_by` is null. A reply of ours was lost, and the exchange does
+  not say who canceled an order, or how much of it: nobody can tell. A number there would count as
+  misreported unless it is right.
 - **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or
   frozen, or had given the call up. It does no harm to the order, and should be 0.
 - **first result after**, **all settled after**: seconds from the fault's end (for killed, replaced and long

@@ -6,24 +6,31 @@ recovery is to be counted are marks.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import redis
 
 from sandbox.campaign.judge import CANCELS
+from sandbox.campaign.relay import Relay
+from sandbox.campaign.sweeps import Sweep
 from sandbox.control import Control
 from sandbox.stack import Part, Stack, wait_until
+from worker.client import BookError, CancelClient
 
 # A worker that is asked to end has eight seconds by default; a second for the interpreter's own end.
 TERM_WITHIN_S = 9.0
+# A mass cancel gives up 60 s beyond its prediction; the faults that play meanwhile are shorter.
+REPORT_WITHIN_S = 90.0
+SECOND_KEY_ID = "5b0c3f3e-9d6c-4f7e-8f1b-5a1d2e6c7f80"  # made up
 
 
 class Crew:
@@ -45,6 +52,14 @@ class Crew:
         for worker in self.workers:
             worker.wait_ready(partial(_is_ready, worker), "the worker")
 
+    def replace_one(self, **environment: str) -> Part:
+        """Another worker in the place of one, with an environment of its own; waits until it is ready."""
+        self.workers.pop().stop()
+        other = self._stack.spawn_worker(**environment)
+        self.workers.append(other)
+        other.wait_ready(partial(_is_ready, other), "the worker")
+        return other
+
     def dismiss(self) -> None:
         """Ends all of them."""
         for worker in self.workers:
@@ -53,11 +68,15 @@ class Crew:
 
 
 class Scene:
-    """One run in the eyes of its fault."""
+    """One run in the eyes of its fault; ``name`` begins the ids of all its orders."""
 
-    def __init__(self, stack: Stack, crew: Crew, *, chance: random.Random, load_s: float) -> None:
+    def __init__(
+        self, stack: Stack, crew: Crew, *, name: str, cancels: int, chance: random.Random, load_s: float
+    ) -> None:
         self.stack = stack
         self.crew = crew
+        self.name = name
+        self.cancels = cancels
         self.chance = chance
         self.control = Control(stack.control.url)
         self.redis: redis.Redis = stack.redis.client()
@@ -67,9 +86,20 @@ class Scene:
         self.upsets: list[float] = []
         self.problems: list[str] = []
         self.asked = threading.Event()
+        self.sweeps: list[Sweep] = []
+        self.relay: Relay | None = None
+        self._risk = CancelClient(stack.redis.url, requested_by="risk")
+        self._placed = 0
+        self._lasting = ExitStack()
+
+    def begin(self) -> None:
+        """The run starts now."""
+        self.started = time.time()
 
     def close(self) -> None:
         """Closes its connections."""
+        self._lasting.close()
+        self._risk.close()
         self.control.close()
         self.redis.close()
 
@@ -125,7 +155,89 @@ class Scene:
         if code != 0 or took_s > TERM_WITHIN_S:
             self.problems.append(f"SIGTERM: {victim.log_path.name} ended with {code} after {took_s:.1f} s")
 
+    # -- mass cancels
+
+    @property
+    def mass_ticker(self) -> str:
+        """The market of the orders that mass cancels are about; nobody asks for them one by one."""
+        return "KXMASS-26NOV22-A"
+
+    def place_mass(self, number: int) -> list[str]:
+        """So many new orders in the market of the mass cancels."""
+        order_ids = [f"{self.name}-mass-{self._placed + at:04d}" for at in range(number)]
+        self._placed += number
+        self.control.place_many(
+            [{"order_id": order_id, "ticker": self.mass_ticker} for order_id in order_ids]
+        )
+        return order_ids
+
+    def sweep(self, *, deadline_s: float = 60.0) -> Sweep:
+        """Asks for a mass cancel of that market."""
+        pending = self._risk.mass_cancel({"tickers": [self.mass_ticker]}, deadline_s=deadline_s)
+        self.sweeps.append(Sweep(pending.request_id, self.mass_ticker))
+        return self.sweeps[-1]
+
+    def await_report(self, sweep: Sweep) -> None:
+        """Waits for the report, not for ever: a mass cancel without one is judged as stuck."""
+        with suppress(TimeoutError):
+            wait_until(partial(self.look_at, sweep), within_s=REPORT_WITHIN_S)
+
+    def look_at(self, sweep: Sweep) -> bool:
+        """Notes the report that there is at this moment; whether there is one."""
+        with suppress(BookError):
+            shown = self._risk.mass_status(sweep.request_id)
+            sweep.last = shown if shown and "flat" in shown else None
+        sweep.report = sweep.report or sweep.last
+        return sweep.report is not None
+
+    def look_at_the_end(self) -> None:
+        """Notes what is kept of the mass cancels, and whether the open cancels can be listed."""
+        for sweep in self.sweeps:
+            self.look_at(sweep)
+        try:
+            list(self._risk.open_cancels())
+        except Exception as error:  # noqa: BLE001 - whatever it is, an operator would see nothing
+            self.problems.append(f"the open cancels cannot be listed: {error!r}")
+
+    def until_swept(self, *, within_s: float = 10.0) -> None:
+        """Waits until a cancel of an order of the mass cancel has reached the exchange."""
+        sign = f"{self.name}-mass-"
+
+        def begun() -> bool:
+            calls = (call for each in CANCELS for call in self.control.calls(each))
+            return any(order_id.startswith(sign) for call in calls for order_id in call["order_ids"])
+
+        with suppress(TimeoutError):
+            wait_until(begun, within_s=within_s)
+
+    # -- one worker among others
+
+    def second_key(self) -> None:
+        """One of the workers gets a key of its own."""
+        self.control.register_key(SECOND_KEY_ID, self.stack.keys.public_path.read_text())
+        self.crew.replace_one(KALSHI_API_KEY_ID=SECOND_KEY_ID)
+
+    def revoke_second_key(self) -> None:
+        """The exchange refuses that key from now on."""
+        self.control.revoke_key(SECOND_KEY_ID)
+
+    def relayed_worker(self) -> None:
+        """One of the workers, the last, reaches Redis by a relay only."""
+        self.relay = self._lasting.enter_context(Relay(self.stack.redis.port))
+        self.crew.replace_one(REDIS_URL=f"redis://127.0.0.1:{self.relay.port}/0")
+
     # -- Redis
+
+    def age_entries(self, share: float) -> None:
+        """Gives a share of the open entries fields as a newer version may have stored them."""
+        for key in self.redis.scan_iter("kalshi-cancel:entry:*", count=1000):
+            if self.chance.random() >= share:
+                continue
+            for field in ("request", "learned"):
+                text = self.redis.hget(key, field)
+                if text:
+                    newer = json.dumps(_from_a_newer_version(json.loads(text)))
+                    self.redis.eval(_SET_IF_SAME, 1, key, field, text, newer)
 
     def restart_redis(self, low_s: float, high_s: float) -> None:
         """SIGKILL to Redis, a drawn time, and a new start with what it had on disk."""
@@ -180,6 +292,21 @@ class Scene:
 
         with suppress(TimeoutError):
             wait_until(under_way, within_s=within_s)
+
+
+# An entry that is settled meanwhile must not come back as a stump.
+_SET_IF_SAME = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+  return redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+end
+"""
+
+
+def _from_a_newer_version(value: Any) -> Any:
+    """The same JSON with a field more in each of its objects."""
+    if isinstance(value, dict):
+        return {name: _from_a_newer_version(each) for name, each in value.items()} | {"of_a_newer_version": 1}
+    return [_from_a_newer_version(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_ready(worker: Part) -> bool:
