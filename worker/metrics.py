@@ -24,7 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from worker.book import GiveUp, Settle
-from worker.dialects import Meaning
+from worker.dialects import GATEWAY_CODE, Meaning
 from worker.fleet import Fleet, FleetState
 from worker.gate import GateState
 from worker.notices import BellRung, CallMade, Claimed, Concluded, GateMoved, LeaseLost, MassStep, Notice
@@ -95,6 +95,12 @@ OF_THE_WORKER = (
         "counter",
         ("operation",),
         "Calls without a usable reply, which may have taken effect.",
+    ),
+    Meter(
+        "gateway_answers_total",
+        "counter",
+        (),
+        "Calls that a gateway in front of the exchange answered with a page of its own.",
     ),
     Meter("tokens_spent_total", "counter", ("bucket",), "Tokens paid for calls."),
     Meter("rate_limited_total", "counter", ("bucket",), "Calls that were answered 429."),
@@ -283,6 +289,8 @@ class Metrics:
             code = self._bounded(trouble.problem.code)
             if trouble.no_usable_answer and trouble.may_have_taken_effect:
                 meters["unanswered_total"].labels(operation).inc()
+            if trouble.problem.code == GATEWAY_CODE:
+                meters["gateway_answers_total"].inc()
             elif trouble.meaning is Meaning.BUSY:
                 meters["rate_limited_total"].labels(call.bucket).inc()
         meters["exchange_calls_total"].labels(operation, status, code).inc()
