@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from sandbox.stack import wait_until
 from worker import records
-from worker.book import Book, GiveBack, GiveUp, Known, Settle, connect
+from worker.book import Book, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
 from worker.orders import CancelRequest, CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome, Problem
 from worker.roster import Roster, WorkerShown
 from worker.settings import RedisSettings
@@ -60,10 +60,24 @@ class Shortcuts:
     def close(self):
         self.server.close()
 
-    def accept(self, *order_ids, lane=Lane.STRATEGY, deadline_s=LONG_S, reply_to="", **fields):
-        requests = [CancelRequest(order_id, **fields) for order_id in order_ids]
-        replies = [reply_to] * len(requests)
-        return self.book.accept(requests, lane=lane, default_deadline_s=deadline_s, reply_to=replies)
+    def accept(
+        self,
+        *order_ids,
+        lane=Lane.STRATEGY,
+        deadline_s=LONG_S,
+        reply_to="",
+        fence=None,
+        records_older_than_s=None,
+        **fields,
+    ):
+        return self.book.accept(
+            [CancelRequest(order_id, **fields) for order_id in order_ids],
+            lane=lane,
+            default_deadline_s=deadline_s,
+            reply_to=[reply_to] * len(order_ids),
+            fence=fence,
+            records_older_than_s=records_older_than_s,
+        )
 
     def claim(self, at_most=1, *, lanes=BOTH, lease_s=LONG_S, exchange_ms=None):
         """As a hand claims that wants so many: one call's worth after the other."""
@@ -224,6 +238,33 @@ def test_a_record_that_is_not_final_goes_when_the_order_is_asked_for_again(desk,
     assert desk.accept(order_id).settled == {}
     assert desk.book.record(order_id) is None
     assert desk.claim_one().order_id == order_id
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CANCELED, Outcome.TOO_LATE])
+def test_a_final_record_that_is_too_old_is_not_believed_and_the_order_is_canceled_again(desk, outcome):
+    [order_id] = ids()
+    desk.accept(order_id)
+    desk.settle(desk.claim_one(), outcome)
+    key, life_s = records.record_key(order_id, desk.celery_prefix), desk.settings.result_expires_s
+    desk.server.expire(key, life_s - 30)  # as one that is 30 s old
+    believed = desk.accept(order_id, records_older_than_s=40)
+    assert list(believed.settled) == [order_id]
+    again = desk.accept(order_id, records_older_than_s=20, exchange_index=2)
+    assert again.settled == {}
+    assert desk.book.record(order_id) is None, "who waits must not be told the old outcome"
+    request = desk.claim_one().request
+    assert (request.order_id, request.exchange_index, request.again) == (order_id, 2, True)
+
+
+def test_a_record_is_not_believed_at_all_where_nothing_older_than_now_is(desk):
+    fresh, for_ever, newer = ids(3)
+    for order_id in (fresh, for_ever, newer):
+        desk.accept(order_id)
+        desk.settle(desk.claim_one())
+    desk.server.persist(records.record_key(for_ever, desk.celery_prefix))
+    desk.server.expire(records.record_key(newer, desk.celery_prefix), desk.settings.result_expires_s * 2)
+    assert desk.accept(fresh, for_ever, newer, records_older_than_s=0).settled == {}
+    assert sorted(desk.open_ids()) == sorted([fresh, for_ever, newer])
 
 
 def test_many_orders_are_accepted_in_one_call_with_those_settled_told_apart(desk):
@@ -487,6 +528,42 @@ def test_a_record_that_cannot_be_read_keeps_nobody_from_asking(desk):
     accepted = desk.accept("fine", "spoilt", "new")
     assert set(accepted.settled) == {"fine"}
     assert sorted(desk.open_ids()) == ["new", "spoilt"]
+    asked_anew = {entry.order_id: entry.request.again for entry in desk.claim(2)}
+    assert asked_anew == {"new": False, "spoilt": True}, "an earlier cancel may have been ours"
+
+
+@pytest.mark.parametrize(
+    "mass",
+    [
+        {},
+        {"fence": "7"},
+        {"fence": "8", "report": "{}"},
+        {"report": "{}"},
+    ],
+    ids=["no runner", "another runner", "a report", "a report and no runner"],
+)
+def test_who_runs_a_mass_cancel_no_longer_enters_nothing_and_is_told_so(desk, mass):
+    fence, key = Fence("mass-1", "8"), f"{desk.prefix}:mass:mass-1"
+    desk.server.hset(key, mapping={"fence": "8"})
+    desk.accept("mine", fence=fence)
+    desk.server.delete(key)
+    desk.server.hset(key, mapping={"request": "{}", **mass})
+    with pytest.raises(Fenced, match="mass-1"):
+        desk.accept("other", "mine", fence=fence)
+    with pytest.raises(Fenced, match="mass-1"):
+        desk.book.learn([CancelRequest("mine")], Known("{}", "read", 0.0), lane=Lane.RISK, fence=fence)
+    assert desk.open_ids() == ["mine"]
+    assert desk.claim_one().learned == ""
+
+
+def test_who_runs_a_mass_cancel_enters_and_teaches_as_anybody_does(desk):
+    fence = Fence("mass-1", "8")
+    desk.server.hset(f"{desk.prefix}:mass:mass-1", mapping={"request": "{}", "fence": "8"})
+    desk.accept("order", fence=fence)
+    taught = desk.book.learn(
+        [CancelRequest("order")], Known('{"attempts":1}', "read", 0.0), lane=Lane.RISK, fence=fence
+    )
+    assert (taught, json.loads(desk.claim_one().learned)) == (1, {"attempts": 1})
 
 
 def test_a_hand_that_only_read_back_leaves_no_attempt_behind(desk):

@@ -148,6 +148,20 @@ def test_orders_that_are_canceled_or_too_late_are_printed_as_they_settle_and_exi
     assert done.returncode == Exit.SETTLED
 
 
+def test_an_order_that_rests_after_its_outcome_is_canceled_again_when_asked_to(ctl, control, order_id):
+    control.place(order_id, count="7.00")
+    ctl("cancel", order_id)
+    control.restore(order_id)
+    assert "canceled" in ctl("cancel", order_id).stdout
+    assert control.order(order_id)["status"] == "resting", "the stored result has answered"
+    done = ctl("cancel", "--again", order_id)
+    assert (done.returncode, done.stderr) == (Exit.SETTLED, "")
+    assert done.stdout.splitlines()[1].split() == [order_id, "canceled", "canceled", "7.00", "cancel", "1"]
+    assert control.order(order_id)["status"] == "canceled"
+    done = ctl("cancel", "--again", order_id)
+    assert done.stdout.splitlines()[1].split()[:4] == [order_id, "too_late", "canceled", "-"]
+
+
 def test_json_lines_are_the_results_by_the_fields_that_everybody_reads(ctl, control, client, order_id):
     control.place(order_id)
     done = ctl("cancel", "--json", order_id)

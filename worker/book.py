@@ -49,6 +49,8 @@ __all__ = [
     "Conclusion",
     "DeadLetter",
     "Entry",
+    "Fence",
+    "Fenced",
     "GiveBack",
     "GiveUp",
     "OpenCancel",
@@ -89,6 +91,21 @@ class Known:
     learned: str
     path: str
     due_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A mass cancel's runner may enter orders with it, until there is a report or another runner."""
+
+    request_id: str
+    token: str
+
+
+class Fenced(Exception):  # noqa: N818 - named after what has happened
+    """The mass cancel has a report or another runner by now: nothing was entered."""
+
+    def __init__(self, fence: Fence) -> None:
+        super().__init__(f"mass cancel {fence.request_id} has a report or another runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +286,7 @@ class Book:
         self._record_prefix = records.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
-        self._accept = scripts.load(server, "audit", "bells", "gather", "accept")
+        self._accept = scripts.load(server, "audit", "bells", "fenced", "gather", "accept")
         self._turn = scripts.load(
             server, "audit", "bells", "gather", "tell", "conclude", "buckets", "claim", "turn"
         )
@@ -280,7 +297,7 @@ class Book:
         self._retry = scripts.load(server, "retry")
         self._sweep = scripts.load(server, "bells", "sweep")
         self._refuse = scripts.load(server, "audit", "refuse")
-        self._learn = scripts.load(server, "bells", "learn")
+        self._learn = scripts.load(server, "bells", "fenced", "learn")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
@@ -294,13 +311,19 @@ class Book:
         default_deadline_s: float,
         reply_to: Sequence[str] = (),
         known: Known | None = None,
+        fence: Fence | None = None,
+        records_older_than_s: float | None = None,
     ) -> Accepted:
         """Enters the requests, each atomically; safe to repeat.
 
         ``reply_to`` names for each request a task id that gets the result too (or ""); ``known`` goes for
-        those that are new. Raises BookError: those of earlier portions of a long list may have been accepted
-        even when ``may_be_accepted`` is false for the last one.
+        those that are new. A final record that is at least ``records_older_than_s`` old is not believed: the
+        order is canceled again (None: every record is believed).
+
+        Raises BookError: those of earlier portions of a long list may have been accepted even when
+        ``may_be_accepted`` is false for the last one. Raises Fenced when ``fence`` does not hold.
         """
+        not_believed = "" if records_older_than_s is None else round(records_older_than_s * 1000)
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
         spoilt: list[tuple[CancelRequest, str]] = []
@@ -316,6 +339,8 @@ class Book:
                 int(self._audit),
                 known.learned if known else "",
                 round(known.due_in_s * 1000) if known else 0,
+                *_fence_args(fence),
+                not_believed,
             ]
             for at, request in enumerate(portion, start):
                 fields = request.kept_fields()
@@ -329,9 +354,8 @@ class Book:
                     round(deadline_s * 1000),
                     reply_to[at] if reply_to else "",
                 )
-            heard, waiting, *answers = scripts.accept(
-                self._server, self._accept, args, replicas=self._wait_replicas
-            )
+            answer = scripts.accept(self._server, self._accept, args, replicas=self._wait_replicas)
+            heard, waiting, *answers = _unless_fenced(answer, fence)
             for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
                 if answer == "joined":
                     joined.add(request.order_id)
@@ -345,30 +369,39 @@ class Book:
             keys = [self._record_prefix + request.order_id for request, _ in spoilt]
             scripts.call(lambda: self._server.delete(*keys), may_be_accepted=True)
             anew = self.accept(
-                [request for request, _ in spoilt],
+                [replace(request, again=True) for request, _ in spoilt],
                 lane=lane,
                 default_deadline_s=default_deadline_s,
                 reply_to=[task_id for _, task_id in spoilt],
                 known=known,
+                fence=fence,
             )
             heard, waiting = anew.heard, anew.waiting_messages
             settled |= anew.settled
             joined |= anew.joined
         return Accepted(settled, bool(heard), waiting, frozenset(joined))
 
-    def learn(self, requests: Sequence[CancelRequest], known: Known | None, *, lane: Lane) -> int:
-        """Has other things known of entries that no hand has had yet; how many those were. Raises BookError.
+    def learn(
+        self,
+        requests: Sequence[CancelRequest],
+        known: Known | None,
+        *,
+        lane: Lane,
+        fence: Fence | None = None,
+    ) -> int:
+        """Has other things known of entries that no hand has had yet; how many those were.
 
-        ``known`` None: nothing but the request, and due at once.
+        ``known`` None: nothing but the request, and due at once. Raises BookError, and Fenced when ``fence``
+        does not hold.
         """
         learned = 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             args: list[Any] = [self._prefix, lane.value, known.learned if known else ""]
-            args.append(round(known.due_in_s * 1000) if known else 0)
+            args += (round(known.due_in_s * 1000) if known else 0, *_fence_args(fence))
             for request in requests[start : start + ACCEPT_AT_ONCE]:
                 path = known.path if known else write_path(request.exchange_index)
                 args += (request.order_id, path)
-            learned += int(self._run(self._learn, args))
+            learned += int(_unless_fenced(self._run(self._learn, args), fence))
         return learned
 
     def refuse(self, result: CancelResult) -> bool:
@@ -636,6 +669,16 @@ class Book:
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+
+
+def _fence_args(fence: Fence | None) -> tuple[str, str]:
+    return (fence.request_id, fence.token) if fence else ("", "")
+
+
+def _unless_fenced(answer: Any, fence: Fence | None) -> Any:
+    if fence is not None and answer == "fenced":
+        raise Fenced(fence)
+    return answer
 
 
 def _fate(conclusion: Conclusion) -> tuple[Any, ...]:

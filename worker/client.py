@@ -191,8 +191,12 @@ class CancelClient:
         reason: str | None = None,
         deadline_s: float | None = None,
         lane: Lane = Lane.STRATEGY,
+        again: bool = False,
     ) -> PendingCancel:
         """Asks for one order's cancel; fields as in :class:`~worker.orders.CancelRequest`.
+
+        ``again``: the exchange is asked even if a result is stored that is final. You have seen the order
+        rest after that.
 
         Raises BadRequest for fields that cannot be meant, and BookError when it was not accepted (or when
         it may have been: asking again is always safe).
@@ -206,11 +210,15 @@ class CancelClient:
             "reason": reason,
             "deadline_s": deadline_s,
         }
-        self.cancel_many([fields], lane=lane)
+        self.cancel_many([fields], lane=lane, again=again)
         return PendingCancel(order_id, self)
 
     def cancel_many(
-        self, orders: Sequence[str | Mapping[str, Any]], *, lane: Lane = Lane.STRATEGY
+        self,
+        orders: Sequence[str | Mapping[str, Any]],
+        *,
+        lane: Lane = Lane.STRATEGY,
+        again: bool = False,
     ) -> PendingCancels:
         """Asks for many: order ids, or mappings of the fields that :meth:`cancel` takes.
 
@@ -231,13 +239,18 @@ class CancelClient:
                     request if request.traceparent else replace(request, traceparent=traceparent)
                     for request in requests
                 ]
-            self._accept(requests, lane)
+            self._accept(requests, lane, again=again)
         return PendingCancels(tuple(request.order_id for request in requests), self)
 
-    def _accept(self, requests: Sequence[CancelRequest], lane: Lane) -> None:
+    def _accept(self, requests: Sequence[CancelRequest], lane: Lane, *, again: bool) -> None:
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
-            accepted = self._book.accept(portion, lane=lane, default_deadline_s=DEFAULT_DEADLINE_S)
+            accepted = self._book.accept(
+                portion,
+                lane=lane,
+                default_deadline_s=DEFAULT_DEADLINE_S,
+                records_older_than_s=0.0 if again else None,
+            )
             fresh = [request for request in portion if request.order_id not in accepted.settled]
             # The first portion calls the hands, the others see to it that one is there: all at the end would
             # leave the work lying until the last is accepted.

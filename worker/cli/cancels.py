@@ -64,6 +64,11 @@ def add_cancel(commands: Subparsers) -> None:
         help=f"seconds until an outcome without proof is reported as unresolved ({DEFAULT_DEADLINE_S:g})",
     )
     command.add_argument("--risk", action="store_true", help="in the risk lane, which is served first")
+    command.add_argument(
+        "--again",
+        action="store_true",
+        help="ask the exchange even if the outcome is known: you have seen the order rest after that",
+    )
     waiting = command.add_mutually_exclusive_group()
     waiting.add_argument(
         "--timeout",
@@ -89,7 +94,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     lane = Lane.RISK if arguments.risk else Lane.STRATEGY
     client = CancelClient.from_env()
     try:
-        pending = client.cancel_many(orders, lane=lane)
+        pending = client.cancel_many(orders, lane=lane, again=arguments.again)
     except BookError as error:
         # Many are accepted in portions: that the last one failed says nothing about the first.
         known = "not accepted" if len(orders) == 1 else "not all accepted"

@@ -1,17 +1,31 @@
 -- accept: enters cancel requests into the book, or joins them to the entries that are there already.
 --
--- (after audit.lua, bells.lua, gather.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
+-- (after audit.lua, bells.lua, fenced.lua, gather.lua) ARGV  1 prefix of the book's keys · 2 prefix of the record keys · 3 lane ·
 --       4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a trail (1, 0) ·
---       7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms · then six for each request: order_id · request (JSON) · path · requested_by (a JSON string, or empty) ·
---       deadline from now, ms · task id that wants the result too (or empty)
+--       7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms · 9 the mass cancel
+--       that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a final record is
+--       not believed, ms (or empty: always believed) · then six for each request: order_id · request (JSON) ·
+--       path · requested_by (a JSON string, or empty) · deadline from now, ms · task id that wants the result
+--       too (or empty)
 -- returns { whether a listening hand was told (1, 0), messages waiting in the queue where none was,
---           then for each request: the final record's JSON, or "joined" to an open one, or "" when new }
+--           then for each request: the final record's JSON, or "joined" to an open one, or "" when new },
+--         or "fenced": the mass cancel has a report, or another runner
 --
 -- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
--- record is final is answered from it; a record that is not final goes, because work on it starts again.
+-- record is final is answered from it; a record that is not final goes, because work on it starts again. So
+-- does a final one that is too old to be believed: somebody saw the order rest after that.
 
+local FIRST = 12  -- of the requests' values
 local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+
+if fenced(ARGV[9], ARGV[10]) then return 'fenced' end
+
+local function believed(record_key)
+  if ARGV[11] == '' then return true end
+  local left_ms = redis.call('PTTL', record_key)
+  return left_ms >= 0 and math.max(life_s * 1000 - left_ms, 0) < tonumber(ARGV[11])
+end
 
 local function with(list_json, value)  -- a JSON list of texts, with one more unless it is there
   if not list_json or list_json == '[]' then return '[' .. cjson.encode(value) .. ']' end
@@ -79,7 +93,7 @@ end
 -- What there is already is looked up at once for all, because it mostly is nothing; and before anything is
 -- written: a script that has written is not stopped for lack of memory.
 local record_keys, homes, entered = {}, {}, {}
-for at = 9, #ARGV, 6 do
+for at = FIRST, #ARGV, 6 do
   record_keys[#record_keys + 1] = record_prefix .. ARGV[at]
   homes[#homes + 1] = prefix .. ':entry:' .. ARGV[at]
   homes[#homes + 1] = prefix .. ':dead:' .. ARGV[at]
@@ -88,11 +102,11 @@ local records = #record_keys > 0 and redis.call('MGET', unpack(record_keys))
 local any_there = #homes > 0 and redis.call('EXISTS', unpack(homes)) > 0
 
 local answer, open, asked, known_paths = { 0, 0 }, 0, {}, {}
-for at = 9, #ARGV, 6 do
+for at = FIRST, #ARGV, 6 do
   local order_id, request, path, requested_by, deadline_ms, task_id =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
   local entry = prefix .. ':entry:' .. order_id
-  local number = (at - 9) / 6 + 1
+  local number = (at - FIRST) / 6 + 1
   local record_key, record = record_keys[number], records[number]
   if ARGV[6] == '1' then
     local by = requested_by == '' and '}' or ',"requested_by":' .. requested_by .. '}'
@@ -107,11 +121,13 @@ for at = 9, #ARGV, 6 do
     answer[#answer + 1] = 'joined'
   else
     local outcome = record and string.match(record, '"outcome":"([%a_]+)"')
-    if outcome == 'canceled' or outcome == 'too_late' then
+    local final = outcome == 'canceled' or outcome == 'too_late'
+    if final and believed(record_key) then
       if task_id ~= '' then reply_from(record, task_id) end
       answer[#answer + 1] = record
     else
       if record then redis.call('DEL', record_key) end
+      if final then request = string.sub(request, 1, -2) .. ', "again": true}' end
       local fields = { 'request', request, 'lane', lane, 'path', path, 'accepted_ms', now_ms, 'deadline_ms', deadline_ms }
       local function set(field, value) fields[#fields + 1] = field; fields[#fields + 1] = value end
       if requested_by ~= '' then set('requested_by', '[' .. requested_by .. ']') end
