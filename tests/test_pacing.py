@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 from crew import HANDS, PATIENCE_S, ids
@@ -16,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.stack import wait_until
-from worker.book import Book, Wish, connect
+from worker.book import Book, Known, Wish, connect
 from worker.client import BookError
 from worker.orders import CancelRequest, Lane
 from worker.pacing import SHARE_AFTER_429, Limits, Pacer
+from worker.pursuit import ReadSlots
 from worker.settings import RedisSettings
 
 LIMITS = Limits(200.0, 200.0, 300.0, 600.0)
@@ -27,6 +29,7 @@ ON_THE_WAY_S = 0.2  # worker/lua/buckets.lua: what a full bucket misses in this 
 RESERVE = 0.2
 say = print  # figures for the reader; pytest -rA shows them
 CANCEL_COST = 2
+LIST_COST = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -568,6 +571,73 @@ def test_risk_overtakes_thousands_of_waiting_strategy_cancels(crew):
     assert still > 500, "it was an overtaking indeed"
     assert max(took_ms) < 500
     assert [call for call in crew.control.calls() if call["status"] == 429] == []
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_new_cancels_do_not_wait_behind_the_read_backs_of_hundreds_of_unknown_orders(crew, lane):
+    live = crew.place(40)
+    with crew.apart(KALSHI_READ_LAG_S="2") as apart:
+        apart.start()
+        apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in ids(600)], lane=Lane.RISK)
+        wait_until(lambda: crew.control.calls("read"), within_s=PATIENCE_S, what="the first read-backs")
+        results = apart.client.cancel_many(live, lane=lane).results(timeout=PATIENCE_S)
+        assert {result.outcome for result in results} == {"canceled"}
+        assert sum(1 for _ in apart.client.open_cancels()) > 300, "they were overtaken"
+
+
+def test_read_backs_leave_the_tokens_of_a_listing(account):
+    book = Book(account.server, account.settings)
+    requests = [CancelRequest(each) for each in ids(400)]
+    known = Known("", "read", 0.0)
+    book.accept(requests, lane=Lane.RISK, default_deadline_s=60, known=known)
+    while claimed(account, book, Lane.RISK).entries:
+        pass
+    assert account.pacer.take("read", LIST_COST) == 0.0
+
+
+def test_what_was_never_sent_is_claimed_before_what_is_to_be_read_back(account):
+    book = Book(account.server, account.settings)
+    [old], [new] = ids(1), ids(1)
+    book.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
+    book.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
+    wish = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
+    assert [each.order_id for each in book.claim([Lane.RISK], **wish).entries] == [new]
+    nothing = book.claim([Lane.RISK], **wish, reads=0)
+    assert (nothing.entries, nothing.is_more, nothing.next_due_s) == ((), False, pytest.approx(60, abs=5))
+    assert [each.order_id for each in book.claim([Lane.RISK], **wish, reads=1).entries] == [old]
+
+
+def test_a_read_back_that_has_waited_for_long_goes_first(account):
+    book = Book(account.server, account.settings)
+    [old], [new] = ids(1), ids(1)
+    book.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", -9.0))
+    book.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
+    claim = book.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None, reads_after_s=1.0)
+    assert [each.order_id for each in claim.entries] == [old]
+
+
+@pytest.mark.parametrize(("hands", "most"), [(1, 1), (2, 1), (3, 1), (16, 8)])
+def test_half_of_the_hands_may_read_back(hands, most):
+    slots = ReadSlots(hands)
+    with ExitStack() as busy:
+        for _ in range(most):
+            assert slots.free > 0
+            busy.enter_context(slots.of(reads=True))
+        assert slots.free == 0
+        late = busy.enter_context(slots.of(reads=False))
+        assert not late.may_read()
+    assert slots.free == most
+
+
+def test_a_lone_hand_takes_turns_between_cancels_and_read_backs():
+    slots = ReadSlots(1)
+    assert slots.after_s == 0.0
+    with slots.of(reads=True):
+        pass
+    assert slots.after_s > 60
+    with slots.of(reads=False) as slot:
+        assert slot.may_read()
+    assert slots.after_s == 0.0
 
 
 def test_a_waiting_strategy_cancel_that_risk_asks_for_is_sent_before_the_others(crew):

@@ -155,6 +155,7 @@ class Wish:
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
     ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
     first claim of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
+    At most ``reads`` of the calls are read-backs, and each counts as due ``reads_after_s`` later than it is.
     """
 
     lanes: tuple[Lane, ...]
@@ -163,6 +164,8 @@ class Wish:
     exchange_ms: str | int | None
     calls: int = 1
     risk_reserve: float = 0.0
+    reads: int = 1_000
+    reads_after_s: float = 0.0
     cancel_cost: float = 2.0
     read_cost: float = 2.0
     list_cost: float = 10.0
@@ -435,6 +438,7 @@ class Book:
             args += (wish.at_most, wish.calls, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
             args += (wish.cancel_cost, wish.read_cost, wish.list_cost, self._name)
+            args += (wish.reads, round(wish.reads_after_s * 1000))
             for lane in wish.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)

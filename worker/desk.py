@@ -104,6 +104,7 @@ class Desk:
             record_life_s=record_life_s,
             risk_reserve=risk_reserve,
             batch_most=batch_most,
+            hands=hands,
             tell=tell,
         )
 
@@ -248,6 +249,8 @@ class Desk:
             exchange_ms=self._pursuit.engine_now(),
             calls=calls,
             risk_reserve=self._risk_reserve,
+            reads=self._pursuit.read_slots.free,
+            reads_after_s=self._pursuit.read_slots.after_s,
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
             list_cost=limits.list_cost,

@@ -12,7 +12,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from http import HTTPStatus
@@ -63,6 +64,9 @@ REFUSED_SIZE_STANDS_S = 60.0
 TURNED_AWAY_SIZE_STANDS_S = 10.0  # less sure: others may have spent the tokens
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
+# Read-backs let new cancels go first, but not for ever.
+READS_AFTER_S = 1.0
+READS_LAST_S = 3600.0
 # How long all go out alone to find the one that spoils every call.
 ALONE_S = 1.0
 
@@ -109,6 +113,7 @@ class Pursuit:
         record_life_s: float,
         risk_reserve: float,
         batch_most: int,
+        hands: int = 1,
         tell: Tell = nobody,
     ) -> None:
         self._exchange = exchange
@@ -122,6 +127,7 @@ class Pursuit:
         self._archive = Archive(exchange, pacer, stopping, tell=tell)
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
+        self.read_slots = ReadSlots(hands)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_NotKnownYet),
             wait=self._pause_s,
@@ -133,16 +139,18 @@ class Pursuit:
     def pursue(self, claim: Claim, *, since: float) -> Pursued:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
-        walks = [self._walk(entry, calls) for entry in claim.entries]
+        with self.read_slots.of(claim.bucket == "read") as slot:
+            walks = [self._walk(entry, calls, slot) for entry in claim.entries]
+            return Pursued(self._pursue(walks, claim), calls, since)
+
+    def _pursue(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
-            conclusions = self._read_together(walks)
-        elif len(walks) > 1:
-            conclusions = self._cancel_batch(walks, claim)
-        else:
-            for walk in walks:
-                walk.reads_only = claim.bucket == "read"
-            conclusions = [self._see_through(walk) for walk in walks]
-        return Pursued(conclusions, calls, since)
+            return self._read_together(walks)
+        if len(walks) > 1:
+            return self._cancel_batch(walks, claim)
+        for walk in walks:
+            walk.reads_only = claim.bucket == "read"
+        return [self._see_through(walk) for walk in walks]
 
     # -- one order
 
@@ -162,6 +170,8 @@ class Pursuit:
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         if walk.reads_only and case.step is Step.CANCEL:
             # The book must know that a cancel may be sent before one is: it is claimed for that anew.
+            raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
+        if case.step.reads and not walk.slot.may_read():
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         bucket = _bucket(case)
         if case.step is Step.SEARCH_ARCHIVE:
@@ -205,7 +215,10 @@ class Pursuit:
         if walk.paid:
             walk.paid = False
             return
-        kept = self._risk_reserve if walk.entry.lane is Lane.STRATEGY and bucket != "read" else 0.0
+        limits = self._pacer.limits
+        kept = self._risk_reserve if walk.entry.lane is Lane.STRATEGY else 0.0
+        if bucket == "read":  # the tokens of a listing are left to mass cancels
+            kept = min(limits.list_cost, (limits.read_capacity - limits.read_cost) / 4) / limits.read_capacity
         try:
             wait_s = self._pacer.take(bucket, self._cost(walk.case), kept_share=kept)
         except BookError as error:
@@ -340,8 +353,8 @@ class Pursuit:
         engine = self._exchange.engine_now()
         return None if engine is None else f"{engine.low_ms:.0f}:{engine.high_ms:.0f}"
 
-    def _walk(self, entry: Entry, calls: list[CallMade]) -> _Walk:
-        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls)
+    def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot) -> _Walk:
+        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls, slot)
         if entry.interrupted:
             attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
             walk.case = walk.case.interrupted(attempt, self._now(walk))
@@ -366,6 +379,66 @@ class Pursuit:
         return GiveBack(
             walk.entry, learned, pause_s if self._gate.is_open else 0.0, path or _bucket(walk.case)
         )
+
+
+class ReadSlots:
+    """How many hands of a process may read back at a time: half of them, so that new cancels find a hand."""
+
+    def __init__(self, hands: int) -> None:
+        self._most = max(hands // 2, 1)
+        self._is_lone = hands == 1
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._last_read = False
+
+    @property
+    def free(self) -> int:
+        """How many more may begin."""
+        return max(self._most - self._taken, 0)
+
+    @property
+    def after_s(self) -> float:
+        """How much later than it is a read-back counts as due; a lone hand takes turns."""
+        if self._is_lone:
+            return READS_LAST_S if self._last_read else 0.0
+        return READS_AFTER_S
+
+    @contextmanager
+    def of(self, reads: bool) -> Iterator[ReadSlot]:  # noqa: FBT001 - the claim is one of reads, or not
+        """The slot of a hand for the body's time; of one that ``reads``, it is taken."""
+        slot = ReadSlot(self)
+        self._last_read = reads
+        if reads:
+            self.take(slot, at_most=math.inf)
+        try:
+            yield slot
+        finally:
+            with self._lock:
+                self._taken -= slot.is_taken
+
+    def take(self, slot: ReadSlot, *, at_most: float) -> bool:
+        """Takes the slot, unless so many are taken."""
+        with self._lock:
+            if self._taken < at_most:
+                slot.is_taken = True
+                self._taken += 1
+            return slot.is_taken
+
+    def may_take(self, slot: ReadSlot) -> bool:
+        """Takes a slot for a hand that came to cancel and has to read back."""
+        return self.take(slot, at_most=self._most)
+
+
+class ReadSlot:
+    """Whether one hand may read back."""
+
+    def __init__(self, slots: ReadSlots) -> None:
+        self._slots = slots
+        self.is_taken = False
+
+    def may_read(self) -> bool:
+        """Whether it has its slot, or gets one now."""
+        return self.is_taken or self._slots.may_take(self)
 
 
 class BatchSize:
@@ -428,12 +501,13 @@ _ANSWERED = Canceled(Decimal(0), None, None)
 class _Walk:
     """One entry in hand: what is known so far, and by when its waiters want to hear."""
 
-    def __init__(self, case: Case, entry: Entry, calls: list[CallMade]) -> None:
+    def __init__(self, case: Case, entry: Entry, calls: list[CallMade], slot: ReadSlot) -> None:
         self.case = case
         self.entry = entry
         self.calls = calls  # made for all entries of the claim
         self.paid = False  # the tokens of its next call are taken
         self.reads_only = False  # claimed to be read back
+        self.slot = slot
         self._claimed = time.monotonic()
         self._deadline = self._claimed + entry.deadline_left_s
 

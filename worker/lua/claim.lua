@@ -4,7 +4,8 @@
 -- Expects `prefix`, `now_ms`, buckets.lua, bells.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
 --       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
 --       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
---       cancel · of a read · of a listing · the hand's name · then two for each lane, the most urgent first:
+--       cancel · of a read · of a listing · the hand's name · how many of the calls may be read-backs · how much
+--       later than it is a read-back counts as due, ms · then two for each lane, the most urgent first:
 --       lane · its queue
 -- returns { this moment (ms), hands that are coming (told, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
@@ -12,7 +13,8 @@
 --             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
 --                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } }
 --
--- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start. Paths:
+-- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start: what was
+-- never sent goes before what is to be read back. A read-back leaves the tokens of a listing. Paths:
 -- `read` one read-back; `reads` many that one listing may answer, or one if that is cheaper; `write` as many
 -- cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths; `write:N` one cancel
 -- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare. To the shards
@@ -30,7 +32,7 @@ local function claim(first)
   local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
   local lease_ms, exchange_ms, share = tonumber(ARGV[first + 2]), ARGV[first + 3], tonumber(ARGV[first + 4])
   local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6]), tonumber(ARGV[first + 7])
-  local hand = ARGV[first + 8]
+  local hand, reads_most, reads_after_ms = ARGV[first + 8], tonumber(ARGV[first + 9]), tonumber(ARGV[first + 10])
   local calls, held_up_ms = {}, 0
   local claimed, taken, paid_bucket, paid  -- of the call that is being put together
   local paths, states, due_at = redis.call('SMEMBERS', prefix .. ':paths'), {}, {}
@@ -40,9 +42,14 @@ local function claim(first)
     return states[name]
   end
 
+  local function is_read(path) return string.sub(path, 1, 4) == 'read' end
+
+  local function may_take(path) return not is_read(path) or reads_most > 0 end
+
   local function affordable(name, cost, lane)
     local bucket = state(name)
     local reserve = lane == 'strategy' and share * bucket.capacity or 0
+    if name == 'read' then reserve = math.min(list_cost, (bucket.capacity - cost) / 2) end
     local orders = math.floor((bucket.tokens - reserve) / cost)
     if orders < 1 then
       local wait = wait_ms(bucket, cost, reserve)
@@ -123,8 +130,10 @@ local function claim(first)
     local heads, shards = {}, {}
     for _, path in ipairs(paths) do
       local at = look(lane, path)
-      if at and at <= now_ms then
-        heads[#heads + 1] = { path = path, at = path == 'write' and at - HEAD_START_MS or at }
+      if at and at <= now_ms and may_take(path) then
+        if path == 'write' then at = at - HEAD_START_MS end
+        if is_read(path) then at = at + reads_after_ms end
+        heads[#heads + 1] = { path = path, at = at }
       end
     end
     table.sort(heads, function(a, b) return a.at < b.at end)
@@ -164,15 +173,18 @@ local function claim(first)
           take(lane, shards[1], 1); pay(shards[1], cancel_cost)
         end
       end
-      if #claimed > 0 then return end
+      if #claimed > 0 then
+        if is_read(head.path) then reads_most = reads_most - 1 end
+        return
+      end
     end
   end
 
   local function more(lane)  -- whether something is due that could be paid for
     for _, path in ipairs(paths) do
       local at = look(lane, path)
-      if at and at <= now_ms then
-        local reading = string.sub(path, 1, 4) == 'read'
+      if at and at <= now_ms and may_take(path) then
+        local reading = is_read(path)
         if affordable(reading and 'read' or path, reading and read_cost or cancel_cost, lane) > 0 then return true end
         if is_shard(path) and spare(lane) > 1 then return true end
       end
@@ -181,7 +193,7 @@ local function claim(first)
   end
 
   local looked, coming, next_due_ms, is_more = {}, 0, 0, false
-  for at = first + 9, #ARGV, 2 do
+  for at = first + 11, #ARGV, 2 do
     local lane = ARGV[at]
     if #calls < most_calls then
       repeat
@@ -197,7 +209,7 @@ local function claim(first)
     end
     coming = coming + redis.call('LLEN', ARGV[at + 1])
     for _, path in ipairs(paths) do
-      local due = look(lane, path)
+      local due = may_take(path) and look(lane, path)  -- whoever reads back now looks for more of that by itself
       if due and (next_due_ms == 0 or due < next_due_ms) then next_due_ms = due end
     end
     if #calls > 0 and more(lane) then
