@@ -128,7 +128,7 @@ def test_a_mass_cancel_that_is_flat_while_an_order_rests_is_found_false(campaign
 # -- the judge
 
 
-def truth(status="canceled", *, filled="0.00", removed="10.00", by_call=True, at_ms=(0, 1), ticker="T"):
+def truth(status="canceled", *, filled="0.00", removed="10.00", by_call=True, at_ms=(0, 1), ticker="KX-1-A"):
     history = [{"event": "created", "at_ms": at_ms[0], "count": "10.00"}]
     if Decimal(removed):
         line = {"event": "canceled", "at_ms": at_ms[1], "count": removed}
@@ -332,10 +332,15 @@ def mass_report(*affected, flat=True, not_affected=(), **changes):
     return {**known, **changes}
 
 
-def judged(orders, report, last=None):
+def listing(second, query="ticker=KX-1-A&status=resting", status=200):
+    received_ms = (BEGIN_S + second) * 1000
+    return {"operation": "list", "status": status, "query": query, "received_ms": received_ms}
+
+
+def judged(orders, report, last=None, calls=()):
     finding = Finding("kind", 1)
-    sweep = Sweep("m", "T", report, report if last is None else last)
-    judge_sweep(finding, sweep, orders, read_lag_s=0.3)
+    sweep = Sweep("m", "KX-1-A", report, report if last is None else last)
+    judge_sweep(finding, sweep, orders, calls or [listing(9)], read_lag_s=0.3)
     return finding
 
 
@@ -382,9 +387,18 @@ def test_flat_is_false_when_an_order_rested_from_the_listing_to_the_report(order
     assert bool(judged({"a": order}, mass_report()).false_flat) is is_false
 
 
-@pytest.mark.parametrize("order", [scoped(7), scoped(0, 5)])
-def test_what_came_last_or_is_gone_need_not_be_named(order):
-    assert not judged({"a": order}, mass_report(flat=False)).failed
+@pytest.mark.parametrize(
+    ("order", "calls"),
+    [
+        (scoped(8.9), [listing(9)]),
+        (scoped(0, 5), [listing(9)]),
+        (scoped(0), [listing(9, status=503), listing(11), listing(9, query="ticker=KX-2-A")]),
+        (scoped(0), [listing(9, query="event_ticker=KX-1&cursor=x")]),
+    ],
+    ids=["not seen yet", "gone", "no listing", "a later page"],
+)
+def test_what_no_listing_could_show_need_not_be_named(order, calls):
+    assert not judged({"a": order}, mass_report(flat=False), calls=calls).failed
 
 
 def test_a_relay_that_is_cut_lets_nothing_pass_until_it_is_mended():

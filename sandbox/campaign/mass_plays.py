@@ -13,8 +13,8 @@ from sandbox.campaign.scene import Scene
 Play = Callable[[Scene], None]
 
 NEW_ORDERS = 5
-PLACED_PER_S = 30.0
-PLACER_DEADLINE_S = 3.0
+PLACED_PER_S = 50.0
+PLACER_DEADLINE_S = 4.0
 _FAILING: list[tuple[str, dict[str, Any]]] = [
     ("http_503", {}),
     ("cdn", {"status": 503}),

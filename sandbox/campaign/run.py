@@ -95,7 +95,7 @@ class Campaign:
             scene.close()
         finding = judge(name, seed, evidence)
         for sweep in scene.sweeps:
-            judge_sweep(finding, sweep, evidence.truth, read_lag_s=SANDBOX_READ_LAG_S)
+            judge_sweep(finding, sweep, evidence.truth, evidence.calls, read_lag_s=SANDBOX_READ_LAG_S)
         finding.problems += [*producers.problems, *scene.problems]
         finding.slowest_producer_s = producers.slowest_s
         finding.took_s = time.monotonic() - started

@@ -5,16 +5,14 @@ Pure: everything was seen and read before. Moments are epoch seconds of this mac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from http.client import OK
 
 from sandbox.campaign.judge import Finding, ended_at, removed_by_us
 from sandbox.control import Json
-
-# A mass cancel lists every few seconds: what came later than this before its end need not be named.
-UNSEEN_S = 4.0
 
 
 @dataclass(slots=True)
@@ -27,8 +25,13 @@ class Sweep:
     last: Json | None = None
 
 
-def judge_sweep(finding: Finding, sweep: Sweep, truth: Mapping[str, Json], *, read_lag_s: float) -> None:
-    """Adds to the finding what is wrong with a mass cancel; its order counts and its flatness above all."""
+def judge_sweep(
+    finding: Finding, sweep: Sweep, truth: Mapping[str, Json], calls: Sequence[Json], *, read_lag_s: float
+) -> None:
+    """Adds to the finding what is wrong with a mass cancel; its order counts and its flatness above all.
+
+    ``calls``: what the exchange received; the last listing of the ticker tells what could be known.
+    """
     finding.sweeps += 1
     report = sweep.report
     if report is None:
@@ -48,10 +51,11 @@ def judge_sweep(finding: Finding, sweep: Sweep, truth: Mapping[str, Json], *, re
         ]
     else:
         named = {each["order_id"] for name in ("affected", "not_affected") for each in report[name]}
+        listed_s = _last_listing_s(sweep, calls, before_s=ended_s)
         wrong += [
             f"{order_id}: rests and is not named"
             for order_id, order in scope.items()
-            if order_id not in named and _rests_throughout(order, ended_s - UNSEEN_S, ended_s)
+            if order_id not in named and _rests_throughout(order, listed_s - read_lag_s, ended_s)
         ]
     finding.misreported += [f"mass cancel {sweep.request_id}: {each}" for each in wrong]
 
@@ -83,6 +87,22 @@ def _revived(report: Json, scope: Mapping[str, Json]) -> Iterator[str]:
     for order_id, order in scope.items():
         if _created_s(order) > ended_s and removed_by_us(order):
             yield f"{order_id}: canceled, and was placed after the report"
+
+
+def _last_listing_s(sweep: Sweep, calls: Sequence[Json], *, before_s: float) -> float:
+    """When the exchange received the last call for a first page that it answered well."""
+    return max(
+        (
+            call["received_ms"] / 1000
+            for call in calls
+            if call["operation"] == "list"
+            and call["status"] == OK
+            and call["received_ms"] / 1000 < before_s
+            and sweep.ticker.rpartition("-")[0] in call["query"]  # by ticker or by event
+            and "cursor=" not in call["query"]
+        ),
+        default=0.0,
+    )
 
 
 def _rests_throughout(order: Json, from_s: float, until_s: float) -> bool:
