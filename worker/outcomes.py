@@ -29,8 +29,9 @@ from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcom
 NOT_FOUND_READS_FOR_PROOF = 3
 # A cancel's age is told by whoever has it in hand: each handing over may cost so much exactness.
 AGE_UNSURE_MS = 1_000
-# No attempt takes effect later than this after it was given up on: an end after that is not its doing.
-EFFECT_WITHIN_MS = 30_000
+# An end while our attempt was under way is its doing; of a long silence only the beginning counts as that, or
+# somebody else's cancel would be likely to fall into it.
+UNDER_WAY_MOST_MS = 500
 # An order's time stamp that lies so far in the engine's future is from before its clock was set back.
 FUTURE_MARGIN_MS = 100
 HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
@@ -84,7 +85,7 @@ class Case:
     """What is known about one cancel.
 
     ``attempt`` is the latest one; ``first_doubt`` the first one that may have taken effect without a usable
-    reply, and ``unanswered_age_ms`` when the latest such attempt was given up on.
+    reply, ``last_doubt`` the latest such, and ``unanswered_age_ms`` when that was given up on.
     ``accepted_age_ms``: when a cancel was accepted by a reply that does not describe our order.
     ``not_found_age_ms``: when a cancel last got a 404.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
@@ -102,6 +103,7 @@ class Case:
     back_offs: int = 0
     attempt: Attempt | None = None
     first_doubt: Attempt | None = None
+    last_doubt: Attempt | None = None
     unanswered_age_ms: int | None = None
     accepted_age_ms: int | None = None
     not_found_age_ms: int | None = None
@@ -136,7 +138,8 @@ class Case:
             attempts=1,
             attempt=attempt,
             first_doubt=attempt,
-            unanswered_age_ms=0,
+            last_doubt=attempt,
+            unanswered_age_ms=UNDER_WAY_MOST_MS,
         )
 
     def to_json(self) -> str:
@@ -185,9 +188,11 @@ class Case:
 
     def doubted(self, now: Instant) -> Case:
         """The case once its latest attempt has got no usable reply, so may have taken effect."""
+        attempt = self.attempt or Attempt(0)
         return replace(
             self,
-            first_doubt=self.first_doubt or self.attempt or Attempt(0),
+            first_doubt=self.first_doubt or attempt,
+            last_doubt=attempt,
             unanswered_age_ms=now.age_ms,
             rested_after_doubt=False,
         )
@@ -229,7 +234,7 @@ _PLAIN = (
     "step",
 )
 _PROBLEMS = ("refused", "last_problem")
-_ATTEMPTS = ("first_doubt",)
+_ATTEMPTS = ("first_doubt", "last_doubt")
 _COUNTS = ("remaining", "filled")
 
 
@@ -443,7 +448,7 @@ def _already_canceled(case: Case, order: Order, asked: Instant, lags: Lags) -> V
 
 def _end_of(case: Case, order: Order, asked: Instant) -> _End:
     """Compares the order's end with our first doubtful attempt, by the engine's clock."""
-    end, sent = _stamp(order), _sent_by_engine(case, asked)
+    end, sent = _stamp(order), _sent_by_engine(case.first_doubt, asked)
     if end is None or sent is None:
         return _End.CANNOT_TELL
     if asked.engine is not None and end.low_ms > asked.engine.high_ms + FUTURE_MARGIN_MS:
@@ -458,12 +463,11 @@ def _stamp(order: Order) -> Span | None:
     return None if at_ms is None else Span(at_ms, at_ms + order.last_update_within_ms)
 
 
-def _sent_by_engine(case: Case, asked: Instant) -> Span | None:
-    """When the first doubtful attempt was sent: as it was known then, and as its age tells now.
+def _sent_by_engine(doubt: Attempt | None, asked: Instant) -> Span | None:
+    """When a doubtful attempt was sent: as it was known then, and as its age tells now.
 
     Where the two contradict each other the clock was set in between, and nobody can tell.
     """
-    doubt = case.first_doubt
     if doubt is None or doubt.engine is None or asked.engine is None:
         return None
     by_age = asked.engine.moved(doubt.age_ms - asked.age_ms, unsure_ms=AGE_UNSURE_MS)
@@ -474,12 +478,12 @@ def _removed(case: Case, order: Order, asked: Instant) -> Decimal | None:
     """What our cancel removed, where that is proven; the order's end is not before us."""
     if case.remaining is None or case.filled is None or order.fill_count is None or case.rested_after_doubt:
         return None
-    end, unanswered_age_ms = _stamp(order), case.unanswered_age_ms
-    if end is None or asked.engine is None or unanswered_age_ms is None:
+    end, sent = _stamp(order), _sent_by_engine(case.last_doubt, asked)
+    if end is None or sent is None or case.last_doubt is None or case.unanswered_age_ms is None:
         return None
-    given_up = asked.engine.moved(unanswered_age_ms - asked.age_ms, unsure_ms=AGE_UNSURE_MS)
-    if end.low_ms > given_up.high_ms + EFFECT_WITHIN_MS:
-        return None
+    under_way_ms = min(case.unanswered_age_ms - case.last_doubt.age_ms, UNDER_WAY_MOST_MS)
+    if not sent.is_before(end) or end.high_ms > sent.high_ms + under_way_ms:
+        return None  # it came when no attempt was under way: perhaps somebody else's
     removed = case.remaining - (order.fill_count - case.filled)
     return removed if order.fill_count >= case.filled and removed > 0 else None
 
