@@ -803,7 +803,6 @@ def test_every_key_is_under_the_prefix(desk):
     lanes_to_wake(desk)
     desk.book.keep_unreadable("?")
     roster = Roster(desk.server, desk.settings)
-    roster.note_gate("me", "open")
     roster.show(WorkerShown("me", ("risk",), 1))
     keys = set(desk.server.scan_iter(count=1000)) - before
     assert {key for key in keys if not key.startswith(f"{desk.prefix}:")} == set()

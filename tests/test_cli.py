@@ -441,11 +441,12 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
 
 def test_open_says_which_workers_hold_cancels_back(here, idle_env):
     settings = RedisSettings.from_env(idle_env)
-    Roster(connect(settings), settings).note_gate("worker1@host", "exchange paused")
+    held = WorkerShown("worker1@host", ("risk",), 2, gate="paused")
+    Roster(connect(settings), settings).show(held)
     assert here("open") == (
         0,
         "nothing is open\n",
-        "cancelctl: worker1@host holds cancels back: exchange paused\n",
+        "cancelctl: worker1@host holds cancels back: paused\n",
     )
 
 

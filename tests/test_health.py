@@ -22,7 +22,7 @@ PATIENCE_S = 30.0
 # Well below what takes a worker for dead, and above each single wait of the main loop.
 LIVELY_S = 10.0
 OUTAGE_S = BEAT_OLD_S + 3.0
-ALL_OK = dict.fromkeys(("redis", "key", "clock", "exchange", "breaker"), "ok")
+ALL_OK = dict.fromkeys(("redis", "key", "clock", "exchange", "breaker", "services"), "ok")
 
 
 class Watched:

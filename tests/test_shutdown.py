@@ -65,9 +65,9 @@ def test_a_call_in_flight_is_finished_and_its_result_stored_before_the_end(crew)
 
 def test_a_worker_that_is_told_to_end_while_it_starts_claims_nothing_and_ends_in_time(crew):
     order_ids = crew.place(20)
-    crew.control.fault("hang", operation="status", effect="none")
+    crew.control.fault("hang", operation="limits", effect="none")
     worker = crew.stack.spawn_worker()
-    wait_until(lambda: crew.control.calls("status"), within_s=PATIENCE_S, what="its first call")
+    wait_until(lambda: crew.control.calls("limits"), within_s=PATIENCE_S, what="its first call")
     pending = crew.client.cancel_many(order_ids)
     terminate(worker, within_s=SHUTDOWN_S + EXIT_S)
     assert crew.sent() == Counter()

@@ -308,12 +308,12 @@ def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, setting
     masses.finish(done.request_id, {"flat": True})
     redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
     roster = Roster(redis_client, settings)
-    roster.show(WorkerShown("host:1", ("risk",), 2))
-    roster.show(WorkerShown("host:1", ("risk",), 2))
-    roster.note_gate("host:1", "paused")
+    roster.show(WorkerShown("host:1", ("risk",), 2, "a"))
+    held = WorkerShown("host:1", ("risk",), 2, "a", gate="paused")
+    roster.show(held)
     snapshot = Watcher(settings).snapshot()
     assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
-    assert snapshot.workers == (WorkerShown("host:1", ("risk",), 2),)
+    assert snapshot.workers == (held,)
     assert snapshot.held_back == {"host:1": "paused"}
 
 

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.app.control import Control
 
 import worker.lifecycle  # noqa: F401 - it takes part in a worker's life through Celery's signals
-from worker.consumer import Beat, Sweep
+from worker.consumer import Beat
 
 
 class NoRemoteControl(Control):  # type: ignore[misc]  # Celery ships no types
@@ -23,4 +23,4 @@ if find_spec("celeryconfig") is None:
     sys.exit("cannot start: no celeryconfig.py in this folder; run Celery where that file is")
 app = Celery("worker", control=NoRemoteControl)
 app.config_from_object("celeryconfig")
-app.steps["consumer"].update((Sweep, Beat))
+app.steps["consumer"].add(Beat)

@@ -1,8 +1,7 @@
 """How a worker listens to its queues: back at once after an outage, and nothing unreadable thrown away.
 
-Celery's consumer with three changes: it reconnects within half a second instead of 2, 4, ... 30 s; a
-message that cannot be understood is logged and kept; and its timer sweeps the book for what nobody is
-coming to claim.
+Celery's consumer with two changes: it reconnects within half a second instead of 2, 4, ... 30 s; and a
+message that cannot be understood is logged and kept.
 """
 
 from __future__ import annotations
@@ -12,25 +11,20 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import bootsteps
 from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
-from kombu.exceptions import OperationalError
 
-from worker import bells
 from worker.broker import WHY_HEADER, notice_waits
 from worker.health import BEAT_EVERY_S
-from worker.notices import BellRung
-from worker.office import desk, hands, tell
+from worker.office import desk, opened_office
 from worker.scripts import BookError
 from worker.watch import watch
 
 log = logging.getLogger(__name__)
 
 RECONNECT_MOST_S = 0.5
-# What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
-SWEEP_EVERY_S = 0.25
 KEPT_BODY_MOST_BYTES = 65_536
 
 
@@ -106,27 +100,8 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         message.ack_log_error(log, self.connection_errors)
 
 
-class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """On the timer of every worker: rings for what nobody is coming for, and tells those who wait."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:
-        super().__init__(consumer, **kwargs)
-        self._timer: Any = None
-
-    def start(self, consumer: Any) -> None:
-        """Starts the timer; called again after every reconnect."""
-        self._timer = consumer.timer.call_repeatedly(SWEEP_EVERY_S, _sweep, (consumer.app,))
-
-    def stop(self, _consumer: Any) -> None:
-        """Stops the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
 class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """On the timer of every worker: says that the main loop comes by."""
+    """On the timer of every worker: says that the main loop comes by, and looks after the background jobs."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -138,7 +113,7 @@ class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
         """Starts the timer; called again after every reconnect."""
         # While Redis is silent one round of the timer takes many waits for it, minutes in all.
         notice_waits(watch.heartbeat.beat)
-        self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, watch.heartbeat.beat)
+        self._timer = consumer.timer.call_repeatedly(BEAT_EVERY_S, _beat)
 
     def stop(self, _consumer: Any) -> None:
         """Stops the timer."""
@@ -152,15 +127,8 @@ def _between_tries() -> None:
     watch.heartbeat.beat()
 
 
-def _sweep(app: Celery) -> None:
-    try:
-        desk().tell_overdue()
-        desk().answer_bulks()
-        hands().show_ears()
-        for lane, heard in desk().lanes_to_wake().items():
-            log.info("waking up for the %s lane", lane.value)
-            tell(BellRung(lane))
-            if not heard:
-                bells.wake_up(app, lane)
-    except (BookError, OperationalError, OSError) as error:
-        log.warning("no sweep: %s", error)
+def _beat() -> None:
+    watch.heartbeat.beat()
+    mine = opened_office()
+    if mine is not None:
+        mine.services.check()

@@ -74,7 +74,7 @@ class Desk:
         hands: int = 1,
         call_hand: Callable[[Lane], None] = lambda _lane: None,
         outbox: Outbox | None = None,
-        note_gate: Callable[[str], None] = lambda _state: None,
+        gate_moved: Callable[[], None] = lambda: None,
         tell: Tell = nobody,
     ) -> None:
         self._book = book
@@ -86,7 +86,7 @@ class Desk:
         self._outbox = outbox or Outbox()
         self._room = _Room(hands)
         self._call_hand = call_hand
-        self._note_gate = note_gate
+        self._gate_moved = gate_moved
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
@@ -140,21 +140,27 @@ class Desk:
             if wanted:
                 self.serve(self._lanes)
 
-    def serve(self, lanes: Sequence[Lane]) -> None:
-        """Claims and sees through what is due, risk first, until nothing is due or soon will be."""
+    def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
+        """Claims and sees through what is due, risk first, until nothing is due or soon will be.
+
+        Calls ``beat`` again and again meanwhile.
+        """
         try:
-            self._work(tuple(lanes))
+            self._work(tuple(lanes), beat)
         except BookError as error:  # the sweep wakes somebody up when Redis is back
+            if not error.can_pass:
+                raise
             if (more := self._no_book.now()) is not None:
                 log.warning("no work without the book: %s", f"{error}{more}")
 
-    def _work(self, lanes: tuple[Lane, ...]) -> None:
+    def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> None:
         held = Pursued()
         try:
             while not self._stopping.is_set():
+                beat()
                 if not self._gate.is_open:
                     held = self._put_down(held)
-                    if not self._gate.keep_watch(self._stopping):
+                    if not self._gate.keep_watch(self._stopping, beat):
                         return
                 place = _Place(held, len(held.conclusions), frozenset(lanes))
                 with self._outbox.at_it(place) as places:
@@ -282,12 +288,23 @@ class Desk:
         """Ends every :meth:`work` after the call it is in; what is in hand goes back into the book."""
         self._stopping.set()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether cancels go out of this process, as far as the exchange is concerned."""
+        return self._gate.is_open
+
+    @property
+    def gate_state(self) -> GateState:
+        """Whether they do, and if not, why."""
+        return self._gate.state
+
+    def extend_leases(self) -> None:
+        """Keeps what is in hand there; raises BookError."""
+        self._leases.extend()
+
     def _show_gate(self, state: GateState) -> None:
         self._tell(GateMoved(state))
-        try:
-            self._note_gate(state.value)
-        except BookError as error:
-            log.warning("the gate's state cannot be shown: %s", error)
+        self._gate_moved()
 
     def _put_down(self, held: Pursued) -> Pursued:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""

@@ -74,12 +74,16 @@ class Gate:
             elif meaning is Meaning.PAUSED:
                 self._move(GateState.PAUSED)
 
-    def keep_watch(self, stopping: threading.Event) -> bool:
-        """Waits until the gate is open, looking after the exchange; False for all hands but one, at once."""
+    def keep_watch(self, stopping: threading.Event, beat: Callable[[], None] = lambda: None) -> bool:
+        """Waits until the gate is open, looking after the exchange; False for all hands but one, at once.
+
+        Calls ``beat`` before each look.
+        """
         if not self._watch.acquire(blocking=False):
             return False
         try:
             while not self.is_open and not stopping.is_set():
+                beat()
                 self._see(self._look())
                 self._tell(self.state)
                 if not self.is_open:

@@ -7,24 +7,25 @@ Celery's messages wake workers up where no hand listens. One hand of several ser
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from worker.book import Book
 from worker.desk import Desk
 from worker.logs import Seldom
 from worker.orders import Lane
 from worker.scripts import BookError
+from worker.services import Service, Services
 
 log = logging.getLogger(__name__)
 
 # Between looks at whether to stop; below the time after which Redis' silence is an outage.
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
-AFTER_A_BUG_S = 1.0
-# That hands listen is said with each sweep, which comes late where a process has more to do than it can.
+HELD_BACK_S = 0.25  # between looks whether the exchange is back
+# That hands listen is said again and again, which comes late where a process has more to do than it can.
 EARS_LIFE_S = 5.0
+# Longer than any step of a hand's work may take: a call to the exchange, a few pages of a listing.
+HANGS_AFTER_S = 120.0
 
 
 class Hands:
@@ -34,53 +35,47 @@ class Hands:
         self._desk = desk
         self._book = book
         self._lanes = tuple(lanes)
-        self._stopping = threading.Event()
         self._no_bell = Seldom()
         kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
-        self._threads = [
-            threading.Thread(
-                target=self._serve,
-                args=(kept_free if at == 0 else self._lanes,),
-                name=f"hand-{at + 1}",
-                daemon=True,
-            )
+        self.services = [
+            _Hand(f"hand-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
             for at in range(number)
         ]
+        self.names = {service.name for service in self.services}
+        self._running: Services | None = None
 
-    def start(self) -> None:
+    def start(self, services: Services) -> None:
         """Has them listen."""
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Has each end once it has put down what it holds."""
-        self._stopping.set()
-
-    def join(self, within_s: float) -> None:
-        """Waits until all have ended."""
-        give_up = time.monotonic() + within_s
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(give_up - time.monotonic(), 0.0))
+        services.start(*self.services)
+        self._running = services
 
     def show_ears(self) -> None:
         """Says in Redis that somebody listens; raises BookError."""
-        if any(thread.is_alive() for thread in self._threads):
+        if self._running is not None:
             self._book.show_ears(self._lanes, life_s=EARS_LIFE_S)
 
-    def _serve(self, lanes: Sequence[Lane]) -> None:
-        rung = True  # what is due may have come before anybody listened
-        while not self._stopping.is_set():
-            try:
-                if rung:
-                    self._desk.serve(lanes)
-            except Exception:  # a defect of ours: the hand lives, and what it held is due by its lease
-                log.exception("a hand could not work")
-                self._stopping.wait(AFTER_A_BUG_S)
-            try:
-                rung = self._book.listen(lanes, within_s=LISTEN_S)
-            except BookError as error:
-                if (more := self._no_bell.now()) is not None:
-                    log.info("no bell can be heard: %s", f"{error}{more}")
-                self._stopping.wait(LISTEN_AGAIN_S)
-                rung = True  # bells may have been lost with the connection
+    def _serve(self, hand: _Hand) -> float:
+        """One round: works if a bell has rung, then listens; how long to wait until the next."""
+        if hand.rung:
+            self._desk.serve(hand.lanes, beat=hand.service.beat)
+        hand.rung = True  # bells may be lost with the connection, and whoever holds cancels back hears none
+        if not self._desk.is_open:
+            return HELD_BACK_S  # a bell that this hand takes would be missing to workers that can go on
+        try:
+            hand.rung = self._book.listen(hand.lanes, within_s=LISTEN_S)
+        except BookError as error:
+            if not error.can_pass:
+                raise
+            if (more := self._no_bell.now()) is not None:
+                log.info("no bell can be heard: %s", f"{error}{more}")
+            return LISTEN_AGAIN_S
+        return 0.0
+
+
+class _Hand:
+    """One of them; ``rung``: there may be something to do, as there may be before anybody has listened."""
+
+    def __init__(self, name: str, serve: Callable[[_Hand], float], lanes: Sequence[Lane]) -> None:
+        self.lanes = lanes
+        self.rung = True
+        self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)

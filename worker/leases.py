@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from worker.book import Book, Entry
-from worker.scripts import BookError
-
-log = logging.getLogger(__name__)
 
 # A vanished worker's orders are due again after this; kept alive while the hand lives.
 LEASE_S = 1.5
 EXTEND_EVERY_S = 0.3
+# Longer than any call takes with all that follows it: a hand that has had an entry for so long hangs.
+HELD_MOST_S = 90.0
 
 
 class Leases:
-    """The leases of one process, extended from a thread of its own.
+    """The leases of one process; :meth:`extend` is to be called every ``EXTEND_EVERY_S``.
 
     Judged by this process' own monotonic clock from before each call: a host that was frozen finds its
     leases over when it wakes, before it asks anybody.
@@ -30,7 +28,7 @@ class Leases:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by token
         self._valid_until: dict[str, float] = {}
-        self._keeper: threading.Thread | None = None
+        self._since: dict[str, float] = {}
 
     def hold(self, entries: Sequence[Entry], *, since: float) -> None:
         """Keeps the leases of entries claimed at ``since`` (monotonic) alive until they are released."""
@@ -38,9 +36,7 @@ class Leases:
             for entry in entries:
                 self._entries[entry.token] = entry
                 self._valid_until[entry.token] = since + LEASE_S
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
-                self._keeper.start()
+                self._since[entry.token] = since
 
     def release(self, entries: Sequence[Entry]) -> None:
         """Lets go of entries; of those that are not held, nothing happens."""
@@ -48,29 +44,27 @@ class Leases:
             for entry in entries:
                 self._entries.pop(entry.token, None)
                 self._valid_until.pop(entry.token, None)
+                self._since.pop(entry.token, None)
 
     def is_held(self, entry: Entry) -> bool:
         """Whether no other hand can have the entry yet."""
         return time.monotonic() < self._valid_until[entry.token]
 
-    def _keep(self) -> None:
-        while True:
-            time.sleep(EXTEND_EVERY_S)
-            with self._lock:
-                entries = list(self._entries.values())
-            if not entries:
-                continue
-            asked = time.monotonic()
-            try:
-                held = self._book.extend(entries, lease_s=LEASE_S)
-            except BookError as error:
-                log.warning("leases cannot be extended: %s", error)
-                continue
-            lost = 0
-            with self._lock:
-                for entry, still in zip(entries, held, strict=True):
-                    if entry.token in self._valid_until:
-                        self._valid_until[entry.token] = asked + LEASE_S if still else 0.0
-                        lost += not still
-            if lost:
-                self._lost(lost)
+    def extend(self) -> None:
+        """Has all leases run anew; raises BookError."""
+        asked = time.monotonic()
+        with self._lock:
+            entries = [
+                entry for token, entry in self._entries.items() if asked - self._since[token] < HELD_MOST_S
+            ]
+        if not entries:
+            return
+        held = self._book.extend(entries, lease_s=LEASE_S)
+        lost = 0
+        with self._lock:
+            for entry, still in zip(entries, held, strict=True):
+                if entry.token in self._valid_until:
+                    self._valid_until[entry.token] = asked + LEASE_S if still else 0.0
+                    lost += not still
+        if lost:
+            self._lost(lost)

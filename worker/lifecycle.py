@@ -77,21 +77,22 @@ def _begin(sender: Any, **_: Any) -> None:
     if _stopping.is_set():  # told to end while it was opened
         mine.stop()
         return
+    mine.begin(sender.app)
     if not _forks(sender.controller):
-        mine.hands.start()
-        with suppress(BookError):  # each sweep says so again
+        mine.hands.start(mine.services)
+        with suppress(BookError):  # it is said again and again
             mine.hands.show_ears()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
-    watch.serve(mine.readiness)
+    watch.serve(mine.readiness, mine.services)
 
 
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:
     mine = opened_office()
     if mine is not None:
-        mine.hands.join(mine.shutdown_s)
+        mine.join()
     watch.close()
 
 

@@ -43,6 +43,7 @@ from worker.orders import (
 from worker.outcomes import Case
 from worker.pacing import Pacer
 from worker.scripts import BookError
+from worker.services import Service
 
 log = logging.getLogger(__name__)
 
@@ -92,55 +93,49 @@ class MassRunner:
 
     def __init__(self, means: Means) -> None:
         self._means = means
-        self._look = threading.Event()
         self._running: set[str] = set()
-
-    def start(self) -> None:
-        """Starts to look for mass cancels that nobody is at."""
-        threading.Thread(target=self._find, name="mass-runner", daemon=True).start()
+        self.service = Service("mass cancels", self._find, every_s=FIND_EVERY_S)
 
     def stop(self) -> None:
         """Leaves what is under way to others."""
         self._means.stopping.set()
-        self._look.set()
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
         """Accepts a mass cancel and looks at it at once; raises BookError."""
         self._means.masses.enter(request, reply_to=reply_to)
-        self._look.set()
+        self.service.wake()
 
     def look(self) -> None:
         """Looks for mass cancels that nobody is at, now."""
-        self._look.set()
+        self.service.wake()
 
     def _find(self) -> None:
-        while not self._means.stopping.is_set():
-            self._look.wait(FIND_EVERY_S)
-            self._look.clear()
+        """Takes each that nobody is at; one that cannot be read keeps no other from its runner."""
+        for request_id in self._means.masses.open_ids():
             if self._means.stopping.is_set():
                 return  # what runs here gives its lease back
             try:
-                for request_id in self._means.masses.open_ids():
-                    if request_id in self._running:  # a step of it may take longer than the lease
-                        self._means.masses.keep(request_id, self._means.name)
-                    else:
-                        self._take(request_id)
-            except BookError as error:
-                log.warning("mass cancels cannot be looked for: %s", error)
+                if request_id in self._running:  # a step of it may take longer than the lease
+                    self._means.masses.keep(request_id, self._means.name)
+                else:
+                    self._take(request_id)
+            except Exception as error:
+                if isinstance(error, BookError) and error.can_pass:
+                    raise
+                said = {"request_id": request_id}
+                log.warning("mass cancel %s cannot be read: %s", request_id, error, extra=said)
 
     def _take(self, request_id: str) -> None:
-        try:
-            request = self._means.masses.take(request_id, self._means.name)
-        except (ValueError, TypeError, KeyError) as error:  # somebody has spoilt it: the others go on
-            log.warning(
-                "mass cancel %s cannot be read: %s", request_id, error, extra={"request_id": request_id}
-            )
-            return
+        request = self._means.masses.take(request_id, self._means.name)
         if request is not None:
             self._running.add(request_id)
-            threading.Thread(
-                target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._run, args=(request,), name=f"mass {request_id}", daemon=True
+                ).start()
+            except RuntimeError:  # no more threads: the next look tries again
+                self._running.discard(request_id)
+                raise
 
     def _run(self, request: MassRequest) -> None:
         try:

@@ -27,7 +27,19 @@ from worker.book import GiveUp, Settle
 from worker.dialects import GATEWAY_CODE, Meaning
 from worker.fleet import Fleet, FleetState
 from worker.gate import GateState
-from worker.notices import BellRung, CallMade, Claimed, Concluded, GateMoved, LeaseLost, MassStep, Notice
+from worker.notices import (
+    BellRung,
+    CallMade,
+    Claimed,
+    Concluded,
+    GateMoved,
+    LeaseLost,
+    MassStep,
+    Notice,
+    ServiceFailed,
+    ServiceMoved,
+    ServiceRestarted,
+)
 from worker.orders import CancelResult, Lane, Outcome
 from worker.scripts import BookError
 from worker.settings import count_in_files
@@ -121,6 +133,20 @@ OF_THE_WORKER = (
         merge="livemostrecent",
     ),
     Meter("key_info", "gauge", ("key_id", "algorithm"), "1, for the key that signs."),
+    Meter(
+        "service_up",
+        "gauge",
+        ("service",),
+        "1: the background job is well; 0: its last round failed, or its thread died or hangs.",
+        merge="livemin",
+    ),
+    Meter("service_failures_total", "counter", ("service",), "Rounds of a background job that went wrong."),
+    Meter(
+        "service_restarts_total",
+        "counter",
+        ("service",),
+        "Threads of a background job that died or hung, and were replaced.",
+    ),
     Meter(
         "mass_steps_total",
         "counter",
@@ -241,6 +267,14 @@ class Metrics:
                     self._note_gate(state)
                 case MassStep(step=step):
                     self._meters["mass_steps_total"].labels(step).inc()
+                case ServiceMoved(service, well):
+                    self._meters["service_up"].labels(service).set(well)
+                    for name in ("service_failures_total", "service_restarts_total"):
+                        self._meters[name].labels(service)  # a 0 before it first happens
+                case ServiceFailed(service):
+                    self._meters["service_failures_total"].labels(service).inc()
+                case ServiceRestarted(service):
+                    self._meters["service_restarts_total"].labels(service).inc()
 
     def exposition(self, accepted: str) -> tuple[str, bytes]:
         """Content type and text of everything, in the form that an Accept header asks for."""
@@ -254,6 +288,17 @@ class Metrics:
         name = f"{PREFIX}gate_state"
         held = [state.value for state in GateState if state is not GateState.OPEN]
         return [each for each in held if self._registry.get_sample_value(name, {"state": each})]
+
+    def services_down(self) -> list[str]:
+        """The background jobs, of any of this worker's processes, that are not well."""
+        self._forget_dead_processes()
+        return [
+            sample.labels["service"]
+            for family in self._registry.collect()
+            if family.name == f"{PREFIX}service_up"
+            for sample in family.samples
+            if not sample.value
+        ]
 
     def _claimed(self, claimed: Claimed) -> None:
         # What was learned or sent before tells that it is not the first time.

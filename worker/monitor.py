@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,16 +17,24 @@ Page: TypeAlias = Callable[[str], tuple[HTTPStatus, str, bytes]]
 
 
 class Monitor:
-    """Listens from its making on, and answers once :meth:`serve` has told it how."""
+    """Listens from its making on, and answers with its ``pages`` while it serves."""
 
     def __init__(self, host: str, port: int) -> None:
         """Raises OSError when the port is taken or the address is not this host's."""
         self._server = _Server((host, port), _Handler)
 
-    def serve(self, pages: dict[str, Page]) -> None:
-        """Answers from a thread of its own, for the rest of the process."""
+    @property
+    def pages(self) -> dict[str, Page]:
+        """What it answers with, by path."""
+        return self._server.pages
+
+    @pages.setter
+    def pages(self, pages: dict[str, Page]) -> None:
         self._server.pages = pages
-        threading.Thread(target=self._server.serve_forever, name="monitor", daemon=True).start()
+
+    def serve(self) -> None:
+        """Answers, for the rest of the process."""
+        self._server.serve_forever()
 
     def close(self) -> None:
         """Lets go of the port; in a child that inherited it, without touching the parent's."""

@@ -93,8 +93,40 @@ class MassStep:
     traceparent: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceMoved:
+    """A background job is well (again), or is not."""
+
+    service: str
+    well: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFailed:
+    """A round of a background job went wrong."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRestarted:
+    """The thread of a background job had died, or hung, and another has taken its place."""
+
+    service: str
+
+
 Notice: TypeAlias = (
-    Claimed | CallMade | Concluded | LeaseLost | BellRung | BucketCorrected | GateMoved | MassStep
+    Claimed
+    | CallMade
+    | Concluded
+    | LeaseLost
+    | BellRung
+    | BucketCorrected
+    | GateMoved
+    | MassStep
+    | ServiceMoved
+    | ServiceFailed
+    | ServiceRestarted
 )
 Tell: TypeAlias = Callable[[Notice], None]
 

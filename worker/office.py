@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from celery import Celery
 from celery.app import app_or_default
-from kombu.exceptions import OperationalError
 
 from worker import bells, scripts, upkeep
 from worker.audit import Trail
@@ -23,6 +21,7 @@ from worker.exchange import Exchange
 from worker.fleet import Fleet
 from worker.hands import Hands
 from worker.intake import Intake
+from worker.leases import EXTEND_EVERY_S
 from worker.mass import MassRunner, Means
 from worker.masses import Masses
 from worker.notices import Notice, Tell, tell_all
@@ -30,8 +29,10 @@ from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.readiness import Readiness
-from worker.roster import Roster, WorkerShown
+from worker.roster import Identity, Roster, WorkerShown
 from worker.rotation import Rotation
+from worker.scripts import BookError
+from worker.services import Service, Services
 from worker.settings import WorkerSettings
 from worker.tracing import open_tracer
 from worker.watch import watch
@@ -39,9 +40,13 @@ from worker.watch import watch
 log = logging.getLogger(__name__)
 
 
+LEAVE_WITHIN_S = 0.5
+LEASES = "leases"  # kept until everything in hand is put down
+
+
 @dataclass(frozen=True, slots=True)
 class Office:
-    """What one process works with."""
+    """What one process works with; ``services`` are what it does beside its work."""
 
     desk: Desk
     hands: Hands
@@ -49,14 +54,33 @@ class Office:
     mass_runner: MassRunner
     rotation: Rotation
     readiness: Readiness
+    services: Services
+    leave: Callable[[], None]
     tell: Tell
     shutdown_s: float
+
+    def begin(self, app: Celery) -> None:
+        """Has the main process of a worker sweep the book."""
+        self.services.start(*upkeep.sweep(app, self.desk, self.hands, self.tell))
 
     def stop(self) -> None:
         """What is in hand goes back into the book, what is under way to other workers."""
         self.desk.stop()
-        self.hands.stop()
         self.mass_runner.stop()
+        self.services.stop(but={LEASES})
+
+    def join(self) -> None:
+        """Waits until nothing is in hand any more, or the time for that is over."""
+        self.services.join(self.hands.names, self.shutdown_s)
+        self.services.stop()
+        # (In a thread: a Redis that is silent must not keep the process.)
+        leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_WITHIN_S)
+
+    def _leave(self) -> None:
+        with suppress(BookError):  # then it is forgotten by and by
+            self.leave()
 
 
 _offices: dict[int, Office] = {}
@@ -105,9 +129,9 @@ def opened_office() -> Office | None:
 def _open(settings: WorkerSettings, app: Celery) -> Office:
     outbox = Outbox()
     exchange = Exchange.from_settings(settings, on_sent=outbox.sent)
-    shown = exchange.warm_up()
-    if isinstance(shown, Trouble):
-        log.warning("the exchange does not answer yet: %s", shown.problem.message)
+    greeting = exchange.warm_up()
+    if isinstance(greeting, Trouble):
+        log.warning("the exchange does not answer yet: %s", greeting.problem.message)
     server = scripts.connect(settings.redis)
     pacer = Pacer(
         server,
@@ -119,19 +143,25 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             settings.write_tokens_capacity,
         ),
     )
-    upkeep.keep_limits(exchange, pacer)
-    upkeep.keep_trimmed(
-        Trail(server, settings.redis),
-        max_age_s=settings.audit_max_age_s,
-        max_entries=settings.audit_max_entries,
-    )
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
     lanes = [lane for lane in Lane if lane in consumed]
-    name = f"{socket.gethostname()}:{os.getpid()}"
-    the_book = Book(server, settings.redis, name=name)
-    roster = Roster(server, settings.redis)
+    me = Identity.of_this_process()
+    the_book = Book(server, settings.redis, name=me.name)
     tell = tell_all(_listeners(exchange))
+    roster = Roster(server, settings.redis)
+
+    def shown() -> WorkerShown:
+        return WorkerShown(
+            me.name,
+            tuple(lane.value for lane in lanes),
+            app.conf.worker_concurrency,
+            worker_id=me.worker_id,
+            key_id=exchange.signs_with[0],
+            gate=the_desk.gate_state.value,
+        )
+
+    registry = Service("registry", lambda: roster.show(shown()), every_s=upkeep.SHOW_EVERY_S)
     the_desk = Desk(
         the_book,
         exchange,
@@ -145,8 +175,8 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         lanes=lanes,
         outbox=outbox,
         hands=app.conf.worker_concurrency,
-        call_hand=lambda lane: _ring(bells.wake_up, app, lane),
-        note_gate=lambda state: roster.note_gate(name, state),
+        call_hand=lambda lane: upkeep.ring(bells.wake_up, app, lane),
+        gate_moved=registry.wake,
         tell=tell,
     )
     runner = MassRunner(
@@ -155,30 +185,46 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             masses=Masses(server, settings.redis),
             exchange=exchange,
             pacer=pacer,
-            call_hands=lambda lane, waiting: _ring(bells.wake_up_all, app, lane, waiting=waiting),
+            call_hands=lambda lane, waiting: upkeep.ring(bells.wake_up_all, app, lane, waiting=waiting),
             read_lag_s=settings.read_lag_s,
-            name=name,
+            name=me.full,
             stopping=threading.Event(),
             tell=tell,
         )
-    )
-    runner.start()
-    upkeep.keep_shown(
-        roster, WorkerShown(name, tuple(lane.value for lane in lanes), app.conf.worker_concurrency)
     )
     metrics = watch.metrics
     if metrics is not None:
         metrics.watch_fleet(Fleet(server, settings.redis))
     rotation = Rotation(exchange, settings)
-    if settings.private_key_path is not None:
-        rotation.start()
+
+    services = Services(tell)
+    services.start(
+        Service(LEASES, the_desk.extend_leases, every_s=EXTEND_EVERY_S),
+        registry,
+        upkeep.known_limits(exchange, pacer, heard=lambda _answer: None),
+        upkeep.trimmed_trail(
+            Trail(server, settings.redis),
+            max_age_s=settings.audit_max_age_s,
+            max_entries=settings.audit_max_entries,
+        ),
+        runner.service,
+        *([Service("key rotation", rotation.watch)] if settings.private_key_path is not None else []),
+    )
     return Office(
         the_desk,
         Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency),
         Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_desk),
         runner,
         rotation,
-        Readiness(the_book, exchange, metrics.gate_states if metrics else list),
+        Readiness(
+            the_book,
+            exchange,
+            metrics.gate_states if metrics else list,
+            services.state,
+            metrics.services_down if metrics else list,
+        ),
+        services,
+        lambda: roster.leave(me.worker_id),
         tell,
         settings.shutdown_s,
     )
@@ -199,10 +245,3 @@ def _listeners(exchange: Exchange) -> list[Tell]:
 
         listeners.append(Spans(tracer))
     return listeners
-
-
-def _ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
-    try:
-        bell(app, lane, **how)
-    except (OperationalError, OSError) as error:  # who rings goes on: the sweep rings again
-        log.warning("nobody could be woken up: %s", error)

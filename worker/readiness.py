@@ -10,6 +10,7 @@ from worker.book import Book
 from worker.dialects import ACCOUNT_LIMITS, Trouble
 from worker.exchange import SKEW_TO_CORRECT_MS, Exchange
 from worker.scripts import BookError
+from worker.services import ServiceState
 
 OK = "ok"
 ASK_EXCHANGE_EVERY_S = 5.0
@@ -19,19 +20,29 @@ _REFUSED = (401, 403)
 class Readiness:
     """Looks whether cancels would go through; safe to share between threads.
 
-    ``held_back``: why gates of this worker hold cancels back, if any does.
+    ``held_back``: why gates of this worker hold cancels back, if any does; ``failing``: background jobs of
+    its other processes that are not well.
     """
 
-    def __init__(self, book: Book, exchange: Exchange, held_back: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        exchange: Exchange,
+        held_back: Callable[[], Sequence[str]],
+        services: Callable[[], Sequence[ServiceState]],
+        failing: Callable[[], Sequence[str]],
+    ) -> None:
         self._book = book
         self._exchange = exchange
         self._held_back = held_back
+        self._services = services
+        self._failing = failing
         self._lock = threading.Lock()
         self._asked_at = -ASK_EXCHANGE_EVERY_S
         self._trouble: Trouble | None = None
 
     def look(self) -> dict[str, str]:
-        """``ok`` or why not, for each of redis, key, clock, exchange and breaker.
+        """``ok`` or why not, for each of redis, key, clock, exchange, breaker and services.
 
         The exchange is asked at most every five seconds, by one read that is signed; so an answer may take as
         long as a call to the exchange may.
@@ -45,7 +56,14 @@ class Readiness:
             "clock": self._clock(),
             "exchange": OK if trouble is None or refused else words,
             "breaker": ", ".join(self._held_back()) or OK,
+            "services": self._background(),
         }
+
+    def _background(self) -> str:
+        here = {state.name: state.trouble for state in self._services() if state.trouble}
+        elsewhere = [name for name in self._failing() if name not in here]
+        found = [f"{name} {trouble}" for name, trouble in here.items()]
+        return ", ".join([*found, *(f"{name} of a pool's process" for name in elsewhere)]) or OK
 
     def _redis(self) -> str:
         try:

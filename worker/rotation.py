@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import threading
 import time
+from collections.abc import Callable
 
 from worker.exchange import Exchange, signer_from
 from worker.settings import SettingsError, WorkerSettings
@@ -24,30 +24,32 @@ TRY_AGAIN_S = 5.0
 
 
 class Rotation:
-    """Looks at the key's files every second, in a thread, and at once when :meth:`look_now` is called."""
+    """Looks at the key's files every second, and at once when :meth:`look_now` is called.
 
-    def __init__(self, exchange: Exchange, settings: WorkerSettings) -> None:
+    ``changed`` is called when calls are signed with another key, which the exchange accepts.
+    """
+
+    def __init__(
+        self, exchange: Exchange, settings: WorkerSettings, *, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self._exchange = exchange
+        self._changed = changed
         self._in_use = _pair(settings)
         self._tried: tuple[str, bytes] | None = None
         self._try_again_s = 0.0
         self._told = ""
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put() may interrupt itself
 
-    def start(self) -> None:
-        """Starts to look."""
-        threading.Thread(target=self._watch, name="key", daemon=True).start()
-
     def look_now(self) -> None:
         """Has the files looked at at once; fit for a signal's handler."""
         self._try_again_s = 0.0
         self._calls.put(None)
 
-    def _watch(self) -> None:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                self._calls.get(timeout=LOOK_EVERY_S)
-            self._look()
+    def watch(self) -> None:
+        """Waits until the next look is due, and looks."""
+        with contextlib.suppress(queue.Empty):
+            self._calls.get(timeout=LOOK_EVERY_S)
+        self._look()
 
     def _look(self) -> None:
         try:
@@ -67,6 +69,7 @@ class Rotation:
             self._tell(f"{trouble.problem.code}: {trouble.problem.message}")
             return
         self._in_use = pair
+        self._changed()
         key_id = settings.api_key_id
         log.info("calls are signed with the key %s from now on", key_id, extra={"key_id": key_id})
         if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):

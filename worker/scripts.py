@@ -23,11 +23,15 @@ REPLICATED_WITHIN_S = 0.5
 
 
 class BookError(Exception):
-    """Redis did not do what was asked; ``may_be_accepted``: it may have, and only the answer was lost."""
+    """Redis did not do what was asked; ``may_be_accepted``: it may have, and only the answer was lost.
 
-    def __init__(self, message: str, *, may_be_accepted: bool) -> None:
+    ``can_pass``: the same may work later, as it is; otherwise somebody has to mend something first.
+    """
+
+    def __init__(self, message: str, *, may_be_accepted: bool, can_pass: bool = True) -> None:
         super().__init__(message)
         self.may_be_accepted = may_be_accepted
+        self.can_pass = can_pass
 
 
 def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:
@@ -70,12 +74,30 @@ def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
     }
 
 
+# redis-py takes the first word away from these.
+_PASSING_KINDS = (
+    *(redis.OutOfMemoryError, redis.ReadOnlyError, redis.exceptions.TryAgainError),
+    *(redis.exceptions.MasterDownError, redis.exceptions.NoScriptError),
+)
+# What Redis refuses for now: it loads, is busy with a script, is no primary (any more) or not in touch with
+# one, lacks replicas, memory or disk.
+_PASSING = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "OOM", "MISCONF", "TRYAGAIN")
+
+
+def can_pass(error: redis.RedisError) -> bool:
+    """Whether the same may work later without anybody's doing."""
+    if not isinstance(error, redis.ResponseError):
+        return True
+    return isinstance(error, _PASSING_KINDS) or str(error).startswith(_PASSING)
+
+
 def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
     """What ``ask`` gets from Redis; raises BookError whatever is wrong with it."""
     try:
         return ask()
     except redis.ResponseError as error:  # READONLY, OOM, NOPERM ...: refused before anything was written
-        raise BookError(f"Redis refuses: {error}", may_be_accepted=False) from None
+        passing = can_pass(error)
+        raise BookError(f"Redis refuses: {error}", may_be_accepted=False, can_pass=passing) from None
     except MasterNotFoundError as error:  # (its text goes on for a page)
         raise BookError(f"Redis: {str(error).split(' : ')[0]}", may_be_accepted=False) from None
     except redis.ConnectionError as error:

@@ -1,18 +1,25 @@
-"""What each process of a worker does again and again beside its work, each chore in a thread of its own."""
+"""The background jobs of a worker: the limits, the audit trail, and the sweep over the book."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker import bells
 from worker.audit import Trail
+from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
+from worker.hands import Hands
+from worker.notices import BellRung, Tell
+from worker.orders import Lane
 from worker.pacing import Limits, Pacer
-from worker.roster import Roster, WorkerShown
 from worker.scripts import BookError
+from worker.services import Service
 
 log = logging.getLogger(__name__)
 
@@ -20,75 +27,83 @@ LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
 TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
-CHORE_AGAIN_S = 5.0
+# What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
+SWEEP_EVERY_S = 0.25
+EARS_EVERY_S = 1.0  # well within the life of what is said
 
 
-def keep_limits(exchange: Exchange, pacer: Pacer) -> None:
-    """Has the configured limits count at once, then asks the exchange for true ones again and again."""
-    # Hands begin while the exchange is still being asked: without any limits, the first flood is not paced.
-    _share(pacer.set_limits_unless_known)
+def known_limits(
+    exchange: Exchange, pacer: Pacer, *, heard: Callable[[Mapping[str, Any] | Trouble], None]
+) -> Service:
+    """Asks the exchange for the account's limits again and again; ``heard`` is told what it answers.
+
+    Has the configured ones count at once: hands begin while the exchange is still being asked, and without
+    any limits the first flood is not paced.
+    """
+    try:
+        _share(pacer.set_limits_unless_known)
+    except BookError as error:
+        log.warning("limits cannot be shared: %s", error)
 
     def ask() -> float:
-        limits, costs = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
+        answers = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
+        heard(answers[0])
+        limits, costs = answers
         known = (
             None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
         )
         if known is None:
-            trouble = next((each for each in (limits, costs) if isinstance(each, Trouble)), None)
+            trouble = next((each for each in answers if isinstance(each, Trouble)), None)
             why = trouble.problem.message if trouble else "their answer cannot be understood"
             log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
             _share(pacer.set_limits_unless_known)
             return LIMITS_AGAIN_S
         return LIMITS_EVERY_S if _share(lambda: pacer.set_limits(known)) else LIMITS_AGAIN_S
 
-    _begin("limits", ask)
+    return Service("limits", ask, every_s=LIMITS_EVERY_S)
 
 
 def _share(set_limits: Callable[[], None]) -> bool:
     try:
         set_limits()
     except BookError as error:
+        if not error.can_pass:
+            raise
         log.warning("limits cannot be shared: %s", error)
         return False
     return True
 
 
-def keep_shown(roster: Roster, worker: WorkerShown) -> None:
-    """Says again and again that this process runs, for `cancelctl top`."""
-
-    def show() -> float:
-        try:
-            roster.show(worker)
-        except BookError as error:
-            log.info("this worker cannot be shown: %s", error)
-        return SHOW_EVERY_S
-
-    _begin("shown", show)
-
-
-def keep_trimmed(trail: Trail, *, max_age_s: float, max_entries: int) -> None:
+def trimmed_trail(trail: Trail, *, max_age_s: float, max_entries: int) -> Service:
     """Trims the audit trail now and again; that several workers do so costs next to nothing."""
 
-    def trim() -> float:
-        try:
-            trail.trim(max_age_s=max_age_s, max_entries=max_entries)
-        except BookError as error:
-            log.warning("the audit trail cannot be trimmed: %s", error)
-        return TRIM_EVERY_S
+    def trim() -> None:
+        trail.trim(max_age_s=max_age_s, max_entries=max_entries)
 
-    _begin("trail", trim)
+    return Service("audit trail", trim, every_s=TRIM_EVERY_S)
 
 
-def _begin(name: str, chore: Callable[[], float]) -> None:
-    """Does the chore for the rest of the process; it answers after how many seconds it is due again."""
+def sweep(app: Celery, desk: Desk, hands: Hands, tell: Tell) -> list[Service]:
+    """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
 
-    def repeat() -> None:
-        while True:
-            try:
-                pause_s = chore()
-            except Exception:  # a defect of ours must not end what keeps the others right
-                log.exception("what is done again and again failed: %s", name)
-                pause_s = CHORE_AGAIN_S
-            time.sleep(pause_s)
+    def wake_lanes() -> None:
+        for lane, heard in desk.lanes_to_wake().items():
+            log.info("waking up for the %s lane", lane.value)
+            tell(BellRung(lane))
+            if not heard:
+                ring(bells.wake_up, app, lane)
 
-    threading.Thread(target=repeat, name=name, daemon=True).start()
+    return [
+        Service("tell overdue", desk.tell_overdue, every_s=SWEEP_EVERY_S),
+        Service("answer lists", desk.answer_bulks, every_s=SWEEP_EVERY_S),
+        Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
+        Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),
+    ]
+
+
+def ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
+    """Publishes a bell, if that can be done; the sweep rings again."""
+    try:
+        bell(app, lane, **how)
+    except (OperationalError, OSError) as error:
+        log.warning("nobody could be woken up: %s", error)

@@ -10,6 +10,7 @@ from worker.health import Heartbeat, is_young
 from worker.metrics import Metrics
 from worker.monitor import Monitor, json_page
 from worker.readiness import OK, Readiness
+from worker.services import Service, Services
 from worker.settings import WorkerSettings
 
 
@@ -53,7 +54,7 @@ class Watch:
         if self._monitor is not None:
             self._monitor.close()
 
-    def serve(self, readiness: Readiness) -> None:
+    def serve(self, readiness: Readiness, services: Services) -> None:
         """Answers at the port, if there is one, for the rest of the process."""
         metrics = self.metrics
         if metrics is None or self._monitor is None:
@@ -70,7 +71,8 @@ class Watch:
             found = readiness.look()
             return json_page(found, ok=all(each == OK for each in found.values()))
 
-        self._monitor.serve({"/metrics": show_metrics, "/healthz": show_life, "/ready": show_readiness})
+        self._monitor.pages = {"/metrics": show_metrics, "/healthz": show_life, "/ready": show_readiness}
+        services.start(Service("monitor", self._monitor.serve, hangs_after_s=None))
 
     def close(self) -> None:
         """Lets go of what the worker has put down."""

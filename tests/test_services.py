@@ -1,0 +1,192 @@
+"""The background jobs of a process: each guarded by itself, replaced when it dies or hangs, and stopped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import Counter
+
+import pytest
+
+from sandbox.stack import wait_until
+from worker.notices import ServiceFailed, ServiceMoved, ServiceRestarted
+from worker.scripts import BookError
+from worker.services import Service, Services
+
+WITHIN_S = 20.0
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def services(told):
+    made = Services(told.append)
+    yield made
+    made.stop()
+
+
+class Job:
+    """Counts its rounds; the first ones do what the test says."""
+
+    def __init__(self, *first, then=lambda: None):
+        self.rounds = 0
+        self._first = first
+        self._then = then
+
+    def __call__(self):
+        self.rounds += 1
+        do = self._first[self.rounds - 1] if self.rounds <= len(self._first) else self._then
+        return do()
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def wait_for(what, condition):
+    wait_until(condition, within_s=WITHIN_S, what=what)
+
+
+def trouble(services):
+    return {state.name: state.trouble for state in services.state() if state.trouble}
+
+
+def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and_heals_it(
+    services, told, caplog
+):
+    going_on = threading.Event()
+    job = Job(raising(KeyError("spoilt")), then=going_on.wait)
+    services.start(Service("registry", job, every_s=0.01))
+    wait_for("the failure shown", lambda: trouble(services) == {"registry": "failed: KeyError('spoilt')"})
+    wait_for("the next round", lambda: job.rounds == 2)
+    going_on.set()
+    wait_for("it is well again", lambda: trouble(services) == {} and job.rounds > 2)
+    [failed] = [line for line in caplog.records if "background job registry failed" in line.message]
+    assert failed.levelno == logging.ERROR
+    assert failed.exc_info
+    assert Counter(told)[ServiceFailed("registry")] == 1
+    assert [each.well for each in told if isinstance(each, ServiceMoved)] == [True, False, True]
+
+
+def test_one_failing_job_never_keeps_another_from_running(services):
+    bad, good = Job(then=raising(ValueError("always"))), Job()
+    services.start(Service("bad", bad, every_s=0.01), Service("good", good, every_s=0.01))
+    wait_for("both again and again", lambda: good.rounds > 50 and bad.rounds > 1)
+    assert trouble(services).keys() == {"bad"}
+    [well] = [state for state in services.state() if state.name == "good"]
+    assert well.good_s < WITHIN_S
+
+
+def test_a_redis_that_is_away_is_no_trouble_of_the_job(services, told):
+    away = BookError("Redis: gone", may_be_accepted=False)
+    refuses = BookError("Redis refuses: WRONGTYPE", may_be_accepted=False, can_pass=False)
+    job, other = Job(raising(away)), Job(raising(refuses), then=threading.Event().wait)
+    services.start(Service("waits", job, every_s=0.01), Service("refused", other))
+    wait_for("what Redis refuses shown", lambda: "refused" in trouble(services))
+    wait_for("more rounds", lambda: job.rounds > 2)
+    assert trouble(services) == {"refused": "failed: Redis refuses: WRONGTYPE"}
+    assert ServiceFailed("waits") not in told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_said_loudly_shown_and_replaced(services, told, caplog):
+    going_on = threading.Event()
+    job = Job(sys.exit, then=going_on.wait)
+    services.start(Service("wake-ups", job, every_s=0.01))
+    wait_for("it has died", lambda: "has died" in trouble(services).get("wake-ups", ""))
+    wait_for("another round", lambda: job.rounds == 2)
+    assert trouble(services) == {"wake-ups": "has died"}, "until a round is good"
+    going_on.set()
+    wait_for("it is well again", lambda: trouble(services) == {})
+    assert told.count(ServiceRestarted("wake-ups")) == 1
+    assert [line.levelname for line in caplog.records if "wake-ups is started again" in line.message] == [
+        "CRITICAL"
+    ]
+
+
+def test_a_thread_that_hangs_is_replaced_and_is_not_the_one_that_counts_when_it_goes_on(services, told):
+    hanging = threading.Event()
+    job = Job(hanging.wait)
+    services.start(Service("limits", job, every_s=0.01, hangs_after_s=0.3))
+    wait_for("another at it", lambda: job.rounds > 2)
+    assert told.count(ServiceRestarted("limits")) == 1
+    [first] = [each for each in threading.enumerate() if each.name == "limits" and hanging_in(each, hanging)]
+    hanging.set()
+    first.join(WITHIN_S)
+    assert not first.is_alive()
+    assert trouble(services) == {}
+
+
+def hanging_in(thread, event):
+    frame = sys._current_frames()[thread.ident]
+    while frame is not None:
+        if frame.f_locals.get("self") is event:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def test_a_long_round_that_says_that_it_makes_progress_does_not_hang(services, told):
+    done = threading.Event()
+
+    def work():
+        for _ in range(60):
+            done.wait(0.01)
+            service.beat()
+        done.set()
+        return 60.0
+
+    service = Service("sender", work, hangs_after_s=0.3)
+    services.start(service)
+    assert done.wait(WITHIN_S)
+    services.check()
+    assert ServiceRestarted("sender") not in told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_watch_over_them_is_revived_by_whoever_checks(services, monkeypatch):
+    services.start(Service("one", Job(), every_s=0.01))
+    first = services._watcher
+    monkeypatch.setattr(services, "check", sys.exit)
+    first.join(WITHIN_S)
+    assert not first.is_alive()
+    monkeypatch.undo()
+    services.check()
+    assert services._watcher is not first
+    assert services._watcher.is_alive()
+
+
+def test_a_stop_ends_each_after_its_round_but_for_those_that_are_still_needed(services, told):
+    needed, other, slow = Job(), Job(), Job(then=lambda: 3600.0)
+    services.start(
+        Service("leases", needed, every_s=0.01), Service("others", other, every_s=0.01), Service("slow", slow)
+    )
+    wait_for("all at work", lambda: needed.rounds and other.rounds and slow.rounds)
+    services.stop(but={"leases"})
+    services.join({"others", "slow"}, WITHIN_S)
+    names = {each.name for each in threading.enumerate()}
+    assert "leases" in names
+    assert names & {"others", "slow"} == set()
+    before = needed.rounds
+    wait_for("the needed one goes on", lambda: needed.rounds > before + 5)
+    assert trouble(services) == {}, "what was stopped has not died"
+    assert not [each for each in told if isinstance(each, ServiceRestarted)]
+    services.stop()
+    services.join({"leases"}, WITHIN_S)
+    assert "leases" not in {each.name for each in threading.enumerate()}
+
+
+def test_a_job_is_done_at_once_when_it_is_woken(services):
+    job = Job()
+    service = Service("mass cancels", job, every_s=3600.0)
+    services.start(service)
+    wait_for("its first round", lambda: job.rounds == 1)
+    service.wake()
+    wait_for("the next one", lambda: job.rounds == 2)
