@@ -29,10 +29,13 @@ MAY_IMPORT = {
     "leases": {"book"},
     "roster": {"orders", "scripts", "settings"},
     "pacing": {"orders", "scripts"},
-    "masses": {"audit", "orders", "records", "scope", "scripts", "settings"},
+    "mass_request": {"orders", "scope"},
+    "masses": {"audit", "mass_request", "orders", "records", "scripts", "settings"},
+    "mass_claim": {"book", "orders", "records", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
     "clock": set(),
     "dialects": {"orders"},
+    "judging": {"dialects", "orders", "scope"},
     "outcomes": {"clock", "dialects", "orders"},
     "transport": {"dialects"},
     "exchange": {"clock", "dialects", "logs", "orders", "settings", "signing", "transport"},
@@ -62,12 +65,30 @@ MAY_IMPORT = {
         *("exchange", "gate", "logs", "notices", "orders"),
     },
     "hands": {"book", "desk", "logs", "orders", "scripts", "services"},
-    "mass_report": {"masses", "orders"},
+    # Mass cancels: what is pure, the steps of one, then one from start to report, and all of them.
+    "mass_planning": {"mass_request", "orders", "pacing"},
+    "mass_report": {"mass_claim", "mass_request", "orders"},
+    "key_rights": {"dialects", "exchange", "notices", "pacing", "scope", "scripts"},
+    "mass_listing": {"dialects", "exchange", "judging", "notices", "orders", "pacing", "scope"},
+    "mass_entering": {"book", "mass_claim", "mass_request", "orders"},
+    "mass_command": {
+        *("mass_claim", "mass_entering", "mass_listing", "mass_planning", "mass_request"),
+        *("book", "pacing", "scripts"),
+        *("clock", "dialects", "exchange", "notices", "orders", "outcomes"),
+    },
+    "mass_account": {
+        *("mass_claim", "mass_listing", "mass_planning", "mass_report", "mass_request"),
+        *("book", "masses", "orders", "pacing"),
+    },
+    "mass_run": {
+        *("key_rights", "mass_account", "mass_claim", "mass_command", "mass_entering", "mass_listing"),
+        *("mass_planning", "mass_report", "mass_request"),
+        *("book", "masses", "pacing"),
+        *("exchange", "notices", "orders"),
+    },
     "mass": {
-        "mass_report",
-        *("book", "masses", "pacing", "scripts"),
-        *("dialects", "exchange", "logs", "notices", "orders", "outcomes"),
-        "services",
+        *("mass_claim", "mass_report", "mass_request", "mass_run"),
+        *("book", "logs", "notices", "orders", "scripts", "services"),
     },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
@@ -79,8 +100,8 @@ MAY_IMPORT = {
         *("pacing", "scripts", "services"),
     },
     "office": {
-        *("bells", "desk", "hands", "intake", "mass", "outbox", "services", "upkeep", "watch"),
-        *("audit", "book", "leases", "masses", "pacing", "roster", "scripts"),
+        *("bells", "desk", "hands", "intake", "mass", "mass_claim", "mass_run", "outbox", "upkeep", "watch"),
+        *("audit", "book", "leases", "masses", "pacing", "roster", "scripts", "services"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings"),
         *("fleet", "notices", "readiness", "spans", "tracing"),
@@ -91,14 +112,14 @@ MAY_IMPORT = {
     },
     "consumer": {"broker", "health", "office", "scripts", "watch"},
     "app": {"consumer", "lifecycle"},
-    "tasks": {"app", "bells", "book", "logs", "masses", "office", "orders", "scripts"},
+    "tasks": {"app", "bells", "book", "logs", "mass_request", "office", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {
-        *("audit", "bells", "book", "masses", "roster", "scripts"),
+        *("audit", "bells", "book", "mass_request", "masses", "roster", "scripts"),
         *("orders", "records", "settings", "tracing"),
     },
     # For whoever writes a producer: the forms of messages and values.
-    "schemas": {"masses", "orders", "scope"},
+    "schemas": {"mass_planning", "mass_request", "orders", "scope"},
     # The operator's side; `doctor` looks at everything a worker needs.
     "cli.printing": {"book", "orders"},
     "cli.exits": {"cli.printing", "client", "orders"},
@@ -123,7 +144,7 @@ MAY_IMPORT = {
         *("cli.exits", "cli.line", "client", "settings"),
     },
     "cli.__main__": {"cli.__init__"},
-    "doctor": {"book", "dialects", "exchange", "orders", "scripts", "settings", "signing"},
+    "doctor": {"book", "dialects", "exchange", "key_rights", "orders", "scripts", "settings", "signing"},
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
 PRODUCERS = ("client",)

@@ -707,8 +707,9 @@ def test_orders_that_come_meanwhile_are_a_step_of_their_own(crew):
         assert pending.result(timeout=PATIENCE_S)["orders_affected"] == 3
         noted = steps(apart.client, pending.request_id)
         assert [body["step"] for body in noted][1:3] == ["entered", "planned"]
-        assert [body["step"] for body in noted][3:] == ["still_resting", "entered", "finished"]
-        assert noted[3]["orders"] == 2
+        late = [body for body in noted[3:] if body["step"] == "entered"]
+        assert [body["orders"] for body in late] == [2]
+        assert noted[-1]["step"] == "finished"
 
 
 def test_a_worker_trims_the_trail(crew):

@@ -17,7 +17,7 @@ from worker.settings import WorkerSettings
 
 OK, WARNING, FAILED = Health.OK, Health.WARNING, Health.FAILED
 REDIS_CHECKS = ["redis", "redis version", "redis role", "persistence", "eviction", "memory"]
-ACCOUNT_CHECKS = ["key", "key file", "exchange", "clock", "signed read", "limits"]
+ACCOUNT_CHECKS = ["key", "key file", "exchange", "clock", "signed read", "key rights", "limits"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_fit_installation_is_found_fit_in_every_part(env, exchange):
     assert "Valkey" in found["redis version"].found
     assert "RSA-PSS-SHA256" in found["key"].found
     assert KEY_ID in found["signed read"].found
-    assert "read-only key" in found["signed read"].found, "what a read cannot prove is said"
+    assert found["key rights"].found == "this key may cancel, and it sees all subaccounts"
 
 
 def test_the_account_s_limits_and_the_cost_of_a_cancel_are_told(env, exchange):
@@ -393,6 +393,34 @@ def test_an_unknown_key_id_is_told_from_a_wrong_key(env, exchange, tmp_path):
     wrong = only_ailing({**env, "KALSHI_PRIVATE_KEY_PATH": str(other.private_path)})
     assert (wrong.check, wrong.health) == ("signed read", FAILED)
     assert "does not belong to this key id" in wrong.advice
+
+
+@pytest.mark.parametrize(
+    ("rights", "health", "words"),
+    [
+        ({"scope": "read_only"}, FAILED, "this key may not cancel: its scopes are read"),
+        ({"subaccount": 3}, WARNING, "it sees subaccount 3 only"),
+        ({"scope": "trade"}, OK, "this key may cancel, and it sees all subaccounts"),
+    ],
+    ids=str,
+)
+def test_what_the_key_may_do_and_see_is_told(env, exchange, keys, rights, health, words):
+    exchange.register_key(KEY_ID, keys.public_path.read_text(), **rights)
+    try:
+        found = report(env)["key rights"]
+    finally:
+        exchange.register_key(KEY_ID, keys.public_path.read_text())
+    assert (found.health, words in found.found) == (health, True)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "http_500"}, {"kind": "status", "status": 200, "body": {"api_keys": None}}], ids=str
+)
+def test_where_the_keys_rights_cannot_be_read_it_is_said_what_follows(env, exchange, fault):
+    exchange.fault(operation="api_keys", **fault)
+    finding = only_ailing(env)
+    assert (finding.check, finding.health) == ("key rights", WARNING)
+    assert "no mass cancel is called flat" in finding.advice
 
 
 @pytest.mark.parametrize(("status", "words"), [(403, "scope"), (500, "run this again")])

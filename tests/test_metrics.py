@@ -18,7 +18,9 @@ from worker.book import Book, GiveUp
 from worker.client import CancelClient
 from worker.dialects import Meaning, Trouble
 from worker.fleet import ENDS, Fleet
-from worker.masses import Masses, MassRequest
+from worker.mass_claim import MassClaims
+from worker.mass_request import MassRequest
+from worker.masses import Masses
 from worker.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
 from worker.notices import CallMade, tell_all
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
@@ -324,14 +326,14 @@ def test_waiting_messages_are_counted_whatever_their_priority(book, fleet, setti
 
 
 def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(book, fleet, settings):
-    masses = Masses(book._server, settings)
+    masses, claims = Masses(book._server, settings), MassClaims(book._server, settings, name="host:1")
     wish = {"scope": {"everything": True}, "reason": '"flat": true'}
     running, *ended = (MassRequest.parse(wish) for _ in range(4))
     for request in (running, *ended):
         masses.enter(request)
     assert fleet.look().masses == {"running": 4, "flat": 0, "not_flat": 0}
     for request, flat, dry in zip(ended, (True, False, False), (False, False, True), strict=True):
-        masses.finish(request.request_id, {**request.to_json(), "dry_run": dry, "flat": flat})
+        claims.take(request.request_id).finish({**request.to_json(), "dry_run": dry, "flat": flat}, {})
     for _ in range(2):  # also from memory
         assert fleet.look().masses == {"running": 1, "flat": 1, "not_flat": 1}
 

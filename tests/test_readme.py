@@ -22,7 +22,7 @@ from sandbox.stack import ROOT, free_port, wait_until
 from worker import cli
 from worker.cli import exits, masses
 from worker.dialects import MEANINGS
-from worker.masses import MassRequest
+from worker.mass_request import MassRequest
 from worker.orders import REQUEST_FIELDS, CancelResult, Outcome
 from worker.scope import Scope
 from worker.settings import VARIABLES, Variable

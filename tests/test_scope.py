@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.dialects import parse_order
+from worker.judging import Judge
 from worker.orders import BadRequest
 from worker.scope import Scope
 
@@ -33,7 +34,7 @@ ORDER = {
 FILTERS = {
     "order_ids": (["o-0", "o-1"], ["o-0", "o-11"]),
     "subaccount": (3, 0),
-    "tickers": (["A", "KXBTC-26NOV22-T100000"], ["KXBTC-26NOV22"]),
+    "tickers": (["KXBTC-26NOV22-T1", "KXBTC-26NOV22-T100000"], ["KXBTC-26NOV22"]),
     "series": ("KXBTC", "KXBT"),
     "ticker_prefix": ("KXBTC-26", "XBTC"),
     "side": ("yes", "no"),
@@ -53,8 +54,12 @@ def order(**changes):
     return parse_order(fields)
 
 
+def judged(scope, each=None):
+    return Judge(Scope.parse(scope))(each or order())
+
+
 def takes(scope, each=None):
-    return Scope.parse(scope).includes(each or order())
+    return judged(scope, each).is_meant
 
 
 def refused(scope):
@@ -81,7 +86,8 @@ def test_a_filter_alone_takes_what_it_names_and_nothing_else(name):
 def test_of_filters_together_every_one_must_hold(name):
     everything_fits = {each: inside for each, (inside, _) in FILTERS.items()}
     assert takes(everything_fits)
-    assert not takes({**everything_fits, name: FILTERS[name][1]})
+    scope = {**everything_fits, name: FILTERS[name][1]}
+    assert Judge(Scope.from_json(scope))(order()).is_meant is False
 
 
 def test_everything_takes_every_order():
@@ -106,10 +112,64 @@ def test_which_event_a_market_belongs_to_is_the_exchanges_word(ticker):
 @pytest.mark.parametrize(
     "filters", [{"created_after": 1e9}, {"created_before": 4e9}, {"min_price": 0}, {"max_price": 1}]
 )
-def test_an_order_that_does_not_tell_its_time_or_price_is_not_in_a_range_of_them(filters):
+def test_of_an_order_that_does_not_tell_its_time_or_price_nobody_can_say_whether_it_is_meant(filters):
     assert takes(filters)
-    assert not takes(filters, order(created_time=None, yes_price_dollars=None))
-    assert not takes(filters, order(created_time="yesterday", yes_price_dollars="cheap"))
+    assert takes(filters, order(created_time=None, yes_price_dollars=None)) is None
+    assert takes(filters, order(created_time="yesterday", yes_price_dollars="cheap")) is None
+
+
+CANNOT_TELL = [
+    ({"tickers": ["KXBTC-1", "KXBTC-2"]}, {"ticker": None}, "ticker"),
+    ({"series": "KXBTC"}, {"ticker": ""}, "ticker"),
+    ({"ticker_prefix": "KXBTC"}, {"ticker": 7}, "ticker"),
+    ({"side": "yes"}, {"outcome_side": None, "book_side": None}, "side"),
+    ({"side": "bid"}, {"outcome_side": "maybe", "book_side": ["bid"]}, "side"),
+    ({"side": "no"}, {"outcome_side": "yes", "book_side": "ask"}, "side"),
+    ({"client_order_id_prefix": "mm-"}, {"client_order_id": None}, "client_order_id"),
+    ({"client_order_id_prefix": "mm-"}, {"client_order_id": 7}, "client_order_id"),
+    ({"order_group_id": "group-1"}, {"order_group_id": 1}, "order_group_id"),
+    ({"created_after": 1e9}, {"created_time": None}, "created_time"),
+    ({"created_before": 1e9}, {"created_time": "yesterday"}, "created_time"),
+    ({"created_before": 4e9}, {"created_time": "2026-11-22T10:00:00"}, "created_time"),
+    ({"created_after": "2026-11-22T10:00:00.5Z"}, {"created_time": "2026-11-22T10:00:00Z"}, "created_time"),
+    ({"max_price": "0.5"}, {"yes_price_dollars": None}, "price"),
+    ({"max_price": "0.5"}, {"yes_price_dollars": "NaN"}, "price"),
+    ({"min_price": "0.5"}, {"yes_price_dollars": "sNaN"}, "price"),
+    ({"min_price": "0.5"}, {"yes_price_dollars": "Infinity"}, "price"),
+    ({"min_price": "0.5"}, {"yes_price_dollars": "50"}, "price"),
+    ({"min_price": "0.5"}, {"yes_price_dollars": {"dollars": 1}}, "price"),
+]
+
+
+@pytest.mark.parametrize(("scope", "fields", "field"), CANNOT_TELL)
+def test_an_order_that_cannot_be_judged_is_neither_meant_nor_passed_over(scope, fields, field):
+    verdict = judged(scope, order(**fields))
+    assert (verdict.is_meant, verdict.unclear) == (None, f"no readable {field}")
+
+
+@pytest.mark.parametrize(("scope", "fields", "_field"), CANNOT_TELL)
+def test_another_filter_that_leaves_it_out_decides(scope, fields, _field):
+    assert takes({**scope, "exchange_index": 1}, order(**fields)) is False
+
+
+@pytest.mark.parametrize(("scope", "fields", "_field"), CANNOT_TELL)
+def test_an_order_that_is_named_by_its_id_is_meant_when_the_rest_cannot_be_told(scope, fields, _field):
+    assert takes({**scope, "order_ids": ["o-1"]}, order(**fields)) is True
+    assert takes({**scope, "order_ids": ["o-2"]}, order(**fields)) is False
+
+
+def test_an_order_without_a_group_is_in_none():
+    assert takes({"order_group_id": "group-1"}, order(order_group_id=None)) is False
+
+
+def test_a_single_ticker_is_the_exchanges_word_for_an_order_that_tells_none():
+    assert Scope.parse({"tickers": "KXA-1"}).listings() == [{"ticker": "KXA-1"}], "it was asked for this only"
+    assert takes({"tickers": "KXA-1"}, order(ticker=None))
+
+
+def test_times_of_orders_may_be_numbers():
+    assert takes({"created_after": 1_795_000_000}, order(created_time=1_795_341_600_250))
+    assert takes({"created_before": 1_795_000_000}, order(created_time=1_795_341_600)) is False
 
 
 @pytest.mark.parametrize(
@@ -123,7 +183,6 @@ def test_an_order_that_does_not_tell_its_time_or_price_is_not_in_a_range_of_them
         ({"outcome_side": None, "book_side": None, "action": "sell", "side": "yes"}, {"no", "ask"}),
         ({"outcome_side": None, "book_side": None, "action": "buy", "side": "no"}, {"no", "ask"}),
         ({"outcome_side": None, "book_side": None, "action": "sell", "side": "no"}, {"yes", "bid"}),
-        ({"outcome_side": None, "book_side": None}, set()),
     ],
 )
 def test_an_orders_side_is_known_in_both_vocabularies_and_from_old_fields(fields, sides):
@@ -204,9 +263,9 @@ def test_what_is_no_object_is_refused(message):
         ("everything", ["yes", 1, []]),
         ("order_ids", ["o-1", [], ["a/b"], [1], [""], {"a": 1}]),
         ("subaccount", [-1, "0", 1.0, True, 10**7]),
-        ("tickers", ["", [], [7], "a\nb", "x" * 201, {}, "A-1,B-1", ["A-1", "B 1"]]),
-        ("event_tickers", ["", [], [None], 7, "A,B"]),
-        ("series", ["", 7, ["A"], "KX%"]),
+        ("tickers", ["", [], [7], "a\nb", "x" * 201, {}, "A-1,B-1", ["A-1", "B 1"], "A-1-", ["A-1", "A-"]]),
+        ("event_tickers", ["", [], [None], 7, "A,B", "KXBTC-26NOV22-"]),
+        ("series", ["", 7, ["A"], "KX%", "KXBTC-", "-"]),
         ("ticker_prefix", ["", 7, "KX*"]),
         ("side", ["buy", "YES", 1, []]),
         ("client_order_id_prefix", ["", 7]),
@@ -225,16 +284,57 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_fields_name(name, values
         assert problems[name].startswith("expected "), value
 
 
+NOW_S = 1_795_341_600.0
+
+
 @pytest.mark.parametrize(
     ("scope", "field"),
     [
         ({"min_price": "0.9", "max_price": "0.1"}, "max_price"),
+        ({"min_price": 1}, "min_price"),
+        ({"max_price": "0.00"}, "max_price"),
         ({"created_after": 1.8e9, "created_before": 1.8e9}, "created_before"),
+        ({"created_after": "2099-01-01T00:00:00Z"}, "created_after"),
+        ({"created_after": NOW_S + 120}, "created_after"),
         ({"everything": True, "min_price": 1, "max_price": 0}, "max_price"),
+        ({"tickers": "KXB-26-T1", "series": "KXA"}, "tickers"),
+        ({"tickers": ["KXA-26-T1", "KXB-26-T1"], "series": "KXA"}, "tickers"),
+        ({"tickers": "KXAB-26-T1", "series": "KXA"}, "tickers"),
+        ({"tickers": "KXA-26-T1", "ticker_prefix": "KXA-27"}, "tickers"),
+        ({"tickers": "KXA-26-T1", "event_tickers": "KXA-27"}, "event_tickers"),
+        ({"tickers": ["KXA-26-T1", "KXB-26-T1"], "event_tickers": "KXA-26"}, "tickers"),
+        ({"tickers": "KXA-26-T1", "event_tickers": ["KXA-26", "KXA-27"]}, "event_tickers"),
+        ({"event_tickers": "KXB-26", "series": "KXA"}, "event_tickers"),
+        ({"event_tickers": ["KXA-26", "KXAB-26"], "series": "KXA"}, "event_tickers"),
+        ({"event_tickers": "KXA-26", "ticker_prefix": "KXA-27"}, "event_tickers"),
+        ({"series": "KXA", "ticker_prefix": "KXB"}, "ticker_prefix"),
+        ({"series": "KXA", "ticker_prefix": "KXAB"}, "ticker_prefix"),
     ],
 )
-def test_bounds_between_which_no_order_can_be_are_refused_or_it_would_be_flat_at_once(scope, field):
-    assert refused(scope)[field].startswith("expected ")
+def test_a_scope_in_which_no_order_can_be_is_refused_by_name_or_it_would_be_flat_at_once(scope, field):
+    with pytest.raises(BadRequest) as caught:
+        Scope.parse(scope, now_s=NOW_S)
+    assert caught.value.problems[field].startswith("expected ")
+    assert Scope.from_json(scope), "what was accepted once is not judged again"
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"tickers": ["KXA-26-T1", "KXA-27-T1"], "series": "KXA", "event_tickers": ["KXA-26", "KXA-27"]},
+        {"tickers": "KXA-26-T1", "ticker_prefix": "KXA-26"},
+        {"event_tickers": "KXA-26", "ticker_prefix": "KXA-26-T"},
+        {"event_tickers": "KXA-26", "ticker_prefix": "KX"},
+        {"event_tickers": "KXA", "series": "KXA"},
+        {"series": "KXA", "ticker_prefix": "KXA-2"},
+        {"series": "KXA", "ticker_prefix": "KX"},
+        {"created_after": NOW_S + 30},
+        {"created_before": "2099-01-01T00:00:00Z"},
+        {"min_price": "0", "max_price": "1"},
+    ],
+)
+def test_filters_that_have_orders_in_common_are_accepted(scope):
+    assert Scope.parse(scope, now_s=NOW_S)
 
 
 def test_every_bad_field_is_named_at_once_and_unknown_ones_too():
@@ -252,8 +352,19 @@ MOMENTS = st.integers(1_790_000_000, 1_790_000_010)
 
 
 def is_contradictory(scope):
-    prices = Decimal(scope.get("min_price", 0)) > Decimal(scope.get("max_price", 1))
-    return prices or scope.get("created_after", 0) >= scope.get("created_before", math.inf)
+    low, high = Decimal(scope.get("min_price", 0)), Decimal(scope.get("max_price", 1))
+    times = scope.get("created_after", 0) >= scope.get("created_before", math.inf)
+    return low > high or low == 1 or high == 0 or times or names_contradict(scope)
+
+
+def names_contradict(scope):
+    """Of the markets there are: each that is named must be in the rest, and something must be."""
+    markets = ["KXA-26-T1", "KXA-26-T2", "KXA-27-T1", "KXAB-26-T1", "KXB-26", "KXA", "KXAB-1"]
+    rest = {name: scope[name] for name in ("series", "ticker_prefix") if name in scope}
+    shown = [{"ticker": each, "book_side": "bid"} for each in scope.get("tickers", [])]
+    if shown:
+        return not all(oracle(rest, each) for each in shown)
+    return not any(oracle(rest, {"ticker": each, "book_side": "bid"}) for each in markets)
 
 
 SCOPES = st.fixed_dictionaries(
@@ -326,7 +437,7 @@ def test_what_it_takes_is_what_the_rules_say(scope, each):
             **({"order_group_id": each["group"]} if each["group"] else {}),
         }
     )
-    assert Scope.parse(scope).includes(shown) == oracle(scope, each)
+    assert Judge(Scope.parse(scope))(shown).is_meant == oracle(scope, each)
 
 
 @given(

@@ -30,7 +30,9 @@ from worker.cli.exits import Exit
 from worker.cli.frame import frame
 from worker.cli.glance import LaneGlance
 from worker.cli.snapshot import MassShown, Rates, Snapshot, Watcher
-from worker.masses import Masses, MassRequest
+from worker.mass_claim import MassClaims
+from worker.mass_request import MassRequest
+from worker.masses import Masses
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome
 from worker.pacing import Level, Limits, Pacer, levels_now
 from worker.roster import Roster, WorkerShown
@@ -304,8 +306,9 @@ def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, setting
     done = MassRequest.parse({"scope": {"everything": True}})
     for request in (first, done):
         masses.enter(request)
-    masses.note(first.request_id, progress={"settled": 1, "orders": 2})
-    masses.finish(done.request_id, {"flat": True})
+    claims = MassClaims(redis_client, settings, name="host:1")
+    claims.take(first.request_id).note(progress={"settled": 1, "orders": 2})
+    claims.take(done.request_id).finish({"flat": True}, {})
     redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
     roster = Roster(redis_client, settings)
     roster.show(WorkerShown("host:1", ("risk",), 2, "a"))

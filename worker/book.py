@@ -633,6 +633,14 @@ class Book:
         due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{home[1]}", order_id))
         return None if due is None else next(self._listed(lane, [(order_id, due)]), None)
 
+    def waiting(self, lane: Lane) -> dict[str, int]:
+        """How many entries of a lane there are on each path."""
+        paths = self._paths()
+        pipeline = self._server.pipeline(transaction=False)
+        for path in paths:
+            pipeline.zcount(f"{self._prefix}:due:{lane}:{path}", "-inf", "+inf")
+        return dict(zip(paths, scripts.call(pipeline.execute), strict=True)) if paths else {}
+
     def _paths(self) -> list[str]:
         return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths")))
 

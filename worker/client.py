@@ -24,7 +24,8 @@ from kombu.exceptions import OperationalError
 from worker import bells
 from worker.audit import Trail
 from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
-from worker.masses import Masses, MassRequest
+from worker.mass_request import MassRequest
+from worker.masses import Masses
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
 from worker.roster import Roster, WorkerShown
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
@@ -272,7 +273,7 @@ class CancelClient:
 
         ``dry_run`` only plans; ``deadline_s`` counts beyond the predicted time to flat; with
         ``allow_side_effects`` the exchange's own cancel-all or an order group's trigger may be used (see
-        :class:`~worker.masses.MassRequest`). Raises BadRequest naming the bad fields, and BookError as
+        :class:`~worker.mass_request.MassRequest`). Raises BadRequest naming the bad fields, and BookError as
         :meth:`cancel` does.
         """
         request = MassRequest.parse(

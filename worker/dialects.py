@@ -130,9 +130,14 @@ def compose_archive(query: Mapping[str, str | int], cursor: str) -> Call:
     return Call("GET", f"{API}/historical/orders", urlencode(wanted))
 
 
-def compose_trigger(order_group_id: str) -> Call:
-    """The call that cancels an order group and closes it for new orders until it is reset."""
-    return Call("PUT", f"{API}/portfolio/order_groups/{order_group_id}/trigger")
+def compose_trigger(order_group_id: str, *, subaccount: int | None, exchange_index: int | None) -> Call:
+    """The call that cancels an order group and closes it for new orders until it is reset.
+
+    Without an address the group is sought in subaccount 0, on shard 0.
+    """
+    routing = Routing(subaccount=subaccount, exchange_index=exchange_index)
+    query = urlencode(_routing_fields(routing))
+    return Call("PUT", f"{API}/portfolio/order_groups/{order_group_id}/trigger", query)
 
 
 # Every subaccount and shard; new orders may be canceled as well during the following minute.
@@ -140,6 +145,7 @@ CANCEL_ALL = Call("DELETE", f"{API}/portfolio/events/orders")
 EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status", is_public=True)
 ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
 ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
+API_KEYS = Call("GET", f"{API}/api_keys")
 LIST_ONE_ORDER = Call("GET", f"{API}/portfolio/orders", "limit=1")
 
 
@@ -411,7 +417,7 @@ def parse_order(value: object) -> Order | None:
     """
     if not isinstance(value, dict) or not is_order_id(value.get("order_id")):
         return None
-    updated_ms, updated_within_ms = _parse_time_ms(value.get("last_update_time"))
+    updated_ms, updated_within_ms = parse_time_ms(value.get("last_update_time"))
     return Order(
         order_id=value["order_id"],
         status=OrderStatus.parse(value.get("status")),
@@ -554,7 +560,7 @@ def _parse_ts_ms(value: object) -> int | None:
 _EPOCHS = ((10**9, 10**11, 1), (10**12, 10**14, 1000), (10**15, 10**17, 10**6), (10**18, 10**20, 10**9))
 
 
-def _parse_time_ms(value: object) -> tuple[int | None, int]:
+def parse_time_ms(value: object) -> tuple[int | None, int]:
     """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)

@@ -18,6 +18,7 @@ import redis
 from worker.dialects import (
     ACCOUNT_LIMITS,
     API,
+    API_KEYS,
     ENDPOINT_COSTS,
     LIST_ONE_ORDER,
     RETIRED_CODE,
@@ -25,6 +26,7 @@ from worker.dialects import (
     Trouble,
 )
 from worker.exchange import SKEW_WORTH_A_WARNING_MS, Exchange
+from worker.key_rights import rights_of
 from worker.scripts import connect
 from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
 from worker.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
@@ -289,12 +291,8 @@ def _examine_exchange(exchange: Exchange, settings: WorkerSettings) -> Iterator[
     if isinstance(read, Trouble):
         yield _failed("signed read", _words(read), _read_advice(read))
         return
-    # A read-only key reads like any other: only a cancel would tell, and the doctor cancels nothing.
-    yield _ok(
-        "signed read",
-        f"key {settings.api_key_id} and its signature are accepted; whether the key may cancel, a read"
-        " cannot tell (a read-only key gets 403 on its first cancel)",
-    )
+    yield _ok("signed read", f"key {settings.api_key_id} and its signature are accepted")
+    yield _examine_rights(exchange, settings.api_key_id)
     yield _examine_limits(exchange)
 
 
@@ -369,6 +367,31 @@ def _read_advice(trouble: Trouble) -> str:
     passing = "run this again; if it stays so, see whether the exchange is well"
     default = permanent if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) else passing
     return next((advice for sign, advice in _READ_ADVICE if sign in words), default)
+
+
+def _examine_rights(exchange: Exchange, key_id: str) -> Finding:
+    """What the key may do and see. The doctor cancels nothing, so it asks the exchange."""
+    answer = exchange.fetch(API_KEYS)
+    unknown = "run this again; while this is not known, no mass cancel is called flat"
+    if isinstance(answer, Trouble):
+        return _warning("key rights", f"what this key may do cannot be read: {_words(answer)}", unknown)
+    rights = rights_of(key_id, answer)
+    if rights is None:
+        return _warning("key rights", "the exchange does not tell what this key may do", unknown)
+    if not rights.may_cancel:
+        return _failed(
+            "key rights",
+            f"this key may not cancel: its scopes are {', '.join(rights.scopes) or 'none'}",
+            "use a key with the scope write, or write::trade",
+        )
+    if rights.subaccount is not None:
+        return _warning(
+            "key rights",
+            f"this key may cancel, but it sees subaccount {rights.subaccount} only",
+            "use a key without a subaccount, or name this subaccount in the scope of mass cancels:"
+            " no other is called flat",
+        )
+    return _ok("key rights", "this key may cancel, and it sees all subaccounts")
 
 
 def _examine_limits(exchange: Exchange) -> Finding:

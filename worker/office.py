@@ -22,7 +22,9 @@ from worker.fleet import Fleet
 from worker.hands import Hands
 from worker.intake import Intake
 from worker.leases import EXTEND_EVERY_S
-from worker.mass import MassRunner, Means
+from worker.mass import MassRunner
+from worker.mass_claim import MassClaims
+from worker.mass_run import Means
 from worker.masses import Masses
 from worker.notices import Notice, Tell, tell_all
 from worker.orders import Lane
@@ -187,10 +189,10 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             pacer=pacer,
             call_hands=lambda lane, waiting: upkeep.ring(bells.wake_up_all, app, lane, waiting=waiting),
             read_lag_s=settings.read_lag_s,
-            name=me.full,
             stopping=threading.Event(),
             tell=tell,
-        )
+        ),
+        MassClaims(server, settings.redis, name=me.full),
     )
     metrics = watch.metrics
     if metrics is not None:

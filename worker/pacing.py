@@ -118,6 +118,11 @@ class Pacer:
         levels = scripts.call(lambda: self._levels(args=[self._prefix, *names]))
         return {shard: float(level) for shard, level in zip(shards, levels, strict=True)}
 
+    def read_tokens_now(self) -> float:
+        """The read tokens there are at this moment."""
+        [level] = scripts.call(lambda: self._levels(args=[self._prefix, "read"]))
+        return float(level)
+
     def levels(self) -> dict[str, dict[str, float]]:
         """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""
         names = ["read", *(write_path(shard) for shard in range(SHARDS))]

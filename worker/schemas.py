@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from worker import masses, orders, scope
+from worker import mass_planning, mass_request, orders, scope
 from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
 
 Schema = dict[str, Any]
@@ -73,7 +73,8 @@ _FLAG: Final[Schema] = {"type": "boolean"}
 _DEADLINE: Final[Schema] = {"type": "number", "exclusiveMinimum": 0, "maximum": orders.DEADLINE_MAX_S}
 _SCOPE_TEXT: Final = _text(least=1, most=scope.TEXT_MAX_CHARS)
 _TICKER: Final[Schema] = {"type": "string", "pattern": f"^{orders._TICKER.pattern}$"}
-_TICKERS: Final[Schema] = {"anyOf": [_TICKER, {"type": "array", "items": _TICKER, "minItems": 1}]}
+_WHOLE_TICKER: Final[Schema] = {**_TICKER, "pattern": f"^(?!.*-$){orders._TICKER.pattern}$"}
+_TICKERS: Final[Schema] = {"anyOf": [_WHOLE_TICKER, {"type": "array", "items": _WHOLE_TICKER, "minItems": 1}]}
 _MOMENT: Final[Schema] = {
     "anyOf": [
         {
@@ -110,13 +111,14 @@ _FORMS: Final[Mapping[Any, Schema]] = {
     orders._expect_traceparent: _TRACEPARENT,
     orders.is_order_id: _ID,
     orders.is_traceparent: _TRACEPARENT,
-    masses._is_text: _text(least=1, most=orders.TEXT_MAX_CHARS),
-    masses._is_flag: _FLAG,
-    masses._is_deadline: _DEADLINE,
+    mass_request._is_text: _text(least=1, most=orders.TEXT_MAX_CHARS),
+    mass_request._is_flag: _FLAG,
+    mass_request._is_deadline: _DEADLINE,
     scope._parse_flag: _FLAG,
     scope._parse_order_ids: {"type": "array", "items": _ID, "minItems": 1},
     scope._parse_number: _integer(0),
     scope._parse_ticker: _TICKER,
+    scope._parse_whole_ticker: _WHOLE_TICKER,
     scope._parse_tickers: _TICKERS,
     scope._parse_text: _SCOPE_TEXT,
     scope._parse_side: {"enum": list(scope._SIDES)},
@@ -172,7 +174,7 @@ _SCOPE: Final[Schema] = {
         },
     ],
 }
-_MASS_CHECKS: Final = {name: check for name, check in _first(masses._CHECKS).items() if name != "scope"}
+_MASS_CHECKS: Final = {name: check for name, check in _first(mass_request._CHECKS).items() if name != "scope"}
 _MASS_FORM: Final = _message(_MASS_CHECKS, required=None)
 _MASS: Final[Schema] = {
     **_MASS_FORM,
@@ -238,7 +240,9 @@ _PLAN: Final = _value(
     {
         "started_s": _NUMBER,
         "listed_at": _or_null(_TIME),
+        "found_after_s": _NUMBER,
         "orders": _NATURAL,
+        "ids_not_listed": _NATURAL,
         "contracts": _COUNT,
         "tokens": _NUMBER,
         "shards": _map_to(_NATURAL),
@@ -247,6 +251,16 @@ _PLAN: Final = _value(
         "command": _FLAG,
         "predicted_s": _NUMBER,
         "refused_calls_before": _NATURAL,
+    }
+)
+_KEY: Final = _value({"subaccount": _or_null(_NATURAL), "scopes": _list_of(_STRING), "may_cancel": _FLAG})
+_COMMAND: Final = _value(
+    {
+        "what": {"enum": [mass_planning.CANCEL_ALL, mass_planning.GROUP_TRIGGER]},
+        "sent": _NATURAL,
+        "sent_at": _or_null(_TIME),
+        "answer": _or_null(_STRING),
+        "in_force_until": _or_null(_TIME),
     }
 )
 _NOT_AFFECTED: Final = _value({"order_id": _STRING, "reason": _STRING, "error": _or_null(_STRING)})
@@ -265,16 +279,22 @@ _REPORT_FIELDS: Final[dict[str, Schema]] = {
     "flat": _FLAG,
     "why_not_flat": _or_null(_STRING),
     "flat_listing": _or_null(_value({"at": _TIME, "sha256": _STRING, "pages": _NATURAL})),
+    "key": _or_null(_KEY),
     "plan": _PLAN,
+    "command": _or_null(_COMMAND),
     "affected": _list_of(_value({"order_id": _STRING, "reduced_by": _or_null(_COUNT)})),
     "not_affected": _list_of(_NOT_AFFECTED),
     "orders_affected": _NATURAL,
     "contracts_canceled": _COUNT,
+    "orders_count_unknown": _NATURAL,
     "contracts_filled_meanwhile": _COUNT,
+    "orders_fills_unknown": _NATURAL,
+    "canceled_by_command": _list_of(_STRING),
     "tokens_spent": _NUMBER,
     "rate_limited": {"type": "integer"},
     "predicted_s": _NUMBER,
     "actual_s": _or_null(_NUMBER),
+    "proven_s": _or_null(_NUMBER),
 }
 # What could not be meant has an error and nothing else.
 _REFUSED: Final = _value({"request_id": {}, "flat": {"const": False}, "error": _STRING})

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
-from worker.orders import NUMBER_MAX, BadRequest, Order, is_order_id, is_ticker
+from worker.orders import NUMBER_MAX, BadRequest, is_order_id, is_ticker
 
 TEXT_MAX_CHARS = 200  # far above any ticker
 EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
 _SIDES = ("yes", "no", "bid", "ask")
 EPOCH_FROM_S = 946_684_800  # 2000-01-01: a smaller number is a year or a date without its dashes
+# Clocks of hosts differ; an order that is created later than this is surely not there yet.
+FUTURE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,30 @@ class Scope:
     max_price: Decimal | None = None
 
     @classmethod
-    def parse(cls, message: object) -> Self:
-        """The scope that a message describes; raises BadRequest naming every bad field."""
+    def parse(cls, message: object, *, now_s: float | None = None) -> Self:
+        """The scope that a message describes; raises BadRequest naming every bad field.
+
+        ``now_s``: epoch seconds, to refuse what can only be in the future.
+        """
+        scope, problems = cls._read(message)
+        if scope is not None:
+            problems = contradictions(scope, now_s=now_s)
+            if not problems:
+                return scope
+        raise BadRequest(problems)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """What :meth:`to_json` wrote: it was accepted once, and is not judged again."""
+        scope, problems = cls._read(value)
+        if scope is None:
+            raise BadRequest(problems)
+        return scope
+
+    @classmethod
+    def _read(cls, message: object) -> tuple[Self | None, dict[str, str]]:
         if not isinstance(message, Mapping):
-            raise BadRequest({"scope": f"expected an object, got {type(message).__name__}"})
+            return None, {"scope": f"expected an object, got {type(message).__name__}"}
         problems = {
             ascii(name): f"unknown field; known are {', '.join(sorted(_PARSERS))}"
             for name in message
@@ -61,30 +83,7 @@ class Scope:
                 values[name] = parse(given)
             except (ValueError, TypeError, InvalidOperation, OverflowError, OSError):
                 problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
-        if not problems:
-            scope = cls(**values)
-            named = [f.name for f in fields(scope) if getattr(scope, f.name) != f.default]
-            if not named:
-                problems["scope"] = "nothing is named: set a filter, or everything=true for the whole account"
-            elif scope.everything and len(named) > 1:
-                problems["everything"] = "means the whole account; leave it out or leave the filters out"
-            problems |= scope._contradictions()
-            if not problems:
-                return scope
-        raise BadRequest(problems)
-
-    def _contradictions(self) -> dict[str, str]:
-        """Bounds between which no order can be: that nothing rests there would prove nothing."""
-        problems = {}
-        prices = self.min_price, self.max_price
-        if prices[0] is not None and prices[1] is not None and prices[0] > prices[1]:
-            problems["max_price"] = f"expected at least min_price ({prices[0]}), got {prices[1]}"
-        times = self.created_after, self.created_before
-        if times[0] is not None and times[1] is not None and times[0] >= times[1]:
-            problems["created_before"] = (
-                f"expected a time after created_after ({_plain(times[0])}), got {_plain(times[1])}"
-            )
-        return problems
+        return (None if problems else cls(**values)), problems
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`parse` takes, without what is not set."""
@@ -113,63 +112,72 @@ class Scope:
         groups = [self.event_tickers[start : start + EVENTS_IN_ONE_LISTING] for start in starts]
         return [{**query, "event_ticker": ",".join(group)} for group in groups]
 
-    def includes(self, order: Order) -> bool:
-        """Whether an order of :meth:`listings` is meant, by everything that its own fields tell.
 
-        Of what the exchange has filtered by, an order need not tell (old ones do not): only what it tells
-        otherwise counts, and which event it belongs to is the exchange's word alone.
-        """
-        if self.everything:
-            return True
-        ticker, raw = order.ticker or "", order.fields()
-        price = _price(raw.get("yes_price_dollars"), raw.get("yes_price"))
-        created = _moment(raw.get("created_time"))
-        return (
-            (not self.order_ids or order.order_id in self.order_ids)
-            and (self.subaccount is None or order.subaccount in (None, self.subaccount))
-            and (not self.tickers or ticker in self.tickers)
-            and (self.series is None or ticker.startswith(f"{self.series}-"))
-            and (self.ticker_prefix is None or ticker.startswith(self.ticker_prefix))
-            and (self.side is None or self.side in _sides(raw))
-            and (
-                self.client_order_id_prefix is None
-                or str(raw.get("client_order_id") or "").startswith(self.client_order_id_prefix)
-            )
-            and (self.order_group_id is None or raw.get("order_group_id") == self.order_group_id)
-            and (self.exchange_index is None or order.exchange_index in (None, self.exchange_index))
-            and (self.created_after is None or (created is not None and created >= self.created_after))
-            and (self.created_before is None or (created is not None and created < self.created_before))
-            and (self.min_price is None or (price is not None and price >= self.min_price))
-            and (self.max_price is None or (price is not None and price <= self.max_price))
+def contradictions(scope: Scope, *, now_s: float | None) -> dict[str, str]:
+    """What is wrong with a scope in which no order, or none of a name that it gives, can be.
+
+    That nothing rests there would prove nothing.
+    """
+    named = [f.name for f in fields(scope) if getattr(scope, f.name) != f.default]
+    if not named:
+        return {"scope": "nothing is named: set a filter, or everything=true for the whole account"}
+    problems = {}
+    if scope.everything and len(named) > 1:
+        problems["everything"] = "means the whole account; leave it out or leave the filters out"
+    return {**problems, **_price_problems(scope), **_time_problems(scope, now_s), **_name_problems(scope)}
+
+
+def _price_problems(scope: Scope) -> dict[str, str]:
+    low, high = scope.min_price, scope.max_price
+    if low is not None and high is not None and low > high:
+        return {"max_price": f"expected at least min_price ({low}), got {high}"}
+    if low == 1:
+        return {"min_price": f"expected a price below 1, at which no order rests, got {low}"}
+    if high == 0:
+        return {"max_price": f"expected a price above 0, at which no order rests, got {high}"}
+    return {}
+
+
+def _time_problems(scope: Scope, now_s: float | None) -> dict[str, str]:
+    after, before = scope.created_after, scope.created_before
+    if after is not None and before is not None and after >= before:
+        return {
+            "created_before": f"expected a time after created_after ({_plain(after)}), got {_plain(before)}"
+        }
+    if after is not None and now_s is not None and after.timestamp() > now_s + FUTURE_MARGIN_S:
+        return {"created_after": f"expected a time that is not in the future, got {_plain(after)}"}
+    return {}
+
+
+def _name_problems(scope: Scope) -> dict[str, str]:
+    """Markets, events, series and prefixes that have no market in common."""
+    series = None if scope.series is None else f"{scope.series}-"
+    prefix, events = scope.ticker_prefix, scope.event_tickers
+    problems = {}
+    if series is not None and prefix is not None and not _may_share(series, prefix):
+        problems["ticker_prefix"] = (
+            f"expected the start of a ticker of the series {scope.series}, got {prefix}"
         )
+    for event in events:
+        if series is not None and not _may_share(series, event):
+            problems["event_tickers"] = f"expected events of the series {scope.series}, got {event}"
+        elif prefix is not None and not _may_share(prefix, event):
+            problems["event_tickers"] = f"expected events of markets that start with {prefix}, got {event}"
+        elif scope.tickers and not any(ticker.startswith(event) for ticker in scope.tickers):
+            problems["event_tickers"] = f"expected events of the named markets, got {event}"
+    for ticker in scope.tickers:
+        if series is not None and not ticker.startswith(series):
+            problems["tickers"] = f"expected markets of the series {scope.series}, got {ticker}"
+        elif prefix is not None and not ticker.startswith(prefix):
+            problems["tickers"] = f"expected markets whose ticker starts with {prefix}, got {ticker}"
+        elif events and not any(ticker.startswith(event) for event in events):
+            problems["tickers"] = f"expected markets of the named events, got {ticker}"
+    return problems
 
 
-def _sides(raw: Mapping[str, Any]) -> set[str]:
-    """An order's side in both vocabularies; old orders tell it by action and side only."""
-    outcome, book = raw.get("outcome_side"), raw.get("book_side")
-    if book is None and outcome in ("yes", "no"):
-        book = "bid" if outcome == "yes" else "ask"
-    if book is None and raw.get("action") in ("buy", "sell") and raw.get("side") in ("yes", "no"):
-        book = "bid" if (raw["action"] == "buy") == (raw["side"] == "yes") else "ask"
-    if outcome is None and book in ("bid", "ask"):
-        outcome = "yes" if book == "bid" else "no"
-    return {str(outcome), str(book)}
-
-
-def _price(dollars: object, cents: object) -> Decimal | None:
-    try:
-        if dollars is not None:
-            return Decimal(str(dollars))
-        return Decimal(str(cents)) / 100 if cents is not None else None
-    except InvalidOperation:
-        return None
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        return _parse_moment(value)
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None
+def _may_share(one: str, other: str) -> bool:
+    """Whether a ticker can start with both."""
+    return one.startswith(other) or other.startswith(one)
 
 
 def _plain(value: object) -> object:
@@ -198,12 +206,19 @@ def _parse_ticker(value: object) -> str:
     return str(value)
 
 
+def _parse_whole_ticker(value: object) -> str:
+    """A ticker that is no mere start of one."""
+    if not is_ticker(value) or str(value).endswith("-"):
+        raise ValueError
+    return str(value)
+
+
 def _parse_tickers(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        return (_parse_ticker(value),)
+        return (_parse_whole_ticker(value),)
     if not isinstance(value, list | tuple) or not value:
         raise TypeError
-    return tuple(dict.fromkeys(_parse_ticker(each) for each in value))
+    return tuple(dict.fromkeys(_parse_whole_ticker(each) for each in value))
 
 
 def _parse_order_ids(value: object) -> tuple[str, ...]:
@@ -246,14 +261,15 @@ def _parse_price(value: object) -> Decimal:
 
 _TIME = "a time: ISO 8601 with an offset, or epoch seconds (from 2000 on)"
 _OF_LETTERS = "of letters, digits, '-', '_', '.' or ':'"
+_WHOLE = f"{_OF_LETTERS} that does not end in '-' (ticker_prefix takes the start of a ticker)"
 _PRICE = "a yes price in dollars, from 0 to 1"
 _PARSERS: dict[str, tuple[Any, str]] = {
     "everything": (_parse_flag, "true or false"),
     "order_ids": (_parse_order_ids, "a list of order ids"),
     "subaccount": (_parse_number, "a subaccount number from 0"),
-    "tickers": (_parse_tickers, f"a market ticker {_OF_LETTERS}, or a list of them"),
-    "event_tickers": (_parse_tickers, f"an event ticker {_OF_LETTERS}, or a list of them"),
-    "series": (_parse_ticker, f"a series ticker {_OF_LETTERS}"),
+    "tickers": (_parse_tickers, f"a market ticker {_WHOLE}, or a list of them"),
+    "event_tickers": (_parse_tickers, f"an event ticker {_WHOLE}, or a list of them"),
+    "series": (_parse_whole_ticker, f"a series ticker {_WHOLE}"),
     "ticker_prefix": (_parse_ticker, f"the start of a ticker {_OF_LETTERS}"),
     "side": (_parse_side, "yes, no, bid or ask"),
     "client_order_id_prefix": (_parse_text, "the start of a client_order_id"),

@@ -19,7 +19,7 @@ from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.book import Accepted
 from worker.logs import about
-from worker.masses import MassRequest
+from worker.mass_request import MassRequest
 from worker.office import desk, intake, mass_runner
 from worker.orders import (
     ORDER_ID_MAX_CHARS,

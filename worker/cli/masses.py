@@ -194,7 +194,8 @@ def _see_through(client: CancelClient, request_id: str, arguments: argparse.Name
             if "flat" in shown:
                 bar.end()
                 show_report(shown, as_json=arguments.json)
-                if shown["flat"] and not shown["plan"]["orders"] and not shown["orders_affected"]:
+                nothing = shown["flat"] and not shown["orders_affected"] and not shown["plan"]["orders"]
+                if nothing and not shown["canceled_by_command"]:
                     complain("nothing rested in this scope: is it the one that was meant?", Exit.SETTLED)
                 return exit_of_mass(shown)
             bar.show(shown)
@@ -296,13 +297,15 @@ def _mass_list(arguments: argparse.Namespace) -> int:
     return Exit.SETTLED
 
 
-_LONG_FIELDS = ("affected", "not_affected")
+_LONG_FIELDS = ("affected", "not_affected", "canceled_by_command")
 
 
 def _mass_cells(shown: Mapping[str, Any]) -> list[str]:
     if "flat" not in shown:
         state = f"{shown['settled']} of {shown['orders']} settled" if shown else "waiting"
         return [state, "-", "-", "-", "-"]
+    if "error" in shown:
+        return [mass_state(shown), "-", "-", "-", "-"]
     orders, contracts = shown["orders_affected"], shown["contracts_canceled"]
     if shown["dry_run"]:
         orders, contracts = shown["plan"]["orders"], shown["plan"]["contracts"]

@@ -1,12 +1,17 @@
 -- note_orders: notes orders that a mass cancel is about to have canceled.
 --
--- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · then two for each order: order_id · what it has (JSON)
+-- (after fenced.lua, gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · then three for each order:
+--       order_id · what it has (JSON) · 1: also when it was noted before
+-- returns 1 done, 0 it is not this runner's any more
 --
--- What was noted first stays: later it has less. One that is noted again may be left twice: it is struck off twice.
+-- What was noted first stays, because later an order has less, unless it is to be canceled anew. One that is
+-- noted again may be left twice: it is struck off twice.
 
 local mass = prefix .. ':mass:' .. ARGV[2]
-for at = 3, #ARGV, 2 do
-  redis.call('HSETNX', mass .. ':orders', ARGV[at], ARGV[at + 1])
-  gather('RPUSH', mass .. ':left', ARGV[at])
-end
+if fenced(ARGV[2], ARGV[3]) then return 0 end
+for at = 4, #ARGV, 3 do gather('RPUSH', mass .. ':left', ARGV[at]) end
 flush()
+for at = 4, #ARGV, 3 do
+  redis.call(ARGV[at + 2] == '1' and 'HSET' or 'HSETNX', mass .. ':orders', ARGV[at], ARGV[at + 1])
+end
+return 1

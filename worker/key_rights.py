@@ -1,0 +1,112 @@
+"""What the account's key may do and see, as the exchange itself tells (``GET /api_keys``)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.dialects import API_KEYS, Meaning, Trouble
+from worker.exchange import Exchange
+from worker.notices import CallMade, Tell
+from worker.pacing import Pacer
+from worker.scope import Scope
+from worker.scripts import BookError
+
+# Scopes that let a key cancel orders: the broad one, and the one for orders alone.
+_CANCELING = frozenset({"write", "write::trade"})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRights:
+    """One key: the subaccount that it is confined to (None: it sees all), and the scopes that it has."""
+
+    subaccount: int | None
+    scopes: tuple[str, ...]
+
+    @property
+    def may_cancel(self) -> bool:
+        """Whether it may cancel orders."""
+        return not _CANCELING.isdisjoint(self.scopes)
+
+    def sees_all_of(self, scope: Scope) -> bool:
+        """Whether no order of the scope is hidden from it."""
+        return self.subaccount is None or self.subaccount == scope.subaccount
+
+    def to_json(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {"subaccount": self.subaccount, "scopes": list(self.scopes), "may_cancel": self.may_cancel}
+
+
+def rights_of(key_id: str, answer: Mapping[str, Any]) -> KeyRights | None:
+    """The rights of a key in the exchange's list of all; None when they cannot be read."""
+    listed = answer.get("api_keys")
+    for each in listed if isinstance(listed, list) else []:
+        if isinstance(each, Mapping) and each.get("api_key_id") == key_id:
+            scopes, subaccount = each.get("scopes"), each.get("subaccount")
+            is_number = isinstance(subaccount, int | None) and not isinstance(subaccount, bool)
+            if not is_number or not isinstance(scopes, list):
+                return None
+            return KeyRights(subaccount, tuple(scope for scope in scopes if isinstance(scope, str)))
+    return None
+
+
+class KeySight:
+    """Reads what this process' key may do, in a thread of its own: nobody waits for it longer than need be.
+
+    ``spend`` is told what each call has cost.
+    """
+
+    def __init__(
+        self, exchange: Exchange, pacer: Pacer, request_id: str, *, tell: Tell, spend: Callable[[float], None]
+    ) -> None:
+        self._exchange = exchange
+        self._pacer = pacer
+        self._id = request_id
+        self._tell = tell
+        self._spend = spend
+        self._answered = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._key_id = ""
+        self.rights: KeyRights | None = None
+        self.trouble = "nothing is known yet"
+
+    def read(self, within_s: float) -> KeyRights | None:
+        """The rights of the key that signs now, once they are known; asks again after a failure."""
+        if self.rights is not None and self._key_id == self._exchange.signs_with[0]:
+            return self.rights
+        if self._thread is None or not self._thread.is_alive():
+            self._answered.clear()
+            self._thread = threading.Thread(target=self._ask, name="key rights", daemon=True)
+            self._thread.start()
+        self._answered.wait(within_s)
+        return self.rights
+
+    def _ask(self) -> None:
+        try:
+            self.rights = None
+            self.rights = self._rights()
+        except BookError as error:
+            self.trouble = str(error)
+        finally:
+            self._answered.set()
+
+    def _rights(self) -> KeyRights | None:
+        cost = self._pacer.limits.list_cost  # as dear: the default
+        if self._pacer.take("read", cost) > 0:
+            self.trouble = "no_tokens"
+            return None
+        self._key_id, started = self._exchange.signs_with[0], time.monotonic()
+        answer = self._exchange.fetch(API_KEYS)
+        trouble = answer if isinstance(answer, Trouble) else None
+        took_s = time.monotonic() - started
+        self._tell(CallMade("api_keys", (), None, trouble, took_s, "read", cost, self._id))
+        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
+            self._spend(cost)
+        if isinstance(answer, Trouble):
+            self.trouble = answer.problem.code
+            return None
+        self.trouble = "its answer does not show this key"
+        return rights_of(self._key_id, answer)

@@ -1,0 +1,163 @@
+"""Keeps account of one mass cancel: what there was at its start, its plan, its progress and its report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from worker import mass_planning, mass_report
+from worker.book import Book
+from worker.mass_claim import MassClaim
+from worker.mass_listing import Listing
+from worker.mass_planning import Command, Found, Start
+from worker.mass_report import End
+from worker.mass_request import MassRequest
+from worker.masses import Masses
+from worker.orders import SHARDS, ConfirmedBy, Lane, utc_text
+from worker.pacing import Pacer
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a run has found out by now, beside its orders; see :class:`~worker.mass_report.End`."""
+
+    why_not_flat: str
+    flat_listing: Mapping[str, Any] | None = None
+    proven_s: float | None = None
+    key: Mapping[str, Any] | None = None
+    command: Mapping[str, Any] | None = None
+    command_may_have_worked: bool = False
+    canceled_by_command: set[str] = field(default_factory=set)
+    cannot_tell: Mapping[str, str] = field(default_factory=dict)
+    not_asked: Mapping[str, str] = field(default_factory=dict)
+
+
+class Account:
+    """The account of one mass cancel; everything raises BookError, and what writes raises Fenced."""
+
+    def __init__(
+        self,
+        request: MassRequest,
+        claim: MassClaim,
+        *,
+        book: Book,
+        masses: Masses,
+        pacer: Pacer,
+        read_lag_s: float,
+    ) -> None:
+        self._request = request
+        self._claim = claim
+        self._book = book
+        self._masses = masses
+        self._pacer = pacer
+        self._read_lag_s = read_lag_s
+        self.plan = claim.read("plan")
+        self.start = self._begin()
+
+    def _begin(self) -> Start:
+        """What there was when the first runner began."""
+        now = Start(
+            started_s=self._claim.now_s(),
+            tokens=self._pacer.tokens_now(range(SHARDS)),
+            read_tokens=self._pacer.read_tokens_now(),
+            waiting=self._book.waiting(Lane.RISK),
+            refused_calls=self._refused_calls(),
+        )
+        return Start.from_json(self._claim.begin(now.to_json()))
+
+    def make_plan(
+        self, listing: Listing | None, *, after_s: float, command: Command | None
+    ) -> dict[str, Any]:
+        """Plans what was found, ``after_s`` seconds after the start."""
+        resting = {} if listing is None else listing.resting
+        named: Collection[str] = ()
+        if self._request.scope.names_orders_only:
+            noted = self._claim.orders()
+            named = [each for each in self._request.scope.order_ids if not _is_settled(noted.get(each))]
+        found = Found(
+            shards=Counter(order.exchange_index or 0 for order in resting.values()),
+            contracts=sum((order.remaining_count or Decimal(0) for order in resting.values()), Decimal(0)),
+            not_listed=sum(each not in resting for each in named),
+            listed_at=None if listing is None else listing.at,
+            after_s=after_s,
+        )
+        self.plan = mass_planning.plan(
+            self.start,
+            found,
+            self._pacer.limits,
+            command=command,
+            pace=self._masses.pace(),
+            read_lag_s=self._read_lag_s,
+        )
+        self._claim.tell_trail("planned", **self.plan)
+        if not self._request.dry_run:
+            self._claim.note(plan=self.plan)
+        return self.plan
+
+    def tell_progress(self, still: int, overdue: int) -> None:
+        """Tells how many orders are open, and of how many whoever waits was told they are unresolved."""
+        orders = self._claim.count_orders()
+        still = min(still, orders)  # what was noted twice is left twice, for a moment
+        progress = {
+            "request_id": self._request.request_id,
+            "orders": orders,
+            "settled": orders - still,
+            "open": still,
+            "unresolved": overdue,
+            "at": utc_text(time.time()),
+        }
+        self._claim.note(progress=progress)
+
+    def report(self, findings: Findings) -> dict[str, Any]:
+        """The report."""
+        plan = self.plan or self.make_plan(None, after_s=0.0, command=None)
+        planned = {} if self._request.dry_run else self._claim.orders()
+        results = self._book.records(list(planned))
+        rate_limited = self._refused_calls() - plan["refused_calls_before"]
+        pace = mass_report.pace_shown(
+            plan, planned, results, rate_limited=rate_limited, overhead_s=mass_planning.OVERHEAD_S
+        )
+        if pace is not None:
+            self._masses.note_pace(pace)
+        still_open = len(planned.keys() - results.keys())
+        if still_open and findings.why_not_flat == mass_report.NOTHING_PROVEN:
+            findings.why_not_flat = f"{still_open} orders were not settled in time"
+        end = End(
+            completed_at=utc_text(time.time()),
+            why_not_flat=findings.why_not_flat,
+            flat_listing=findings.flat_listing,
+            proven_s=findings.proven_s,
+            tokens_spent=self._claim.spent()
+            + self._tokens_of(planned, results, by_command=findings.command_may_have_worked),
+            rate_limited=rate_limited,
+            key=findings.key,
+            command=findings.command,
+            canceled_by_command=findings.canceled_by_command,
+            cannot_tell=findings.cannot_tell,
+            not_asked=findings.not_asked,
+        )
+        return mass_report.report(self._request, plan, planned, results, end)
+
+    def _tokens_of(
+        self, planned: Mapping[str, Any], results: Mapping[str, Any], *, by_command: bool
+    ) -> float:
+        """What the orders' own calls cost at least: cancels, and one read where that told the outcome."""
+        limits = self._pacer.limits
+        tokens: float = sum(
+            (each.attempts - (by_command and planned[order_id].swept)) * limits.cancel_cost
+            + (each.confirmed_by is ConfirmedBy.READ_BACK) * limits.read_cost
+            for order_id, each in results.items()
+            if not planned[order_id].settled
+        )
+        return tokens
+
+    def _refused_calls(self) -> int:
+        return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
+
+
+def _is_settled(had: Any) -> bool:
+    return had is not None and had.settled

@@ -1,0 +1,244 @@
+"""A mass cancel in one runner's hands: what a runner reads and writes while it has it.
+
+A claim is a lease with a fencing token. Only the latest claim may write, and nobody may once there is a
+report: a runner that was stopped or cut off for longer than its lease changes nothing when it wakes up.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import redis
+
+from worker import records, scripts
+from worker.book import Fence, Fenced
+from worker.orders import CancelResult, count_text, utc_text
+from worker.settings import RedisSettings
+
+LEASE_MS = 3_000
+# In one step of Redis, which serves nobody else meanwhile; settled ones cost next to nothing.
+LOOK_AT_MOST = 5_000
+MEET_AT_MOST = 300
+NOTE_AT_ONCE = 1_000
+WITHDRAW_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an order had when it was found, contracts.
+
+    ``settled``: its outcome was final before. ``swept``: a command of the exchange's own may have canceled
+    it. ``late``: it was not there when the plan was made.
+    """
+
+    remaining_count: Decimal | None
+    fill_count: Decimal | None
+    settled: bool = False
+    swept: bool = False
+    late: bool = False
+
+    def to_json(self) -> str:
+        """The stored form."""
+        had = [count_text(self.remaining_count), count_text(self.fill_count)]
+        return json.dumps([*had, self.settled, self.swept, self.late])
+
+    @classmethod
+    def from_json(cls, text: str) -> Planned:
+        """What :meth:`to_json` wrote, in this version or one before."""
+        remaining, filled, *flags = json.loads(text)
+        settled, swept, late = (*map(bool, flags), False, False)[:3]
+        return cls(
+            None if remaining is None else Decimal(remaining),
+            None if filled is None else Decimal(filled),
+            settled,
+            swept,
+            late,
+        )
+
+
+class MassClaims:
+    """Where runners take mass cancels from; safe to share between threads. Everything raises BookError."""
+
+    def __init__(self, server: redis.Redis, settings: RedisSettings, *, name: str) -> None:
+        self.server = server
+        self.settings = settings
+        self.name = name
+        self._claim = scripts.load(server, "mass_claim")
+        self.scripts = _Scripts(
+            keep=scripts.load(server, "fenced", "mass_keep"),
+            note=scripts.load(server, "fenced", "mass_note"),
+            note_orders=scripts.load(server, "fenced", "gather", "note_orders"),
+            still_open=scripts.load(server, "fenced", "still_open"),
+            withdraw=scripts.load(server, "fenced", "tell", "gather", "mass_withdraw"),
+            without_entry=scripts.load(server, "without_entry"),
+            finish=scripts.load(server, "audit", "mass_finish"),
+            note_trail=scripts.load(server, "audit", "note"),
+        )
+
+    def take(self, request_id: str) -> MassClaim | None:
+        """The mass cancel for this process to run; None when another runs it, or it is done."""
+        args = [self.settings.key_prefix, request_id, self.name, LEASE_MS]
+        claimed = scripts.call(lambda: self._claim(args=args))
+        if not claimed:
+            return None
+        token, request = claimed
+        return MassClaim(self, Fence(request_id, token), request)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scripts:
+    keep: Any
+    note: Any
+    note_orders: Any
+    still_open: Any
+    withdraw: Any
+    without_entry: Any
+    finish: Any
+    note_trail: Any
+
+
+class MassClaim:
+    """One mass cancel in this process' hands; safe to share between threads.
+
+    ``request`` is its JSON as it was accepted. Everything raises BookError, and what writes raises Fenced
+    once the mass cancel is in other hands or done.
+    """
+
+    def __init__(self, claims: MassClaims, fence: Fence, request: str) -> None:
+        self.fence = fence
+        self.request = request
+        self.name = claims.name
+        self._server = claims.server
+        self._settings = claims.settings
+        self._scripts = claims.scripts
+        self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
+        self._held_until = 0.0  # of its lease, as far as it is sure
+
+    # -- the lease
+
+    def keep(self) -> None:
+        """Runs the lease anew."""
+        asked = time.monotonic()
+        self._write(self._scripts.keep, self.name, LEASE_MS)
+        self._held_until = asked + LEASE_MS / 1000
+
+    @property
+    def is_surely_held(self) -> bool:
+        """Whether the lease has not run out by this process' own clock: it may have been stopped."""
+        return time.monotonic() < self._held_until
+
+    def leave(self) -> None:
+        """Lets another runner go on at once."""
+        self._write(self._scripts.keep, self.name, 0)
+
+    def now_s(self) -> float:
+        """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""
+        seconds, micros = scripts.call(self._server.time)
+        return float(seconds) + float(micros) / 1e6
+
+    # -- facts about it
+
+    def begin(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What was noted when the first runner began: these facts, unless there were some before."""
+        self._write(self._scripts.note, "once", "begun", json.dumps(facts))
+        begun = self.read("begun")
+        assert begun is not None
+        return begun
+
+    def note(self, **fields: Mapping[str, Any]) -> None:
+        """Keeps ``plan``, ``command`` or ``progress``."""
+        for name, value in fields.items():
+            self._write(self._scripts.note, "set", name, json.dumps(value))
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What :meth:`note` or :meth:`begin` has kept."""
+        text = scripts.call(lambda: self._server.hget(self._key, name))
+        value: dict[str, Any] | None = json.loads(text) if text else None
+        return value
+
+    def spend(self, tokens: float) -> None:
+        """Notes tokens that were spent."""
+        self._write(self._scripts.note, "add", "spent", tokens)
+
+    def spent(self) -> float:
+        """The tokens that were spent for it, as far as that was noted."""
+        return float(scripts.call(lambda: self._server.hget(self._key, "spent")) or 0)
+
+    def tell_trail(self, step: str, **details: Any) -> None:
+        """Notes a step in the audit trail."""
+        if self._settings.audit:
+            said = {"request_id": self.fence.request_id, "step": step, "worker": self.name, **details}
+            args = [self._settings.key_prefix, "mass", json.dumps(said, separators=(",", ":"))]
+            scripts.call(lambda: self._scripts.note_trail(args=args))
+
+    # -- its orders
+
+    def add_orders(self, orders: Mapping[str, Planned], *, anew: bool = False) -> None:
+        """Notes orders that are about to be canceled, before they are entered into the book.
+
+        ``anew``: also those that were noted before.
+        """
+        noted = [(order_id, had.to_json(), int(anew)) for order_id, had in orders.items()]
+        for start in range(0, len(noted), NOTE_AT_ONCE):
+            portion = noted[start : start + NOTE_AT_ONCE]
+            self._write(self._scripts.note_orders, *(value for each in portion for value in each))
+
+    def orders(self) -> dict[str, Planned]:
+        """The orders noted so far, with what they had."""
+        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._key}:orders"))
+        return {order_id: Planned.from_json(text) for order_id, text in noted.items()}
+
+    def count_orders(self) -> int:
+        """How many orders are noted so far."""
+        return int(scripts.call(lambda: self._server.hlen(f"{self._key}:orders")))
+
+    def still_open(self) -> tuple[int, int]:
+        """How many of its orders are not settled, and how many of those are overdue."""
+        still, overdue = self._write(self._scripts.still_open, LOOK_AT_MOST, MEET_AT_MOST)
+        return int(still), int(overdue)
+
+    def without_entry(self, order_ids: Sequence[str]) -> Iterator[str]:
+        """Which of these orders have no entry in the book."""
+        for start in range(0, len(order_ids), NOTE_AT_ONCE):
+            args = [self._settings.key_prefix, *order_ids[start : start + NOTE_AT_ONCE]]
+            yield from scripts.call(lambda args=args: self._scripts.without_entry(args=args))  # type: ignore[misc]
+
+    def withdraw(self, results: Sequence[CancelResult]) -> int:
+        """Ends those of these cancels that nobody is at with these results; how many that were."""
+        prefix, done = records.record_key("", self._settings.celery_prefix), 0
+        for start in range(0, len(results), WITHDRAW_AT_ONCE):
+            parts = [
+                (result.order_id, *records.record_parts(result, date_done=result.settled_at or ""))
+                for result in results[start : start + WITHDRAW_AT_ONCE]
+            ]
+            values = [value for each in parts for value in each]
+            life_s = self._settings.result_expires_s
+            done += int(self._write(self._scripts.withdraw, prefix, life_s, *values)[1])
+        return done
+
+    # -- its end
+
+    def finish(self, report: Mapping[str, Any], in_short: Mapping[str, Any]) -> None:
+        """Stores the report, tells whoever waits, and lets the mass cancel go, all in one step."""
+        record = records.task_record("", report, date_done=utc_text(time.time()))
+        said = {"request_id": self.fence.request_id, "step": "finished", **in_short}
+        self._write(
+            self._scripts.finish,
+            json.dumps(report),
+            record.removesuffix('""}'),
+            records.task_key("", self._settings.celery_prefix),
+            self._settings.result_expires_s,
+            json.dumps(said, separators=(",", ":"))[1:] if self._settings.audit else "",
+        )
+
+    def _write(self, script: Any, *values: Any) -> Any:
+        args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
+        answer = scripts.call(lambda: script(args=args))
+        if not answer:
+            raise Fenced(self.fence)
+        return answer

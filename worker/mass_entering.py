@@ -1,0 +1,278 @@
+"""Enters the orders of a mass cancel into the book's risk lane, each once while it is open.
+
+What a listing shows of an order that is being canceled already is no reason to ask again. What it shows of
+one whose record is older than reads may lag is: the exchange's word is newer than ours. Where the first
+cancels are all refused because of the key, the others are not asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+from worker.book import Book, Known
+from worker.mass_claim import MassClaim, Planned
+from worker.mass_request import MassRequest
+from worker.orders import (
+    NUMBER_MAX,
+    CancelRequest,
+    CancelResult,
+    Lane,
+    Order,
+    Outcome,
+    Problem,
+    is_ticker,
+    utc_text,
+)
+
+log = logging.getLogger(__name__)
+
+# How long the orders' own waiters wait to be told; the mass cancel has its own deadline.
+ORDER_DEADLINE_S = 60.0
+REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
+NAMED_AT_ONCE = 1_000
+# The first cancels in each subaccount tell whether the key may cancel there: so many are watched, and so many
+# refusals are enough.
+WATCHED = 10
+REFUSED_ENOUGH = 3
+_OF_THE_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What was entered: cancels that are open now, and those orders that somebody else is at already."""
+
+    requests: tuple[CancelRequest, ...] = ()
+    joined: frozenset[str] = frozenset()
+
+
+class Entering:
+    """Enters for one mass cancel; safe to share between threads.
+
+    ``call_hands`` wakes workers up for a lane with so many messages.
+    """
+
+    def __init__(
+        self,
+        request: MassRequest,
+        claim: MassClaim,
+        book: Book,
+        *,
+        call_hands: Callable[[Lane, int], None],
+        now_s: Callable[[], float],
+        read_lag_s: float,
+    ) -> None:
+        self._request = request
+        self._claim = claim
+        self._book = book
+        self._call_hands = call_hands
+        self._now_s = now_s
+        self._read_lag_s = read_lag_s
+        self._lock = threading.Lock()
+        # Everything found so far; of what was entered here, the subaccount.
+        self._known: dict[str, int | None] = dict.fromkeys(claim.orders())
+        self._refusals: Counter[str] = Counter()
+        self._watched: dict[str, int | None] = {}
+        self._works: set[int | None] = set()  # subaccounts in which the key may cancel
+        self._no_use: dict[int | None, Problem] = {}  # those in which it may not
+        self.is_probing = False  # only a few are entered, to see whether the key may cancel at all
+        self.late = False  # what comes now was not there when the plan was made
+        self.not_asked: dict[str, str] = {}  # with the code of what refuses them
+
+    def knows(self, order_id: str) -> bool:
+        """Whether an order has been found already."""
+        return order_id in self._known
+
+    @property
+    def number(self) -> int:
+        """How many orders were found so far."""
+        return len(self._known)
+
+    def named(self) -> None:
+        """Enters the ids that the scope names and nothing else: wherever they rest."""
+        with self._lock:
+            ids = self._worth_asking([each for each in self._request.scope.order_ids if not self.knows(each)])
+            for start in range(0, len(ids), NAMED_AT_ONCE):
+                self._enter(dict.fromkeys(ids[start : start + NAMED_AT_ONCE]), None, None)
+
+    def listed(self, orders: Mapping[str, Order], began_s: float, doubt: Known | None = None) -> Entered:
+        """Enters what a listing shows that began at that moment; ``doubt``: what is known of new ones."""
+        with self._lock:
+            new = self._worth_asking([each for each in orders if not self.knows(each)], orders)
+            known = [each for each in orders if self.knows(each)]
+            over = list(self._claim.without_entry(known)) if known else []
+            wanted = [*new, *self._worth_asking_again(over)]
+            return self._enter({each: orders[each] for each in wanted}, began_s, doubt)
+
+    def look_at_first(self) -> bool:
+        """Looks what has become of the first cancels; whether that changes what is entered."""
+        with self._lock:
+            watched = [each for each, subaccount in self._watched.items() if subaccount not in self._works]
+            if not watched:
+                return False
+            results = self._book.records(watched)
+            was_probing, before = self.is_probing, len(self._no_use)
+            for subaccount in {self._watched[each] for each in watched}:
+                there = [each for each in watched if self._watched[each] == subaccount]
+                self._judge_key(subaccount, [results.get(each) for each in there])
+            if self._works:
+                self.is_probing = False
+            return was_probing != self.is_probing or len(self._no_use) > before
+
+    def why_no_use(self, order_ids: Iterable[str]) -> str | None:
+        """Why asking for these orders is no use, when that is true of all of them."""
+        ids = list(order_ids)
+        of_the_key = {
+            self._no_use[sub].code for each in ids if (sub := self._known.get(each)) in self._no_use
+        }
+        of_the_key |= {self.not_asked[each] for each in ids if each in self.not_asked}
+        by_itself = [each for each in ids if self._refusals[each] >= REFUSALS_MOST]
+        useless = {each for each in ids if self._known.get(each) in self._no_use or each in self.not_asked}
+        if not ids or len(useless | set(by_itself)) < len(ids) or self.is_probing:
+            return None
+        if of_the_key:
+            codes = ", ".join(sorted(of_the_key))
+            return f"{len(ids)} orders rest, and the exchange refuses this key's cancels: {codes}"
+        record = self._book.record(ids[0])
+        code = record.error.code if record is not None and record.error is not None else "refused"
+        return f"{len(ids)} orders rest and are refused: {code}"
+
+    # -- which
+
+    def _worth_asking(self, new: Sequence[str], orders: Mapping[str, Order] | None = None) -> list[str]:
+        """Of orders that were not found before, those to be entered now."""
+        wanted: list[str] = []
+        for order_id in new:
+            subaccount = None if orders is None else orders[order_id].subaccount
+            problem = self._no_use.get(subaccount)
+            if problem is not None:
+                self.not_asked[order_id] = problem.code
+            elif self.is_probing and len(self._watched) + len(wanted) >= REFUSED_ENOUGH:
+                self.not_asked[order_id] = "key_may_not_cancel"
+            else:
+                self.not_asked.pop(order_id, None)
+                wanted.append(order_id)
+        return wanted
+
+    def _worth_asking_again(self, over: Sequence[str]) -> list[str]:
+        """Those that are not open and rest, but for what the exchange has refused time after time."""
+        for order_id, result in self._book.records(over).items():
+            if result.outcome is Outcome.REFUSED:
+                self._refusals[order_id] += 1
+        return [
+            order_id
+            for order_id in over
+            if self._refusals[order_id] < REFUSALS_MOST and self._known.get(order_id) not in self._no_use
+        ]
+
+    def _judge_key(self, subaccount: int | None, results: Sequence[CancelResult | None]) -> None:
+        """Decides from the first cancels of a subaccount whether the others are worth asking for."""
+        known = [each for each in results if each is not None]
+        if any(each.outcome is Outcome.CANCELED for each in known):
+            self._works.add(subaccount)
+            return
+        problems = [
+            each.error for each in known if each.outcome is Outcome.REFUSED and each.error is not None
+        ]
+        refused = [each for each in problems if each.http_status in _OF_THE_KEY]
+        enough = min(REFUSED_ENOUGH, len(results)) if self.is_probing else REFUSED_ENOUGH
+        if len(refused) < enough or subaccount in self._no_use:
+            return
+        self._no_use[subaccount] = refused[0]
+        self.is_probing = False
+        there = [order_id for order_id, where in self._known.items() if where == subaccount]
+        withdrawn = self._claim.withdraw([_not_asked_for(each, refused[0]) for each in there])
+        log.error(
+            "mass cancel %s: the exchange refuses this key's cancels: %s; %d orders are not asked for",
+            self._request.request_id,
+            refused[0].message,
+            withdrawn + len(self.not_asked),
+            extra={"request_id": self._request.request_id, "code": refused[0].code},
+        )
+
+    # -- how
+
+    def _enter(
+        self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
+    ) -> Entered:
+        requests = [self._request_for(order_id, order) for order_id, order in orders.items()]
+        if not requests:
+            return Entered()
+        ids = list(orders)
+        recorded = {each for each, result in self._book.records(ids).items() if result.outcome.final}
+        swept = doubt is not None
+        found = {each: self._planned(orders[each], settled=each in recorded, swept=swept) for each in ids}
+        self._claim.add_orders(found)
+        self._known |= {each.order_id: each.subaccount for each in requests}
+        accepted = self._book.accept(
+            requests,
+            lane=Lane.RISK,
+            default_deadline_s=ORDER_DEADLINE_S,
+            known=doubt,
+            fence=self._claim.fence,
+            records_older_than_s=None if began_s is None else self._now_s() - began_s + self._read_lag_s,
+        )
+        anew = recorded - accepted.settled.keys()  # the listing is newer than their records
+        if anew:
+            asked = {each: self._planned(orders[each], settled=False, swept=swept) for each in anew}
+            self._claim.add_orders(asked, anew=True)
+        if not accepted.heard:
+            self._call_hands(Lane.RISK, accepted.waiting_messages)
+        self._claim.tell_trail("entered", orders=len(ids))
+        opened = tuple(each for each in requests if each.order_id not in accepted.settled)
+        self._watch(opened)
+        return Entered(opened, accepted.joined)
+
+    def _watch(self, requests: Iterable[CancelRequest]) -> None:
+        number = Counter(self._watched.values())
+        for each in requests:
+            if number[each.subaccount] < WATCHED:
+                number[each.subaccount] += 1
+                self._watched[each.order_id] = each.subaccount
+
+    def _planned(self, order: Order | None, *, settled: bool, swept: bool) -> Planned:
+        if order is None:
+            return Planned(None, None, settled, swept, self.late)
+        return Planned(order.remaining_count, order.fill_count, settled, swept, self.late)
+
+    def _request_for(self, order_id: str, order: Order | None) -> CancelRequest:
+        """The cancel of one order, as far as it was seen; what of it no cancel may say is left out."""
+        request, scope = self._request, self._request.scope
+        cancel = CancelRequest(
+            order_id,
+            requested_by=request.requested_by,
+            reason=request.reason,
+            request_id=request.request_id,
+            traceparent=request.traceparent,
+        )
+        if order is None:
+            return cancel
+        # What an order does not tell itself, the listing that it came from was for.
+        shard = scope.exchange_index if order.exchange_index is None else order.exchange_index
+        subaccount = scope.subaccount if order.subaccount is None else order.subaccount
+        return replace(
+            cancel,
+            market_ticker=order.ticker if is_ticker(order.ticker) else None,
+            exchange_index=shard if shard is None or -1 <= shard <= NUMBER_MAX else None,
+            subaccount=subaccount if subaccount is None or 0 <= subaccount <= NUMBER_MAX else None,
+            seen_remaining=order.remaining_count,
+            seen_filled=order.fill_count,
+        )
+
+
+def _not_asked_for(order_id: str, problem: Problem) -> CancelResult:
+    """The result of an order for which asking is no use."""
+    now = utc_text(time.time())
+    words = f"not asked for, because the first cancels were refused: {problem.message}"
+    return CancelResult(
+        order_id,
+        Outcome.REFUSED,
+        requested_at=now,
+        settled_at=now,
+        error=Problem(problem.code, words, problem.http_status),
+    )

@@ -1,0 +1,400 @@
+"""One mass cancel in this process' hands, from its first step to its report.
+
+What is named, and a command that is allowed, go out at once. Then it lists, again and again, whatever is
+open: what a listing shows is entered as it comes, until one proves that nothing in scope rests, or the time
+is over. A last listing at the deadline names what rests then.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+from worker import mass_report
+from worker.book import Book
+from worker.exchange import Exchange
+from worker.key_rights import KeySight
+from worker.mass_account import Account, Findings
+from worker.mass_claim import MassClaim
+from worker.mass_command import Commanding
+from worker.mass_entering import Entering
+from worker.mass_listing import Lister, Listing, NoListing, Proving
+from worker.mass_planning import fitting_command
+from worker.mass_request import MassRequest
+from worker.masses import Masses
+from worker.notices import Tell, nobody
+from worker.orders import Lane, Order
+from worker.pacing import Pacer
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.1  # at how many orders are still open
+LOOK_OFTEN_S = 0.03  # at first: small ones are soon over, and the first cancels tell about the key
+OFTEN_FOR_S = 1.0
+KEY_HEAD_START_S = 0.1  # of the question what the key may do, before anything is entered
+KEY_WITHIN_S = 1.0  # for the answer, when nothing else is missing
+PROBE_WITHIN_S = 2.0  # the first cancels tell by then what they can tell
+LIST_EVERY_S = 2.0
+LIST_SHARE = 0.1  # of the read budget, at most
+LIST_AGAIN_S = 0.25  # when one could not be had; twice as long each time
+LIST_AGAIN_MOST_S = 1.0
+LAST_WITHIN_S = 5.0  # for the last listing
+ENDED_PAGES_MOST = 5  # of canceled orders, to see what a command has canceled
+NAMED_AT_ONCE = 100  # ids that are read one by one while nothing can be listed
+STUMBLES_MOST = 5
+
+
+class LeftToOthers(Exception):  # noqa: N818 - named after what happens
+    """This process stops, or cannot go on with it: another worker shall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What running mass cancels takes; ``call_hands`` wakes workers up for a lane with so many messages.
+
+    ``others``: whether a worker runs whose key is none of these.
+    """
+
+    book: Book
+    masses: Masses
+    exchange: Exchange
+    pacer: Pacer
+    call_hands: Callable[[Lane, int], None]
+    read_lag_s: float
+    stopping: threading.Event
+    tell: Tell = nobody
+    others: Callable[[Collection[str]], bool] = lambda _key_ids: False
+
+
+class MassRun:
+    """One mass cancel in this process' hands; raises BookError, and Fenced once it is in others'."""
+
+    def __init__(self, request: MassRequest, claim: MassClaim, means: Means) -> None:
+        self._request = request
+        self._claim = claim
+        self._means = means
+        clock_s, read_at = claim.now_s(), time.monotonic()
+        self._now_s: Callable[[], float] = lambda: clock_s + time.monotonic() - read_at
+        self._began_s = clock_s  # in this process
+        self._account = Account(
+            request,
+            claim,
+            book=means.book,
+            masses=means.masses,
+            pacer=means.pacer,
+            read_lag_s=means.read_lag_s,
+        )
+        self._entering = Entering(
+            request,
+            claim,
+            means.book,
+            call_hands=means.call_hands,
+            now_s=self._now_s,
+            read_lag_s=means.read_lag_s,
+        )
+        self._lister = Lister(
+            request.scope,
+            request.request_id,
+            exchange=means.exchange,
+            pacer=means.pacer,
+            tell=means.tell,
+            spend=claim.spend,
+            wait=self._wait,
+            now_s=self._now_s,
+        )
+        self._key = KeySight(
+            means.exchange, means.pacer, request.request_id, tell=means.tell, spend=claim.spend
+        )
+        self._fitting = fitting_command(request)
+        self._command = self._commanding()
+        self._proving = Proving(means.read_lag_s)
+        self._found = Findings("only planned" if request.dry_run else mass_report.NOTHING_PROVEN)
+        self._found_after_s: float | None = None  # from the start until the first order was known
+        self._stumbled = 0
+        self._failures = 0  # listings in a row that could not be had
+        self._listing_is_refused = False
+        self._named_read = 0  # ids that were read one by one
+        self._still = 0  # orders that are open
+        self._settled_s: float | None = None  # since when none is
+        self._next_s = -math.inf  # when to list
+
+    def _commanding(self) -> Commanding | None:
+        if self._fitting is None or self._request.dry_run:
+            return None
+        return Commanding(
+            self._fitting,
+            self._request,
+            self._claim,
+            self._entering,
+            book=self._means.book,
+            exchange=self._means.exchange,
+            pacer=self._means.pacer,
+            tell=self._means.tell,
+            now_s=self._now_s,
+            read_lag_s=self._means.read_lag_s,
+        )
+
+    def stumbled(self) -> None:
+        """A step has failed unexpectedly; when that goes on, the report says so."""
+        self._stumbled += 1
+
+    def to_the_end(self) -> dict[str, Any]:
+        """The report; may be asked for again after BookError. Raises LeftToOthers."""
+        if self._stumbled > STUMBLES_MOST:
+            self._found.why_not_flat = "a step failed unexpectedly: see the worker's log"
+        elif self._request.dry_run:
+            self._only_plan()
+        else:
+            try:
+                self._begin()
+                while not self._is_over():
+                    is_early = self._now_s() - self._began_s < OFTEN_FOR_S
+                    pause_s = LOOK_OFTEN_S if is_early else LOOK_EVERY_S
+                    self._wait(min(pause_s, max(self._next_s - self._now_s(), 0.0)))
+            finally:
+                if self._command is not None:
+                    self._command.stop()
+        rights = self._key.rights
+        self._found.key = None if rights is None else rights.to_json()
+        if self._command is not None:
+            self._found.command = self._command.told()
+            self._found.command_may_have_worked = self._command.given.may_have_worked
+        self._found.not_asked = self._entering.not_asked
+        return self._account.report(self._found)
+
+    # -- step by step
+
+    def _begin(self) -> None:
+        """Has everything done that needs no listing."""
+        rights = self._key.read(KEY_HEAD_START_S)
+        self._entering.late = self._account.plan is not None
+        if rights is not None and not rights.may_cancel:
+            self._entering.is_probing = True  # perhaps another worker's key may
+        if self._request.scope.names_orders_only:
+            self._entering.named()
+            self._found_after_s = self._now_s() - self._account.start.started_s
+        if self._command is not None:
+            self._command.start()
+
+    def _is_over(self) -> bool:
+        """One round: looks how it stands, and lists when that is due."""
+        self._look()
+        now_s, end_s = self._now_s(), self._end_s()
+        if now_s >= end_s:
+            self._list_once_more(now_s + LAST_WITHIN_S)
+            return True
+        if self._listing_is_refused:
+            return not self._still
+        return now_s >= self._next_s and self._list(end_s)
+
+    def _look(self) -> None:
+        """Sees how many are open, and whether the first were refused because of the key."""
+        self._claim.keep()
+        self._still, overdue = self._claim.still_open()
+        if self._account.plan is not None or self._now_s() - self._began_s > OFTEN_FOR_S:
+            self._account.tell_progress(self._still, overdue)
+        if self._still:
+            self._settled_s = None
+        elif self._settled_s is None:
+            self._settled_s = self._now_s()
+            if self._account.plan is not None:
+                self._next_s = self._settled_s + self._means.read_lag_s
+        probed_long = self._now_s() - self._began_s > PROBE_WITHIN_S
+        if self._entering.is_probing and probed_long:
+            self._entering.is_probing = False
+        elif not self._entering.look_at_first():
+            return
+        if self._request.scope.names_orders_only:
+            self._entering.named()
+        self._next_s = self._now_s()
+
+    def _end_s(self) -> float:
+        """When its time is over: at the deadline; what is settled by then may still be proven."""
+        plan = self._account.plan
+        predicted_s = 0.0 if plan is None else float(plan["predicted_s"])
+        deadline_s = self._account.start.started_s + predicted_s + self._request.deadline_s
+        if self._settled_s is None or self._listing_is_refused:
+            return deadline_s
+        return max(deadline_s, self._settled_s + self._means.read_lag_s)
+
+    def _list_once_more(self, until_s: float) -> None:
+        """Lists for the last time, and once more where two are needed."""
+        if self._listing_is_refused:
+            return
+        self._list(until_s, is_last=True)
+        if self._proving.needs_another:
+            self._list(until_s, is_last=True)
+
+    def _list(self, until_s: float, *, is_last: bool = False) -> bool:
+        """Lists, and has what is found entered as it comes; whether it is over with that."""
+        began_s, before = self._now_s(), self._entering.number
+        with _Aside(lambda orders: self._enter(orders, began_s)) as entering:
+            listing = self._lister.resting(until_s, entering)
+        if isinstance(listing, NoListing):
+            if self._command is not None:
+                self._command.listed(None)
+            return self._not_listed(listing, until_s, is_last=is_last)
+        if self._command is not None:
+            self._command.listed(listing)
+        self._failures = 0
+        if self._account.plan is None:
+            self._make_plan(listing)
+        elif new := self._entering.number - before:
+            said = {"request_id": self._request.request_id}
+            log.warning("mass cancel %s: %d orders newly resting", self._request.request_id, new, extra=said)
+            self._claim.tell_trail("newly_resting", orders=new, listed_at=listing.at, sha256=listing.sha256)
+        return self._judged(listing, until_s)
+
+    def _enter(self, orders: Mapping[str, Order], began_s: float) -> None:
+        if not orders:
+            return
+        if self._found_after_s is None:
+            self._found_after_s = self._now_s() - self._account.start.started_s
+        if self._command is not None:
+            self._command.enter(orders, began_s)
+        else:
+            self._entering.listed(orders, began_s)
+
+    def _make_plan(self, listing: Listing | None) -> None:
+        command = self._fitting
+        if self._command is not None and self._command.is_declined:
+            command = None
+        now_s = self._now_s() - self._account.start.started_s
+        after_s = now_s if self._found_after_s is None else self._found_after_s
+        self._account.make_plan(listing, after_s=after_s, command=command)
+        self._entering.late = True
+
+    def _judged(self, listing: Listing, until_s: float) -> bool:
+        """What a listing tells; whether it is over with that."""
+        self._found.cannot_tell = listing.cannot_tell
+        proven = self._proving.take(listing, self._settled_s)
+        self._found.why_not_flat = self._proving.why or self._found.why_not_flat
+        now_s = self._now_s()
+        budget_s = listing.pages * self._means.pacer.limits.list_cost / self._means.pacer.limits.read_refill
+        self._next_s = now_s + max(LIST_EVERY_S, budget_s / LIST_SHARE)
+        if self._proving.needs_another:
+            self._next_s = now_s
+        elif self._settled_s is not None and listing.began_s < self._settled_s + self._means.read_lag_s:
+            self._next_s = self._settled_s + self._means.read_lag_s
+        if proven is not None:
+            return not self._has_hit_more(until_s) and self._is_seen_whole(proven)
+        if self._still:
+            return False
+        why = self._entering.why_no_use(listing.resting)
+        if why is not None:
+            self._found.why_not_flat = why
+        return why is not None or self._proving.is_hopeless
+
+    def _has_hit_more(self, until_s: float) -> bool:
+        """Enters what a command has canceled without any listing having shown it; whether there was any."""
+        if self._command is None or not self._command.given.may_have_worked:
+            return False
+        ended = self._lister.ended(until_s, pages_most=ENDED_PAGES_MOST)
+        before, later = self._command.hit(ended)
+        self._found.canceled_by_command |= later
+        self._command.enter(before, 0.0)
+        return bool(before)
+
+    def _is_seen_whole(self, listing: Listing) -> bool:
+        """Takes the proof, if the key sees all of the scope; whether it is over."""
+        scope = self._request.scope
+        rights = self._key.read(KEY_WITHIN_S)
+        if (rights is not None and rights.sees_all_of(scope)) or self._all_named_are_over():
+            self._found.flat_listing = listing.to_json()
+            self._found.proven_s = round(self._now_s() - self._account.start.started_s, 3)
+            return True
+        if rights is None:
+            self._found.why_not_flat = f"what this key sees is not known: {self._key.trouble}"
+            return False
+        self._found.why_not_flat = (
+            f"this key sees subaccount {rights.subaccount} only: what rests in others is not known"
+        )
+        return True
+
+    def _all_named_are_over(self) -> bool:
+        """Whether it is known of each order by itself that it is over: then no listing need show it."""
+        scope = self._request.scope
+        if not scope.names_orders_only:
+            return False
+        records = self._means.book.records(scope.order_ids)
+        return all(each in records and records[each].outcome.final for each in scope.order_ids)
+
+    def _not_listed(self, trouble: NoListing, until_s: float, *, is_last: bool) -> bool:
+        """No listing could be had; whether it is over with that."""
+        self._found.why_not_flat = f"no listing could be had: {trouble.problem.code}"
+        if trouble.is_final:
+            if trouble.is_of_the_key and not is_last and self._others_may_list():
+                raise LeftToOthers
+            self._listing_is_refused = True
+            return not self._still
+        pause_s = min(LIST_AGAIN_S * 2.0**self._failures, LIST_AGAIN_MOST_S)
+        self._failures += 1
+        self._next_s = self._now_s() + max(pause_s, trouble.retry_after_s)
+        scope = self._request.scope
+        if not scope.names_orders_only:  # what is named can be looked at by itself
+            began_s, ids = self._now_s(), scope.order_ids[self._named_read :][:NAMED_AT_ONCE]
+            self._named_read += len(ids)
+            self._enter(self._lister.named(ids, until_s), began_s)
+        return False
+
+    def _others_may_list(self) -> bool:
+        """Notes that this process' key is refused; whether a worker with another one may go on."""
+        noted = self._claim.read("refused") or {}
+        key_ids = {*noted.get("key_ids", ()), self._means.exchange.signs_with[0]}
+        self._claim.note(refused={"key_ids": sorted(key_ids)})
+        return self._means.others(key_ids)
+
+    def _only_plan(self) -> None:
+        """Lists until that works, or the time is over, and plans."""
+        self._key.read(KEY_HEAD_START_S)
+        until_s = self._account.start.started_s + self._request.deadline_s
+        while True:
+            began_s = self._now_s()
+            listing = self._lister.resting(until_s)
+            if isinstance(listing, Listing):
+                self._found_after_s = self._now_s() - began_s
+                self._make_plan(listing)
+                return
+            self._found.why_not_flat = f"no listing could be had: {listing.problem.code}"
+            if listing.is_final or self._now_s() >= until_s:
+                return
+            self._wait(max(LIST_AGAIN_S, listing.retry_after_s))
+
+    def _wait(self, seconds: float) -> None:
+        """Waits, keeping the lease; raises LeftToOthers when this process stops."""
+        until = time.monotonic() + seconds
+        while True:
+            if self._means.stopping.is_set():
+                raise LeftToOthers
+            self._claim.keep()
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return
+            self._means.stopping.wait(min(left_s, 0.5))
+
+
+class _Aside:
+    """Calls a function in a thread of its own, call after call; what it raises is raised at the end."""
+
+    def __init__(self, function: Callable[[Mapping[str, Order]], None]) -> None:
+        self._function = function
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mass-entering")
+        self._calls: list[Future[None]] = []
+
+    def __call__(self, orders: Mapping[str, Order]) -> None:
+        self._calls.append(self._thread.submit(self._function, orders))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            for call in self._calls:
+                call.result()
