@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "scripts": {"settings"},
     "records": {"orders"},
     "audit": {"scripts", "settings"},
-    "book": {"orders", "records", "scripts", "settings"},
+    "book": {"logs", "orders", "records", "scripts", "settings"},
     "leases": {"book"},
     "roster": {"orders", "scripts", "settings"},
     "pacing": {"orders", "scripts"},

@@ -96,7 +96,7 @@ class Trail:
         self._key = f"{settings.key_prefix}:audit"
         self._on = settings.audit
         self._note = scripts.load(server, "audit", "note")
-        self._trim = scripts.load(server, "trim")
+        self._trim = scripts.load(server, "gather", "trim")
 
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
         """Appends an entry, if there is to be a trail; the body gets ``at``, the server's time in ms."""

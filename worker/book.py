@@ -27,8 +27,11 @@ on how long the book is. Keys, under the configured prefix P:
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +40,17 @@ from typing import Any, Self
 import redis
 
 from worker import records, scripts
-from worker.orders import CancelRequest, CancelResult, Lane, Problem, count_text, utc_text, write_path
+from worker.logs import Seldom
+from worker.orders import (
+    CancelRequest,
+    CancelResult,
+    Lane,
+    Outcome,
+    Problem,
+    count_text,
+    utc_text,
+    write_path,
+)
 from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
 
@@ -53,6 +66,7 @@ __all__ = [
     "Fenced",
     "GiveBack",
     "GiveUp",
+    "NothingClaimed",
     "OpenCancel",
     "Overdue",
     "Progress",
@@ -67,6 +81,11 @@ log = logging.getLogger(__name__)
 ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
 UNREADABLE_MOST = 100
+MEND_AT_ONCE = 200  # keys to scan
+SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
+# What reading a stored text raises that somebody has spoilt, or a newer version has written.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+_GLOB = re.compile(r"[*?\[\]\\]")
 _HAND_TOLD = 2  # what sweep.lua answers when a hand listens
 
 
@@ -146,6 +165,14 @@ class Claim:
     coming: int
     bucket: str = ""
     tokens: float = 0.0
+
+
+class NothingClaimed(BookError):  # noqa: N818 - named after what has happened
+    """What was put down in a turn is done, as ``done`` says; nothing could be taken up."""
+
+    def __init__(self, message: str, done: list[bool]) -> None:
+        super().__init__(message, may_be_accepted=False)
+        self.done = done
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,21 +260,34 @@ class Progress:
 
     @classmethod
     def parse(cls, learned: str) -> Self:
-        """Out of the JSON that the desk keeps with an entry; empty: nothing yet."""
+        """Out of the JSON that the desk keeps with an entry; empty: nothing yet.
+
+        Raises one of ``_UNREADABLE`` for what is no JSON object. What a newer version has put into it in
+        another way is left out.
+        """
         if not learned:
             return cls()
-        fields = json.loads(learned)
-        problem = fields.get("last_problem")
+        fields = _object(learned)
+        attempts, told, history = (fields.get(name) for name in ("attempts", "last_problem", "history"))
+        problem = None
+        if isinstance(told, dict) and isinstance(told.get("code"), str):
+            status = told.get("http_status")
+            problem = Problem(
+                told["code"], str(told.get("message", "")), status if isinstance(status, int) else None
+            )
         return cls(
-            fields.get("attempts", 0),
-            problem and Problem(**problem),
-            tuple((at_ms, code) for at_ms, code in fields.get("history", ())),
+            attempts if isinstance(attempts, int) else 0,
+            problem,
+            tuple(_history(history)),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A cancel that was given up unresolved; times are ISO 8601 UTC."""
+    """A cancel that was given up unresolved; times are ISO 8601 UTC.
+
+    ``stored``: all that is stored of one that was set aside because it cannot be read; None for the others.
+    """
 
     order_id: str
     requested_by: tuple[str, ...]
@@ -255,6 +295,7 @@ class DeadLetter:
     died_at: str
     request: CancelRequest
     progress: Progress
+    stored: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +303,8 @@ class OpenCancel:
     """An entry of the book as an operator sees it; times are ISO 8601 UTC.
 
     ``next_due_s`` from now: the next try, or for what is in a hand, the end of its lease. ``hand`` is the
-    latest to have claimed it (host and process id), empty when none has.
+    latest to have claimed it (host and process id), empty when none has. ``left_out``: requests joined whose
+    names are not in the list.
     """
 
     order_id: str
@@ -276,6 +318,7 @@ class OpenCancel:
     request: CancelRequest
     progress: Progress
     hand: str = ""
+    left_out: int = 0
 
 
 class Book:
@@ -289,18 +332,22 @@ class Book:
         self._record_prefix = records.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
-        self._accept = scripts.load(server, "audit", "bells", "fenced", "gather", "accept")
+        self._accept = scripts.load(server, "gather", "audit", "bells", "fenced", "tell", "aside", "accept")
         self._turn = scripts.load(
-            server, "audit", "bells", "gather", "tell", "conclude", "buckets", "claim", "turn"
+            server, "gather", "audit", "bells", "tell", "conclude", "buckets", "claim", "turn"
         )
         self._wait_replicas = settings.wait_replicas
-        self._extend = scripts.load(server, "extend")
-        self._overdue = scripts.load(server, "overdue")
-        self._report = scripts.load(server, "audit", "tell", "report")
-        self._retry = scripts.load(server, "retry")
-        self._sweep = scripts.load(server, "bells", "sweep")
-        self._refuse = scripts.load(server, "audit", "refuse")
-        self._learn = scripts.load(server, "bells", "fenced", "learn")
+        self._gap = Seldom()
+        self._extend = scripts.load(server, "gather", "extend")
+        self._overdue = scripts.load(server, "gather", "place", "overdue")
+        self._report = scripts.load(server, "gather", "audit", "tell", "report")
+        self._retry = scripts.load(server, "gather", "aside", "retry")
+        self._sweep = scripts.load(server, "gather", "audit", "bells", "sweep")
+        self._refuse = scripts.load(server, "gather", "audit", "refuse")
+        self._learn = scripts.load(server, "gather", "bells", "fenced", "learn")
+        self._set_aside = scripts.load(server, "gather", "audit", "tell", "aside", "set_aside")
+        self._tell_rest = scripts.load(server, "gather", "tell", "tell_rest")
+        self._mend = scripts.load(server, "gather", "bells", "place", "mend")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises BookError."""
@@ -369,15 +416,14 @@ class Book:
                         log.warning("%s: its record cannot be read: %s", request.order_id, error)
                         spoilt.append((request, reply_to[at] if reply_to else ""))
         if spoilt:  # by a stranger, or by a version that knows more: asked for again, the exchange tells
-            keys = [self._record_prefix + request.order_id for request, _ in spoilt]
-            scripts.call(lambda: self._server.delete(*keys), may_be_accepted=True)
             anew = self.accept(
-                [replace(request, again=True) for request, _ in spoilt],
+                [request for request, _ in spoilt],
                 lane=lane,
                 default_deadline_s=default_deadline_s,
                 reply_to=[task_id for _, task_id in spoilt],
                 known=known,
                 fence=fence,
+                records_older_than_s=0.0,
             )
             heard, waiting = anew.heard, anew.waiting_messages
             settled |= anew.settled
@@ -426,7 +472,8 @@ class Book:
         """One step of hands: puts entries out of them, and takes up what they wish for, if anything.
 
         False for each conclusion whose entry was in another hand by now (nothing is done about it). With a
-        wish there is at least one claim; if nothing could be claimed, one without entries.
+        wish there is at least one claim; if nothing could be claimed, one without entries. Raises BookError:
+        nothing was done; or NothingClaimed: what was put down is done.
         """
         conclusions = [each for hand in brought for each in hand.conclusions]
         trail = [self._trail_of(hand) for hand in brought if hand.conclusions] if self._audit else []
@@ -442,7 +489,12 @@ class Book:
             for lane in wish.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         concluded, *claimed = self._run(self._turn, args)
-        return [bool(each) for each in concluded], self._parse_claims(*claimed[0]) if claimed else []
+        done = [bool(each) for each in concluded]
+        if not claimed:
+            return done, []
+        if claimed[0] is None:
+            raise NothingClaimed(f"Redis refuses: {claimed[1]}", done)
+        return done, self._parse_claims(*claimed[0])
 
     def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
         """Takes tokens and the due entries that they pay for, for one call; see :class:`Wish`."""
@@ -464,28 +516,43 @@ class Book:
     ) -> list[Claim]:
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
         nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
-        claims = []
+        claims, spoilt = [], {}
         for bucket, tokens, claimed in calls:
-            readable = (self._readable(fields, now_ms) for fields in claimed)
-            entries = tuple(entry for entry in readable if entry is not None)
-            claims.append(replace(nothing, entries=entries, bucket=bucket, tokens=float(tokens)))
+            entries = []
+            for fields in claimed:
+                try:
+                    entries.append(_parse_entry(fields, now_ms))
+                except _UNREADABLE as error:
+                    order_id, token = fields[0], fields[1] if len(fields) > 1 else ""
+                    spoilt[order_id] = str(token), error
+            if bucket:
+                claims.append(replace(nothing, entries=tuple(entries), bucket=bucket, tokens=float(tokens)))
+        self._set_aside_all(spoilt)
         return claims or [nothing]
 
-    def _readable(self, fields: Sequence[Any], now_ms: int) -> Entry | None:
-        """The claimed entry; one that somebody has spoilt becomes a dead letter: it must not stop a lane."""
+    def _set_aside_all(self, spoilt: Mapping[str, tuple[str, Exception]]) -> None:
+        """Sets entries aside that cannot be read: by order id, the token of the hand that has each, and why.
+
+        Never raises: they harm nobody else.
+        """
+        if not spoilt:
+            return
+        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
+        for order_id, (token, _) in spoilt.items():
+            told = CancelResult(order_id, Outcome.UNRESOLVED, error=SPOILT_ENTRY)
+            args += (order_id, token, *_record_parts(told))
         try:
-            return _parse_entry(fields, now_ms)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            order_id, token = fields[0], fields[1]
-            log.warning(
-                "%s: its entry cannot be read and is a dead letter now: %s",
+            set_aside = self._run(self._set_aside, args)
+        except BookError as error:
+            log.warning("%d entries that cannot be read cannot be set aside: %s", len(spoilt), error)
+            return
+        for order_id in set_aside:
+            log.error(
+                "%s: its entry cannot be read and is set aside, nobody works on it: %s",
                 order_id,
-                error,
+                spoilt[order_id][1],
                 extra={"order_id": order_id},
             )
-            args = [self._prefix, self._record_prefix, self._record_life_s, 0, 7]
-            self._run(self._turn, [*args, order_id, token, "dead", "", "", "", ""])
-            return None
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is in another hand by now."""
@@ -546,11 +613,43 @@ class Book:
         scripts.call(pipeline.execute)
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
-        """Open entries whose waiters are to be told ``unresolved``."""
-        return [
-            Overdue(order_id, learned, utc_text(int(accepted_ms) / 1000))
-            for order_id, learned, accepted_ms in self._run(self._overdue, [self._prefix, at_most])
-        ]
+        """Open entries whose waiters are to be told ``unresolved``.
+
+        Tells waiters that are too many for one step as well, and sets aside what cannot be read.
+        """
+        untold, *entries = self._run(self._overdue, [self._prefix, at_most])
+        found, spoilt = [], {}
+        for order_id, learned, accepted_ms in entries:
+            try:
+                Progress.parse(learned)
+                found.append(Overdue(order_id, learned, utc_text(int(accepted_ms) / 1000)))
+            except _UNREADABLE as error:
+                spoilt[order_id] = "", error
+        self._set_aside_all(spoilt)
+        if untold:
+            self._tell_the_rest(untold)
+        return found
+
+    def _tell_the_rest(self, order_ids: Sequence[str]) -> None:
+        """Tells further waiters of these orders, in portions."""
+        args = [self._prefix, self._record_prefix, self._record_life_s, *order_ids]
+        while self._run(self._tell_rest, args):
+            pass
+
+    def mend(self, cursor: int = 0) -> tuple[int, int]:
+        """Gives entries a place in line that have none; looks at some from ``cursor`` on.
+
+        Where to go on (0: all were looked at), and how many had none.
+        """
+        pattern = f"{_GLOB.sub(_escaped, self._prefix)}:entry:*"
+        cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
+        prefix = f"{self._prefix}:entry:"
+        mended = 0
+        if keys:
+            mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
+        if mended:
+            log.warning("%d entries had no place in line and have one now", mended)
+        return int(cursor), mended
 
     def report(self, results: Sequence[CancelResult]) -> int:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
@@ -560,11 +659,12 @@ class Book:
         return int(self._run(self._report, args))
 
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
-        """Puts dead letters back; the ids of those that were dead."""
-        return list(self._run(self._retry, [self._prefix, round(deadline_s * 1000), *order_ids]))
+        """Puts dead letters back, and what was set aside; the ids of those that were."""
+        args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *order_ids]
+        return list(self._run(self._retry, args))
 
     def dead_letters(self) -> Iterator[DeadLetter]:
-        """What was given up, oldest first; read in portions."""
+        """What was given up, oldest first, and then what was set aside; read in portions."""
         start = 0
         while dead := self._range("dead", start):
             start += len(dead)
@@ -573,26 +673,50 @@ class Book:
                 pipeline.hmget(
                     f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
                 )
-            for (order_id, died_ms), fields in zip(dead, scripts.call(pipeline.execute), strict=True):
-                if fields[0] is not None:
+            for (order_id, died_ms), fields in zip(dead, self._each(pipeline), strict=True):
+                if fields is None or fields[0] is not None:
                     yield _parse_dead_letter(order_id, died_ms, fields)
+        start = 0
+        while aside := self._range("aside", start):
+            start += len(aside)
+            for order_id, at_ms in aside:
+                yield self._aside(order_id, at_ms)
 
     def dead_letter(self, order_id: str) -> DeadLetter | None:
-        """What was given up about one order, None when nothing was."""
-        died_ms = scripts.call(lambda: self._server.zscore(f"{self._prefix}:dead", order_id))
+        """What was given up or set aside about one order, None when nothing was."""
         names = ["request", "requested_by", "accepted_ms", "learned"]
-        fields = scripts.call(lambda: self._server.hmget(f"{self._prefix}:dead:{order_id}", names))
-        return None if died_ms is None or fields[0] is None else _parse_dead_letter(order_id, died_ms, fields)
+        pipeline = self._server.pipeline(transaction=False)
+        pipeline.zscore(f"{self._prefix}:dead", order_id)
+        pipeline.hmget(f"{self._prefix}:dead:{order_id}", names)
+        pipeline.zscore(f"{self._prefix}:aside", order_id)
+        died_ms, fields, aside_ms = self._each(pipeline)
+        if died_ms is not None and (fields is None or fields[0] is not None):
+            return _parse_dead_letter(order_id, died_ms, fields)
+        return None if aside_ms is None else self._aside(order_id, aside_ms)
+
+    def _aside(self, order_id: str, at_ms: float) -> DeadLetter:
+        """What was set aside: a hash as it was, or text; of anything else nothing is shown."""
+        pipeline = self._server.pipeline(transaction=False)
+        pipeline.hgetall(f"{self._prefix}:aside:{order_id}")
+        pipeline.get(f"{self._prefix}:aside:{order_id}")
+        stored, text = self._each(pipeline)
+        at = utc_text(at_ms / 1000)
+        stored = {"text": text} if text is not None else stored or {}
+        request, progress = CancelRequest(order_id), Progress(0, SPOILT_ENTRY)
+        return DeadLetter(order_id, (), at, at, request, progress, stored)
 
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> dict[Lane, bool]:
         """The lanes where something can be claimed and nobody was coming, and whether a hand was told now.
 
         Where none was, a message is to be published. Each lane is told to one caller only.
         """
-        args: list[Any] = [self._prefix, round(patience_s * 1000)]
+        args: list[Any] = [self._prefix, round(patience_s * 1000), int(self._audit)]
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
-        found = zip(lanes, self._run(self._sweep, args), strict=True)
+        missing, why, *rings = self._run(self._sweep, args)
+        if missing > 0 and (more := self._gap.now()) is not None:
+            log.error("the audit log is missing %d entries, cancels go on: %s", missing, f"{why}{more}")
+        found = zip(lanes, rings, strict=True)
         return {lane: ring == _HAND_TOLD for lane, ring in found if ring}
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
@@ -626,12 +750,25 @@ class Book:
 
     def open_cancel(self, order_id: str) -> OpenCancel | None:
         """The entry of one order, or None when nothing is open for it."""
-        home = scripts.call(lambda: self._server.hmget(f"{self._prefix}:entry:{order_id}", ["lane", "path"]))
-        if home[0] is None:
+        pipeline = self._server.pipeline(transaction=False)
+        pipeline.exists(f"{self._prefix}:entry:{order_id}")
+        pipeline.hmget(f"{self._prefix}:entry:{order_id}", ["lane", "path"])
+        is_there, home = self._each(pipeline)
+        if not is_there:
             return None
-        lane = Lane(home[0])
-        due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{home[1]}", order_id))
-        return None if due is None else next(self._listed(lane, [(order_id, due)]), None)
+        lane, path = home or ("", "")
+        due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{path}", order_id))
+        lane = lane if lane in tuple(Lane) else Lane.RISK
+        return next(self._listed(Lane(lane), [(order_id, math.nan if due is None else due)]), None)
+
+    @staticmethod
+    def _each(pipeline: Any) -> list[Any]:
+        """What each command got; None for a key that holds something else."""
+        answers = scripts.call(lambda: pipeline.execute(raise_on_error=False))
+        for answer in answers:
+            if isinstance(answer, redis.RedisError) and "WRONGTYPE" not in str(answer):
+                scripts.call(functools.partial(_raise, answer))
+        return [None if isinstance(answer, redis.RedisError) else answer for answer in answers]
 
     def waiting(self, lane: Lane) -> dict[str, int]:
         """How many entries of a lane there are on each path."""
@@ -657,30 +794,56 @@ class Book:
         for order_id, _ in due:
             pipeline.hmget(
                 f"{self._prefix}:entry:{order_id}",
-                ["request", "requested_by", "accepted_ms", "token", "reported", "learned", "hand"],
+                [
+                    *("request", "requested_by", "accepted_ms", "token", "reported", "learned", "hand"),
+                    "left_out",
+                ],
             )
-        (seconds, micros), *entries = scripts.call(pipeline.execute)
+        (seconds, micros), *entries = self._each(pipeline)
         now_ms = seconds * 1000 + micros // 1000
         for (order_id, due_ms), fields in zip(due, entries, strict=True):
-            request, requested_by, accepted_ms, token, reported, learned, hand = fields
-            if request is None:
+            if fields is not None and fields[0] is None and fields[2] is None:
                 continue  # settled between the two looks
-            yield OpenCancel(
-                order_id,
-                lane,
-                tuple(json.loads(requested_by or "[]")),
-                utc_text(int(accepted_ms) / 1000),
-                (now_ms - int(accepted_ms)) / 1000,
-                (due_ms - now_ms) / 1000,
-                bool(token),
-                reported == "1",
-                CancelRequest.from_json(request),
-                Progress.parse(learned),
-                hand or "",
-            )
+            next_due_s = 0.0 if math.isnan(due_ms) else (due_ms - now_ms) / 1000
+            try:
+                yield _parse_open(order_id, lane, fields or (), now_ms, next_due_s)
+            except _UNREADABLE:  # whoever claims it sets it aside
+                nothing, progress = CancelRequest(order_id), Progress(0, SPOILT_ENTRY)
+                now = utc_text(now_ms / 1000)
+                yield OpenCancel(
+                    order_id,
+                    lane,
+                    (),
+                    now,
+                    0.0,
+                    next_due_s,
+                    in_hand=False,
+                    unresolved=False,
+                    request=nothing,
+                    progress=progress,
+                )
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("it is no JSON object")
+    return value
+
+
+def _history(told: object) -> Iterator[tuple[int, str]]:
+    """The moments and codes in a list of pairs; whatever else is in it is left out."""
+    for each in told if isinstance(told, list) else ():
+        match each:
+            case [int() | float() as at_ms, str() as code]:
+                yield int(at_ms), code
+
+
+def _escaped(special: re.Match[str]) -> str:
+    return f"\\{special[0]}"
 
 
 def _fence_args(fence: Fence | None) -> tuple[str, str]:
@@ -721,22 +884,51 @@ def _record_parts(result: CancelResult) -> tuple[str, str]:
     return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
 
 
-def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any]) -> DeadLetter:
-    """The dead letter; of one that somebody has spoilt, its id and when it died."""
-    request, requested_by, accepted_ms, learned = fields
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _names(requested_by: str | None) -> tuple[str, ...]:
+    """The names in an entry's list; what else a stranger has put there is left out."""
+    names = json.loads(requested_by or "[]")
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _parse_open(
+    order_id: str, lane: Lane, fields: Sequence[Any], now_ms: int, next_due_s: float
+) -> OpenCancel:
+    request, requested_by, accepted_ms, token, reported, learned, hand, left_out = fields
+    return OpenCancel(
+        order_id,
+        lane,
+        _names(requested_by),
+        utc_text(int(accepted_ms) / 1000),
+        (now_ms - int(accepted_ms)) / 1000,
+        next_due_s,
+        bool(token),
+        reported == "1",
+        CancelRequest.from_json(request),
+        Progress.parse(learned),
+        hand or "",
+        int(left_out or 0),
+    )
+
+
+def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any] | None) -> DeadLetter:
+    """The dead letter; of one that somebody has spoilt (None: it is no hash), its id and when it died."""
     died_at = utc_text(died_ms / 1000)
     try:
+        request, requested_by, accepted_ms, learned = fields or ()
         return DeadLetter(
             order_id,
-            tuple(json.loads(requested_by or "[]")),
+            _names(requested_by),
             utc_text(int(accepted_ms) / 1000),
             died_at,
             CancelRequest.from_json(request),
             Progress.parse(learned),
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        spoilt = Problem("spoilt_entry", "what was kept about it cannot be read")
-        return DeadLetter(order_id, (), died_at, died_at, CancelRequest(order_id), Progress(0, spoilt))
+    except _UNREADABLE:
+        return DeadLetter(order_id, (), died_at, died_at, CancelRequest(order_id), Progress(0, SPOILT_ENTRY))
 
 
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
@@ -746,7 +938,7 @@ def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
         order_id=order_id,
         token=str(token),
         request=CancelRequest.from_json(request),
-        learned=json.dumps(json.loads(learned)) if learned else "",
+        learned=json.dumps(_object(learned)) if learned else "",
         interrupted=sent == "1",
         first_sent_ms=first_sent_ms or None,
         first_sent_age_ms=int(first_sent_age or 0),

@@ -19,7 +19,19 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from worker.book import Accepted, Book, Claim, Conclusion, Entry, GiveUp, Overdue, Progress, Settle, Wish
+from worker.book import (
+    Accepted,
+    Book,
+    Claim,
+    Conclusion,
+    Entry,
+    GiveUp,
+    NothingClaimed,
+    Overdue,
+    Progress,
+    Settle,
+    Wish,
+)
 from worker.exchange import Exchange
 from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
@@ -203,15 +215,17 @@ class Desk:
                 try:
                     wish = self._wish(lanes, calls=len(places))
                     done, claims = self._book.turn([held.brought for held in brought], wish)
+                except NothingClaimed as error:
+                    self._empty(places)
+                    self._tell_put(brought, error.done)
+                    raise
                 except BookError:
                     if not any(held.conclusions for held in brought):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
                         place.held = self._put_down(place.held)
                     continue
-                self._release(brought)
-                for place in places:
-                    place.held = Pursued()
+                self._empty(places)
             self._call_more(claims[0])
         finally:
             nothing = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
@@ -221,6 +235,12 @@ class Desk:
                 else:  # whether there is something in lanes that were not looked at, it finds out itself
                     place.serve(nothing if place.takes == places[0].takes else None)
         self._tell_put(brought, done)
+
+    def _empty(self, places: Sequence[_Place]) -> None:
+        """What these hands have brought is put down."""
+        self._release([place.held for place in places])
+        for place in places:
+            place.held = Pursued()
 
     def _call_more(self, claim: Claim) -> None:
         """Has a hand called where there is more than this claim and nobody comes for it."""

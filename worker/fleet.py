@@ -39,11 +39,16 @@ class BucketState:
 
 @dataclass(frozen=True, slots=True)
 class FleetState:
-    """The fleet at one moment; ``masses`` counts the latest hundred: ``running``, ``flat``, ``not_flat``."""
+    """The fleet at one moment; ``masses`` counts the latest hundred: ``running``, ``flat``, ``not_flat``.
+
+    ``set_aside``: entries that cannot be read; ``audit_gaps``: entries that the audit log is missing.
+    """
 
     lanes: dict[Lane, LaneState]
     unresolved: int
     dead_letters: int
+    set_aside: int
+    audit_gaps: int
     queues: dict[str, int]
     buckets: dict[str, BucketState]
     masses: dict[str, int]
@@ -57,7 +62,7 @@ class Fleet:
         self._server = server
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
-        self._state = scripts.load(server, "buckets", "fleet")
+        self._state = scripts.load(server, "gather", "buckets", "fleet")
         self._mass_end = scripts.load(server, "mass_end")
         self._ended: dict[str, str] = {}  # what has ended does not change any more
 
@@ -66,7 +71,7 @@ class Fleet:
         asked = time.perf_counter()
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
-        unresolved, dead, lanes, buckets = scripts.call(
+        unresolved, dead, aside, missed, lanes, buckets = scripts.call(
             lambda: self._state(args=[self._prefix, ENDS, *(lane.value for lane in Lane)])
         )
         return FleetState(
@@ -76,6 +81,8 @@ class Fleet:
             },
             unresolved=int(unresolved),
             dead_letters=int(dead),
+            set_aside=int(aside),
+            audit_gaps=int(missed),
             queues=self._queues(),
             buckets={
                 str(name): BucketState(float(tokens), float(capacity), int(refused))

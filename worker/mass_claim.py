@@ -72,9 +72,9 @@ class MassClaims:
         self.scripts = _Scripts(
             keep=scripts.load(server, "fenced", "mass_keep"),
             note=scripts.load(server, "fenced", "mass_note"),
-            note_orders=scripts.load(server, "fenced", "gather", "note_orders"),
+            note_orders=scripts.load(server, "gather", "fenced", "note_orders"),
             still_open=scripts.load(server, "fenced", "still_open"),
-            withdraw=scripts.load(server, "fenced", "tell", "gather", "mass_withdraw"),
+            withdraw=scripts.load(server, "gather", "fenced", "tell", "mass_withdraw"),
             without_entry=scripts.load(server, "without_entry"),
             finish=scripts.load(server, "audit", "mass_finish"),
             note_trail=scripts.load(server, "audit", "note"),

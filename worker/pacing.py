@@ -78,9 +78,9 @@ class Pacer:
         self._server = server
         self._prefix = prefix
         self.limits = limits
-        self._take = scripts.load(server, "buckets", "take")
-        self._levels = scripts.load(server, "buckets", "levels")
-        self._correct = scripts.load(server, "buckets", "correct")
+        self._take = scripts.load(server, "gather", "buckets", "take")
+        self._levels = scripts.load(server, "gather", "buckets", "levels")
+        self._correct = scripts.load(server, "gather", "buckets", "correct")
 
     def set_limits(self, limits: Limits) -> None:
         """Makes these the limits of the whole fleet; raises BookError."""

@@ -126,15 +126,31 @@ def accept(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: i
     return answer
 
 
-# Put before every script: the book's prefix is always the first argument, and time is the server's.
-_PREAMBLE = """local prefix = ARGV[1]
+# Around every script: the book's prefix is always the first argument, and time is the server's. What goes
+# wrong before anything is written (worker/lua/gather.lua) is answered as a refusal is: nothing was done. Only
+# what goes wrong after that is an error out of a script.
+_VALUES = """local prefix = ARGV[1]
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 """
+_BEFORE = f"""{_VALUES}local has_written = false
+local function run()
+"""
+_AFTER = """
+end
+local done, answer = pcall(run)
+if done then return answer end
+if has_written then error(answer) end
+return redis.error_reply(type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer))
+"""
 
 
 def load(server: redis.Redis, *names: str) -> Any:
-    """The Lua files of these names, in this order, as one script."""
+    """The Lua files of these names, in this order, as one script.
+
+    What writes by ``gather`` writes all or nothing, and says so (see above).
+    """
     texts = [resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8") for name in names]
-    return server.register_script(_PREAMBLE + "\n".join(texts))
+    text = "\n".join(texts)
+    return server.register_script(_BEFORE + text + _AFTER if "gather" in names else _VALUES + text)

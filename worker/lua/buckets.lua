@@ -1,6 +1,6 @@
 -- buckets: the exchange's token buckets as we know them; put before the scripts that spend from them.
 --
--- Expects `prefix` and `now_us`. A bucket refills continuously up to its capacity; a missing one is full.
+-- Expects `prefix`, `now_us` and gather.lua. A bucket refills continuously up to its capacity; a missing one is full.
 -- P:limits holds what the account may: refill (tokens a second) and capacity of `read` and `write` buckets.
 -- Every shard from 1 has a write bucket of its own, as large as the unscoped one. After a 429 the refill
 -- counts for less and recovers: others spend the same tokens unseen. A clock that was set back takes nothing away.
@@ -17,6 +17,7 @@ local function bucket_state(name)
   capacity = math.max(capacity - refill * ON_THE_WAY_S, capacity / 2)
   local key = prefix .. ':bucket:' .. name
   local b = redis.call('HMGET', key, 'tokens', 'at_us', 'share', 'share_at_us')
+  sure[key] = true
   local share = 1
   if b[3] then share = math.min(1, tonumber(b[3]) + math.max(now_us - tonumber(b[4]), 0) * RECOVERY_PER_S / 1e6) end
   refill = refill * share
@@ -26,7 +27,7 @@ local function bucket_state(name)
 end
 
 local function put(bucket, tokens)
-  redis.call('HSET', bucket.key, 'tokens', string.format('%.3f', tokens), 'at_us', string.format('%.0f', now_us))
+  write('HSET', bucket.key, 'tokens', string.format('%.3f', tokens), 'at_us', string.format('%.0f', now_us))
 end
 
 -- milliseconds until `cost` tokens are there above `reserve`; 0 when they are

@@ -11,7 +11,8 @@
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
 --             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
---                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } }
+--                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } };
+--         a first one without a bucket: of entries that are none (the key holds something else), the order ids
 --
 -- The lanes in turn, and within a lane the path whose head has waited longest, but for a head start: what was
 -- never sent goes before what is to be read back. A read-back leaves the tokens of a listing. Paths:
@@ -26,6 +27,7 @@
 local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 local WORTH_A_CALL = 20  -- orders
 local SINGLE_CALL_MS = 3  -- of a hand's time; a bucket that takes longer to refill is kept for what only it pays for
+local SPOILT_MS = 60000  -- until what is no entry is met again, should nobody have set it aside
 local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
 
 local function claim(first)
@@ -35,6 +37,9 @@ local function claim(first)
   local hand, reads_most, reads_after_ms = ARGV[first + 8], tonumber(ARGV[first + 9]), tonumber(ARGV[first + 10])
   local calls, held_up_ms = {}, 0
   local claimed, taken, paid_bucket, paid  -- of the call that is being put together
+  local gone, spoilt, given = {}, {}, 0  -- how many of each line's head are taken by now; what is no entry; tokens given
+  local last_token = tonumber(redis.call('GET', prefix .. ':fence') or 0)
+  if not last_token then error({ err = 'ERR the last fencing token is no number' }) end
   local paths, states, due_at = redis.call('SMEMBERS', prefix .. ':paths'), {}, {}
 
   local function state(name)
@@ -42,7 +47,7 @@ local function claim(first)
     return states[name]
   end
 
-  local function is_read(path) return string.sub(path, 1, 4) == 'read' end
+  local function is_read(path) return path ~= 'write' and string.sub(path, 1, 6) ~= 'write:' end
 
   local function may_take(path) return not is_read(path) or reads_most > 0 end
 
@@ -62,14 +67,16 @@ local function claim(first)
   local function look(lane, path)  -- when the head of a path is due; false: it is empty
     local due = prefix .. ':due:' .. lane .. ':' .. path
     if due_at[due] == nil then
-      local head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+      local first = gone[due] or 0
+      local head = redis.call('ZRANGE', due, first, first, 'WITHSCORES')
       due_at[due] = head[2] and tonumber(head[2]) or false
     end
     return due_at[due]
   end
 
   local function waiting(lane, path)  -- how many are due
-    return redis.call('ZCOUNT', prefix .. ':due:' .. lane .. ':' .. path, '-inf', now_ms)
+    local due = prefix .. ':due:' .. lane .. ':' .. path
+    return redis.call('ZCOUNT', due, '-inf', now_ms) - (gone[due] or 0)
   end
 
   local function is_shard(path) return string.sub(path, 1, 6) == 'write:' end
@@ -87,35 +94,41 @@ local function claim(first)
   local function take(lane, path, count)
     local due = prefix .. ':due:' .. lane .. ':' .. path
     due_at[due] = nil  -- as of now
-    for _, order_id in ipairs(redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', 0, count)) do
+    local ids = redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', gone[due] or 0, count)
+    gone[due] = (gone[due] or 0) + #ids
+    for _, order_id in ipairs(ids) do
       local entry = prefix .. ':entry:' .. order_id
-      local e = redis.call('HMGET', entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
+      local e = fields(entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
         'accepted_ms', 'deadline_ms', 'reported', 'first_sent_age')
-      if e[1] then
+      if not e then
+        spoilt[#spoilt + 1] = { order_id }
+        gather('ZADD', due, now_ms + SPOILT_MS, order_id)
+      elseif e[1] or e[5] or e[6] then
         taken[#taken + 1] = { entry, due, e[4] }
-        claimed[#claimed + 1] = { order_id, 0, e[1], e[2], e[3], e[4] or '', e[5], e[6], e[7], e[8], e[9] or '' }
+        claimed[#claimed + 1] = { order_id, 0, e[1] or '', e[2] or '', e[3] or '', e[4] or '', e[5] or '', e[6] or '',
+          e[7] or '', e[8] or '', e[9] or '' }
       else
-        redis.call('ZREM', due, order_id)  -- an index without its entry: somebody deleted keys by hand
+        gather('ZREM', due, order_id)  -- an index without its entry: somebody deleted keys by hand
       end
     end
   end
 
   local function mark()  -- what was taken is in this hand
-    local token = redis.call('INCRBY', prefix .. ':fence', #taken) - #taken
+    local token = last_token + given
     for at, each in ipairs(taken) do
       local entry, due = each[1], each[2]
       if paid_bucket == 'read' then  -- nothing is sent before it is claimed anew from its write path
-        redis.call('HSET', entry, 'token', token + at, 'hand', hand)
+        write('HSET', entry, 'token', token + at, 'hand', hand)
       elseif each[3] then
-        redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1)
+        write('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1)
       else
-        redis.call('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms,
-          'first_sent_age', now_ms - claimed[at][8])
+        write('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms,
+          'first_sent_age', now_ms - (tonumber(claimed[at][8]) or now_ms))
       end
       gather('ZADD', due, now_ms + lease_ms, claimed[at][1])
       claimed[at][2] = token + at
     end
-    flush()
+    given = given + #taken
   end
 
   local function pay(name, cost)
@@ -153,9 +166,7 @@ local function claim(first)
       pay('write', cancel_cost)
     end
     for _, head in ipairs(heads) do
-      if head.path == 'read' then
-        if affordable('read', read_cost, lane) > 0 then take(lane, 'read', 1); pay('read', read_cost) end
-      elseif head.path == 'reads' then
+      if head.path == 'reads' then
         local many = waiting(lane, 'reads') * read_cost > list_cost
         local cost = many and list_cost or read_cost
         if affordable('read', cost, lane) > 0 then
@@ -164,6 +175,8 @@ local function claim(first)
         end
       elseif head.path == 'write' then
         in_one_call('write', at_most)
+      elseif not is_shard(head.path) then  -- `read`, and where a newer version than this one left off
+        if affordable('read', read_cost, lane) > 0 then take(lane, head.path, 1); pay('read', read_cost) end
       else
         -- A call costs as much as ten orders: for few, singles are as good and leave the unscoped bucket to fill up.
         local many, there = spare(lane)
@@ -192,7 +205,7 @@ local function claim(first)
     return false
   end
 
-  local looked, coming, next_due_ms, is_more = {}, 0, 0, false
+  local looked, with_more, coming, next_due_ms, is_more = {}, {}, 0, 0, false
   for at = first + 11, #ARGV, 2 do
     local lane = ARGV[at]
     if #calls < most_calls then
@@ -207,16 +220,21 @@ local function claim(first)
       looked[#looked + 1] = lane
       looked[#looked + 1] = now_ms
     end
-    coming = coming + redis.call('LLEN', ARGV[at + 1])
+    coming = coming + length(ARGV[at + 1])
     for _, path in ipairs(paths) do
       local due = may_take(path) and look(lane, path)  -- whoever reads back now looks for more of that by itself
       if due and (next_due_ms == 0 or due < next_due_ms) then next_due_ms = due end
     end
     if #calls > 0 and more(lane) then
       is_more = true
-      coming = coming + ring(lane)
+      with_more[#with_more + 1] = lane
     end
   end
-  redis.call('HSET', prefix .. ':claimed_ms', unpack(looked))
+  if #calls > 0 and (next_due_ms == 0 or next_due_ms > now_ms + lease_ms) then next_due_ms = now_ms + lease_ms end
+  if given > 0 then write('INCRBY', prefix .. ':fence', given) end
+  write('HSET', prefix .. ':claimed_ms', unpack(looked))
+  flush()
+  for _, lane in ipairs(with_more) do coming = coming + ring(lane) end
+  if #spoilt > 0 then table.insert(calls, 1, { '', '0', spoilt }) end
   return { now_ms, coming, is_more and 1 or 0, next_due_ms, held_up_ms, unpack(calls) }
 end

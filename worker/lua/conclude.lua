@@ -17,37 +17,39 @@ local function conclude(record_prefix, life_s, first, last)
     local order_id, token, fate, path, learned, head, tail =
       ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
     local entry = prefix .. ':entry:' .. order_id
-    local held = redis.call('HMGET', entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'hurry')
+    local held = fields(entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'hurry', 'left_out', 'waiters') or {}
     local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
     if held[1] ~= token then
       lost[#lost + 1] = order_id
       answer[#answer + 1] = 0
     elseif fate == 'settled' then
-      tell(record_prefix, life_s, order_id, head, held[3], tail, held[4])
+      local told = tell(record_prefix, life_s, order_id, head, held[3], tail, held[4], held[8], held[9])
+      if told and told > 0 then write('ZREMRANGEBYRANK', prefix .. ':waiters:' .. order_id, 0, told - 1) end
       gather('ZREM', due, order_id)
       gather('ZREM', prefix .. ':deadline', order_id)
-      redis.call('DEL', entry)
+      write('DEL', entry)
       answer[#answer + 1] = 1
     else
-      redis.call('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
-      redis.call('HDEL', entry, 'first_sent_ms', 'first_sent_age')  -- what was learned tells of this hand's attempts
+      write('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
+      write('HDEL', entry, 'first_sent_ms', 'first_sent_age')  -- what was learned tells of this hand's attempts
       if fate == 'dead' and held[7] then fate = '0' end  -- asked for again meanwhile: somebody waits for it anew
       if fate == 'dead' then
-        redis.call('ZREM', due, order_id)
-        redis.call('ZADD', prefix .. ':dead', now_ms, order_id)
-        redis.call('RENAME', entry, prefix .. ':dead:' .. order_id)
+        gather('ZREM', due, order_id)
+        gather('ZREM', prefix .. ':deadline', order_id)
+        gather('ZADD', prefix .. ':dead', now_ms, order_id)
+        write('RENAME', entry, prefix .. ':dead:' .. order_id)
       else
         if held[7] then  -- asked for again meanwhile: the long pause of an overdue one is not meant any more
           fate = math.min(tonumber(fate), 1000)
-          redis.call('HDEL', entry, 'hurry')
+          gather('HDEL', entry, 'hurry')
         end
         if path ~= '' and path ~= held[6] then
-          redis.call('HSET', entry, 'path', path)
-          redis.call('SADD', prefix .. ':paths', path)
-          redis.call('ZREM', due, order_id)
-          due = prefix .. ':due:' .. held[2] .. ':' .. path
+          write('HSET', entry, 'path', path)
+          gather('SADD', prefix .. ':paths', path)
+          gather('ZREM', due, order_id)
+          due = prefix .. ':due:' .. (held[2] or '') .. ':' .. path
         end
-        redis.call('ZADD', due, tonumber(fate) == 0 and held[5] or now_ms + fate, order_id)
+        gather('ZADD', due, tonumber(fate) == 0 and tonumber(held[5]) or now_ms + fate, order_id)
       end
       answer[#answer + 1] = 1
     end

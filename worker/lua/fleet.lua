@@ -1,7 +1,8 @@
 -- fleet: how the book and the buckets stand at this moment, for whoever watches.
 --
--- (after buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
--- returns { those that gave up waiting for us ("unresolved"), dead letters,
+-- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
+-- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
+--           entries that the audit trail is missing,
 --           for each lane { open, age of the oldest in ms, accepted so far },
 --           for each bucket { name, tokens, capacity, 429s met }: none while the account's limits are not known }
 --
@@ -14,7 +15,8 @@ local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function oldest_of(ids, oldest_ms)
   for _, order_id in ipairs(ids) do
-    local accepted_ms = tonumber(redis.call('HGET', prefix .. ':entry:' .. order_id, 'accepted_ms') or now_ms)
+    local known = fields(prefix .. ':entry:' .. order_id, 'accepted_ms') or {}
+    local accepted_ms = tonumber(known[1] or '') or now_ms
     if accepted_ms < oldest_ms then oldest_ms = accepted_ms end
   end
   return oldest_ms
@@ -54,4 +56,6 @@ end
 
 local waited_for = redis.call('ZCOUNT', prefix .. ':deadline', '-inf', '+inf')
 local dead = redis.call('ZCOUNT', prefix .. ':dead', '-inf', '+inf')
-return { math.max(all_open - waited_for, 0), dead, lanes, buckets }
+local aside = redis.call('ZCOUNT', prefix .. ':aside', '-inf', '+inf')
+local missed = tonumber(redis.call('HGET', prefix .. ':counts', 'audit_missed') or 0) or 0
+return { math.max(all_open - waited_for, 0), dead, aside, missed, lanes, buckets }

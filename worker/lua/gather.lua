@@ -1,26 +1,76 @@
--- gather: many members for one command; put before the scripts that change many entries in one step.
+-- gather: gathers what a script is to write, and writes all of it or nothing; put before the scripts that write.
 --
--- A command in a script costs more than a member in it, here and in the append-only file. What was gathered
--- is done by the next `flush`, which must come before anything reads those keys.
+-- Redis does not undo a script that fails halfway. So nothing is written before `flush`, and flush writes
+-- nothing until it knows that every command will work: the user may run it on that key, and what is there is
+-- of the kind that the command takes. What else can stop a script (no memory, a replica, a full disk) stops it
+-- at its first write, or not at all. Whatever a script reads before that, it reads as it was before.
+--
+-- Many members in one command cost less than many commands, here and in the append-only file.
 
 local GATHERED_MOST = 1000  -- values in one command: Lua cannot hand over many more
-local gathered = {}
+-- For each command that wants a key of one kind: a look that fails where the key is of another.
+local PROBES = {
+  HSET = 'HGET', HDEL = 'HGET', HSETNX = 'HGET', HINCRBY = 'HGET', HINCRBYFLOAT = 'HGET',
+  ZADD = 'ZSCORE', ZREM = 'ZSCORE', ZREMRANGEBYSCORE = 'ZSCORE', ZREMRANGEBYRANK = 'ZSCORE',
+  SADD = 'SCARD', SREM = 'SCARD',
+  LPUSH = 'LLEN', RPUSH = 'LLEN', LTRIM = 'LLEN', LREM = 'LLEN',
+  XTRIM = 'XLEN',
+}
+local TAKES_A_MEMBER = { HGET = true, ZSCORE = true }
+local writes, latest = {}, {}  -- in order; the latest of each key
+local sure = {}  -- keys whose kind is known: the script has read them, or they are not there
 
-local function flush()
-  for command, keys in pairs(gathered) do
-    for key, values in pairs(keys) do
-      for from = 1, #values, GATHERED_MOST do
-        redis.call(command, key, unpack(values, from, math.min(from + GATHERED_MOST - 1, #values)))
-      end
-    end
-  end
-  gathered = {}
+local function write(command, key, ...)  -- one command, after all that was gathered before it
+  local one = { command, key, ... }
+  writes[#writes + 1] = one
+  latest[key] = one
+  if command == 'RENAME' then latest[one[3]], sure[one[3]], sure[key] = one, true, true end
 end
 
-local function gather(command, key, ...)  -- one member, and its score before it where the command wants one
-  local keys = gathered[command] or {}
-  gathered[command] = keys
-  local values = keys[key] or {}
-  keys[key] = values
-  for _, value in ipairs({ ... }) do values[#values + 1] = value end
+local function gather(command, key, ...)  -- more values for the command that came last for this key, if it is the same
+  local one = latest[key]
+  if not one or one[1] ~= command then
+    write(command, key, ...)
+  else
+    for _, value in ipairs({ ... }) do one[#one + 1] = value end
+  end
+end
+
+local function check()
+  for _, one in ipairs(writes) do
+    local command, key = one[1], one[2]
+    if not redis.acl_check_cmd(unpack(one, 1, math.min(#one, 4))) then
+      error({ err = "NOPERM User has no permissions to run the '" .. string.lower(command) .. "' command, or none on its key" })
+    end
+    local probe = PROBES[command]
+    if probe and not sure[key] then
+      if TAKES_A_MEMBER[probe] then redis.call(probe, key, '') else redis.call(probe, key) end
+      sure[key] = true
+    end
+  end
+end
+
+local function flush()
+  check()
+  for _, one in ipairs(writes) do
+    if #one - 2 <= GATHERED_MOST then
+      redis.call(unpack(one))
+    else
+      for from = 3, #one, GATHERED_MOST do
+        redis.call(one[1], one[2], unpack(one, from, math.min(from + GATHERED_MOST - 1, #one)))
+      end
+    end
+    has_written = true
+  end
+  writes, latest = {}, {}
+end
+
+local function fields(key, ...)  -- values of a hash; nil: what is there is something else
+  local found = redis.pcall('HMGET', key, ...)
+  if found.err then
+    if string.find(found.err, 'WRONGTYPE', 1, true) then return nil end
+    error(found)
+  end
+  sure[key] = true
+  return found
 end

@@ -1,6 +1,6 @@
 -- levels: the tokens in some buckets at this moment.
 --
--- (after buckets.lua) ARGV  1 prefix · then the names of buckets
+-- (after gather.lua, buckets.lua) ARGV  1 prefix · then the names of buckets
 -- returns the tokens of each, as text
 
 local answer = {}

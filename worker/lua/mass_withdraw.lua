@@ -1,6 +1,6 @@
 -- mass_withdraw: ends cancels of a mass cancel that nobody is at, as refused: asking for them is no use.
 --
--- (after fenced.lua, tell.lua, gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · 4 prefix of the record keys ·
+-- (after gather.lua, fenced.lua, tell.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · 4 prefix of the record keys ·
 --       5 record's life, seconds · then three for each: order_id · the record up to · and after its requested_by (see conclude)
 -- returns { 1, how many those were }; empty: it is not this runner's any more
 --
@@ -20,7 +20,7 @@ for at = 6, #ARGV, 3 do
     tell(ARGV[4], ARGV[5], order_id, head, e[5] or '[]', tail, false)
     gather('ZREM', prefix .. ':due:' .. e[7] .. ':' .. e[8], order_id)
     gather('ZREM', prefix .. ':deadline', order_id)
-    redis.call('DEL', entry)
+    write('DEL', entry)
     withdrawn = withdrawn + 1
   end
 end

@@ -1,15 +1,23 @@
 -- overdue: the open entries whose deadline has passed and whose waiters were not told so yet.
 --
--- ARGV  1 prefix · 2 how many at most
--- returns for each entry: { order_id, learned, accepted_ms }
+-- (after gather.lua, place.lua) ARGV  1 prefix · 2 how many at most
+-- returns { orders of P:untold, as many at most; then for each entry: { order_id, learned, accepted_ms } }
+--
+-- What cannot be known of an entry is empty. One that has no place in line gets one.
 
-local answer = {}
+local untold = redis.pcall('SRANDMEMBER', prefix .. ':untold', ARGV[2])
+local answer = { untold.err and {} or untold }
 for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. ':deadline', '-inf', now_ms, 'LIMIT', 0, ARGV[2])) do
-  local e = redis.call('HMGET', prefix .. ':entry:' .. order_id, 'learned', 'accepted_ms')
-  if e[2] then
-    answer[#answer + 1] = { order_id, e[1] or '', e[2] }
+  local entry = prefix .. ':entry:' .. order_id
+  local e = fields(entry, 'learned', 'accepted_ms', 'request', 'lane', 'path')
+  if not e then
+    answer[#answer + 1] = { order_id, '', '' }
+  elseif e[2] or e[3] then
+    answer[#answer + 1] = { order_id, e[1] or '', e[2] or '' }
+    place(order_id, e[4], e[5])
   else
-    redis.call('ZREM', prefix .. ':deadline', order_id)  -- an index without its entry
+    gather('ZREM', prefix .. ':deadline', order_id)  -- an index without its entry
   end
 end
+flush()
 return answer

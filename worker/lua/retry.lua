@@ -1,19 +1,39 @@
 -- retry: puts dead letters back into the book, due at once, with what was learned.
 --
--- ARGV  1 prefix · 2 deadline from now, ms · then the order ids
--- returns the order ids that were dead and are open now
+-- (after gather.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
+-- returns the order ids that were dead, or set aside, and are open now
+--
+-- The record that says "unresolved" goes: who asks now is told what comes of this.
 
 local answer = {}
-for at = 3, #ARGV do
+for at = 4, #ARGV do
   local order_id = ARGV[at]
-  local entry = prefix .. ':entry:' .. order_id
-  if redis.call('ZREM', prefix .. ':dead', order_id) == 1 then
-    redis.call('RENAME', prefix .. ':dead:' .. order_id, entry)
-    redis.call('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + ARGV[2], 'reported', 0)
-    local home = redis.call('HMGET', entry, 'lane', 'path')
-    redis.call('ZADD', prefix .. ':due:' .. home[1] .. ':' .. home[2], now_ms, order_id)
-    redis.call('ZADD', prefix .. ':deadline', now_ms + ARGV[2], order_id)
+  local entry, letter = prefix .. ':entry:' .. order_id, prefix .. ':dead:' .. order_id
+  local opened = false
+  if redis.call('EXISTS', entry) == 0 then
+    local home = redis.call('ZSCORE', prefix .. ':dead', order_id) and fields(letter, 'lane', 'path', 'request')
+    if home and home[3] then
+      local lane, path = home[1] or 'strategy', home[2] or 'read'
+      gather('ZREM', prefix .. ':dead', order_id)
+      write('RENAME', letter, entry)
+      gather('HSET', entry, 'lane', lane, 'path', path)
+      gather('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
+      opened = true
+    elseif is_aside(order_id) then
+      leave_aside(order_id)
+      gather('HSET', entry, 'request', '{"order_id": ' .. cjson.encode(order_id) .. ', "again": true}',
+        'lane', 'strategy', 'path', 'write')
+      gather('SADD', prefix .. ':paths', 'write')
+      gather('ZADD', prefix .. ':due:strategy:write', now_ms, order_id)
+      sure[entry], opened = true, true
+    end
+  end
+  if opened then
+    gather('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + ARGV[3], 'reported', 0)
+    gather('ZADD', prefix .. ':deadline', now_ms + ARGV[3], order_id)
+    write('DEL', ARGV[2] .. order_id)
     answer[#answer + 1] = order_id
   end
 end
+flush()
 return answer

@@ -1,7 +1,9 @@
 -- sweep: finds the lanes in which something can be claimed and nobody is coming to claim it.
 --
--- (after bells.lua) ARGV  1 prefix · 2 patience, ms · then two for each lane: lane · key of its queue
--- returns for each lane: 2 a listening hand was told, 1 a wake-up is to be published (by this caller alone), 0 neither
+-- (after gather.lua, audit.lua, bells.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is a trail (1, 0) · then two for
+--       each lane: lane · key of its queue
+-- returns { how many entries the trail is missing without telling so, why;
+--           then for each lane: 2 a listening hand was told, 1 a wake-up is to be published (by this caller alone), 0 neither }
 --
 -- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
 -- goes on until nothing is due. What became due within the patience has its message on the way, unless it
@@ -15,20 +17,31 @@ local function anything_due(lane)
     local first = redis.call('ZRANGE', prefix .. ':due:' .. lane .. ':' .. path, 0, 0, 'WITHSCORES')
     local due_for_ms = first[2] and now_ms - tonumber(first[2]) or -1
     if due_for_ms >= patience_ms then return true end
-    if due_for_ms >= 0 and (redis.call('HGET', prefix .. ':entry:' .. first[1], 'token') or '') ~= '' then
-      return true  -- its lease ran out
+    if due_for_ms >= 0 then
+      local held = fields(prefix .. ':entry:' .. first[1], 'token')
+      if not held or (held[1] or '') ~= '' then return true end  -- its lease ran out
     end
   end
 end
 
-local answer = {}
-for at = 3, #ARGV, 2 do
+local wanted = {}
+for at = 4, #ARGV, 2 do
   local lane, queue = ARGV[at], ARGV[at + 1]
-  local claimed_ms = tonumber(redis.call('HGET', prefix .. ':claimed_ms', lane) or 0)
-  local nobody_comes = anything_due(lane)
-    and redis.call('LLEN', queue) == 0
-    and now_ms - claimed_ms >= patience_ms
-    and redis.call('SET', prefix .. ':rung:' .. lane, now_ms, 'NX', 'PX', patience_ms)
-  answer[#answer + 1] = nobody_comes and 1 + ring(lane) or 0
+  local claimed_ms = tonumber(redis.call('HGET', prefix .. ':claimed_ms', lane) or 0) or 0
+  local rung = prefix .. ':rung:' .. lane
+  if anything_due(lane) and length(queue) == 0 and now_ms - claimed_ms >= patience_ms
+    and redis.call('EXISTS', rung) == 0 then
+    write('SET', rung, now_ms, 'PX', patience_ms)
+    wanted[lane] = true
+  end
 end
+flush()
+
+local unmarked, _, why = 0, 0, ''
+if ARGV[3] == '1' then
+  mark_gap()
+  unmarked, _, why = missing()
+end
+local answer = { unmarked, why }
+for at = 4, #ARGV, 2 do answer[#answer + 1] = wanted[ARGV[at]] and 1 + ring(ARGV[at]) or 0 end
 return answer

@@ -1,9 +1,16 @@
--- tell: stores the record of an outcome where its waiters look; put before the scripts that do so.
+-- tell: has the record of an outcome stored where its waiters look; put before the scripts that do so.
 --
--- The record is given in two parts, with the names of who asked to be put between: JSON up to the value of
--- requested_by, and from behind it up to the value of task_id, so that one text serves every task that wants
--- it. An entry's lists are a producer's, who is believed in nothing but names: what else might be in them
--- must not become a part of the record, nor have it stored as another order's.
+-- Expects `prefix` and gather.lua. The record is given in two parts, with the names of who asked to be put
+-- between: JSON up to the value of requested_by, and from behind it up to the value of task_id, so that one
+-- text serves every task that wants it. An entry's lists are a producer's, who is believed in nothing but
+-- names: what else might be in them must not become a part of the record, nor have it stored as another order's.
+--
+-- The first task that wants an entry's result stands in its field `reply_to`; further ones in P:waiters:{order_id}
+-- (a sorted set by when they came), of which the field `waiters` tells. A script tells so many; where there are
+-- more, the order is put into P:untold, and tell_rest.lua goes on.
+
+local TOLD_AT_ONCE = 500
+local may_tell = TOLD_AT_ONCE  -- how many this script may still tell
 
 local function texts(list_json)
   local ok, list = pcall(cjson.decode, list_json)
@@ -26,19 +33,34 @@ local function names_json(list_json)
 end
 
 local function store_record(key, life_s, record)
-  redis.call('SETEX', key, life_s, record)
-  redis.call('PUBLISH', key, record)
+  write('SETEX', key, life_s, record)
+  write('PUBLISH', key, record)
 end
 
 local function task_prefix(record_prefix) return string.sub(record_prefix, 1, -1 - #'cancel:') end
 
-local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to)
-  local record = head .. names_json(requested_by) .. tail
-  store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
-  if not reply_to then return end
-  for _, task_id in ipairs(texts(reply_to)) do
+local function reply(record_prefix, life_s, record_without_id, task_ids)
+  for _, task_id in ipairs(task_ids) do
     if not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') then
-      store_record(task_prefix(record_prefix) .. task_id, life_s, record .. cjson.encode(task_id) .. '}')
+      store_record(task_prefix(record_prefix) .. task_id, life_s, record_without_id .. cjson.encode(task_id) .. '}')
     end
   end
+end
+
+-- `left_out`: how many requests were joined whose names are not in the list. Returns how many of the further
+-- waiters (`waiters`: whether there are any) are told; nil: there are none.
+local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to, left_out, waiters)
+  local record = head .. names_json(requested_by)
+  if left_out then record = record .. ',"requested_by_left_out":' .. (tonumber(left_out) or 0) end
+  record = record .. tail
+  store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
+  if reply_to then reply(record_prefix, life_s, record, texts(reply_to)) end
+  if not waiters then return nil end
+  local further = may_tell > 0 and redis.call('ZRANGE', prefix .. ':waiters:' .. order_id, 0, may_tell - 1) or {}
+  may_tell = may_tell - #further
+  reply(record_prefix, life_s, record, further)
+  if redis.call('ZCARD', prefix .. ':waiters:' .. order_id) > #further then
+    gather('SADD', prefix .. ':untold', order_id)
+  end
+  return #further
 end

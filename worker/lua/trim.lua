@@ -1,6 +1,6 @@
 -- trim: drops the oldest entries of the trail, those that are too old or too many.
 --
--- ARGV  1 prefix · 2 how old an entry may be, ms · 3 how many may stay · 4 how many to drop at most
+-- (after gather.lua) ARGV  1 prefix · 2 how old an entry may be, ms · 3 how many may stay · 4 how many to drop at most
 -- returns { dropped, how many of those no export had got to }
 --
 -- The hash of the last one dropped stays in P:audit:base, so that what is left still fits.
@@ -26,7 +26,8 @@ for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', ARGV[4]))
   end
 end
 if dropped > 0 then
-  redis.call('XTRIM', stream, 'MAXLEN', '=', length - dropped)
-  if base then redis.call('SET', stream .. ':base', base) end
+  write('XTRIM', stream, 'MAXLEN', '=', length - dropped)
+  if base then write('SET', stream .. ':base', base) end
+  flush()
 end
 return { dropped, unexported }

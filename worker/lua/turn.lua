@@ -4,7 +4,10 @@
 --       2 prefix of the record keys · 3 record's life, seconds · 4 how many entries of the trail follow · those
 --       (a body's JSON without its first brace) · how many values of conclusions follow · those (see
 --       conclude.lua) · then, if anything is to be claimed, what claim.lua expects
--- returns { for each conclusion whether it was done (1, 0), then the claims, if there were to be any }
+-- returns { for each conclusion whether it was done (1, 0), then the claims, if there were to be any; null where
+--           nothing could be claimed, and why not }
+--
+-- What was put down is done, whatever is wrong with what is to be taken up: nobody must put it down again.
 
 local answer = {}
 local trail = tonumber(ARGV[4])
@@ -17,5 +20,14 @@ if many > 0 then
 else
   answer[1] = {}
 end
-if #ARGV >= first + many then answer[2] = claim(first + many) end
+if #ARGV >= first + many then
+  local claimed, what = pcall(claim, first + many)
+  if claimed then
+    answer[2] = what
+  elseif many == 0 then
+    error(what)
+  else
+    answer[2], answer[3] = false, type(what) == 'table' and what.err or tostring(what)
+  end
+end
 return answer
