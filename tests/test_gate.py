@@ -16,7 +16,7 @@ def trouble(meaning):
 
 
 def test_so_many_failures_in_a_row_close_it_and_one_usable_reply_begins_the_count_anew():
-    gate = Gate(lambda: ACTIVE)
+    gate = Gate(lambda _state: ACTIVE)
     for _ in range(FAILURES_TO_CLOSE - 1):
         gate.note(trouble(Meaning.UNAVAILABLE))
     gate.note(trouble(Meaning.NOT_FOUND))
@@ -29,7 +29,7 @@ def test_so_many_failures_in_a_row_close_it_and_one_usable_reply_begins_the_coun
 
 def test_the_watch_opens_it_when_the_status_says_active():
     told = []
-    gate = Gate(lambda: ACTIVE, told.append)
+    gate = Gate(lambda _state: ACTIVE, told.append)
     gate.note(trouble(Meaning.PAUSED))
     assert gate.state is GateState.PAUSED
     assert gate.keep_watch(threading.Event())
@@ -37,7 +37,7 @@ def test_the_watch_opens_it_when_the_status_says_active():
 
 
 def test_what_fails_while_the_status_says_active_does_not_close_it_again():
-    gate = Gate(lambda: ACTIVE)
+    gate = Gate(lambda _state: ACTIVE)
     gate.note(trouble(Meaning.PAUSED))
     gate.keep_watch(threading.Event())
     for meaning in (Meaning.PAUSED, *[Meaning.UNAVAILABLE] * 2 * FAILURES_TO_CLOSE):

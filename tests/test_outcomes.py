@@ -15,6 +15,7 @@ from worker.clock import BoundedClock, Span
 from worker.dialects import Canceled, Meaning, Routing, Trouble
 from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 from worker.outcomes import (
+    KEY_REFUSALS_MOST,
     NOT_FOUND_READS_FOR_PROOF,
     UNDER_WAY_MOST_MS,
     Attempt,
@@ -216,9 +217,20 @@ def test_an_answer_about_another_order_is_read_back_at_once():
     assert (learned.case.step, learned.case.accepted_age_ms) == (Step.READ_BACK, 100)
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_key_that_may_not_cancel_is_the_outcome_when_no_answer_was_lost(status):
-    refusal = trouble(Meaning.REFUSED, status=status)
+def test_a_refused_key_is_its_workers_trouble_until_it_is_refused_for_this_order_alone():
+    case, refusal = case_of(), trouble(Meaning.KEY_REFUSED, status=401)
+    for n in range(KEY_REFUSALS_MOST - 1):
+        learned = after_cancel(case.sending(at(T0 + n)), refusal, T0 + n)
+        assert isinstance(learned, Next)
+        assert learned.case.step is Step.CANCEL
+        case = learned.case
+    assert after_cancel(case.sending(at(T0 + 9)), refusal, T0 + 9) == Verdict(
+        Outcome.REFUSED, problem=refusal.problem
+    )
+
+
+def test_a_key_that_may_not_cancel_is_the_outcome_when_no_answer_was_lost():
+    refusal = trouble(Meaning.REFUSED, status=403)
     assert after_cancel(sent(), refusal, T0) == Verdict(Outcome.REFUSED, problem=refusal.problem)
 
 

@@ -349,8 +349,6 @@ def test_the_routing_that_a_producer_knows_is_passed_on(control, settle, order_i
     ("status", "code"),
     [
         (400, "invalid_parameters"),
-        (401, "authentication_error"),
-        (401, "signature_is_missing_from_headers"),
         (403, "forbidden"),
         (409, "conflict"),
         (413, "payload_too_large"),
@@ -366,7 +364,7 @@ def test_a_permanent_error_is_refused_at_once_and_not_asked_again(
     control.fault("status", order_id=order_id, operation="cancel", status=status, **words)
     value = settle(order_id)
     error = {"code": code, "message": "no (WHY)", "http_status": status}
-    if status in (401, 403):  # about the key: no read can tell more
+    if status == 403:  # about the key's rights: no read can tell more
         says(value, order_id, "refused", error=error)
     else:
         shown = control.order(order_id)

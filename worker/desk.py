@@ -37,7 +37,7 @@ from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
 from worker.logs import Lines, Seldom, about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem, utc_text
 from worker.outbox import Outbox, Place
 from worker.pacing import Pacer
 from worker.pursuit import Pursued, Pursuit
@@ -87,6 +87,7 @@ class Desk:
         call_hand: Callable[[Lane], None] = lambda _lane: None,
         outbox: Outbox | None = None,
         gate_moved: Callable[[], None] = lambda: None,
+        others_serve: Callable[[], bool] = lambda: False,
         tell: Tell = nobody,
     ) -> None:
         self._book = book
@@ -99,12 +100,16 @@ class Desk:
         self._room = _Room(hands)
         self._call_hand = call_hand
         self._gate_moved = gate_moved
+        self._others_serve = others_serve
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._no_book = Seldom()
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
-        self._gate = Gate(exchange.status, self._show_gate)
+        self._gate = Gate(
+            lambda state: exchange.warm_up() if state is GateState.KEY_REFUSED else exchange.status(),
+            self._show_gate,
+        )
         self._pursuit = Pursuit(
             exchange,
             pacer,
@@ -291,12 +296,24 @@ class Desk:
         self._book.answer_bulks()
 
     def tell_overdue(self) -> None:
-        """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on."""
+        """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
+
+        Where no worker's key works they are told that it is refused. Once one works, they are canceled.
+        """
         while overdue := self._book.overdue(at_most=REPORT_AT_ONCE):
-            why = _NO_ANSWER_YET if self._gate.is_open else _held_back(self._gate.state)
-            self._book.report([_unresolved(each, why) for each in overdue])
+            refused = self._refused_everywhere()
+            if refused is not None:
+                self._book.report([_refused(each, refused) for each in overdue])
+            else:
+                why = _NO_ANSWER_YET if self._gate.is_open else _held_back(self._gate.state)
+                self._book.report([_unresolved(each, why) for each in overdue])
             if len(overdue) < REPORT_AT_ONCE:
                 break
+
+    def _refused_everywhere(self) -> Problem | None:
+        """What the exchange says to this worker's key, where no other worker can serve either."""
+        is_refused = self._gate.state is GateState.KEY_REFUSED
+        return self._gate.key_problem if is_refused and not self._others_serve() else None
 
     def lanes_to_wake(self) -> dict[Lane, bool]:
         """The lanes where something can be claimed and nobody was coming; see the book's."""
@@ -421,6 +438,18 @@ def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
 
 def _held_back(state: GateState) -> Problem:
     return Problem(f"exchange_{state}", f"the exchange is {state}: the cancel is held until it is back")
+
+
+def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
+    attempts = Progress.parse(overdue.learned).attempts
+    return CancelResult(
+        order_id=overdue.order_id,
+        outcome=Outcome.REFUSED,
+        attempts=attempts,
+        requested_at=overdue.requested_at,
+        settled_at=utc_text(time.time()),
+        error=problem,
+    )
 
 
 def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:

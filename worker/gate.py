@@ -3,7 +3,8 @@
 A circuit breaker with a watch. After several calls in a row without a usable reply, or at the exchange's
 word that it is paused, the gate closes: nothing is claimed, so everything keeps its place in the line. One
 hand of the process keeps watch, asks for the exchange's status about once a second, and opens the gate when
-the exchange is back.
+the exchange is back. A refused key closes it as well, until a signed read is answered: workers with another
+key go on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.dialects import Canceled, Meaning, Trouble
-from worker.orders import Order
+from worker.orders import Order, Problem
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 FAILURES_TO_CLOSE = 5
 # Between looks, with jitter: back within two seconds, without hammering what is down.
 LOOK_EVERY_S = 1.0
+KEY_LOOK_EVERY_S = 3.0  # a signed read, which costs tokens
 
 
 class GateState(StrEnum):
@@ -33,6 +35,7 @@ class GateState(StrEnum):
     OPEN = "open"
     UNREACHABLE = "unreachable"
     PAUSED = "paused"
+    KEY_REFUSED = "key_refused"
 
 
 class Gate:
@@ -40,7 +43,7 @@ class Gate:
 
     def __init__(
         self,
-        look: Callable[[], Mapping[str, Any] | Trouble],
+        look: Callable[[GateState], Mapping[str, Any] | Trouble],
         tell: Callable[[GateState], None] = lambda _state: None,
     ) -> None:
         self._look = look
@@ -50,6 +53,7 @@ class Gate:
         self._failures = 0
         self._active_at = float("-inf")
         self.state = GateState.OPEN
+        self.key_problem: Problem | None = None
 
     @property
     def is_open(self) -> bool:
@@ -65,6 +69,9 @@ class Gate:
         """Learns from an answer of the exchange, or from there being none."""
         meaning = answer.meaning if isinstance(answer, Trouble) else None
         with self._lock:
+            if isinstance(answer, Trouble) and meaning is Meaning.KEY_REFUSED:
+                self._refuse_key(answer)
+                return
             self._failures = self._failures + 1 if meaning and meaning.no_usable_answer else 0
             # What fails, or is "paused", while the status says active is an order's or a shard's trouble.
             if time.monotonic() - self._active_at <= LOOK_EVERY_S:
@@ -84,10 +91,11 @@ class Gate:
         try:
             while not self.is_open and not stopping.is_set():
                 beat()
-                self._see(self._look())
+                self._see(self._look(self.state))
                 self._tell(self.state)
                 if not self.is_open:
-                    stopping.wait(LOOK_EVERY_S * random.uniform(0.75, 1.0))  # noqa: S311 - jitter
+                    every_s = KEY_LOOK_EVERY_S if self.state is GateState.KEY_REFUSED else LOOK_EVERY_S
+                    stopping.wait(every_s * random.uniform(0.75, 1.0))  # noqa: S311 - jitter
             return self.is_open
         finally:
             self._watch.release()
@@ -96,7 +104,11 @@ class Gate:
         with self._lock:
             meaning = shown.meaning if isinstance(shown, Trouble) else None
             paused = isinstance(shown, Mapping) and shown.get("exchange_active") is False
-            if meaning and meaning.no_usable_answer:
+            if isinstance(shown, Trouble) and meaning is Meaning.KEY_REFUSED:
+                self._refuse_key(shown)
+            elif meaning and meaning.no_usable_answer and self.state is GateState.KEY_REFUSED:
+                pass  # whether the key works by now, nobody has said
+            elif meaning and meaning.no_usable_answer:
                 self._move(GateState.UNREACHABLE)
             elif paused or meaning is Meaning.PAUSED:
                 self._move(GateState.PAUSED)
@@ -105,10 +117,18 @@ class Gate:
                 self._failures = 0
                 self._move(GateState.OPEN)
 
+    def _refuse_key(self, trouble: Trouble) -> None:
+        self.key_problem = trouble.problem
+        self._move(GateState.KEY_REFUSED)
+
     def _move(self, state: GateState) -> None:
         if state is self.state:
             return
         self.state = state
+        if state is GateState.KEY_REFUSED:
+            problem = self.key_problem
+            log.critical("this worker claims nothing: its key is refused: %s", problem and problem.message)
+            return
         if state is GateState.OPEN:
             log.warning("the exchange is back: cancels go on")
         else:

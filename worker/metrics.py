@@ -124,7 +124,12 @@ OF_THE_WORKER = (
         "Wake-ups by the sweep: for work that nobody came for.",
     ),
     Meter("gate_open", "gauge", (), "1: cancels pass; 0: they are held in the book.", merge="livemin"),
-    Meter("gate_state", "gauge", ("state",), "1 for the state of the gate: open, unreachable or paused."),
+    Meter(
+        "gate_state",
+        "gauge",
+        ("state",),
+        "1 for the state of the gate: open, unreachable, paused or key_refused.",
+    ),
     Meter(
         "clock_skew_seconds",
         "gauge",

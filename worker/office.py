@@ -31,7 +31,7 @@ from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.readiness import Readiness
-from worker.roster import Identity, Roster, WorkerShown
+from worker.roster import OPEN, Identity, Roster, WorkerShown
 from worker.rotation import Rotation
 from worker.scripts import BookError
 from worker.services import Service, Services
@@ -179,6 +179,9 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: upkeep.ring(bells.wake_up, app, lane),
         gate_moved=registry.wake,
+        others_serve=lambda: any(
+            each.gate == OPEN and each.worker_id != me.worker_id for each in roster.workers()
+        ),
         tell=tell,
     )
     runner = MassRunner(

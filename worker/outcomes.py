@@ -34,6 +34,7 @@ AGE_UNSURE_MS = 1_000
 UNDER_WAY_MOST_MS = 500
 # An order's time stamp that lies so far in the engine's future is from before its clock was set back.
 FUTURE_MARGIN_MS = 100
+KEY_REFUSALS_MOST = 5  # of one order, while the key works for others
 HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
 UNKNOWN_STATUS = "unknown_status"
 _KEY_OR_SCOPE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -88,6 +89,7 @@ class Case:
     reply, ``last_doubt`` the latest such, and ``unanswered_age_ms`` when that was given up on.
     ``accepted_age_ms``: when a cancel was accepted by a reply that does not describe our order.
     ``not_found_age_ms``: when a cancel last got a 404.
+    ``key_refusals``: how often a worker's key was refused for it.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
@@ -109,6 +111,7 @@ class Case:
     not_found_age_ms: int | None = None
     unknown_reads: int = 0
     first_unknown_age_ms: int | None = None
+    key_refusals: int = 0
     refused: Problem | None = None
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
@@ -228,6 +231,7 @@ _PLAIN = (
     "not_found_age_ms",
     "unknown_reads",
     "first_unknown_age_ms",
+    "key_refusals",
     "history",
     "seen",
     "rested_after_doubt",
@@ -348,11 +352,20 @@ def _refuse(case: Case, answer: Trouble, _now: Instant) -> Verdict | Next:
     return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
 
 
+def _refuse_key(case: Case, answer: Trouble, now: Instant) -> Verdict | Next:
+    # The key is this worker's: it claims nothing more, and workers with another key go on. Only where the key
+    # works for everything else is it the order that is refused.
+    case = replace(case, key_refusals=case.key_refusals + 1)
+    if case.key_refusals >= KEY_REFUSALS_MOST:
+        return _refuse(case, answer, now)
+    return _back_off(case, case.step)
+
+
 _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]] = {
     Meaning.NOT_FOUND: _read_back,
     Meaning.RETIRED: _ask_again_later,  # the exchange client has moved to the other dialect
     Meaning.CLOCK: _ask_again_later,  # the exchange client has corrected its clock
-    Meaning.KEY_REFUSED: _refuse,
+    Meaning.KEY_REFUSED: _refuse_key,
     Meaning.REFUSED: _refuse,
     Meaning.PAUSED: _ask_again_later,
     Meaning.UNAVAILABLE: _look_what_it_did,
@@ -376,7 +389,9 @@ def after_read(case: Case, answer: ReadAnswer, asked: Instant, lags: Lags) -> Ve
     case = case.troubled(answer.problem, asked)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
         return _unknown(case, asked.age_ms, lags)
-    if answer.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) and case.unanswered_age_ms is None:
+    if answer.meaning is Meaning.KEY_REFUSED:
+        return _back_off(case, case.step)
+    if answer.meaning is Meaning.REFUSED and case.unanswered_age_ms is None:
         return Verdict(Outcome.REFUSED, problem=case.refused or answer.problem, order=case.order)
     # Where a cancel got no answer and now a read gets none, cancels and reads take turns.
     answered = case.refused or case.not_found_age_ms is not None or case.accepted_age_ms is not None
