@@ -81,7 +81,17 @@ _PASSING_KINDS = (
 )
 # What Redis refuses for now: it loads, is busy with a script, is no primary (any more) or not in touch with
 # one, lacks replicas, memory or disk.
-_PASSING = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "OOM", "MISCONF", "TRYAGAIN")
+_PASSING = (
+    "LOADING",
+    "BUSY",
+    "READONLY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "OOM",
+    "MISCONF",
+    "TRYAGAIN",
+    "UNBLOCKED",
+)
 
 
 def can_pass(error: redis.RedisError) -> bool:
@@ -142,7 +152,10 @@ end
 local done, answer = pcall(run)
 if done then return answer end
 if has_written then error(answer) end
-return redis.error_reply(type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer))
+-- The kind of an error is its first word: where in the script it came up must not stand before that.
+local words = type(answer) == 'table' and answer.err or tostring(answer)
+words = string.gsub(words, '^user_script:%d+: ', '')
+return redis.error_reply(string.match(words, '^[A-Z]+ ') and words or 'ERR ' .. words)
 """
 
 
