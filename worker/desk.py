@@ -7,6 +7,7 @@ step with putting down what the last one brought.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -15,9 +16,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.book import (
     Accepted,
@@ -56,6 +57,11 @@ SWEEP_PATIENCE_S = 1.0
 REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
+# So long a message waits in a thread until Redis takes it; then it goes back to its queue. Well within the
+# time after which it is delivered again anyway.
+PATIENT_S = 30.0
+NOT_STORED_MOST = 1000  # orders of which it is remembered that this was said
+KEPT_MOST_CHARS = 65_536
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
 
 # A hand in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
@@ -63,6 +69,28 @@ _Place = Place[Pursued, tuple[Claim, float]]
 
 # What one hand at a time waits for: whether tokens, and of which lanes.
 _WaitsFor = tuple[bool, tuple[Lane, ...]]
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What entering the requests of a message came to; ``refused``: what Redis does not take, and why."""
+
+    accepted: Accepted
+    refused: tuple[tuple[CancelRequest, BookError], ...] = ()
+
+    def and_also(self, other: Entered) -> Entered:
+        """Both together."""
+        mine, more = self.accepted, other.accepted
+        accepted = Accepted(
+            mine.settled | more.settled,
+            heard=mine.heard and more.heard,
+            waiting_messages=max(mine.waiting_messages, more.waiting_messages),
+            joined=mine.joined | more.joined,
+        )
+        return Entered(accepted, self.refused + other.refused)
+
 
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
@@ -105,6 +133,8 @@ class Desk:
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._no_book = Seldom()
+        self._not_entered = Seldom()
+        self._not_stored: set[str] = set()
         self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
         self._gate = Gate(
             lambda state: exchange.warm_up() if state is GateState.KEY_REFUSED else exchange.status(),
@@ -125,18 +155,41 @@ class Desk:
             tell=tell,
         )
 
-    def accept(
+    def enter(
         self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: Sequence[str] = ()
-    ) -> Accepted:
-        """Enters the requests of a message into the book; raises BookError only when stopping."""
+    ) -> Entered:
+        """Enters the requests of a message into the book, those that Redis takes.
+
+        Raises BookError for what can pass; then asking again changes nothing for those that are entered.
+        """
+        try:
+            accepted = self._book.accept(
+                requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
+            )
+        except BookError as error:
+            if error.can_pass:
+                raise
+            if len(requests) == 1:
+                return Entered(Accepted({}, heard=True, waiting_messages=0), ((requests[0], error),))
+        else:
+            return Entered(accepted)
+        half = len(requests) // 2  # one of them spoils the step: the others are entered without it
+        return self.enter(requests[:half], lane=lane, reply_to=reply_to[:half]).and_also(
+            self.enter(requests[half:], lane=lane, reply_to=reply_to[half:])
+        )
+
+    def until_done(self, ask: Callable[[], _Answer]) -> _Answer:
+        """What ``ask`` gets from Redis, asked again for a while where that can help; raises BookError."""
+        give_up = time.monotonic() + PATIENT_S
         while True:
             try:
-                return self._book.accept(
-                    requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
-                )
+                return ask()
             except BookError as error:
-                log.warning("a message cannot be entered yet: %s", error)
-                if self._stopping.wait(STORE_AGAIN_EVERY_S):
+                if not error.can_pass:
+                    raise
+                if (more := self._not_entered.now()) is not None:
+                    log.warning("a message cannot be entered yet: %s", f"{error}{more}")
+                if self._stopping.wait(STORE_AGAIN_EVERY_S) or time.monotonic() > give_up:
                     raise
 
     def refuse(self, result: CancelResult) -> None:
@@ -148,14 +201,28 @@ class Desk:
         """Keeps a message that nobody can understand, for inspection."""
         self._book.keep_unreadable(message)
 
+    def set_aside(self, why: str, **what: Any) -> None:
+        """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
+        try:
+            self._book.keep_unreadable(
+                json.dumps({"at": utc_text(time.time()), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
+            )
+        except BookError as error:
+            log.warning("it is only in this log: %s", error)
+
     def work(self) -> None:
         """Works as a message asks for it; see :meth:`serve`.
 
         Returns at once when enough threads are at it: one stays free for messages that are to be entered.
         """
         with self._room.one_more() as wanted:
-            if wanted:
+            if not wanted:
+                return
+            try:
                 self.serve(self._lanes)
+            except BookError as error:  # the message has done its part, and nobody else is to fail of it
+                if (more := self._no_book.now()) is not None:
+                    log.warning("no work: %s", f"{error}{more}")
 
     def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be.
@@ -345,11 +412,14 @@ class Desk:
 
     def _put_down(self, held: Pursued) -> Pursued:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
-        done, give_up = None, None
+        done: list[bool] | None = None
+        give_up = None
         while held.conclusions and done is None:
             try:
                 done, _ = self._book.turn([held.brought], None)
             except BookError as error:
+                if not error.can_pass:
+                    return self._put_down_each(held, error)
                 log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
                 if self._stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
@@ -359,6 +429,28 @@ class Desk:
         self._release([held])
         if done is not None:
             self._tell_put([held], done)
+        return Pursued()
+
+    def _put_down_each(self, held: Pursued, error: BookError) -> Pursued:
+        """Puts down one by one what Redis does not take together: one that it refuses is kept as text."""
+        if len(held.conclusions) > 1:
+            for conclusion in held.conclusions:
+                self._put_down(replace(held, conclusions=(conclusion,)))
+            return Pursued()
+        [conclusion] = held.conclusions
+        order_id = conclusion.entry.order_id
+        if order_id not in self._not_stored:
+            if len(self._not_stored) < NOT_STORED_MOST:
+                self._not_stored.add(order_id)
+            log.error(
+                "%s: what became of it cannot be stored, and is tried again: %s",
+                order_id,
+                error,
+                extra=_about(conclusion.entry),
+            )
+            result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
+            self.set_aside(str(error), order_id=order_id, result=result)
+        self._release([held])
         return Pursued()
 
     def _release(self, helds: Sequence[Pursued]) -> None:

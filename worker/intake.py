@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 200
 WORTH_IT = 4  # messages; fewer are Celery's own work
 TURN_MS = 2_000  # one worker at a time takes in
+LEFT_MOST = 10_000
 
 
 class Intake:
@@ -37,6 +38,7 @@ class Intake:
         self._settings = settings
         self._desk = desk
         self._at_it = threading.Lock()
+        self._left: set[bytes] = set()
 
     def take_in(self, lane: Lane) -> None:
         """Takes in what waits in the lane's queue, unless somebody is at it already."""
@@ -47,6 +49,8 @@ class Intake:
                 pass
         except BookError as error:
             log.info("what waits in the queue is left to Celery: %s", error)
+        except Exception:  # a defect of ours, which is not the message's that has just been entered
+            log.exception("what waits in the queue is left to Celery")
         finally:
             self._at_it.release()
 
@@ -58,15 +62,27 @@ class Intake:
             return False
         try:
             items: list[bytes] = scripts.call(lambda: self._server.lrange(queue, -AT_ONCE, -1))
-            found = [(item, *read) for item in items if (read := _request_in(item, lane))]
+            found = [
+                (item, *read)
+                for item in items
+                if item not in self._left and (read := _request_in(item, lane))
+            ]
             if len(found) < WORTH_IT:
                 return False
             requests = [request for _, request, _ in found]
-            self._desk.accept(requests, lane=lane, reply_to=[reply_to for _, _, reply_to in found])
-            self._take_off(queue, [item for item, _, _ in found])
+            entered = self._desk.enter(requests, lane=lane, reply_to=[reply_to for _, _, reply_to in found])
+            refused = {request.order_id for request, _ in entered.refused}
+            self._leave([item for item, request, _ in found if request.order_id in refused])
+            self._take_off(queue, [item for item, request, _ in found if request.order_id not in refused])
             return True
         finally:
             scripts.call(functools.partial(self._server.delete, turn))
+
+    def _leave(self, items: Sequence[bytes]) -> None:
+        """Leaves to Celery what Redis does not take: each is answered and set aside when its turn comes."""
+        if len(self._left) > LEFT_MOST:
+            self._left.clear()  # most of those are gone by now
+        self._left.update(items)
 
     def _take_off(self, queue: str, items: Sequence[bytes]) -> None:
         pipeline = self._server.pipeline(transaction=False)

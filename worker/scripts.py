@@ -97,7 +97,7 @@ _PASSING = (
 def can_pass(error: redis.RedisError) -> bool:
     """Whether the same may work later without anybody's doing."""
     if not isinstance(error, redis.ResponseError):
-        return True
+        return not isinstance(error, redis.DataError)
     return isinstance(error, _PASSING_KINDS) or str(error).startswith(_PASSING)
 
 

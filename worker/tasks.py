@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from celery.exceptions import Ignore, Reject
 
 from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
-from worker.book import Accepted
 from worker.logs import about
 from worker.mass_request import MassRequest
 from worker.office import desk, intake, mass_runner
@@ -37,7 +37,13 @@ from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 
+NOT_ENTERED = "not_entered"  # the code of what Redis does not take
+_Done = TypeVar("_Done")
 _Parsed = TypeVar("_Parsed", CancelRequest | CancelResult, MassRequest)
+
+
+class CannotBeAnswered(Exception):  # noqa: N818 - what whoever waits is told
+    """The orders of a list are worked on, but the list of their results cannot be given."""
 
 
 @app.task(bind=True, name="cancel_order")
@@ -46,15 +52,18 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
     if _entered(self):
         desk().work()
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
-    parsed = _traced(self, _parse(_one_message(args, fields)))
-    if isinstance(parsed, CancelResult):
-        return _refused(parsed, _lane(self))
-    reply_to = "" if self.request.ignore_result else self.request.id
-    accepted = _accept([parsed], _lane(self), reply_to=[reply_to])
-    intake().take_in(_lane(self))  # where one comes raw, more may be waiting
-    if parsed.order_id in accepted.settled:
-        return accepted.settled[parsed.order_id].to_json()
-    if not accepted.heard:
+    with _set_aside_when_it_fails(self, args, fields):
+        lane, parsed = _lane(self), _traced(self, _parse(_one_message(args, fields)))
+        if isinstance(parsed, CancelResult):
+            return _refused(parsed, lane)
+        reply_to = "" if self.request.ignore_result else self.request.id
+        entered = _until_done(lambda: desk().enter([parsed], lane=lane, reply_to=[reply_to]))
+        for request, error in entered.refused:
+            return _not_entered(self, request, error)
+        intake().take_in(lane)  # where one comes raw, more may be waiting
+    if parsed.order_id in entered.accepted.settled:
+        return entered.accepted.settled[parsed.order_id].to_json()
+    if not entered.accepted.heard:
         desk().work()
     raise Ignore  # the book stores the result under this task's id when the order is settled
 
@@ -62,20 +71,26 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
 @app.task(bind=True, name="cancel_orders")
 def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
     """Cancels a list of orders; the value has one result for each, in the order they are first named."""
-    parsed = [_traced(self, _parse(message)) for message in _many_messages(args, fields)]
-    requests = {each.order_id: each for each in reversed(parsed) if isinstance(each, CancelRequest)}
-    ids = list(dict.fromkeys(each.order_id for each in parsed if isinstance(each, CancelRequest)))
-    lane = _lane(self)
-    accepted = _accept([requests[order_id] for order_id in ids], lane)
-    fresh = [requests[order_id] for order_id in ids if order_id not in accepted.settled]
-    if not accepted.heard:
-        ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
-    try:
+    with _set_aside_when_it_fails(self, args, fields):
+        lane, parsed = _lane(self), [_traced(self, _parse(each)) for each in _many_messages(args, fields)]
+        named = [each for each in parsed if isinstance(each, CancelRequest)]
+        requests = list({each.order_id: each for each in reversed(named)}.values())[::-1]
+        entered = _until_done(lambda: desk().enter(requests, lane=lane))
+        bad = {request.order_id for request, _ in entered.refused}
+        ids = [each for each in dict.fromkeys(each.order_id for each in named) if each not in bad]
+        accepted = entered.accepted
+        fresh = [each for each in requests if each.order_id not in {*accepted.settled, *bad}]
+        if not accepted.heard:
+            ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
         refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
-        if not self.request.ignore_result:
-            desk().reply_when_settled(self.request.id, ids, refused)
-    except BookError as error:
-        raise Reject(str(error), requeue=True) from None  # accepting again changes nothing
+        refused += [_not_entered(self, request, error) for request, error in entered.refused]
+        try:
+            if not self.request.ignore_result:  # (accepting again, should it come to that, changes nothing)
+                _until_done(lambda: desk().reply_when_settled(self.request.id, ids, refused))
+        except BookError as error:
+            log.warning("%s: its list cannot be noted, the orders are worked on: %s", self.request.id, error)
+            _set_aside(self, str(error), orders=ids)
+            app.backend.mark_as_failure(self.request.id, CannotBeAnswered(str(error)))
     desk().work()
     raise Ignore  # the sweep stores the list under this task's id when all orders are settled
 
@@ -86,19 +101,22 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
     if _entered(self):
         mass_runner().look()
         return None
-    if args:
-        fields["positional arguments"] = list(args)
+    given = fields.get("request_id")
+    known_by = given if is_order_id(given) else self.request.id
+    told = about(Lane.RISK, known_by, None, code="invalid_request")
+    asked = {"positional arguments": list(args), **fields} if args else fields
     try:
-        request = _traced(self, MassRequest.parse({"request_id": self.request.id, **fields}))
-        mass_runner().enter(request, reply_to="" if self.request.ignore_result else self.request.id)
+        with _set_aside_when_it_fails(self, args, fields):
+            request = _traced(self, MassRequest.parse({"request_id": self.request.id, **asked}))
+            reply_to = "" if self.request.ignore_result else self.request.id
+            _until_done(lambda: mass_runner().enter(request, reply_to=reply_to))
     except BadRequest as bad:
-        given = fields.get("request_id")
-        known_by = given if is_order_id(given) else self.request.id
-        told = about(Lane.RISK, known_by, None, code="invalid_request")
         log.warning("mass cancel refused: %s", bad, extra=told)
         return {"request_id": given, "flat": False, "error": str(bad)}
     except BookError as error:
-        raise Reject(str(error), requeue=True) from None
+        log.warning("mass cancel not entered: %s", error, extra={**told, "code": NOT_ENTERED})
+        _set_aside(self, str(error), kwargs=fields)
+        return {"request_id": known_by, "flat": False, "error": f"not entered: {error}"}
     raise Ignore  # the runner stores the report under this task's id when it is done
 
 
@@ -108,11 +126,48 @@ def wake_up(*_args: Any, **_fields: Any) -> None:
     desk().work()
 
 
-def _accept(requests: Sequence[CancelRequest], lane: Lane, *, reply_to: Sequence[str] = ()) -> Accepted:
+def _until_done(ask: Callable[[], _Done]) -> _Done:
+    """Does it, waiting out what can pass; a message that has waited for too long goes back to its queue."""
     try:
-        return desk().accept(requests, lane=lane, reply_to=reply_to)
+        return desk().until_done(ask)
     except BookError as error:
-        raise Reject(str(error), requeue=True) from None  # not ours yet: the message must not be lost
+        if error.can_pass:
+            raise Reject(str(error), requeue=True) from None  # not ours yet: it must not be lost
+        raise
+
+
+@contextmanager
+def _set_aside_when_it_fails(task: Task, args: tuple[Any, ...], fields: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps the text of a message that fails for good; whoever waits for it is told by what is raised."""
+    try:
+        yield
+    except (Reject, BadRequest, BookError):  # these are answered
+        raise
+    except Exception as error:
+        log.exception("a message cannot be handled and is set aside: %s", f"{task.name} {task.request.id}")
+        _set_aside(task, str(error), args=args, kwargs=fields)
+        raise
+
+
+def _set_aside(task: Task, why: str, **message: Any) -> None:
+    queue = (task.request.delivery_info or {}).get("routing_key")
+    desk().set_aside(why, task=task.name, task_id=task.request.id, queue=queue, **message)
+
+
+def _not_entered(task: Task, request: CancelRequest, error: BookError) -> dict[str, Any]:
+    """The value that says that Redis does not take this request, which is kept as text."""
+    now = utc_text(time.time())
+    perhaps = "; it may be accepted all the same" if error.may_be_accepted else ""
+    result = CancelResult(
+        order_id=request.order_id,
+        # What may be accepted all the same is not known to rest without anybody at work on it.
+        outcome=Outcome.UNRESOLVED if error.may_be_accepted else Outcome.REFUSED,
+        requested_at=now,
+        settled_at=None if error.may_be_accepted else now,
+        error=Problem(NOT_ENTERED, f"{error}{perhaps}: ask again when that is mended"),
+    )
+    _set_aside(task, str(error), kwargs=request.fields())
+    return _refused(result, _lane(task))
 
 
 def _entered(task: Task) -> bool:
@@ -176,5 +231,8 @@ def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
             "code": result.error and result.error.code,
         },
     )
-    desk().refuse(result)
+    try:
+        desk().refuse(result)
+    except BookError as error:  # who waits for this message has it as its value
+        log.warning("%s: its refusal cannot be stored: %s", result.order_id, error)
     return result.to_json()
