@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "KALSHI_READ_LAG_S": str(READ_LAG_S),
     "KALSHI_READ_TIMEOUT_S": str(READ_TIMEOUT_S),
     "KALSHI_CALL_DEADLINE_S": str(CALL_DEADLINE_S),
+    "PYTHONFAULTHANDLER": "1",  # SIGABRT has a worker write down what each of its threads does
 }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +151,10 @@ class Scene:
         victim.signal(signal.SIGTERM)
         self.crew.workers.remove(victim)
         self.crew.fill_up()
-        code = victim.stop(within_s=2 * TERM_WITHIN_S)
+        with suppress(subprocess.TimeoutExpired):
+            victim.process.wait(TERM_WITHIN_S + 1)
+        victim.signal(signal.SIGABRT)  # one that hangs writes down where, and ends
+        code = victim.stop()
         took_s = time.monotonic() - asked_s
         if code != 0 or took_s > TERM_WITHIN_S:
             self.problems.append(f"SIGTERM: {victim.log_path.name} ended with {code} after {took_s:.1f} s")
