@@ -631,6 +631,14 @@ def test_an_archive_that_cannot_be_searched_leaves_it_open():
     assert (learned.case.step, learned.pause) == (Step.SEARCH_ARCHIVE, Pause.BACK_OFF)
 
 
+def test_the_read_that_can_prove_it_waits_for_the_lag_and_none_before_it_takes_a_sender():
+    first = after_read_at(a_404(), NOT_FOUND, T0 + 200)
+    second = after_read_at(onward(first), NOT_FOUND, T0 + 300)
+    assert (first.at_least_s, second.at_least_s) == (0.0, (LAG_MS - 100) / 1000)
+    third = after_read_at(onward(second), NOT_FOUND, T0 + 200 + LAG_MS)
+    assert (third.case.step, third.at_least_s) == (Step.SEARCH_ARCHIVE, 0.0)
+
+
 def test_many_404s_within_the_lag_are_no_proof():
     case = a_404()
     for n in range(50):

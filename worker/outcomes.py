@@ -566,5 +566,9 @@ def _unknown(case: Case, age_ms: int, lags: Lags) -> Verdict | Next:
         return Verdict(Outcome.REFUSED, problem=case.refused)
     first_ms = min(age_ms, age_ms if case.first_unknown_age_ms is None else case.first_unknown_age_ms)
     case = replace(case, unknown_reads=case.unknown_reads + 1, first_unknown_age_ms=first_ms)
-    long_enough = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and age_ms - first_ms >= lags.read_ms
-    return _at_once(case, Step.SEARCH_ARCHIVE) if long_enough else _back_off(case, Step.READ_BACK)
+    left_ms = lags.read_ms - (age_ms - first_ms)
+    if case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF and left_ms <= 0:
+        return _at_once(case, Step.SEARCH_ARCHIVE)
+    # The last read is the one that counts: others before it would only take tokens and senders from the rest.
+    enough_before = case.unknown_reads >= NOT_FOUND_READS_FOR_PROOF - 1
+    return _back_off(case, Step.READ_BACK, max(left_ms / 1000, 0.0) if enough_before else 0.0)
