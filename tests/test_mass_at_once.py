@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
-from crew import PATIENCE_S, about_orders
+from crew import PATIENCE_S, about_orders, ids
 
 from sandbox.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}
 SOON_S = 2.0  # with room for a busy machine; what it must not wait for takes longer
+READ_LAG_S = 0.5  # crew.ENVIRONMENT
 FORBIDDEN = {"status": 403, "code": "forbidden"}
 
 
@@ -234,3 +235,17 @@ def test_where_only_one_subaccount_is_forbidden_the_others_are_canceled(crew):
     assert report["flat"] is False
     assert {each["order_id"] for each in report["affected"]} == set(allowed)
     assert resting(crew) == set(forbidden) == set(reasons(report))
+
+
+# -- how long it is to take
+
+
+@pytest.mark.parametrize(("live", "unknown"), [(0, 20), (100, 300)])
+def test_the_prediction_counts_ids_that_the_exchange_does_not_know(crew, live, unknown):
+    order_ids = [*crew.place(live), *ids(unknown)]
+    report = crew.client.mass_cancel({"order_ids": order_ids}).result(timeout=PATIENCE_S)
+    predicted_s, actual_s = report["predicted_s"], report["actual_s"]
+    print(f"{live} live, {unknown} unknown: predicted {predicted_s:.2f} s, actual {actual_s:.2f} s")
+    assert report["flat"], report["why_not_flat"]
+    assert unknown <= report["plan"]["ids_not_listed"] <= unknown + live
+    assert predicted_s > READ_LAG_S, "what is not there is known only after the lag"

@@ -15,8 +15,9 @@ from worker import mass_report
 from worker.book import Fenced
 from worker.logs import Seldom, about
 from worker.mass_claim import MassClaim, MassClaims
+from worker.mass_means import Means
 from worker.mass_request import MassRequest
-from worker.mass_run import STUMBLES_MOST, LeftToOthers, MassRun, Means
+from worker.mass_run import STUMBLES_MOST, LeftToOthers, MassRun
 from worker.notices import MassStep
 from worker.orders import Lane
 from worker.scripts import BookError

@@ -10,15 +10,13 @@ from decimal import Decimal
 from typing import Any
 
 from worker import mass_planning, mass_report
-from worker.book import Book
 from worker.mass_claim import MassClaim
 from worker.mass_listing import Listing
+from worker.mass_means import Means
 from worker.mass_planning import Command, Found, Start
 from worker.mass_report import End
 from worker.mass_request import MassRequest
-from worker.masses import Masses
 from worker.orders import SHARDS, ConfirmedBy, Lane, utc_text
-from worker.pacing import Pacer
 
 
 @dataclass(slots=True)
@@ -43,18 +41,14 @@ class Account:
         self,
         request: MassRequest,
         claim: MassClaim,
-        *,
-        book: Book,
-        masses: Masses,
-        pacer: Pacer,
-        read_lag_s: float,
+        means: Means,
     ) -> None:
         self._request = request
         self._claim = claim
-        self._book = book
-        self._masses = masses
-        self._pacer = pacer
-        self._read_lag_s = read_lag_s
+        self._book = means.book
+        self._masses = means.masses
+        self._pacer = means.pacer
+        self._read_lag_s = means.read_lag_s
         self.plan = claim.read("plan")
         self.start = self._begin()
 
@@ -74,14 +68,12 @@ class Account:
     ) -> dict[str, Any]:
         """Plans what was found, ``after_s`` seconds after the start."""
         resting = {} if listing is None else listing.resting
-        named: Collection[str] = ()
-        if self._request.scope.names_orders_only:
-            noted = self._claim.orders()
-            named = [each for each in self._request.scope.order_ids if not _is_settled(noted.get(each))]
+        missing, settled = self._not_shown(resting)
         found = Found(
             shards=Counter(order.exchange_index or 0 for order in resting.values()),
             contracts=sum((order.remaining_count or Decimal(0) for order in resting.values()), Decimal(0)),
-            not_listed=sum(each not in resting for each in named),
+            not_listed=missing,
+            settled=settled,
             listed_at=None if listing is None else listing.at,
             after_s=after_s,
         )
@@ -98,6 +90,19 @@ class Account:
             self._claim.note(plan=self.plan)
         return self.plan
 
+    def _not_shown(self, resting: Collection[str]) -> tuple[int, int]:
+        """Of the ids that were entered unlisted: how many a listing does not show, and are settled by now."""
+        if not self._request.scope.names_orders_only:
+            return 0, 0
+        noted = self._claim.orders()
+        ids = [
+            each
+            for each in self._request.scope.order_ids
+            if each not in resting and not _is_settled(noted.get(each))
+        ]
+        settled = self._book.records(ids) if noted else {}
+        return len(ids) - len(settled), len(settled)
+
     def tell_progress(self, still: int, overdue: int) -> None:
         """Tells how many orders are open, and of how many whoever waits was told they are unresolved."""
         orders = self._claim.count_orders()
@@ -111,6 +116,21 @@ class Account:
             "at": utc_text(time.time()),
         }
         self._claim.note(progress=progress)
+
+    def all_named_are_over(self) -> bool:
+        """Whether it is known of each order by itself that it is over: then no listing need show it."""
+        scope = self._request.scope
+        if not scope.names_orders_only:
+            return False
+        records = self._book.records(scope.order_ids)
+        return all(each in records and records[each].outcome.final for each in scope.order_ids)
+
+    def note_refused(self, key_id: str) -> set[str]:
+        """Notes that the exchange refuses a worker's key; all those keys."""
+        noted = self._claim.read("refused") or {}
+        key_ids = {*noted.get("key_ids", ()), key_id}
+        self._claim.note(refused={"key_ids": sorted(key_ids)})
+        return key_ids
 
     def report(self, findings: Findings) -> dict[str, Any]:
         """The report."""

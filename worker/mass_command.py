@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from worker.book import Book, Fenced, Known
+from worker.book import Fenced, Known
 from worker.clock import Span
-from worker.dialects import CANCEL_ALL, Call, Meaning, Trouble, compose_trigger, parse_time_ms
-from worker.exchange import Exchange
+from worker.dialects import Meaning, Trouble, parse_time_ms
 from worker.mass_claim import MassClaim
 from worker.mass_entering import Entered, Entering
 from worker.mass_listing import Listing
+from worker.mass_means import Means
 from worker.mass_planning import COMMAND_CATCH_UP_S, GROUP_TRIGGER, Command
 from worker.mass_request import MassRequest
-from worker.notices import BucketCorrected, CallMade, Tell
-from worker.orders import CancelRequest, Lane, Order, Problem, utc_text
+from worker.mass_sending import Address, CommandSender, Given
+from worker.orders import CancelRequest, Lane, Order, Problem
 from worker.outcomes import Case
-from worker.pacing import Pacer
+from worker.scope import Scope
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -34,44 +32,11 @@ log = logging.getLogger(__name__)
 HEAD_START_S = 0.2  # of the first listing
 # By then a command is answered, or its runner has vanished: orders are left alone for so long.
 ANSWERED_WITHIN_S = 8.0
-TOKENS_WITHIN_S = 1.0  # longer, and order by order is as good
 AGAIN_S = 1.0  # between two attempts, while nothing can be listed
 REDIS_AGAIN_S = 0.1
-CANCEL_ALL_TAIL_S = 60.0  # new orders are canceled for so long
 # What ended so little before the command may be its doing: the exchange's clock is known to about a second.
 CLOCK_MARGIN_MS = 1_000
 _DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an order group is; a command for the whole account has none."""
-
-    subaccount: int | None = None
-    exchange_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What has become of the command so far, as it is stored and reported.
-
-    ``sent`` times; ``answer``: "done", the code of what was answered last, or why it was not sent; None: none
-    yet. ``sent_ms``: when it was first sent, on the exchange's clock.
-    """
-
-    sent: int = 0
-    sent_ms: int | None = None
-    answer: str | None = None
-    may_have_worked: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """The stored form."""
-        return {
-            "sent": self.sent,
-            "sent_ms": self.sent_ms,
-            "answer": self.answer,
-            "may_have_worked": self.may_have_worked,
-        }
 
 
 class Commanding:
@@ -82,24 +47,20 @@ class Commanding:
         command: Command,
         request: MassRequest,
         claim: MassClaim,
+        means: Means,
         entering: Entering,
         *,
-        book: Book,
-        exchange: Exchange,
-        pacer: Pacer,
-        tell: Tell,
         now_s: Callable[[], float],
-        read_lag_s: float,
     ) -> None:
         self.command = command
         self._request = request
         self._claim = claim
         self._entering = entering
-        self._book = book
-        self._exchange = exchange
-        self._sender = _Sender(command, claim, exchange, pacer, tell)
+        self._book = means.book
+        self._exchange = means.exchange
+        self._sender = CommandSender(command, claim, means)
         self._now_s = now_s
-        self._read_lag_s = read_lag_s
+        self._read_lag_s = means.read_lag_s
         self._lock = threading.Lock()
         self._first_listing = threading.Event()
         self._wake = threading.Event()
@@ -110,6 +71,7 @@ class Commanding:
         self._declined: str | None = None
         self._others: set[str] = set()  # orders that somebody else is at
         self._waiting: list[CancelRequest] = []  # entered while it is pending
+        self._swept: set[str] = set()  # orders that it may have hit
         self._engine: Span | None = None  # when it was first sent, on the clock that stamps orders
         self._answered_s = 0.0
         self.given = Given()
@@ -143,6 +105,10 @@ class Commanding:
         self._first_listing.set()
         self._wake.set()
 
+    def go(self) -> None:
+        """Ends the head start of the first listing."""
+        self._first_listing.set()
+
     def listed(self, listing: Listing | None) -> None:
         """Tells that a listing has ended: whole, or not."""
         if listing is not None and listing.is_clean and not self._first_listing.is_set():
@@ -155,12 +121,15 @@ class Commanding:
         """Enters what a listing shows, as perhaps canceled where the command may have hit it."""
         with self._lock:
             if self.command.what == GROUP_TRIGGER:
-                self._seek({self._address_of(order) for order in orders.values()})
+                self._seek({_address(self._request.scope, order) for order in orders.values()})
             doubt = self._doubt(began_s)
             entered: Entered = self._entering.listed(orders, began_s, doubt)
             self._others |= entered.joined
+            mine = [each for each in entered.requests if each.order_id not in entered.joined]
+            if doubt is not None:
+                self._swept |= {each.order_id for each in mine}
             if self._is_pending:
-                self._waiting += [each for each in entered.requests if each.order_id not in entered.joined]
+                self._waiting += mine
 
     def hit(self, ended: Iterable[Order]) -> tuple[dict[str, Order], set[str]]:
         """Of canceled orders: those that the command may have canceled and nobody has listed before.
@@ -172,28 +141,19 @@ class Commanding:
         if not self.given.may_have_worked or self.given.sent_ms is None:
             return before, later
         since_ms = self.given.sent_ms - CLOCK_MARGIN_MS
-        for order in ended:
-            if self._entering.knows(order.order_id) or (order.last_update_ms or 0) < since_ms:
+        over = [order for order in ended if (order.last_update_ms or 0) >= since_ms]
+        # The end of what it has surely hit tells when that was, on the clock that stamps orders.
+        hits = [order.last_update_ms or 0 for order in over if order.order_id in self._swept]
+        given_ms = min(hits, default=self.given.sent_ms)
+        for order in over:
+            if self._entering.knows(order.order_id):
                 continue
             created_ms, _ = parse_time_ms(order.raw.get("created_time"))
-            if created_ms is not None and created_ms >= self.given.sent_ms:
+            if created_ms is not None and created_ms >= given_ms:
                 later.add(order.order_id)
             else:
                 before[order.order_id] = replace(order, remaining_count=None, fill_count=None)
         return before, later
-
-    def told(self) -> dict[str, Any]:
-        """What the report says of it."""
-        given, until = self.given, None
-        if given.may_have_worked and given.sent_ms is not None and self.command.what != GROUP_TRIGGER:
-            until = utc_text(given.sent_ms / 1000 + CANCEL_ALL_TAIL_S)
-        return {
-            "what": self.command.what,
-            "sent": given.sent,
-            "sent_at": None if given.sent_ms is None else utc_text(given.sent_ms / 1000),
-            "answer": given.answer,
-            "in_force_until": until,
-        }
 
     # -- what is known of orders
 
@@ -229,7 +189,7 @@ class Commanding:
                     words = f"somebody else was canceling {len(self._others)} of its orders already"
                     self._set_declined(words)
                 elif not self._todo:
-                    self._seek({self._scope_address()})
+                    self._seek({_address(self._request.scope)})
         while not self._stopping:
             try:
                 self._send_all()
@@ -278,17 +238,6 @@ class Commanding:
                 self._is_pending = True
                 self._wake.set()
 
-    def _scope_address(self) -> Address:
-        scope = self._request.scope
-        return Address(scope.subaccount, scope.exchange_index)
-
-    def _address_of(self, order: Order) -> Address:
-        scope = self._scope_address()
-        return Address(
-            scope.subaccount if order.subaccount is None else order.subaccount,
-            scope.exchange_index if order.exchange_index is None else order.exchange_index,
-        )
-
     def _send_all(self) -> None:
         """Sends what is to be sent, and has what waits for that followed up."""
         with self._lock:
@@ -300,7 +249,7 @@ class Commanding:
                 if self._declined is not None or self._stopping:
                     return
                 self._engine = self._engine or self._exchange.engine_now()
-                sent_ms = self.given.sent_ms or self._exchange.now_ms()
+                sent_ms = self.given.sent_ms or self._moment_ms()
                 given = replace(self.given, sent=self.given.sent + 1, sent_ms=sent_ms, answer=None)
                 self.given = given if paid else self.given
             problem = Problem("no_tokens", "there were no write tokens for it")
@@ -309,6 +258,13 @@ class Commanding:
             with self._lock:
                 self._todo -= set(todo)
                 self._conclude(troubles)
+
+    def _moment_ms(self) -> int:
+        """This moment on the clock that stamps orders, or, while that is hardly known, on the front's."""
+        engine = self._engine
+        if engine is not None and engine.high_ms - engine.low_ms < CLOCK_MARGIN_MS:
+            return round(engine.middle_ms)
+        return self._exchange.now_ms()
 
     def _conclude(self, troubles: Sequence[Trouble | None]) -> None:
         answers = [_DONE if trouble is None else trouble.problem.code for trouble in troubles]
@@ -327,59 +283,12 @@ class Commanding:
         self._release()
 
 
-class _Sender:
-    """Sends the command, paid for and under the claim; tells about each call."""
-
-    def __init__(
-        self, command: Command, claim: MassClaim, exchange: Exchange, pacer: Pacer, tell: Tell
-    ) -> None:
-        self._command = command
-        self._claim = claim
-        self._exchange = exchange
-        self._pacer = pacer
-        self._tell = tell
-
-    def pays(self) -> bool:
-        """Takes the tokens of one call; False: they are not there in time."""
-        cost = self._pacer.limits.cancel_cost
-        give_up = time.monotonic() + TOKENS_WITHIN_S
-        while (wait_s := self._pacer.take("write", cost)) > 0:
-            if time.monotonic() + wait_s > give_up:
-                return False
-            time.sleep(wait_s)
-        return True
-
-    def send(self, address: Address, given: Given) -> Trouble | None:
-        """Gives the command once, which makes it ``given``; what stood in the way. Raises Fenced."""
-        cost, fence = self._pacer.limits.cancel_cost, self._claim.fence
-        self._claim.note(command=given.to_json())
-        self._claim.keep()
-        if not self._claim.is_surely_held:  # stopped in between: somebody else may have finished
-            raise Fenced(fence)
-        started = time.monotonic()
-        trouble = self._exchange.command(self._call(address))
-        took_s = time.monotonic() - started
-        self._tell(CallMade("command", (), Lane.RISK, trouble, took_s, "write", cost, fence.request_id))
-        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
-            self._claim.spend(cost)
-        code = trouble and trouble.problem.code
-        self._claim.tell_trail("command", what=self._command.what, error=code)
-        if trouble is not None:
-            log.warning(
-                "mass cancel %s: its command was not done: %s",
-                fence.request_id,
-                trouble.problem.message,
-                extra={"request_id": fence.request_id, "code": code},
-            )
-            if trouble.meaning is Meaning.BUSY and self._pacer.correct("write", cost):
-                self._tell(BucketCorrected("write"))
-        return trouble
-
-    def _call(self, address: Address) -> Call:
-        if self._command.order_group_id is None:
-            return CANCEL_ALL
-        return compose_trigger(
-            self._command.order_group_id,
-            subaccount=address.subaccount,
-            exchange_index=address.exchange_index,
-        )
+def _address(scope: Scope, order: Order | None = None) -> Address:
+    """Where an order's group is, as far as the order and the scope tell."""
+    subaccount, shard = scope.subaccount, scope.exchange_index
+    if order is None:
+        return Address(subaccount, shard)
+    return Address(
+        subaccount if order.subaccount is None else order.subaccount,
+        shard if order.exchange_index is None else order.exchange_index,
+    )

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from worker.book import Book, Known
+from worker.book import ACCEPT_AT_ONCE, Known
 from worker.mass_claim import MassClaim, Planned
+from worker.mass_means import Means
 from worker.mass_request import MassRequest
 from worker.orders import (
     NUMBER_MAX,
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 # How long the orders' own waiters wait to be told; the mass cancel has its own deadline.
 ORDER_DEADLINE_S = 60.0
 REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
-NAMED_AT_ONCE = 1_000
 # The first cancels in each subaccount tell whether the key may cancel there: so many are watched, and so many
 # refusals are enough.
 WATCHED = 10
@@ -52,27 +52,22 @@ class Entered:
 
 
 class Entering:
-    """Enters for one mass cancel; safe to share between threads.
-
-    ``call_hands`` wakes workers up for a lane with so many messages.
-    """
+    """Enters for one mass cancel; safe to share between threads."""
 
     def __init__(
         self,
         request: MassRequest,
         claim: MassClaim,
-        book: Book,
+        means: Means,
         *,
-        call_hands: Callable[[Lane, int], None],
         now_s: Callable[[], float],
-        read_lag_s: float,
     ) -> None:
         self._request = request
         self._claim = claim
-        self._book = book
-        self._call_hands = call_hands
+        self._book = means.book
+        self._call_hands = means.call_hands
         self._now_s = now_s
-        self._read_lag_s = read_lag_s
+        self._read_lag_s = means.read_lag_s
         self._lock = threading.Lock()
         # Everything found so far; of what was entered here, the subaccount.
         self._known: dict[str, int | None] = dict.fromkeys(claim.orders())
@@ -97,8 +92,7 @@ class Entering:
         """Enters the ids that the scope names and nothing else: wherever they rest."""
         with self._lock:
             ids = self._worth_asking([each for each in self._request.scope.order_ids if not self.knows(each)])
-            for start in range(0, len(ids), NAMED_AT_ONCE):
-                self._enter(dict.fromkeys(ids[start : start + NAMED_AT_ONCE]), None, None)
+            self._enter_all(dict.fromkeys(ids), None, None)
 
     def listed(self, orders: Mapping[str, Order], began_s: float, doubt: Known | None = None) -> Entered:
         """Enters what a listing shows that began at that moment; ``doubt``: what is known of new ones."""
@@ -107,7 +101,7 @@ class Entering:
             known = [each for each in orders if self.knows(each)]
             over = list(self._claim.without_entry(known)) if known else []
             wanted = [*new, *self._worth_asking_again(over)]
-            return self._enter({each: orders[each] for each in wanted}, began_s, doubt)
+            return self._enter_all({each: orders[each] for each in wanted}, began_s, doubt)
 
     def look_at_first(self) -> bool:
         """Looks what has become of the first cancels; whether that changes what is entered."""
@@ -197,12 +191,24 @@ class Entering:
 
     # -- how
 
+    def _enter_all(
+        self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
+    ) -> Entered:
+        """Enters them in portions: the first are on their way while the others are entered."""
+        requests: list[CancelRequest] = []
+        joined: set[str] = set()
+        ids = list(orders)
+        for start in range(0, len(ids), ACCEPT_AT_ONCE):
+            portion = {each: orders[each] for each in ids[start : start + ACCEPT_AT_ONCE]}
+            entered = self._enter(portion, began_s, doubt)
+            requests += entered.requests
+            joined |= entered.joined
+        return Entered(tuple(requests), frozenset(joined))
+
     def _enter(
         self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
     ) -> Entered:
         requests = [self._request_for(order_id, order) for order_id, order in orders.items()]
-        if not requests:
-            return Entered()
         ids = list(orders)
         recorded = {each for each, result in self._book.records(ids).items() if result.outcome.final}
         swept = doubt is not None

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.dialects import Meaning, Page, Trouble
-from worker.exchange import Exchange
 from worker.judging import Judge
-from worker.notices import BucketCorrected, CallMade, Tell
+from worker.mass_claim import MassClaim
+from worker.mass_means import Means
+from worker.mass_request import MassRequest
+from worker.notices import BucketCorrected, CallMade
 from worker.orders import Order, Problem, utc_text
-from worker.pacing import Pacer
-from worker.scope import Scope
 
 log = logging.getLogger(__name__)
 
@@ -164,30 +164,29 @@ class _Draft:
 class Lister:
     """Lists for one mass cancel, paid for from the read bucket.
 
-    ``spend`` is told what each call has cost; ``wait`` waits, and raises when this runner is to stop.
+    ``wait`` waits, and raises when this runner is to stop; ``failed`` is called when a page could not be had.
     """
 
     def __init__(
         self,
-        scope: Scope,
-        request_id: str,
+        request: MassRequest,
+        claim: MassClaim,
+        means: Means,
         *,
-        exchange: Exchange,
-        pacer: Pacer,
-        tell: Tell,
-        spend: Callable[[float], None],
         wait: Callable[[float], None],
         now_s: Callable[[], float],
+        failed: Callable[[], object] = lambda: None,
     ) -> None:
-        self._scope = scope
-        self._judge = Judge(scope)
-        self._id = request_id
-        self._exchange = exchange
-        self._pacer = pacer
-        self._tell = tell
-        self._spend = spend
+        self._scope = request.scope
+        self._judge = Judge(request.scope)
+        self._id = request.request_id
+        self._exchange = means.exchange
+        self._pacer = means.pacer
+        self._tell = means.tell
+        self._spend = claim.spend
         self._wait = wait
         self._now_s = now_s
+        self._failed = failed
 
     def resting(
         self, until_s: float, on_page: Callable[[Mapping[str, Order]], None] = lambda _found: None
@@ -279,6 +278,7 @@ class Lister:
                 self._noted("list", None, started, cost)
                 return page
             self._noted("list", page, started, cost)
+            self._failed()
             log.warning(
                 "mass cancel %s: no listing: %s",
                 self._id,

@@ -21,9 +21,11 @@ ORDERS_PER_S = 7_000.0
 # Single calls a second that two cores sign and send; only these are paid for by a shard's own bucket.
 SINGLES_PER_S = 800.0
 COMMAND_CATCH_UP_S = 0.5  # until listings show what a command has canceled
-# An id that the exchange does not know: so many reads, over the read lag and some pauses between them.
+# An id that the exchange does not know is read so many times, the last time after the read lag; and the
+# pauses on top. Two cores sign and send so many reads a second.
 READS_OF_UNKNOWN = 3
-PAUSES_OF_UNKNOWN_S = 0.3
+PAUSES_OF_UNKNOWN_S = 0.5
+READS_PER_S = 500.0
 
 CANCEL_ALL = "cancel_all"
 GROUP_TRIGGER = "order_group_trigger"
@@ -73,6 +75,7 @@ class Start:
 class Found:
     """What there is to cancel: orders that a listing shows, by shard, and named ids that none shows.
 
+    ``settled``: named ids that are settled already, and so are listed no more.
     ``after_s``: when the first of it was known, seconds since the start. ``listed_at`` None: there was no
     listing.
     """
@@ -80,13 +83,14 @@ class Found:
     shards: Mapping[int, int]
     contracts: Decimal
     not_listed: int
+    settled: int
     listed_at: str | None
     after_s: float
 
     @property
     def orders(self) -> int:
         """How many that are."""
-        return sum(self.shards.values()) + self.not_listed
+        return sum(self.shards.values()) + self.not_listed + self.settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,8 @@ def plan(
 ) -> dict[str, Any]:
     """The plan, as it is stored and reported; ``pace``: orders a second, as far as that was measured."""
     shards = dict(found.shards)
-    if found.not_listed:
-        shards[0] = shards.get(0, 0) + found.not_listed
+    if not_shown := found.not_listed + found.settled:
+        shards[0] = shards.get(0, 0) + not_shown
     tokens_s = _tokens_s(shards, start, limits)
     work_s = (found.orders + start.waiting_cancels) / (pace or ORDERS_PER_S)
     cancels_s = max(tokens_s, work_s) if command is None else COMMAND_CATCH_UP_S + work_s
@@ -182,9 +186,14 @@ def _reads_s(ids: int, start: Start, limits: Limits, read_lag_s: float) -> float
     """Seconds until it is known of ids that no listing shows what became of them, once each was asked for."""
     if not ids:
         return 0.0
-    reads = ids * READS_OF_UNKNOWN + start.waiting_reads
-    tokens_s = max(reads * limits.read_cost - start.read_tokens, 0.0) / limits.read_refill
-    return max(tokens_s, reads / SINGLES_PER_S, read_lag_s + PAUSES_OF_UNKNOWN_S)
+
+    def until_read(times: int) -> float:
+        reads = ids * times + start.waiting_reads
+        tokens_s = max(reads * limits.read_cost - start.read_tokens, 0.0) / limits.read_refill
+        return max(tokens_s, reads / READS_PER_S)
+
+    last_but_one_s = until_read(READS_OF_UNKNOWN - 1)
+    return max(until_read(READS_OF_UNKNOWN), last_but_one_s + read_lag_s + PAUSES_OF_UNKNOWN_S)
 
 
 def _paths(shards: Mapping[int, int]) -> dict[str, str]:

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from worker import mass_report
-from worker.book import Book
-from worker.exchange import Exchange
+from worker.aside import Aside
 from worker.key_rights import KeySight
 from worker.mass_account import Account, Findings
 from worker.mass_claim import MassClaim
 from worker.mass_command import Commanding
 from worker.mass_entering import Entering
 from worker.mass_listing import Lister, Listing, NoListing, Proving
+from worker.mass_means import Means
 from worker.mass_planning import fitting_command
 from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.notices import Tell, nobody
-from worker.orders import Lane, Order
-from worker.pacing import Pacer
+from worker.orders import Order
 
 log = logging.getLogger(__name__)
 
@@ -54,24 +48,6 @@ class LeftToOthers(Exception):  # noqa: N818 - named after what happens
     """This process stops, or cannot go on with it: another worker shall."""
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What running mass cancels takes; ``call_hands`` wakes workers up for a lane with so many messages.
-
-    ``others``: whether a worker runs whose key is none of these.
-    """
-
-    book: Book
-    masses: Masses
-    exchange: Exchange
-    pacer: Pacer
-    call_hands: Callable[[Lane, int], None]
-    read_lag_s: float
-    stopping: threading.Event
-    tell: Tell = nobody
-    others: Callable[[Collection[str]], bool] = lambda _key_ids: False
-
-
 class MassRun:
     """One mass cancel in this process' hands; raises BookError, and Fenced once it is in others'."""
 
@@ -82,37 +58,20 @@ class MassRun:
         clock_s, read_at = claim.now_s(), time.monotonic()
         self._now_s: Callable[[], float] = lambda: clock_s + time.monotonic() - read_at
         self._began_s = clock_s  # in this process
-        self._account = Account(
-            request,
-            claim,
-            book=means.book,
-            masses=means.masses,
-            pacer=means.pacer,
-            read_lag_s=means.read_lag_s,
-        )
-        self._entering = Entering(
-            request,
-            claim,
-            means.book,
-            call_hands=means.call_hands,
-            now_s=self._now_s,
-            read_lag_s=means.read_lag_s,
-        )
+        self._account = Account(request, claim, means)
+        self._entering = Entering(request, claim, means, now_s=self._now_s)
         self._lister = Lister(
-            request.scope,
-            request.request_id,
-            exchange=means.exchange,
-            pacer=means.pacer,
-            tell=means.tell,
-            spend=claim.spend,
-            wait=self._wait,
-            now_s=self._now_s,
+            request, claim, means, wait=self._wait, now_s=self._now_s, failed=self._no_head_start
         )
         self._key = KeySight(
             means.exchange, means.pacer, request.request_id, tell=means.tell, spend=claim.spend
         )
         self._fitting = fitting_command(request)
-        self._command = self._commanding()
+        self._command: Commanding | None = None
+        if self._fitting is not None and not request.dry_run:
+            self._command = Commanding(
+                self._fitting, request, claim, means, self._entering, now_s=self._now_s
+            )
         self._proving = Proving(means.read_lag_s)
         self._found = Findings("only planned" if request.dry_run else mass_report.NOTHING_PROVEN)
         self._found_after_s: float | None = None  # from the start until the first order was known
@@ -124,21 +83,9 @@ class MassRun:
         self._settled_s: float | None = None  # since when none is
         self._next_s = -math.inf  # when to list
 
-    def _commanding(self) -> Commanding | None:
-        if self._fitting is None or self._request.dry_run:
-            return None
-        return Commanding(
-            self._fitting,
-            self._request,
-            self._claim,
-            self._entering,
-            book=self._means.book,
-            exchange=self._means.exchange,
-            pacer=self._means.pacer,
-            tell=self._means.tell,
-            now_s=self._now_s,
-            read_lag_s=self._means.read_lag_s,
-        )
+    def _no_head_start(self) -> None:
+        if self._command is not None:
+            self._command.go()
 
     def stumbled(self) -> None:
         """A step has failed unexpectedly; when that goes on, the report says so."""
@@ -160,10 +107,12 @@ class MassRun:
             finally:
                 if self._command is not None:
                     self._command.stop()
+        if self._still and self._found.why_not_flat == mass_report.NOTHING_PROVEN:
+            self._found.why_not_flat = f"{self._still} orders were not settled in time"
         rights = self._key.rights
         self._found.key = None if rights is None else rights.to_json()
         if self._command is not None:
-            self._found.command = self._command.told()
+            self._found.command = self._command.given.told(self._command.command.what)
             self._found.command_may_have_worked = self._command.given.may_have_worked
         self._found.not_asked = self._entering.not_asked
         return self._account.report(self._found)
@@ -172,11 +121,10 @@ class MassRun:
 
     def _begin(self) -> None:
         """Has everything done that needs no listing."""
-        rights = self._key.read(KEY_HEAD_START_S)
+        self._key.read(0.0)
         self._entering.late = self._account.plan is not None
-        if rights is not None and not rights.may_cancel:
-            self._entering.is_probing = True  # perhaps another worker's key may
         if self._request.scope.names_orders_only:
+            self._look_at_key()
             self._entering.named()
             self._found_after_s = self._now_s() - self._account.start.started_s
         if self._command is not None:
@@ -234,7 +182,7 @@ class MassRun:
     def _list(self, until_s: float, *, is_last: bool = False) -> bool:
         """Lists, and has what is found entered as it comes; whether it is over with that."""
         began_s, before = self._now_s(), self._entering.number
-        with _Aside(lambda orders: self._enter(orders, began_s)) as entering:
+        with Aside[Mapping[str, Order]](lambda orders: self._enter(orders, began_s)) as entering:
             listing = self._lister.resting(until_s, entering)
         if isinstance(listing, NoListing):
             if self._command is not None:
@@ -251,11 +199,17 @@ class MassRun:
             self._claim.tell_trail("newly_resting", orders=new, listed_at=listing.at, sha256=listing.sha256)
         return self._judged(listing, until_s)
 
+    def _look_at_key(self) -> None:
+        """Has only a few orders entered at first where the key may not cancel: another worker's may."""
+        rights = self._key.read(KEY_HEAD_START_S)
+        self._entering.is_probing = rights is not None and not rights.may_cancel
+
     def _enter(self, orders: Mapping[str, Order], began_s: float) -> None:
         if not orders:
             return
         if self._found_after_s is None:
             self._found_after_s = self._now_s() - self._account.start.started_s
+            self._look_at_key()
         if self._command is not None:
             self._command.enter(orders, began_s)
         else:
@@ -305,7 +259,7 @@ class MassRun:
         """Takes the proof, if the key sees all of the scope; whether it is over."""
         scope = self._request.scope
         rights = self._key.read(KEY_WITHIN_S)
-        if (rights is not None and rights.sees_all_of(scope)) or self._all_named_are_over():
+        if (rights is not None and rights.sees_all_of(scope)) or self._account.all_named_are_over():
             self._found.flat_listing = listing.to_json()
             self._found.proven_s = round(self._now_s() - self._account.start.started_s, 3)
             return True
@@ -317,20 +271,14 @@ class MassRun:
         )
         return True
 
-    def _all_named_are_over(self) -> bool:
-        """Whether it is known of each order by itself that it is over: then no listing need show it."""
-        scope = self._request.scope
-        if not scope.names_orders_only:
-            return False
-        records = self._means.book.records(scope.order_ids)
-        return all(each in records and records[each].outcome.final for each in scope.order_ids)
-
     def _not_listed(self, trouble: NoListing, until_s: float, *, is_last: bool) -> bool:
         """No listing could be had; whether it is over with that."""
         self._found.why_not_flat = f"no listing could be had: {trouble.problem.code}"
         if trouble.is_final:
-            if trouble.is_of_the_key and not is_last and self._others_may_list():
-                raise LeftToOthers
+            if trouble.is_of_the_key and not is_last:
+                refused = self._account.note_refused(self._means.exchange.signs_with[0])
+                if self._means.others(refused):
+                    raise LeftToOthers
             self._listing_is_refused = True
             return not self._still
         pause_s = min(LIST_AGAIN_S * 2.0**self._failures, LIST_AGAIN_MOST_S)
@@ -342,13 +290,6 @@ class MassRun:
             self._named_read += len(ids)
             self._enter(self._lister.named(ids, until_s), began_s)
         return False
-
-    def _others_may_list(self) -> bool:
-        """Notes that this process' key is refused; whether a worker with another one may go on."""
-        noted = self._claim.read("refused") or {}
-        key_ids = {*noted.get("key_ids", ()), self._means.exchange.signs_with[0]}
-        self._claim.note(refused={"key_ids": sorted(key_ids)})
-        return self._means.others(key_ids)
 
     def _only_plan(self) -> None:
         """Lists until that works, or the time is over, and plans."""
@@ -377,24 +318,3 @@ class MassRun:
             if left_s <= 0:
                 return
             self._means.stopping.wait(min(left_s, 0.5))
-
-
-class _Aside:
-    """Calls a function in a thread of its own, call after call; what it raises is raised at the end."""
-
-    def __init__(self, function: Callable[[Mapping[str, Order]], None]) -> None:
-        self._function = function
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mass-entering")
-        self._calls: list[Future[None]] = []
-
-    def __call__(self, orders: Mapping[str, Order]) -> None:
-        self._calls.append(self._thread.submit(self._function, orders))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown(wait=True)
-        if kind is None:
-            for call in self._calls:
-                call.result()

@@ -24,7 +24,7 @@ from worker.intake import Intake
 from worker.leases import EXTEND_EVERY_S
 from worker.mass import MassRunner
 from worker.mass_claim import MassClaims
-from worker.mass_run import Means
+from worker.mass_means import Means
 from worker.masses import Masses
 from worker.notices import Notice, Tell, tell_all
 from worker.orders import Lane
@@ -194,6 +194,9 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             read_lag_s=settings.read_lag_s,
             stopping=threading.Event(),
             tell=tell,
+            others=lambda key_ids: any(
+                each.key_id and each.key_id not in key_ids for each in roster.workers()
+            ),
         ),
         MassClaims(server, settings.redis, name=me.full),
     )
