@@ -24,14 +24,14 @@ MAY_IMPORT = {
     # Redis: one way to it, and what is kept there.
     "scripts": {"settings"},
     "records": {"orders"},
-    "audit": {"scripts", "settings"},
+    "audit": {"logs", "scripts", "settings"},
     "book": {"logs", "orders", "records", "scripts", "settings"},
     "leases": {"book"},
     "roster": {"orders", "scripts", "settings"},
     "pacing": {"orders", "scripts"},
     "mass_request": {"orders", "scope"},
     "masses": {"audit", "mass_request", "orders", "records", "scripts", "settings"},
-    "mass_claim": {"book", "orders", "records", "scripts", "settings"},
+    "mass_claim": {"audit", "book", "orders", "records", "scripts", "settings"},
     # The exchange: its language and the rules without any I/O, then the wire.
     "clock": set(),
     "dialects": {"orders"},

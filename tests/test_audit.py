@@ -15,10 +15,11 @@ import threading
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 
 import pytest
+import redis
 from crew import PATIENCE_S
 from pyarrow import parquet
 
@@ -203,7 +204,8 @@ def test_the_verdict_is_told_for_eyes_and_for_machines(trail, client, key, here)
     assert here("audit", "verify") == (0, f"every entry fits: 3; the last hash is {head}\n", "")
     trail.trim(max_age_s=DAY_S, max_entries=2)
     _, out, _ = here("audit", "verify", "--json")
-    assert json.loads(out) == {"entries": 2, "trimmed": True, "head": head, "problem": None}
+    told = {"entries": 2, "trimmed": True, "head": head, "problem": None, "gaps": 0, "missing": 0}
+    assert json.loads(out) == told
     assert "2, after older ones that were trimmed;" in here("audit", "verify")[1]
 
 
@@ -788,3 +790,91 @@ def adds_up(entries, report, placed):
     proven = [Decimal(count) for count in canceled.values() if count is not None]
     assert sum(proven) == Decimal(report["contracts_canceled"])
     assert len(placed) - len(canceled) == len(report["not_affected"])
+
+
+# -- what only observes decides nothing
+
+
+TRAIL_KEY = "kalshi-cancel:audit"
+FULL = "18446744073709551615-18446744073709551615"
+ALL_BUT_THE_TRAIL = ("resetkeys", "~kalshi-cancel:[^a]*", "~kalshi-cancel:a[^u]*", "~[^k]*")
+# How the trail cannot be written, and how an operator mends it.
+BROKEN = {
+    "no permission": (
+        lambda server: server.execute_command("ACL", "SETUSER", "default", *ALL_BUT_THE_TRAIL),
+        lambda server: server.execute_command("ACL", "SETUSER", "default", "allkeys"),
+    ),
+    "a stream at its highest id": (
+        lambda server: server.xadd(TRAIL_KEY, {"kind": "x", "body": "{}", "hash": "x"}, id=FULL),
+        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+    ),
+    "a text instead": (
+        lambda server: server.set(TRAIL_KEY, "what is this?"),
+        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+    ),
+    "a list instead of the last hash": (
+        lambda server: (server.delete(f"{TRAIL_KEY}:head"), server.rpush(f"{TRAIL_KEY}:head", "a")),
+        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_trail_that_cannot_be_written_keeps_nobody_from_anything_and_tells_of_its_gap(crew, what):
+    spoil, mend = BROKEN[what]
+    with crew.apart(KALSHI_CANCEL_MAX_AGE_S="1") as apart, connected(apart.url) as server:
+        order_ids, swept, [late, given_up] = crew.place(20), crew.place(20), crew.place(2)
+        spoil(server)
+        try:
+            [worker] = apart.start()
+            results = apart.client.cancel_many(order_ids).results(timeout=PATIENCE_S)
+            assert {result.outcome for result in results} == {"canceled"}
+            report = apart.client.mass_cancel({"order_ids": swept}).result(timeout=PATIENCE_S)
+            assert (report["flat"], report["orders_affected"]) == (True, 20)
+            for order_id in (late, given_up):
+                crew.control.fault("http_500", order_id=order_id)
+                told = apart.client.cancel(order_id, deadline_s=0.3).result(timeout=PATIENCE_S)
+                assert told.outcome == "unresolved"
+            given = lambda: list(apart.client.dead_letters())  # noqa: E731 - a condition
+            wait_until(lambda: len(given()) == 2, within_s=PATIENCE_S, what="given up")
+            crew.control.clear_faults()
+            assert apart.client.retry([given_up]) == [given_up]
+            assert apart.client.cancel(late).result(timeout=PATIENCE_S).outcome == "canceled"
+            said = lambda: "the audit log is missing" in worker.log_text()  # noqa: E731 - a condition
+            wait_until(said, within_s=PATIENCE_S, what="the worker says so")
+            assert "another hand has taken over" not in worker.log_text()
+            wait_until(lambda: crew.effective().total() == 42, within_s=PATIENCE_S, what="each is done once")
+        finally:
+            mend(server)
+        gap = lambda: [each for each in trail_of(apart.client).read() if each.kind == "gap"]  # noqa: E731
+        [marked] = wait_until(gap, within_s=PATIENCE_S, what="the trail tells of it")
+        missed = int(server.hget("kalshi-cancel:counts", "audit_missed"))
+        assert marked.missed == missed > 3
+        assert marked.fields()["why"]
+        [more] = crew.place()
+        assert apart.client.cancel(more).result(timeout=PATIENCE_S).outcome == "canceled"
+        verdict = trail_of(apart.client).verify()
+        assert (verdict.problem, verdict.gaps, verdict.missing) == (None, 1, missed)
+        told = run(crew, apart, "audit", "verify")
+        assert told.endswith(f"missing: {missed}, which could not be written; gaps: 1\n")
+
+
+@contextmanager
+def connected(url):
+    with redis.Redis.from_url(url, decode_responses=True) as server:
+        yield server
+
+
+def test_what_is_missing_is_told_before_the_trail_can_tell_of_it(trail, client, key, here):
+    fill(trail, 2)
+    client.rename(key, f"{key}-away")
+    client.set(key, "what is this?")
+    fill(trail, 3)
+    client.delete(key)
+    client.rename(f"{key}-away", key)
+    verdict = trail.verify()
+    assert (verdict.entries, verdict.problem, verdict.gaps, verdict.missing) == (2, None, 0, 3)
+    fill(trail, 1)
+    verdict = trail.verify()
+    assert (verdict.entries, verdict.problem, verdict.gaps, verdict.missing) == (4, None, 1, 3)
+    assert here("audit", "verify")[1].endswith("missing: 3, which could not be written; gaps: 1\n")

@@ -1038,6 +1038,7 @@ class BookMachine(RuleBasedStateMachine):
         revived = self.desk.book.retry([order_id], deadline_s=LONG_S)
         assert revived == ([order_id] if order_id in self.model.dead else [])
         if revived:
+            self.model.records.pop(order_id, None)  # who asks is told what comes of this
             self.model.open[order_id] = self.model.dead.pop(order_id)
             self.model.open[order_id].told = False
 

@@ -513,6 +513,30 @@ def test_what_a_newer_version_says_in_words_of_its_own_does_not_stop_this_one(st
     assert Case.from_json(case.request, json.dumps(newer)).unanswered_age_ms == 1_000
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"attempts": "many"},
+        {"unanswered_age_ms": {"low": 1, "high": 2}},
+        {"first_doubt": {"age_ms": 1_000}},
+        {"first_doubt": [1_000]},
+        {"last_problem": "http_502"},
+        {"history": 7},
+        {"history": [{"at_ms": 1, "code": "http_502", "more": 1}]},
+        {"routing": [1, 2]},
+        {"seen": "yes"},
+        {"remaining": {"lots": 10}},
+    ],
+    ids=str,
+)
+def test_what_a_newer_version_says_in_another_form_leaves_everything_in_doubt_and_proves_no_number(strange):
+    case = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    kept = Case.from_json(case.request, json.dumps({**json.loads(case.to_json()), **strange}))
+    assert kept.step is Step.READ_BACK
+    verdict = after_read_at(kept, order(CANCELED, last_update_ms=T0 - 60_000), T0 + 2_000)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
+
+
 # -- a read-back that shows a resting order
 
 

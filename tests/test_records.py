@@ -55,7 +55,8 @@ def admin(own_redis):
 def text_of(result):
     """A record as the book writes it, put together from its parts."""
     head, tail = records.record_parts(result, date_done=DONE)
-    return head + json.dumps(list(result.requested_by)) + tail + json.dumps(f"cancel:{result.order_id}") + "}"
+    who = json.dumps(list(result.requested_by)) + f',"requested_by_left_out":{result.requested_by_left_out}'
+    return head + who + tail + json.dumps(f"cancel:{result.order_id}") + "}"
 
 
 def store(admin, order_id, *, tell=True, **changes):

@@ -34,6 +34,7 @@ _NOTHING_KNOWN = {
     "attempts": 1,
     "exchange_ts_ms": None,
     "requested_by": ["test"],
+    "requested_by_left_out": 0,
     "error": None,
     "order": None,
 }

@@ -24,6 +24,8 @@ from typing import Any
 import redis
 
 from worker import scripts
+from worker.logs import Seldom
+from worker.scripts import BookError
 from worker.settings import RedisSettings
 
 log = logging.getLogger(__name__)
@@ -59,18 +61,28 @@ class Noted:
             return {}
         return value if isinstance(value, dict) else {}
 
+    @property
+    def missed(self) -> int:
+        """Of an entry of the kind "gap": how many could not be written."""
+        missed = self.fields().get("missed")
+        return missed if isinstance(missed, int) else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a walk through the whole trail found; ``problem`` None: every entry fits.
 
     ``trimmed``: older entries are gone by the rules. ``head`` is the hash of the last entry that fits.
+    ``gaps``: how often entries could not be written, as far as the trail tells; ``missing``: how many entries
+    that were, with those that it cannot tell of yet.
     """
 
     entries: int
     trimmed: bool
     head: str
     problem: str | None
+    gaps: int = 0
+    missing: int = 0
 
 
 def place(entry_id: str) -> tuple[int, int]:
@@ -88,21 +100,36 @@ def chained(before: str, kind: str, body: str) -> str:
 
 
 class Trail:
-    """The trail under one prefix; safe to share between threads. Everything raises BookError."""
+    """The trail under one prefix; safe to share between threads. What reads or trims it raises BookError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
         self._key = f"{settings.key_prefix}:audit"
         self._on = settings.audit
+        self._uncounted = 0  # entries that are missing, which Redis does not know yet
+        self._gap = Seldom()
         self._note = scripts.load(server, "audit", "note")
         self._trim = scripts.load(server, "gather", "trim")
 
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Appends an entry, if there is to be a trail; the body gets ``at``, the server's time in ms."""
-        if self._on:
-            args = [self._prefix, kind, json.dumps(body, separators=(",", ":"))]
-            scripts.call(lambda: self._note(args=args), may_be_accepted=True)
+        """Appends an entry, if there is to be a trail; the body gets ``at``, the server's time in ms.
+
+        Never raises: what only observes decides nothing. An entry that cannot be written is counted as a gap.
+        """
+        if not self._on:
+            return
+        uncounted, self._uncounted = self._uncounted, 0
+        try:
+            args = [self._prefix, kind, json.dumps(body, separators=(",", ":")), uncounted]
+            is_there = scripts.call(lambda: self._note(args=args))
+        except BookError as error:
+            self._uncounted += uncounted + 1
+            if (more := self._gap.now()) is not None:
+                log.warning("an entry of the audit log cannot be written: %s", f"{error}{more}")
+        else:
+            if not is_there and (more := self._gap.now()) is not None:
+                log.warning("an entry of the audit log cannot be written, and is counted%s", more)
 
     def read(
         self, *, since_ms: int | None = None, until_ms: int | None = None, after_id: str = ""
@@ -124,6 +151,7 @@ class Trail:
         """Walks through all; names the first entry that does not fit, or says that the end is missing."""
         base: str = self._get("base")
         before, count, start = base, 0, "-"
+        gaps, missing = 0, 0
         while True:
             page, head, base_now = self._snapshot(start)
             ends = {before}  # where the chain was when the head was read, or came by after that
@@ -132,7 +160,9 @@ class Trail:
             for noted in page:
                 if not _fits(noted, before):
                     found = "does not fit: it, or what was before it, has been changed or removed"
-                    return Verdict(count, bool(base), before, f"{noted.entry_id} {found}")
+                    return Verdict(count, bool(base), before, f"{noted.entry_id} {found}", gaps, missing)
+                if noted.kind == "gap":
+                    gaps, missing = gaps + 1, missing + noted.missed
                 before = noted.hash
                 ends.add(before)
                 count += 1
@@ -140,8 +170,16 @@ class Trail:
                 # (Without a page, the last entries may have been trimmed meanwhile.)
                 whole = head in ends or (not page and head == base_now)
                 problem = None if whole else "the end is missing: what was appended last is not there"
-                return Verdict(count, bool(base_now), before, problem)
+                return Verdict(count, bool(base_now), before, problem, gaps, missing + self._unmarked())
             start = f"({page[-1].entry_id}"
+
+    def _unmarked(self) -> int:
+        """How many entries are missing that the trail does not tell of, because it cannot be written."""
+        noted = scripts.call(
+            lambda: self._server.hmget(f"{self._prefix}:counts", ["audit_missed", "audit_marked"])
+        )
+        missed, marked = (int(each or 0) for each in noted)
+        return max(missed - marked, 0)
 
     def exported(self) -> str:
         """The id of the last entry that exports have got to; empty: none."""

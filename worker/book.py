@@ -459,6 +459,7 @@ class Book:
         record = (
             head
             + json.dumps(list(result.requested_by))
+            + ',"requested_by_left_out":0'
             + tail
             + json.dumps(f"cancel:{result.order_id}")
             + "}"
@@ -592,7 +593,7 @@ class Book:
             try:
                 order_ids, refused = json.loads(text)
                 found = self.records(order_ids)
-            except (ValueError, TypeError) as error:
+            except _UNREADABLE as error:
                 log.warning("%s: its list cannot be read and is dropped: %s", task_id, error)
                 self._drop_bulk(task_id)
                 continue

@@ -132,6 +132,7 @@ class Desk:
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
+        self._mend_from = 0
         self._no_book = Seldom()
         self._not_entered = Seldom()
         self._not_stored: set[str] = set()
@@ -361,6 +362,10 @@ class Desk:
     def answer_bulks(self) -> None:
         """Stores the results of bulk messages whose orders all have one."""
         self._book.answer_bulks()
+
+    def mend(self) -> None:
+        """Looks at some more of the book for entries that nobody would ever come for."""
+        self._mend_from, _ = self._book.mend(self._mend_from)
 
     def tell_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.

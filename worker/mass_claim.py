@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from worker import records, scripts
+from worker.audit import Trail
 from worker.book import Fence, Fenced
 from worker.orders import CancelResult, count_text, utc_text
 from worker.settings import RedisSettings
@@ -68,16 +69,16 @@ class MassClaims:
         self.server = server
         self.settings = settings
         self.name = name
-        self._claim = scripts.load(server, "mass_claim")
+        self.trail = Trail(server, settings)
+        self._claim = scripts.load(server, "gather", "mass_claim")
         self.scripts = _Scripts(
-            keep=scripts.load(server, "fenced", "mass_keep"),
-            note=scripts.load(server, "fenced", "mass_note"),
+            keep=scripts.load(server, "gather", "fenced", "mass_keep"),
+            note=scripts.load(server, "gather", "fenced", "mass_note"),
             note_orders=scripts.load(server, "gather", "fenced", "note_orders"),
-            still_open=scripts.load(server, "fenced", "still_open"),
+            still_open=scripts.load(server, "gather", "fenced", "still_open"),
             withdraw=scripts.load(server, "gather", "fenced", "tell", "mass_withdraw"),
             without_entry=scripts.load(server, "without_entry"),
-            finish=scripts.load(server, "audit", "mass_finish"),
-            note_trail=scripts.load(server, "audit", "note"),
+            finish=scripts.load(server, "gather", "audit", "mass_finish"),
         )
 
     def take(self, request_id: str) -> MassClaim | None:
@@ -99,7 +100,6 @@ class _Scripts:
     withdraw: Any
     without_entry: Any
     finish: Any
-    note_trail: Any
 
 
 class MassClaim:
@@ -116,6 +116,7 @@ class MassClaim:
         self._server = claims.server
         self._settings = claims.settings
         self._scripts = claims.scripts
+        self._trail = claims.trail
         self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
         self._held_until = 0.0  # of its lease, as far as it is sure
 
@@ -170,11 +171,9 @@ class MassClaim:
         return float(scripts.call(lambda: self._server.hget(self._key, "spent")) or 0)
 
     def tell_trail(self, step: str, **details: Any) -> None:
-        """Notes a step in the audit trail."""
-        if self._settings.audit:
-            said = {"request_id": self.fence.request_id, "step": step, "worker": self.name, **details}
-            args = [self._settings.key_prefix, "mass", json.dumps(said, separators=(",", ":"))]
-            scripts.call(lambda: self._scripts.note_trail(args=args))
+        """Notes a step in the audit trail; never raises, as what only observes decides nothing."""
+        said = {"request_id": self.fence.request_id, "step": step, "worker": self.name, **details}
+        self._trail.append("mass", said)
 
     # -- its orders
 

@@ -42,7 +42,7 @@ class Masses:
         self._celery_prefix = settings.celery_prefix
         self._life_s = settings.result_expires_s
         self._wait_replicas = settings.wait_replicas
-        self._enter = scripts.load(server, "enter")
+        self._enter = scripts.load(server, "gather", "enter")
         self._trail = Trail(server, settings)
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:

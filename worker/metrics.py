@@ -171,6 +171,10 @@ OF_THE_FLEET = (
     ),
     Meter("unresolved", "gauge", (), "Open cancels whose waiters were told that there is no proof yet."),
     Meter("dead_letters", "gauge", (), "Cancels that were given up and wait for somebody to look."),
+    Meter("set_aside", "gauge", (), "Entries that cannot be read and wait for somebody to look."),
+    Meter(
+        "audit_gaps_total", "counter", (), "Entries that the audit log is missing: they could not be written."
+    ),
     Meter("queue_messages", "gauge", ("queue",), "Messages that wait in a queue."),
     Meter("bucket_tokens", "gauge", ("bucket",), "Tokens in the bucket now."),
     Meter("bucket_capacity", "gauge", ("bucket",), "The most tokens that we count on in the bucket."),
@@ -455,6 +459,8 @@ def _values(state: FleetState) -> dict[str, dict[str, float]]:
         "oldest_age_seconds": {lane.value: each.oldest_age_s for lane, each in lanes},
         "unresolved": {"": state.unresolved},
         "dead_letters": {"": state.dead_letters},
+        "set_aside": {"": state.set_aside},
+        "audit_gaps_total": {"": state.audit_gaps},
         "queue_messages": dict(state.queues),
         "bucket_tokens": {name: each.tokens for name, each in buckets},
         "bucket_capacity": {name: each.capacity for name, each in buckets},

@@ -328,6 +328,7 @@ class CancelResult:
 
     ``attempts`` counts cancels sent for this order (read-backs are not counted); times are ISO 8601 UTC,
     ``exchange_ts_ms`` is the exchange's own clock; counts are contracts, None when not known.
+    ``requested_by_left_out``: further requests were made in names that the list has no room for.
     """
 
     order_id: str | None
@@ -342,6 +343,7 @@ class CancelResult:
     settled_at: str | None = None
     exchange_ts_ms: int | None = None
     requested_by: tuple[str, ...] = ()
+    requested_by_left_out: int = 0
     error: Problem | None = None
     order: Mapping[str, Any] | None = None
 
@@ -360,6 +362,7 @@ class CancelResult:
             "settled_at": self.settled_at,
             "exchange_ts_ms": self.exchange_ts_ms,
             "requested_by": list(self.requested_by),
+            "requested_by_left_out": self.requested_by_left_out,
             "error": self.error
             and {
                 "code": self.error.code,
@@ -386,7 +389,8 @@ class CancelResult:
             settled_at=value.get("settled_at"),
             exchange_ts_ms=value.get("exchange_ts_ms"),
             requested_by=tuple(value.get("requested_by", ())),
-            error=error and Problem(**error),
+            requested_by_left_out=value.get("requested_by_left_out", 0),
+            error=error and Problem(error["code"], error["message"], error.get("http_status")),
             order=value.get("order"),
         )
 

@@ -163,8 +163,27 @@ class Case:
         case = cls.of(request)
         if not text:
             return case
-        learned = json.loads(text)
-        known: dict[str, Any] = {name: learned[name] for name in _PLAIN if name in learned}
+        try:
+            return case.informed(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+            return case.in_doubt()
+
+    def in_doubt(self) -> Case:
+        """The case when what was learned cannot be understood: anything may have been sent, and worked."""
+        return replace(
+            self,
+            request=replace(self.request, again=True),
+            step=Step.READ_BACK,
+            first_doubt=Attempt(0),
+            unanswered_age_ms=0,
+            remaining=None,
+            filled=None,
+        )
+
+    def informed(self, learned: dict[str, Any]) -> Case:
+        """The case with what was learned; raises TypeError and the like when that is of another form."""
+        case = self
+        known: dict[str, Any] = {name: _plain(name, learned[name]) for name in _PLAIN if name in learned}
         known |= {name: _problem(learned[name]) for name in _PROBLEMS if name in learned}
         known |= {name: _attempt(learned[name]) for name in _ATTEMPTS if name in learned}
         known |= {name: _count(learned[name]) for name in _COUNTS if name in learned}
@@ -237,6 +256,7 @@ _PLAIN = (
     "rested_after_doubt",
     "step",
 )
+_KINDS = {"history": list, "step": object, "seen": bool, "rested_after_doubt": bool}  # others: int
 _PROBLEMS = ("refused", "last_problem")
 _ATTEMPTS = ("first_doubt", "last_doubt")
 _COUNTS = ("remaining", "filled")
@@ -250,6 +270,13 @@ def _told(attempt: Attempt) -> list[float | None]:
     if attempt.engine is None:
         return [attempt.age_ms, None, None]
     return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms]
+
+
+def _plain(name: str, told: Any) -> Any:
+    expected = _KINDS.get(name, int)
+    if expected is not object and type(told) is not expected:
+        raise TypeError(f"{name} is no {expected.__name__}")
+    return told
 
 
 def _attempt(told: Any) -> Attempt:

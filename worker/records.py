@@ -56,7 +56,8 @@ def task_record(task_id: str, value: object, *, date_done: str) -> str:
 def record_parts(result: CancelResult, *, date_done: str) -> tuple[str, str]:
     """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``."""
     value = result.to_json()
-    del value["requested_by"]  # filled in by the book, which knows who has joined
+    for name in ("requested_by", "requested_by_left_out"):
+        del value[name]  # filled in by the book, which knows who has joined
     head = _encode(value)[:-1] + ',"requested_by":'
     tail = f'}},"traceback":null,"children":[],"date_done":"{date_done}","task_id":'
     return '{"status":"SUCCESS","result":' + head, tail

@@ -29,6 +29,7 @@ TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
 SWEEP_EVERY_S = 0.25
+MEND_EVERY_S = 1.0  # a look at some two hundred keys
 EARS_EVERY_S = 1.0  # well within the life of what is said
 
 
@@ -97,6 +98,7 @@ def sweep(app: Celery, desk: Desk, hands: Hands, tell: Tell) -> list[Service]:
         Service("tell overdue", desk.tell_overdue, every_s=SWEEP_EVERY_S),
         Service("answer lists", desk.answer_bulks, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
+        Service("mend the book", desk.mend, every_s=MEND_EVERY_S),
         Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),
     ]
 

@@ -272,6 +272,7 @@ def _open_json(entry: OpenCancel) -> dict[str, Any]:
         "order_id": entry.order_id,
         "lane": entry.lane,
         "requested_by": entry.requested_by,
+        "requested_by_left_out": entry.left_out,
         "requested_at": entry.requested_at,
         "age_s": entry.age_s,
         "next_try_s": None if entry.in_hand else max(entry.next_due_s, 0.0),

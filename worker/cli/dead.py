@@ -20,7 +20,7 @@ def add_dead(commands: Subparsers) -> None:
         commands,
         "dead",
         _dead,
-        about="list the cancels that were given up unresolved, oldest first",
+        about="list the cancels that were given up unresolved, oldest first, and those that cannot be read",
         examples="  cancelctl dead\n  cancelctl dead --json | jq -r .order_id | cancelctl retry -",
     )
     add_json(command)
@@ -57,6 +57,7 @@ def dead_json(letter: DeadLetter) -> dict[str, Any]:
         "died_at": letter.died_at,
         **progress_json(letter),
         "request": letter.request.fields(),
+        "stored": letter.stored and dict(letter.stored),
     }
 
 
@@ -66,7 +67,7 @@ def add_retry(commands: Subparsers) -> None:
         commands,
         "retry",
         _retry,
-        about="have cancels that were given up worked on again",
+        about="have cancels that were given up or set aside worked on again",
         examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all --why 'the exchange is back'",
     )
     add_order_ids(command, nargs="*")

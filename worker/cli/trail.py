@@ -85,6 +85,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         print_line(
             [f"every entry fits: {verdict.entries}{begun}; the last hash is {verdict.head or '-'}"], [0]
         )
+    if verdict.missing and not arguments.json:
+        print_line([f"missing: {verdict.missing}, which could not be written; gaps: {verdict.gaps}"], [0])
     if verdict.problem is None:
         return Exit.SETTLED
     return complain(f"after {verdict.entries} entries that fit, {verdict.problem}", Exit.REFUSED)

@@ -23,7 +23,6 @@ local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
 -- Whoever waits for longer than this has given up; so the list of an order that never settles has an end.
 local WAITERS_LIFE_S = 7 * 86400
 local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local new_learned, new_due_ms = ARGV[7], now_ms + ARGV[8]
 
 if fenced(ARGV[9], ARGV[10]) then return 'fenced' end
 
@@ -64,6 +63,12 @@ local function stored_state(key, is_dead)  -- of an entry, or of a dead letter; 
 end
 
 local function add_name(state, name)
+  if state.left_out and not state.list then  -- the list is full: it need not be taken apart
+    if not string.find(state.names or '', cjson.encode(name), 1, true) then
+      state.left_out, state.changed.left_out = (tonumber(state.left_out) or 0) + 1, true
+    end
+    return
+  end
   if not state.list then
     state.list, state.bytes, state.has = texts(state.names or '[]'), 0, {}
     for _, known in ipairs(state.list) do state.has[known], state.bytes = true, state.bytes + #known end
@@ -219,11 +224,12 @@ for at = FIRST, #ARGV, 6 do
       if (final or in_doubt) and not string.find(request, '"again": true', 1, true) then
         request = string.sub(request, 1, -2) .. ', "again": true}'
       end
-      state = new_state(request, path, requested_by, deadline_ms, task_id)
+      state = new_state(request, path, spoilt and '' or requested_by, deadline_ms, spoilt and '' or task_id)
       if spoilt then
         state.waiters = spoilt[10]
         for _, name in ipairs(texts(spoilt[2] or '[]')) do join(state, order_id, request, path, cjson.encode(name), deadline_ms, '') end
         for _, waiter in ipairs(texts(spoilt[3] or '[]')) do join(state, order_id, request, path, '', deadline_ms, waiter) end
+        join(state, order_id, request, path, requested_by, deadline_ms, task_id)
       end
     end
     if not states[order_id] then order_ids[#order_ids + 1] = order_id end

@@ -1,17 +1,20 @@
 -- mass_claim: takes a mass cancel that nobody is at.
 --
--- ARGV  1 prefix · 2 the mass cancel's id · 3 who takes it, for people to read · 4 life of the lease, ms
+-- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 who takes it, for people to read · 4 life of the lease, ms
 -- returns { fencing token, request (JSON) }; empty: another runner has it, or there is nothing (left) to do
 
 local open, mass = prefix .. ':masses:open', prefix .. ':mass:' .. ARGV[2]
 local known = redis.call('HMGET', mass, 'request', 'report', 'fence')
+sure[mass] = true
 if not known[1] or known[2] then
-  redis.call('SREM', open, ARGV[2])
+  gather('SREM', open, ARGV[2])
+  flush()
   return {}
 end
 if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
 -- Greater than every one before, even if Redis has lost this mass cancel and got it back.
-local token = string.format('%.0f', math.max(now_ms, tonumber(known[3] or 0) + 1))
-redis.call('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])
-redis.call('HSET', mass, 'fence', token)
+local token = string.format('%.0f', math.max(now_ms, (tonumber(known[3] or 0) or 0) + 1))
+write('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])
+write('HSET', mass, 'fence', token)
+flush()
 return { token, known[1] }

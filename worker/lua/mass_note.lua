@@ -1,6 +1,6 @@
 -- mass_note: notes facts about a mass cancel.
 --
--- (after fenced.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · then three for each:
+-- (after gather.lua, fenced.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · then three for each:
 --       "set", "once" (what was noted first stays) or "add" (to a sum) · field · value
 -- returns 1 done, 0 it is not this runner's any more
 
@@ -9,11 +9,14 @@ if fenced(ARGV[2], ARGV[3]) then return 0 end
 for at = 4, #ARGV, 3 do
   local how, field, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   if how == 'once' then
-    redis.call('HSETNX', mass, field, value)
+    write('HSETNX', mass, field, value)
   elseif how == 'add' then
-    redis.call('HINCRBYFLOAT', mass, field, value)
+    local sum = tonumber(redis.call('HGET', mass, field) or 0)
+    if not sum then error({ err = 'ERR ' .. field .. ' of the mass cancel is no number' }) end
+    write('HINCRBYFLOAT', mass, field, value)
   else
-    redis.call('HSET', mass, field, value)
+    write('HSET', mass, field, value)
   end
 end
+flush()
 return 1

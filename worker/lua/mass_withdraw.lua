@@ -11,9 +11,10 @@ local withdrawn = 0
 for at = 6, #ARGV, 3 do
   local order_id, head, tail = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local entry = prefix .. ':entry:' .. order_id
-  local e = redis.call('HMGET', entry, 'request', 'token', 'sent', 'learned', 'requested_by', 'reply_to', 'lane', 'path')
+  local e = fields(entry, 'request', 'token', 'sent', 'learned', 'requested_by', 'reply_to', 'lane', 'path') or {}
   local learned = e[4] or ''
-  local is_ours = e[1] and cjson.decode(e[1]).request_id == ARGV[2] and not e[6] and #texts(e[5] or '[]') < 2
+  local is_json, request = pcall(cjson.decode, e[1])
+  local is_ours = is_json and type(request) == 'table' and request.request_id == ARGV[2] and e[7] and e[8] and not e[6] and #texts(e[5] or '[]') < 2
   local is_free = (e[2] or '') == '' and e[3] ~= '1' and not string.find(learned, '"first_doubt"', 1, true)
   if is_ours and is_free then
     head = string.gsub(head, '"attempts":0', '"attempts":' .. (string.match(learned, '"attempts":(%d+)') or 0), 1)

@@ -1,6 +1,6 @@
 -- note_orders: notes orders that a mass cancel is about to have canceled.
 --
--- (after fenced.lua, gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · then three for each order:
+-- (after gather.lua, fenced.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · then three for each order:
 --       order_id · what it has (JSON) · 1: also when it was noted before
 -- returns 1 done, 0 it is not this runner's any more
 --
@@ -9,9 +9,9 @@
 
 local mass = prefix .. ':mass:' .. ARGV[2]
 if fenced(ARGV[2], ARGV[3]) then return 0 end
-for at = 4, #ARGV, 3 do gather('RPUSH', mass .. ':left', ARGV[at]) end
-flush()
 for at = 4, #ARGV, 3 do
-  redis.call(ARGV[at + 2] == '1' and 'HSET' or 'HSETNX', mass .. ':orders', ARGV[at], ARGV[at + 1])
+  gather('RPUSH', mass .. ':left', ARGV[at])
+  write(ARGV[at + 2] == '1' and 'HSET' or 'HSETNX', mass .. ':orders', ARGV[at], ARGV[at + 1])
 end
+flush()
 return 1

@@ -50,9 +50,7 @@ end
 -- `left_out`: how many requests were joined whose names are not in the list. Returns how many of the further
 -- waiters (`waiters`: whether there are any) are told; nil: there are none.
 local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to, left_out, waiters)
-  local record = head .. names_json(requested_by)
-  if left_out then record = record .. ',"requested_by_left_out":' .. (tonumber(left_out) or 0) end
-  record = record .. tail
+  local record = head .. names_json(requested_by) .. ',"requested_by_left_out":' .. (tonumber(left_out or 0) or 0) .. tail
   store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
   if reply_to then reply(record_prefix, life_s, record, texts(reply_to)) end
   if not waiters then return nil end
