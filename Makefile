@@ -13,7 +13,7 @@ help:
 	@echo "make demo   real cancels through Redis, a Celery worker and a local exchange, and a table of what became of them"
 	@echo "make test   the whole suite"
 	@echo "make coverage  the whole suite, and what of the workers it does not reach (half as long again)"
-	@echo "make faults the fault campaign: every kind of fault x 10 seeds x 500 cancels, into docs/faults.md (about 40 minutes)"
+	@echo "make faults the fault campaign: every kind of fault x 10 seeds x 500 cancels, into docs/faults.md (about an hour)"
 	@echo "make bench  our service and five other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into docs/performance.md"
 	@echo "make bench-flat  time until flat against the bound that the token budget sets (about half an hour; ARGS=--quick), the same document"
 	@echo "make lint   ruff and mypy --strict"

@@ -35,6 +35,7 @@ SHORT = (
     "canceled-elsewhere-before",
     "interim-responses",
     "cdn-pages",
+    "key-revoked",
     "rollback",
     "mass-runner-frozen",
     "mass-with-placer",

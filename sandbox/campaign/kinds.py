@@ -238,11 +238,23 @@ def _not_found(scene: Scene) -> None:
             scene.fault("not_found", operation="read", order_id=order["order_id"], times=times)
 
 
+_ENTRY_ERRORS: list[dict[str, Any]] = [
+    {"code": "internal_error"},
+    {"code": "ORDER_ALREADY_CANCELED"},
+    {"code": "too_many_requests"},
+    {"body": "not found"},
+    {"body": {}},
+]
+
+
 def _entries(scene: Scene) -> None:
     """Batches whose answers have entries that fail, lack, or carry another order's id, in any order."""
-    for kind in ("entry_error", "entry_missing", "entry_foreign", "shuffled"):
+    for kind in ("entry_missing", "entry_foreign", "shuffled"):
         effect = scene.chance.choice(SANDBOX_FAULTS[kind].effects)
         scene.fault(kind, operation="batch", probability=0.15, effect=effect)
+    # What the exchange's document says of an errored entry is that it removed nothing.
+    error = scene.chance.choice(_ENTRY_ERRORS)
+    scene.fault("entry_error", operation="batch", probability=0.15, effect="none", **error)
 
 
 def _interim(scene: Scene) -> None:
