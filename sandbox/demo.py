@@ -29,7 +29,7 @@ from typing import Any
 from sandbox.control import Control, ControlError, Json
 from sandbox.stack import NotReady, Part, Stack
 from worker.client import BookError, CancelClient
-from worker.orders import CancelResult, Outcome
+from worker.orders import CancelResult, ConfirmedBy, Outcome
 
 RESULTS_WITHIN_S = 20.0
 LOG_LINES_SHOWN = 25
@@ -93,7 +93,7 @@ SCENES = (
 LEGEND = (
     "canceled-before  by somebody else, before we asked",
     "on-shard-2       asked for without saying where it rests",
-    "answer-lost      the connection broke after the cancel had taken effect",
+    "answer-lost      the connection broke after the cancel took effect; what it removed is not proven",
     "lost-and-filled  the connection broke, and the order was filled instead of canceled",
     "behind-a-429     the first attempt was over the account's token budget",
 )
@@ -286,6 +286,7 @@ def differences_from_truth(
     """What a result says that the exchange's own state does not.
 
     ``truth`` is ``Control.order``'s answer (None: there is no such order), ``calls`` the cancels received.
+    A ``reduced_by`` that is not known is no difference where the cancel's own answer was lost.
     """
     if result is None:
         return ["no outcome in time"]
@@ -295,6 +296,8 @@ def differences_from_truth(
         "status": (result.status and result.status.value, status),
         "reduced_by": (result.reduced_by, reduced_by),
     }
+    if result.reduced_by is None and result.confirmed_by is ConfirmedBy.READ_BACK:
+        del said["reduced_by"]
     if truth is not None and result.fill_count is not None:
         said["fill_count"] = (result.fill_count, Decimal(truth["fill_count_fp"]))
     differences = [

@@ -61,7 +61,8 @@ class Marks:
     """Every signature and timestamp that reached the exchange during the session, to find reused ones.
 
     A timestamp alone may well be the same for two orders in the same millisecond; a signature may not, and
-    neither may a timestamp for the same method and path.
+    neither may a timestamp for the same method and order. Two processes may list, or read the account's
+    limits, in the same millisecond.
     """
 
     def __init__(self) -> None:
@@ -74,10 +75,10 @@ class Marks:
             signature, timestamp = str(call["signature"]), str(call["timestamp"])
             if not signature:
                 continue
-            for mark in (
-                ("signature", signature),
-                ("timestamp", timestamp, str(call["method"]), str(call["path"])),
-            ):
+            marks = [("signature", signature)]
+            if call["operation"] in ("cancel", "read"):
+                marks.append(("timestamp", timestamp, str(call["method"]), str(call["path"])))
+            for mark in marks:
                 if mark in self._seen:
                     reused.append(f"{mark[0]} of call {call['seq']} ({call['method']} {call['path']})")
                 self._seen.add(mark)

@@ -67,8 +67,8 @@ def test_the_demo_shows_every_kind_of_outcome_and_each_is_the_exchanges_own(tmp_
         "executed-before": ["too_late", "executed", "0.00", "read_back", "1"],
         "canceled-before": ["too_late", "canceled", "0.00", "read_back", "1"],
         "on-shard-2": ["canceled", "canceled", "10.00", "cancel", "2"],
-        "answer-lost": ["canceled", "canceled", "10.00", "read_back", "2"],
-        "lost-and-filled": ["too_late", "executed", "0.00", "read_back", "2"],
+        "answer-lost": ["canceled", "canceled", "-", "read_back", "1"],
+        "lost-and-filled": ["too_late", "executed", "0.00", "read_back", "1"],
         "behind-a-429": ["canceled", "canceled", "10.00", "cancel", "2"],
         "asked-3-times": ["canceled", "canceled", "10.00", "cancel", "1"],
         "unknown": ["unknown_order", "-", "-", "read_back", "1"],
@@ -161,6 +161,8 @@ def test_a_true_report_has_no_differences():
     assert differences_from_truth(too_late, CANCELED_ELSEWHERE, ONE_CALL) == []
     assert differences_from_truth(replace(too_late, status=OrderStatus.EXECUTED), EXECUTED, ONE_CALL) == []
     assert differences_from_truth(unknown, None, ONE_CALL) == []
+    lost_answer = replace(CANCELED, reduced_by=None, confirmed_by=ConfirmedBy.READ_BACK)
+    assert differences_from_truth(lost_answer, CANCELED_BY_US, ONE_CALL) == []
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,7 @@ FULL = CancelResult(
     settled_at="2026-11-22T13:00:01.250Z",
     exchange_ts_ms=1_795_352_401_250,
     requested_by=("risk", "maker"),
+    requested_by_left_out=7,
     error=Problem("http_503", "down", 503),
     order={"order_id": ORDER_ID, "status": "canceled"},
 )
@@ -387,6 +388,7 @@ def test_a_result_has_exactly_the_public_fields():
         "settled_at": "2026-11-22T13:00:01.250Z",
         "exchange_ts_ms": 1_795_352_401_250,
         "requested_by": ["risk", "maker"],
+        "requested_by_left_out": 7,
         "error": {"code": "http_503", "message": "down", "http_status": 503},
         "order": {"order_id": ORDER_ID, "status": "canceled"},
     }
@@ -400,6 +402,7 @@ def test_what_is_not_known_is_null_and_never_left_out():
         "outcome",
         "attempts",
         "requested_by",
+        "requested_by_left_out",
     }
 
 
@@ -419,6 +422,7 @@ results = st.builds(
     settled_at=texts,
     exchange_ts_ms=st.none() | st.integers(0, 10**15),
     requested_by=st.lists(st.text(max_size=5), max_size=3).map(tuple),
+    requested_by_left_out=st.integers(0, 1000),
     error=st.none()
     | st.builds(
         Problem, code=st.text(max_size=9), message=st.text(max_size=9), http_status=st.none() | st.integers()

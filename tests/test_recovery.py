@@ -340,6 +340,6 @@ def test_what_is_unresolved_for_too_long_is_a_dead_letter_with_its_history_until
         assert [letter.order_id for letter in client.dead_letters()] == [asked_again]
         crew.control.clear_faults()
         assert client.cancel(asked_again).result(timeout=PATIENCE_S).outcome == "canceled"
-        is_canceled = lambda: client.status(retried).result.outcome == "canceled"  # noqa: E731 - a condition
-        wait_until(is_canceled, within_s=PATIENCE_S, what="the retried one canceled")
+        [result] = client.results([retried], timeout=PATIENCE_S)
+        assert result.outcome == "canceled"
         assert list(client.dead_letters()) == []

@@ -233,6 +233,7 @@ def test_no_object_shows_a_secret(environment, secrets, key):
         cancel_deadline_s=1,
         cancel_max_age_s=10,
         read_lag_s=1,
+        record_life_s=60,
         risk_reserve=0,
         batch_most=1,
     )

@@ -122,14 +122,12 @@ class Trail:
         uncounted, self._uncounted = self._uncounted, 0
         try:
             args = [self._prefix, kind, json.dumps(body, separators=(",", ":")), uncounted]
-            is_there = scripts.call(lambda: self._note(args=args))
+            trouble = "" if scripts.call(lambda: self._note(args=args)) else "it is counted as missing"
         except BookError as error:
             self._uncounted += uncounted + 1
-            if (more := self._gap.now()) is not None:
-                log.warning("an entry of the audit log cannot be written: %s", f"{error}{more}")
-        else:
-            if not is_there and (more := self._gap.now()) is not None:
-                log.warning("an entry of the audit log cannot be written, and is counted%s", more)
+            trouble = str(error)
+        if trouble and (more := self._gap.now()) is not None:
+            log.warning("an entry of the audit log cannot be written: %s", f"{trouble}{more}")
 
     def read(
         self, *, since_ms: int | None = None, until_ms: int | None = None, after_id: str = ""
