@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,16 +106,12 @@ class Budget:
         }
 
     def limits(self) -> dict[str, Any]:
-        """The body of GET /account/limits."""
+        """The body of GET /account/limits, which knows whole numbers only."""
         return {
             "usage_tier": self.tier,
             **{
-                name: {"refill_rate": _whole(refill), "bucket_capacity": _whole(capacity)}
+                name: {"refill_rate": int(refill), "bucket_capacity": int(capacity)}
                 for name, (refill, capacity) in self.rates.items()
             },
             "grants": [],
         }
-
-
-def _whole(number: float) -> float:
-    return int(number) if number == math.floor(number) else number

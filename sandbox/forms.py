@@ -132,6 +132,7 @@ def trade(fill: Fill) -> dict[str, Any]:
     price = fill.order.state.price
     return {
         "fill_id": f"fill-{fill.number}",
+        "exchange_index": new.exchange_index,
         "trade_id": f"trade-{fill.number}",
         "order_id": fill.order.order_id,
         "ticker": new.ticker,

@@ -370,6 +370,14 @@ class Market:
         """The truly resting orders, oldest first, of one subaccount or of all."""
         return [o for o in self._resting.values() if subaccount is None or o.new.subaccount == subaccount]
 
+    def queue(self) -> Iterator[tuple[Order, Decimal]]:
+        """The truly resting orders, oldest first, each with the contracts of older ones at its price."""
+        before: defaultdict[tuple[str, Side, Decimal], Decimal] = defaultdict(Decimal)
+        for order in self._resting.values():
+            level = (order.new.ticker, order.new.side, order.state.price)
+            yield order, before[level]
+            before[level] += order.state.remaining
+
     def start_tail(self, subaccount: int | None, tail: Tail) -> None:
         """New orders of `subaccount` (None = all) are canceled on arrival while `tail` lasts."""
         known = self._tails.get(subaccount)

@@ -1,4 +1,4 @@
-"""How orders are read: one by one, in pages, and from the archive; lag and stale reads included."""
+"""How orders are read: one by one, in pages, from the archive, in the queue; lag and stale reads included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import binascii
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandbox.forms import FORMS, TIME_FORMS, iso
+from sandbox.forms import FORMS, TIME_FORMS, counted, iso
 from sandbox.market import Filter
 from sandbox.refusal import invalid, not_found
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 STATUSES = ("resting", "canceled", "executed", "pending")
 MAX_EVENTS = 10
 MAX_LIMIT = 1000
+_CUTOFFS = (
+    *("market_settled_ts", "trades_created_ts", "orders_updated_ts"),
+    "market_positions_last_updated_ts",
+)
 
 
 def read_order(visit: Visit) -> Answer:
@@ -56,8 +60,35 @@ def list_history(visit: Visit) -> Answer:
 def historical_cutoff(visit: Visit) -> Answer:
     """Since when what has ended is not in the archive."""
     cutoff = iso(_cutoff_us(visit))
-    names = ("market_settled_ts", "trades_created_ts", "orders_updated_ts")
-    return 200, dict.fromkeys(names, cutoff)
+    return 200, dict.fromkeys(_CUTOFFS, cutoff)
+
+
+def queue_position(visit: Visit) -> Answer:
+    """How many contracts come before a resting order."""
+    order_id, subaccount = visit.path_parameters["order_id"], visit.read_subaccount(None)
+    for order, before in visit.market.queue():
+        if order.order_id == order_id and subaccount in {None, order.new.subaccount}:
+            return 200, {"queue_position_fp": counted(before)}
+    raise not_found()
+
+
+def queue_positions(visit: Visit) -> Answer:
+    """The same for all resting orders of a subaccount, of some markets or of an event, oldest first."""
+    tickers = {name for name in visit.query.get("market_tickers", "").split(",") if name}
+    event = visit.query.get("event_ticker")
+    subaccount = visit.write_subaccount(visit.integer("subaccount"))
+    positions = [
+        {
+            "order_id": order.order_id,
+            "market_ticker": order.new.ticker,
+            "queue_position_fp": counted(before),
+        }
+        for order, before in visit.market.queue()
+        if subaccount in {None, order.new.subaccount}
+        and (not tickers or order.new.ticker in tickers)
+        and event in {None, order.event_ticker}
+    ]
+    return 200, {"queue_positions": positions}
 
 
 def _cutoff_us(visit: Visit) -> int:

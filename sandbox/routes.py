@@ -78,6 +78,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", _V2, "create", placing.create, "write"),
     Route("POST", f"{_V2}/:order_id/amend", "amend", placing.amend, "write"),
     Route("POST", f"{_V2}/:order_id/decrease", "decrease", placing.decrease, "write"),
+    Route("GET", f"{_V1}/queue_positions", "other", reading.queue_positions),
+    Route("GET", f"{_V1}/:order_id/queue_position", "other", reading.queue_position),
     Route("GET", f"{_V1}/:order_id", "read", reading.read_order, cost=2),
     Route("GET", _V1, "list", reading.list_orders),
     Route("GET", f"{PREFIX}/historical/orders", "history", reading.list_history),

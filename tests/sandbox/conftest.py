@@ -6,6 +6,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from signed import Client, pem_of
 
+from conformance.answers import departures
+from conformance.watching import watch
 from sandbox.control import Control
 from sandbox.server import SandboxServer
 
@@ -18,6 +20,15 @@ def rsa_key():
 @pytest.fixture(scope="session")
 def ed25519_key():
     return ed25519.Ed25519PrivateKey.generate()
+
+
+@pytest.fixture(autouse=True)
+def every_answer_is_as_documented():
+    answers = []
+    end = watch(answers.append)
+    yield answers
+    end()
+    assert [said for each in answers if each.odd is None for said in departures(each)] == []
 
 
 @pytest.fixture

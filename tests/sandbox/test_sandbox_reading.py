@@ -389,7 +389,7 @@ def test_orders_that_ended_before_the_cutoff_are_in_the_archive_alone(control, c
     assert archived["orders"][0]["status"] == "executed"
     assert client.cancel("old").status == 404
     cutoff = requests.get(f"{client.url}/trade-api/v2/historical/cutoff", timeout=LIMIT_S).json()
-    assert set(cutoff) == {"market_settled_ts", "trades_created_ts", "orders_updated_ts"}
+    assert len(set(cutoff.values())) == 1
     age_s = (datetime.now(UTC) - datetime.fromisoformat(cutoff["orders_updated_ts"])).total_seconds()
     assert 3600 <= age_s < 3600 + LIMIT_S
 
