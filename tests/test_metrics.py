@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import uuid
 from contextlib import closing
 from pathlib import Path
@@ -309,7 +310,7 @@ def test_the_buckets_are_those_of_the_account_and_of_the_shards_in_use(book, fle
     pacer.set_limits(pacer.limits)
     book.accept([CancelRequest("a", exchange_index=3)], lane=Lane.RISK, default_deadline_s=9)
     assert pacer.take("write", 50) == 0
-    assert pacer.correct("read", 2)
+    pacer.correct("read", 2, taken_at=time.monotonic())
     buckets = fleet.look().buckets
     assert sorted(buckets) == ["read", "write", "write:3"]
     assert buckets["write"].tokens < buckets["write"].capacity == 80

@@ -20,13 +20,14 @@ from sandbox.stack import wait_until
 from worker.book import Book, Known, Wish, connect
 from worker.client import BookError
 from worker.orders import CancelRequest, Lane
-from worker.pacing import SHARE_AFTER_429, Limits, Pacer
+from worker.pacing import Limits, Pacer
 from worker.pursuit import ReadSlots
 from worker.settings import RedisSettings
 
 LIMITS = Limits(200.0, 200.0, 300.0, 600.0)
 A_MS = 0.31  # tokens: waits are told in whole milliseconds, at 300 tokens a second
 ON_THE_WAY_S = 0.2  # worker/lua/buckets.lua: what a full bucket misses in this time is not counted on
+HOLD_S = 0.25  # and for how long a corrected bucket stands still
 RESERVE = 0.2
 say = print  # figures for the reader; pytest -rA shows them
 CANCEL_COST = 2
@@ -56,7 +57,7 @@ class Account:
     def pass_time(self, seconds):
         """Moves every moment of the buckets back."""
         for key in self.server.keys(f"{self.prefix}:bucket:*"):
-            for field in ("at_us", "share_at_us"):
+            for field in ("at_us", "share_at_us", "since_us"):
                 if self.server.hexists(key, field):
                     self.server.hincrby(key, field, -round(seconds * 1e6))
 
@@ -207,7 +208,7 @@ def test_an_outage_of_redis_is_an_error_for_who_asks_and_none_for_who_reports_a_
     pacer = Pacer(connect(settings), "p", LIMITS)
     with pytest.raises(BookError):
         pacer.take("write", 1)
-    pacer.correct("write", 1)
+    pacer.correct("write", 1, taken_at=time.monotonic())
 
 
 # -- what is kept for risk
@@ -350,38 +351,108 @@ def test_a_bucket_that_refills_slowly_helps_shards_that_have_no_tokens(account, 
 # -- after a 429
 
 
+def turned_away(account, tokens=2, *, taken_ago_s=0.0, by=None):
+    """A call of so many tokens, taken so long ago, is answered with a 429."""
+    (by or account.pacer).correct("write", tokens, taken_at=time.monotonic() - taken_ago_s)
+
+
+def share(account):
+    """What of the refill counts."""
+    return float(account.pacer.levels()["write"]["share"])
+
+
+def after_the_hold(account, seconds=0.0):
+    """Lets the time pass for which a corrected bucket stands still, and more."""
+    account.pass_time(HOLD_S + seconds)
+
+
 def test_a_429_corrects_the_bucket_once_for_the_whole_fleet(account):
-    pacers = [account.pacer, account.another_workers(), account.another_workers()]
-    for pacer in pacers:
-        pacer.correct("write", 2)
-    level = account.pacer.levels()["write"]
-    assert level["refused"] == 1
-    assert level["share"] == pytest.approx(SHARE_AFTER_429)
+    for pacer in (account.pacer, account.another_workers(), account.another_workers()):
+        turned_away(account, by=pacer)
+    assert account.pacer.levels()["write"]["refused"] == 1
+    assert share(account) == 0.5
     assert account.pacer.take("write", 60) > 0, "the exchange's bucket is empty, so is ours"
     assert account.pacer.take("read", 100) == 0
 
 
-def test_after_a_429_the_refill_counts_for_less_and_recovers(account):
-    account.pacer.correct("write", 2)
-    account.pass_time(1)
-    after_one_s = account.pacer.tokens_now([0])[0]
-    # At most what has recovered by now counts for the whole second.
-    assert 0.8 * 300 <= after_one_s <= 0.86 * 300 + 20
-    account.pass_time(10)
+def test_who_corrects_a_bucket_is_told_and_nobody_else(account):
+    told = []
+    pacers = [Pacer(account.server, account.prefix, LIMITS, corrected=told.append) for _ in range(2)]
+    for pacer in pacers:
+        turned_away(account, by=pacer)
+    assert told == ["write"]
+
+
+def test_a_corrected_bucket_stands_still_for_a_moment(account):
+    turned_away(account)
+    assert account.pacer.take("write", 2) == pytest.approx(HOLD_S + 2 / 150, abs=0.1)
+    after_the_hold(account, 0.1)
+    assert account.pacer.tokens_now([0])[0] == pytest.approx(15, abs=10)
+
+
+def test_calls_that_were_under_way_when_a_bucket_was_corrected_are_no_news(account):
+    turned_away(account)
+    after_the_hold(account, 1)
+    turned_away(account, taken_ago_s=2)
+    assert account.pacer.levels()["write"]["refused"] == 1
+    turned_away(account)
+    assert account.pacer.levels()["write"]["refused"] == 2
+
+
+def test_after_a_429_the_refill_recovers_by_a_twentieth_a_second(account):
+    turned_away(account)
+    after_the_hold(account, 11)
     account.pacer.take("write", account.pacer.tokens_now([0])[0])
     account.pass_time(1)
-    assert account.pacer.tokens_now([0])[0] >= 0.98 * 300, "a twentieth a second: back after four"
+    assert account.pacer.tokens_now([0])[0] >= 0.98 * 300
+
+
+def test_the_refill_follows_what_was_let_through_since_the_last_429(account):
+    turned_away(account)
+    after_the_hold(account, 1.0)
+    for tokens in (100, 40):
+        assert account.pacer.take("write", tokens) == 0
+    turned_away(account, 40)
+    assert share(account) == pytest.approx(100 / 300, abs=0.05)
+
+
+def test_what_comes_back_late_with_a_429_was_not_let_through_either(account):
+    turned_away(account)
+    after_the_hold(account, 1.0)
+    for tokens in (60, 40, 40):
+        assert account.pacer.take("write", tokens) == 0
+    turned_away(account, 40)
+    turned_away(account, 40, taken_ago_s=0.5)
+    assert account.pacer.levels()["write"]["refused"] == 2
+    assert share(account) == pytest.approx(60 / 300, abs=0.04)
 
 
 def test_one_429_after_the_other_never_stops_the_refill_altogether(account):
     for _ in range(30):
-        account.server.delete(f"{account.prefix}:corrected:write")  # as after the time that one stands
-        account.pacer.correct("write", 2)
-    level = account.pacer.levels()["write"]
-    assert level["refused"] == 30
-    assert level["share"] == pytest.approx(0.1, abs=0.01)
+        turned_away(account)
+        after_the_hold(account, 0.1)
+    assert account.pacer.levels()["write"]["refused"] == 30
     account.pass_time(1)
-    assert account.pacer.tokens_now([0])[0] >= 30
+    assert account.pacer.tokens_now([0])[0] >= 2
+
+
+def test_other_limits_explain_the_429s_and_count_at_once(account):
+    turned_away(account)
+    account.pacer.set_limits(account.pacer.limits)
+    assert share(account) == 0.5, "these were known"
+    account.pacer.set_limits(Limits(200, 200, 100, 200))
+    assert share(account) == 1
+    assert account.pacer.take("write", 2) <= 0.02 + 0.001, "it stands still no more"
+    turned_away(account, taken_ago_s=1)
+    assert share(account) == 1, "that call was sent by the old limits"
+
+
+def test_a_clock_that_is_set_back_does_not_hold_a_corrected_bucket(account):
+    turned_away(account)
+    account.pass_time(-30)
+    assert account.pacer.take("write", 2) < 1
+    turned_away(account)
+    assert account.pacer.levels()["write"]["refused"] == 2
 
 
 # -- what the exchange says of the limits
@@ -549,6 +620,29 @@ def test_a_foreign_client_that_spends_half_of_the_budget_unseen_is_lived_with(cr
     assert {result.outcome for result in results} == {"canceled"}
     assert len(refused) <= 40
     assert took_s <= 3 * bound_s
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_limits_that_fall_unseen_cost_a_mass_cancel_few_429s(crew, told):
+    """`told`: whether the exchange says what its limits are when it is asked."""
+    crew.control.configure(buckets={"read": [10_000, 10_000], "write": [8_000, 16_000]})
+    with crew.apart() as apart:
+        apart.start()
+        server = connect(RedisSettings.from_env({"REDIS_URL": apart.url}))
+        wait_until(lambda: server.hget("kalshi-cancel:limits", "write_refill") == "8000.0", what="limits")
+        crew.place(1000)
+        crew.control.configure(buckets={"read": [600, 600], "write": [600, 1_200]})
+        if not told:
+            crew.control.fault("http_500", operation="limits")
+        pending = apart.client.mass_cancel({"everything": True})
+        report = pending.result(timeout=PATIENCE_S)
+        server.close()
+    crew.control.clear_faults()
+    refused = [call for call in crew.control.calls() if call["status"] == 429]
+    sizes = [len(call["order_ids"]) for call in crew.control.calls("batch")]
+    say(f"told {told}: {len(refused)} 429s of {len(sizes)} batches; {report['actual_s']} s")
+    assert (report["flat"], report["orders_affected"]) == (True, 1000)
+    assert len(refused) <= 20
 
 
 # -- risk first

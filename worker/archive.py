@@ -107,5 +107,5 @@ class Archive:
         trouble = page if isinstance(page, Trouble) else None
         self._tell(CallMade("list", (), None, trouble, time.monotonic() - started, "read", cost))
         if trouble is not None and trouble.meaning is Meaning.BUSY:
-            self._pacer.correct("read", cost)
+            self._pacer.correct("read", cost, taken_at=started)
         return page

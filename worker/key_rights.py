@@ -105,6 +105,8 @@ class KeySight:
         self._tell(CallMade("api_keys", (), None, trouble, took_s, "read", cost, self._id))
         if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._spend(cost)
+        if trouble is not None and trouble.meaning is Meaning.BUSY:
+            self._pacer.correct("read", cost, taken_at=started)
         if isinstance(answer, Trouble):
             self.trouble = answer.problem.code
             return None

@@ -20,7 +20,7 @@ from worker.judging import Judge
 from worker.mass_claim import MassClaim
 from worker.mass_means import Means
 from worker.mass_request import MassRequest
-from worker.notices import BucketCorrected, CallMade
+from worker.notices import CallMade
 from worker.orders import Order, Problem, utc_text
 
 log = logging.getLogger(__name__)
@@ -305,5 +305,5 @@ class Lister:
         self._tell(CallMade(operation, (), None, trouble, took_s, "read", cost, self._id))
         if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._spend(cost)
-        if trouble is not None and trouble.meaning is Meaning.BUSY and self._pacer.correct("read", cost):
-            self._tell(BucketCorrected("read"))
+        if trouble is not None and trouble.meaning is Meaning.BUSY:
+            self._pacer.correct("read", cost, taken_at=started)

@@ -13,7 +13,7 @@ from worker.mass_claim import MassClaim
 from worker.mass_means import Means
 from worker.mass_planning import CANCEL_ALL as CANCEL_ALL_WORD
 from worker.mass_planning import Command
-from worker.notices import BucketCorrected, CallMade
+from worker.notices import CallMade
 from worker.orders import Lane, utc_text
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ class CommandSender:
                 trouble.problem.message,
                 extra={"request_id": fence.request_id, "code": code},
             )
-            if trouble.meaning is Meaning.BUSY and self._pacer.correct("write", cost):
-                self._tell(BucketCorrected("write"))
+            if trouble.meaning is Meaning.BUSY:
+                self._pacer.correct("write", cost, taken_at=started)
         return trouble
 
     def _call(self, address: Address) -> Call:

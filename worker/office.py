@@ -26,7 +26,7 @@ from worker.mass import MassRunner
 from worker.mass_claim import MassClaims
 from worker.mass_means import Means
 from worker.masses import Masses
-from worker.notices import Notice, Tell, tell_all
+from worker.notices import BucketCorrected, Notice, Tell, tell_all
 from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
@@ -135,6 +135,12 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     if isinstance(greeting, Trouble):
         log.warning("the exchange does not answer yet: %s", greeting.problem.message)
     server = scripts.connect(settings.redis)
+    tell = tell_all(_listeners(exchange))
+
+    def corrected(bucket: str) -> None:
+        tell(BucketCorrected(bucket))
+        limits.wake()
+
     pacer = Pacer(
         server,
         settings.redis.key_prefix,
@@ -144,13 +150,14 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             settings.write_tokens_per_s,
             settings.write_tokens_capacity,
         ),
+        corrected=corrected,
     )
+    limits = upkeep.known_limits(exchange, pacer)
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     # Who listens to one queue only works that lane only: a risk worker keeps its hands free for risk.
     lanes = [lane for lane in Lane if lane in consumed]
     me = Identity.of_this_process()
     the_book = Book(server, settings.redis, name=me.name)
-    tell = tell_all(_listeners(exchange))
     roster = Roster(server, settings.redis)
 
     def shown() -> WorkerShown:
@@ -209,7 +216,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     services.start(
         Service(LEASES, the_desk.extend_leases, every_s=EXTEND_EVERY_S),
         registry,
-        upkeep.known_limits(exchange, pacer, heard=lambda _answer: None),
+        limits,
         upkeep.trimmed_trail(
             Trail(server, settings.redis),
             max_age_s=settings.audit_max_age_s,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -21,10 +22,6 @@ from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
 
-# One 429 tells all calls that were under way with it; later ones are news.
-CORRECTION_STANDS_MS = 300
-# Of the refill, after each correction; it recovers by a twentieth a second.
-SHARE_AFTER_429 = 0.8
 RECOVERY_PER_S = 0.05  # as in worker/lua/buckets.lua
 
 
@@ -72,21 +69,33 @@ class Limits:
 
 
 class Pacer:
-    """The buckets of one account under one prefix; safe to share between threads."""
+    """The buckets of one account under one prefix; safe to share between threads.
 
-    def __init__(self, server: redis.Redis, prefix: str, limits: Limits) -> None:
+    ``corrected`` is told which bucket a 429 has corrected.
+    """
+
+    def __init__(
+        self,
+        server: redis.Redis,
+        prefix: str,
+        limits: Limits,
+        *,
+        corrected: Callable[[str], object] = lambda _bucket: None,
+    ) -> None:
         self._server = server
         self._prefix = prefix
         self.limits = limits
+        self._corrected = corrected
         self._take = scripts.load(server, "gather", "buckets", "take")
         self._levels = scripts.load(server, "gather", "buckets", "levels")
         self._correct = scripts.load(server, "gather", "buckets", "correct")
+        self._set_limits = scripts.load(server, "gather", "buckets", "limits")
 
     def set_limits(self, limits: Limits) -> None:
         """Makes these the limits of the whole fleet; raises BookError."""
         self.limits = limits
-        fields = _shared(limits)
-        scripts.call(lambda: self._server.hset(f"{self._prefix}:limits", mapping=fields))
+        args = [self._prefix, *_shared(limits).values()]
+        scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
         """Makes the configured limits the fleet's, unless true ones are known; raises BookError."""
@@ -100,17 +109,20 @@ class Pacer:
         args = [self._prefix, bucket, tokens, kept_share]
         return float(scripts.call(lambda: self._take(args=args))) / 1000
 
-    def correct(self, bucket: str, tokens: float) -> bool:
-        """Learns from a 429, once for the whole fleet; whether this call was the one."""
-        args = [self._prefix, bucket, tokens, CORRECTION_STANDS_MS, SHARE_AFTER_429]
+    def correct(self, bucket: str, tokens: float, *, taken_at: float) -> None:
+        """Learns from a 429 of a call whose tokens were taken at that moment (monotonic).
+
+        The whole fleet learns from it: once from all calls that were under way together.
+        """
+        args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
         try:
-            corrected = bool(scripts.call(lambda: self._correct(args=args)))
+            is_news = bool(scripts.call(lambda: self._correct(args=args)))
         except BookError as error:
             log.warning("a 429 could not be shared: %s", error)
-            return False
-        if corrected:
+            return
+        if is_news:
             log.warning("429 from the exchange: the %s bucket is corrected", bucket)
-        return corrected
+            self._corrected(bucket)
 
     def tokens_now(self, shards: Sequence[int]) -> dict[int, float]:
         """The write tokens there are at this moment: of each shard's own bucket, and for 0 the unscoped."""
@@ -178,10 +190,10 @@ def _level(name: str, limits: Mapping[str, str], fields: Sequence[str | None], n
     tokens, at_us, share, share_at_us, refused = (None if each is None else float(each) for each in fields)
     counts = 1.0
     if share is not None and share_at_us is not None:
-        counts = min(1.0, share + (now_us - share_at_us) * RECOVERY_PER_S / 1e6)
+        counts = min(1.0, share + max(now_us - share_at_us, 0) * RECOVERY_PER_S / 1e6)
     there = capacity
     if tokens is not None and at_us is not None:
-        there = min(capacity, tokens + (now_us - at_us) * refill * counts / 1e6)
+        there = min(capacity, tokens + max(now_us - at_us, 0) * refill * counts / 1e6)
     return Level(name, there, capacity, refill, counts, int(refused or 0))
 
 

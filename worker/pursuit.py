@@ -27,7 +27,7 @@ from worker.dialects import Canceled, Meaning, Trouble
 from worker.exchange import Exchange
 from worker.gate import Gate
 from worker.leases import Leases
-from worker.notices import BucketCorrected, CallMade, Tell, nobody
+from worker.notices import CallMade, Tell, nobody
 from worker.orders import CancelResult, Lane, Order, OrderStatus, Outcome, utc_text, write_path
 from worker.outcomes import (
     Attempt,
@@ -61,7 +61,6 @@ LISTINGS_CATCH_UP_S = 0.4
 WORTH_A_CALL_S = 0.05
 # What a batch was refused for may have been its size: that is believed for so long.
 REFUSED_SIZE_STANDS_S = 60.0
-TURNED_AWAY_SIZE_STANDS_S = 10.0  # less sure: others may have spent the tokens
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
 # Read-backs let new cancels go first, but not for ever.
@@ -140,7 +139,7 @@ class Pursuit:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         with self.read_slots.of(claim.bucket == "read") as slot:
-            walks = [self._walk(entry, calls, slot) for entry in claim.entries]
+            walks = [self._walk(entry, calls, slot, since) for entry in claim.entries]
             return Pursued(self._pursue(walks, claim), calls, since)
 
     def _pursue(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
@@ -220,6 +219,7 @@ class Pursuit:
         if bucket == "read":  # the tokens of a listing are left to mass cancels
             kept = min(limits.list_cost, (limits.read_capacity - limits.read_cost) / 4) / limits.read_capacity
         try:
+            walk.taken_at = time.monotonic()
             wait_s = self._pacer.take(bucket, self._cost(walk.case), kept_share=kept)
         except BookError as error:
             log.warning("no tokens without Redis: %s", error)
@@ -244,8 +244,8 @@ class Pursuit:
         """What gate, buckets and listeners learn from a call that began at ``started`` (monotonic)."""
         self._gate.note(answer)
         trouble = answer if isinstance(answer, Trouble) else None
-        if trouble is not None and trouble.meaning is Meaning.BUSY and self._pacer.correct(bucket, tokens):
-            self._tell(BucketCorrected(bucket))
+        if trouble is not None and trouble.meaning is Meaning.BUSY:
+            self._pacer.correct(bucket, tokens, taken_at=walks[0].taken_at)
         order_ids = tuple(walk.entry.order_id for walk in walks)
         took_s = time.monotonic() - started
         call = CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens)
@@ -305,8 +305,6 @@ class Pursuit:
         if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
-        if trouble.meaning is Meaning.BUSY:
-            self.batch_size.turned_away(len(walks))
         if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
@@ -336,6 +334,7 @@ class Pursuit:
             cursor = page.cursor
             if not cursor or len(missing) * limits.read_cost <= limits.list_cost:
                 break
+            walks[0].taken_at = time.monotonic()
             paid_s = self._pacer.take("read", limits.list_cost)
         # What is not among the canceled ones is executed, or shown late: that only its own read-back tells.
         return conclusions + [self._give_back(walk, 0.0, path="read") for walk in missing.values()]
@@ -353,8 +352,8 @@ class Pursuit:
         engine = self._exchange.engine_now()
         return None if engine is None else f"{engine.low_ms:.0f}:{engine.high_ms:.0f}"
 
-    def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot) -> _Walk:
-        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls, slot)
+    def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> _Walk:
+        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls, slot, since)
         if entry.interrupted:
             attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
             walk.case = walk.case.interrupted(attempt, self._now(walk))
@@ -450,7 +449,6 @@ class BatchSize:
         self._refused = most + 1
         self._refused_until = 0.0
         self._alone_until = 0.0
-        self._turned_away = 0
 
     @property
     def limit(self) -> int:
@@ -461,7 +459,6 @@ class BatchSize:
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
-        self._turned_away = 0
         if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
@@ -474,24 +471,15 @@ class BatchSize:
             self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
             self._refused, self._refused_until = self._most + 1, 0.0
         elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
-            self._shrink(size, REFUSED_SIZE_STANDS_S)
+            now = time.monotonic()
+            # Several hands ask at once: news of a larger size comes after that of a smaller one.
+            self._refused = min(size, self._refused) if now < self._refused_until else size
+            self._refused_until = now + REFUSED_SIZE_STANDS_S
+            self._limit = min(self._limit, max(size // 2, 1))
 
     def spoiler_found(self) -> None:
         """An order was refused by itself: what was refused before may have been its doing, not the size's."""
         self._refused, self._refused_until = self._most + 1, 0.0
-
-    def turned_away(self, size: int) -> None:
-        """A batch of this size got a 429: over the budget, or, when that happens twice running, too large."""
-        self._turned_away += 1
-        if self._turned_away > 1 and size > NEVER_TOO_MANY:
-            self._shrink(size, TURNED_AWAY_SIZE_STANDS_S)
-
-    def _shrink(self, size: int, stands_s: float) -> None:
-        now = time.monotonic()
-        # Several hands ask at once: news of a larger size comes after that of a smaller one.
-        self._refused = min(size, self._refused) if now < self._refused_until else size
-        self._refused_until = now + stands_s
-        self._limit = min(self._limit, max(size // 2, 1))
 
 
 # What the gate is told of a batch that was answered, whatever it says of its orders.
@@ -501,11 +489,12 @@ _ANSWERED = Canceled(Decimal(0), None, None)
 class _Walk:
     """One entry in hand: what is known so far, and by when its waiters want to hear."""
 
-    def __init__(self, case: Case, entry: Entry, calls: list[CallMade], slot: ReadSlot) -> None:
+    def __init__(self, case: Case, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> None:
         self.case = case
         self.entry = entry
         self.calls = calls  # made for all entries of the claim
         self.paid = False  # the tokens of its next call are taken
+        self.taken_at = since  # when those of its latest call were (monotonic)
         self.reads_only = False  # claimed to be read back
         self.slot = slot
         self._claimed = time.monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
+LIMITS_LEAST_S = 1.0  # between two questions, however many 429s come
 TRIM_EVERY_S = 60.0
 SHOW_EVERY_S = 1.0
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
@@ -33,10 +36,8 @@ MEND_EVERY_S = 1.0  # a look at some two hundred keys
 EARS_EVERY_S = 1.0  # well within the life of what is said
 
 
-def known_limits(
-    exchange: Exchange, pacer: Pacer, *, heard: Callable[[Mapping[str, Any] | Trouble], None]
-) -> Service:
-    """Asks the exchange for the account's limits again and again; ``heard`` is told what it answers.
+def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
+    """Asks the exchange for the account's limits again and again, and at once when woken.
 
     Has the configured ones count at once: hands begin while the exchange is still being asked, and without
     any limits the first flood is not paced.
@@ -46,9 +47,15 @@ def known_limits(
     except BookError as error:
         log.warning("limits cannot be shared: %s", error)
 
+    asked_at = -math.inf
+
     def ask() -> float:
+        nonlocal asked_at
+        early_s = asked_at + LIMITS_LEAST_S - time.monotonic()
+        if early_s > 0:
+            return early_s
+        asked_at = time.monotonic()
         answers = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
-        heard(answers[0])
         limits, costs = answers
         known = (
             None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)

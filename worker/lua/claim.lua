@@ -134,8 +134,7 @@ local function claim(first)
   local function pay(name, cost)
     paid_bucket, paid = name, cost * #claimed
     if paid > 0 then
-      states[name].tokens = states[name].tokens - paid
-      put(states[name], states[name].tokens)
+      spend(states[name], paid)
     end
   end
 

@@ -1,18 +1,44 @@
 -- correct: the exchange turned a call away (429): our idea of the bucket was too rosy.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 bucket · 3 tokens of the call, which were not spent · 4 how long one
---       correction stands for all calls that were under way, ms · 5 factor on the refill's share
--- returns 1 corrected, 0 somebody else has just done so
+-- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 bucket · 3 tokens of the call, which were not spent ·
+--       4 how long ago they were taken, ms
+-- returns 1 it is news and corrects the bucket, 0 the call was under way when the bucket was corrected last
 --
--- Empties the bucket: the exchange's has less than the call's cost, and what is left there is a guess.
+-- Empties the bucket, and holds it for a moment: what is under way comes back, and the account's limits are asked for.
+-- From then on (since_us) the refill counts as much as was let through since the correction before. Calls that come
+-- back later with a 429 were not let through either: what was measured is corrected by them. A first 429 tells
+-- nothing about the rate, because the bucket was spent that the exchange had filled before.
 
-local bucket = bucket_state(ARGV[2])
-local corrected = prefix .. ':corrected:' .. ARGV[2]
-if redis.call('EXISTS', corrected) == 1 then return 0 end
-local refused = tonumber(redis.call('HGET', bucket.key, 'refused') or 0) or 0
-write('SET', corrected, 1, 'PX', ARGV[4])
-put(bucket, math.min(bucket.tokens, 0))
-gather('HSET', bucket.key, 'share', math.max(0.1, bucket.share * tonumber(ARGV[5])),
-  'share_at_us', string.format('%.0f', now_us), 'refused', string.format('%.0f', refused + 1))
+local FIRST_SHARE = 0.5  -- of what counted before, where nothing is measured
+local LEAST_SHARE, MOST_SHARE = 0.25, 0.8  -- of what counted before, at one correction
+local LEAST = 0.01  -- of the refill
+-- After a longer time the bucket may have filled up unused.
+local MEASURED_US = 3000000
+
+local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
+local known = redis.call('HMGET', bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before', 'refused')
+local since_us, let, within_us = tonumber(known[1]), tonumber(known[3]) or 0, tonumber(known[4]) or 0
+local before, refused = tonumber(known[5]) or 1, tonumber(known[6] or 0) or 0
+if since_us and since_us > now_us + HOLD_US then since_us = nil end  -- the clock was set back
+local is_news = not since_us or now_us - ARGV[4] * 1000 >= since_us
+
+if is_news then
+  let, within_us, before = 0, 0, bucket.share
+  if since_us and now_us - since_us < MEASURED_US then
+    let, within_us = bucket.spent - (tonumber(known[2]) or 0), now_us - since_us
+  end
+  bucket.tokens, bucket.at_us = math.min(bucket.tokens, 0), now_us + HOLD_US
+  put(bucket)
+  gather('HSET', bucket.key, 'since_us', string.format('%.0f', bucket.at_us), 'spent_by', string.format('%.3f', bucket.spent),
+    'share_at_us', string.format('%.0f', bucket.at_us), 'refused', string.format('%.0f', refused + 1))
+end
+let = let - cost
+if within_us > 0 then
+  local share = let * 1e6 / within_us / bucket.full_refill
+  gather('HSET', bucket.key, 'share', math.max(LEAST, before * LEAST_SHARE, math.min(share, before * MOST_SHARE)))
+elseif is_news then
+  gather('HSET', bucket.key, 'share', math.max(LEAST, before * FIRST_SHARE))
+end
+gather('HSET', bucket.key, 'let', string.format('%.3f', let), 'within_us', string.format('%.0f', within_us), 'before', before)
 flush()
-return 1
+return is_news and 1 or 0

@@ -5,6 +5,6 @@
 
 local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
 local wait = wait_ms(bucket, cost, tonumber(ARGV[4]) * bucket.capacity)
-if wait == 0 then put(bucket, bucket.tokens - cost) end
+if wait == 0 then spend(bucket, cost) end
 flush()
 return wait
