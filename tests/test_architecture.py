@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "signing": set(),
     "scope": {"orders"},
     # Redis: one way to it, and what is kept there.
-    "scripts": {"settings"},
+    "redis_errors": set(),
+    "scripts": {"redis_errors", "settings"},
     "records": {"orders"},
     "audit": {"logs", "scripts", "settings"},
-    "book": {"logs", "orders", "records", "scripts", "settings"},
+    "book": {"logs", "orders", "records", "redis_errors", "scripts", "settings"},
     "leases": {"book"},
     "roster": {"orders", "scripts", "settings"},
     "pacing": {"orders", "scripts"},
@@ -102,7 +103,7 @@ MAY_IMPORT = {
     "watch": {"health", "metrics", "monitor", "readiness", "services", "settings"},
     "upkeep": {
         *("audit", "bells", "desk", "dialects", "exchange", "hands", "notices", "orders"),
-        *("pacing", "scripts", "services"),
+        *("pacing", "redis_errors", "scripts", "services"),
     },
     "office": {
         *(
@@ -126,12 +127,12 @@ MAY_IMPORT = {
         *("office", "watch"),
         *("book", "exchange", "logs", "scripts", "settings", "signing", "tracing"),
     },
-    "consumer": {"broker", "health", "office", "scripts", "watch"},
+    "consumer": {"broker", "health", "office", "redis_errors", "scripts", "watch"},
     "app": {"consumer", "lifecycle"},
     "tasks": {"app", "bells", "book", "logs", "mass_request", "office", "orders", "scripts"},
     # The producers' side: no key, no HTTP to the exchange.
     "client": {
-        *("audit", "bells", "book", "mass_request", "masses", "roster", "scripts"),
+        *("audit", "bells", "book", "mass_request", "masses", "redis_errors", "roster", "scripts"),
         *("orders", "records", "settings", "tracing"),
     },
     # For whoever writes a producer: the forms of messages and values.
@@ -157,10 +158,13 @@ MAY_IMPORT = {
     "cli.__init__": {
         *("cli.cancels", "cli.dead", "cli.masses", "cli.trail", "cli.top", "cli.doctor", "cli.health"),
         "cli.sandbox",
-        *("cli.exits", "cli.line", "client", "settings"),
+        *("cli.exits", "cli.line", "client", "redis_errors", "settings"),
     },
     "cli.__main__": {"cli.__init__"},
-    "doctor": {"book", "dialects", "exchange", "key_rights", "orders", "scripts", "settings", "signing"},
+    "doctor": {
+        *("book", "dialects", "exchange", "key_rights", "orders", "redis_errors", "scripts"),
+        *("settings", "signing"),
+    },
 }
 MODULES = sorted((ROOT / "worker").rglob("*.py"))
 PRODUCERS = ("client",)

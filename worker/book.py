@@ -51,6 +51,7 @@ from worker.orders import (
     utc_text,
     write_path,
 )
+from worker.redis_errors import words
 from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
 
@@ -494,7 +495,7 @@ class Book:
         if not claimed:
             return done, []
         if claimed[0] is None:
-            raise NothingClaimed(f"Redis refuses: {claimed[1]}", done)
+            raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
         return done, self._parse_claims(*claimed[0])
 
     def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
@@ -662,7 +663,7 @@ class Book:
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
         """Puts dead letters back, and what was set aside; the ids of those that were."""
         args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *order_ids]
-        return list(self._run(self._retry, args))
+        return list(scripts.accept(self._server, self._retry, args, replicas=self._wait_replicas))
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""
@@ -727,7 +728,7 @@ class Book:
                 self._server, order_ids, timeout_s=timeout_s, celery_prefix=self._celery_prefix
             )
         except redis.RedisError as error:
-            raise BookError(f"Redis: {error}", may_be_accepted=False) from None
+            raise BookError(words(error), may_be_accepted=False) from None
 
     def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
         """The records there are of these orders, by order id."""

@@ -27,6 +27,7 @@ from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
 from worker.mass_request import MassRequest
 from worker.masses import Masses
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
+from worker.redis_errors import words
 from worker.roster import Roster, WorkerShown
 from worker.scripts import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S, BookError, celery_options, connect
 from worker.settings import RedisSettings, refuse_celery_overrides
@@ -246,12 +247,16 @@ class CancelClient:
     def _accept(self, requests: Sequence[CancelRequest], lane: Lane, *, again: bool) -> None:
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
-            accepted = self._book.accept(
-                portion,
-                lane=lane,
-                default_deadline_s=DEFAULT_DEADLINE_S,
-                records_older_than_s=0.0 if again else None,
-            )
+            try:
+                accepted = self._book.accept(
+                    portion,
+                    lane=lane,
+                    default_deadline_s=DEFAULT_DEADLINE_S,
+                    records_older_than_s=0.0 if again else None,
+                )
+            except BookError as error:
+                error.may_be_accepted = error.may_be_accepted or start > 0  # those before it are
+                raise
             fresh = [request for request in portion if request.order_id not in accepted.settled]
             # The first portion calls the hands, the others see to it that one is there: all at the end would
             # leave the work lying until the last is accepted.
@@ -292,7 +297,9 @@ class CancelClient:
             try:
                 bells.start_mass_cancel(self._app, request.request_id)
             except (OperationalError, redis.RedisError, OSError) as error:
-                log.warning("accepted, but no worker could be woken up; they look every second: %s", error)
+                log.warning(
+                    "accepted, but no worker could be woken up; they look every second: %s", words(error)
+                )
         return PendingMass(request.request_id, self)
 
     def mass_status(self, request_id: str) -> dict[str, Any] | None:
@@ -351,7 +358,7 @@ class CancelClient:
         try:
             bells.ring_for(self._app, lane, requests, waiting=waiting)
         except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("accepted, but no worker could be woken up; the sweep will: %s", error)
+            log.warning("accepted, but no worker could be woken up; the sweep will: %s", words(error))
 
     def _fields(self, order: str | Mapping[str, Any]) -> object:
         fields = {"order_id": order} if isinstance(order, str) else order

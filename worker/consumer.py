@@ -19,6 +19,7 @@ from celery.worker.state import maybe_shutdown
 from worker.broker import WHY_HEADER, notice_waits
 from worker.health import BEAT_EVERY_S
 from worker.office import desk, opened_office
+from worker.redis_errors import words
 from worker.scripts import BookError
 from worker.watch import watch
 
@@ -37,7 +38,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             conn.connect()
         else:
             conn.ensure_connection(
-                lambda error, _interval: log.error("no connection to Redis: %s", str(error).split(" : ")[0]),
+                lambda error, _interval: log.error("no connection to Redis: %s", words(error)),
                 interval_start=0.1,
                 interval_step=0.1,
                 interval_max=RECONNECT_MOST_S,

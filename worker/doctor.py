@@ -27,6 +27,7 @@ from worker.dialects import (
 )
 from worker.exchange import SKEW_WORTH_A_WARNING_MS, Exchange
 from worker.key_rights import rights_of
+from worker.redis_errors import words
 from worker.scripts import connect
 from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
 from worker.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
@@ -107,7 +108,7 @@ def _examine_redis(settings: RedisSettings) -> Iterator[Finding]:
             server.ping()
             took_ms = (time.perf_counter() - asked) * 1000
         except redis.RedisError as error:
-            yield _failed("redis", f"{settings.masked_url}: {error}", _redis_advice(error))
+            yield _failed("redis", f"{settings.masked_url}: {words(error)}", _redis_advice(error))
             return
         yield _ok("redis", f"{settings.masked_url} answers in {took_ms:.1f} ms")
         try:
@@ -115,7 +116,7 @@ def _examine_redis(settings: RedisSettings) -> Iterator[Finding]:
         except redis.RedisError as error:
             yield _warning(
                 "redis state",
-                f"version, persistence and memory cannot be seen: {error}",
+                f"version, persistence and memory cannot be seen: {words(error)}",
                 "run the doctor with a Redis user that may call INFO",
             )
             return

@@ -9,8 +9,9 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import Sentinel
 
+from worker.redis_errors import can_pass, refused, words
 from worker.settings import RedisSettings, Sentinels
 
 # Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
@@ -74,66 +75,71 @@ def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
     }
 
 
-# redis-py takes the first word away from these.
-_PASSING_KINDS = (
-    *(redis.OutOfMemoryError, redis.ReadOnlyError, redis.exceptions.TryAgainError),
-    *(redis.exceptions.MasterDownError, redis.exceptions.NoScriptError),
-)
-# What Redis refuses for now: it loads, is busy with a script, is no primary (any more) or not in touch with
-# one, lacks replicas, memory or disk.
-_PASSING = (
-    "LOADING",
-    "BUSY",
-    "READONLY",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "OOM",
-    "MISCONF",
-    "TRYAGAIN",
-    "UNBLOCKED",
-)
-
-
-def can_pass(error: redis.RedisError) -> bool:
-    """Whether the same may work later without anybody's doing."""
-    if not isinstance(error, redis.ResponseError):
-        return not isinstance(error, redis.DataError)
-    return isinstance(error, _PASSING_KINDS) or str(error).startswith(_PASSING)
-
-
 def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
-    """What ``ask`` gets from Redis; raises BookError whatever is wrong with it."""
+    """What ``ask`` gets from Redis; raises BookError whatever is wrong with it.
+
+    ``may_be_accepted``: what is asked would accept something; it may have, unless Redis says that it refuses.
+    """
     try:
         return ask()
-    except redis.ResponseError as error:  # READONLY, OOM, NOPERM ...: refused before anything was written
-        passing = can_pass(error)
-        raise BookError(f"Redis refuses: {error}", may_be_accepted=False, can_pass=passing) from None
-    except MasterNotFoundError as error:  # (its text goes on for a page)
-        raise BookError(f"Redis: {str(error).split(' : ')[0]}", may_be_accepted=False) from None
-    except redis.ConnectionError as error:
-        refused = isinstance(error.__cause__ or error.__context__, ConnectionRefusedError)
-        raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted and not refused) from None
     except redis.RedisError as error:
-        raise BookError(f"Redis: {error}", may_be_accepted=may_be_accepted) from None
+        raise BookError(
+            words(error),
+            may_be_accepted=may_be_accepted and not refused(error),
+            can_pass=can_pass(error),
+        ) from None
 
 
 def accept(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: int) -> Any:
     """What a script that accepts something answers, once so many replicas have what it wrote.
 
-    Raises BookError as :func:`call` does; ``may_be_accepted`` also when too few replicas have it in time.
+    Raises BookError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it; also
+    when too few replicas have it in time.
     """
-    if replicas == 0:
-        return call(lambda: script(args=args), may_be_accepted=True)
-    with call(server.client) as one_connection:  # WAIT is about what its own connection has written
-        answer = call(lambda: script(args=args, client=one_connection), may_be_accepted=True)
-        wait_ms = round(REPLICATED_WITHIN_S * 1000)
-        kept_by: int = call(lambda: one_connection.wait(replicas, wait_ms), may_be_accepted=True)
+    pool = server.connection_pool
+    connection = call(pool.get_connection)
+    try:
+        answer = call(lambda: _run(connection, script, args), may_be_accepted=True)
+        if replicas:  # WAIT is about what its own connection has written
+            _await(connection, replicas)
+        return answer
+    finally:
+        pool.release(connection)
+
+
+def _run(connection: Any, script: Any, args: Sequence[Any]) -> Any:
+    try:
+        return _ask(connection, "EVALSHA", script.sha, 0, *args)
+    except redis.exceptions.NoScriptError:
+        call(lambda: _ask(connection, "SCRIPT LOAD", script.script))
+        return _ask(connection, "EVALSHA", script.sha, 0, *args)
+
+
+def _await(connection: Any, replicas: int) -> None:
+    try:
+        kept_by = _ask(connection, "WAIT", replicas, round(REPLICATED_WITHIN_S * 1000))
+    except redis.RedisError as error:
+        raise BookError(
+            f"Redis has it, but whether replicas have it is not known: {words(error)}",
+            may_be_accepted=True,
+            can_pass=can_pass(error),
+        ) from None
     if kept_by < replicas:
         raise BookError(
             f"Redis has it, but only {kept_by} of {replicas} replicas within {REPLICATED_WITHIN_S:g} s",
             may_be_accepted=True,
         )
-    return answer
+
+
+def _ask(connection: Any, *command: Any) -> Any:
+    try:
+        connection.send_command(*command)
+        return connection.read_response()
+    except redis.ResponseError:
+        raise
+    except BaseException:  # an interrupt too: an answer that still comes is not for whoever is next
+        connection.disconnect()
+        raise
 
 
 # Around every script: the book's prefix is always the first argument, and time is the server's. What goes

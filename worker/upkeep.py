@@ -20,6 +20,7 @@ from worker.hands import Hands
 from worker.notices import BellRung, Tell
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
+from worker.redis_errors import words
 from worker.scripts import BookError
 from worker.services import Service
 
@@ -115,4 +116,4 @@ def ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None
     try:
         bell(app, lane, **how)
     except (OperationalError, OSError) as error:
-        log.warning("nobody could be woken up: %s", error)
+        log.warning("nobody could be woken up: %s", words(error))

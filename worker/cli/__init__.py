@@ -18,6 +18,7 @@ from worker.cli import cancels, dead, doctor, health, masses, sandbox, top, trai
 from worker.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from worker.cli.line import Subparsers
 from worker.client import BadRequest, BookError
+from worker.redis_errors import words
 from worker.settings import SettingsError
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BookError as error:
         return complain(str(error), Exit.REDIS)
     except redis.RedisError as error:
-        return complain(f"Redis: {error}", Exit.REDIS)
+        return complain(words(error), Exit.REDIS)
     except KeyboardInterrupt:
         return complain("interrupted; what was accepted is still being worked on", Exit.INTERRUPTED)
     except BrokenPipeError:

@@ -96,10 +96,12 @@ def _cancel(arguments: argparse.Namespace) -> int:
     try:
         pending = client.cancel_many(orders, lane=lane, again=arguments.again)
     except BookError as error:
-        # Many are accepted in portions: that the last one failed says nothing about the first.
-        known = "not accepted" if len(orders) == 1 else "not all accepted"
-        happened = "whether it was accepted is not known" if error.may_be_accepted else known
-        return complain(f"{happened} (asking again is always safe): {error}", Exit.REDIS)
+        if not error.may_be_accepted:
+            return complain(f"not accepted: {error}", Exit.REDIS)
+        happened = "it was" if len(orders) == 1 else "all were"
+        return complain(
+            f"whether {happened} accepted is not known (asking again is always safe): {error}", Exit.REDIS
+        )
     try:
         with told_when_nobody_works(client):
             return _show_outcomes(pending.as_settled(_wait_s(arguments)), order_ids, arguments)
