@@ -1,4 +1,4 @@
-"""What a mass cancel does without waiting for a listing: named orders, and an allowed command."""
+"""What a mass cancel does without waiting: named orders and a command before a listing, a listing before reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 from crew import PATIENCE_S, about_orders, ids
 
 from sandbox.stack import KEY_ID, wait_until
+from worker.book import Book, Known, connect
+from worker.orders import CancelRequest, Lane
+from worker.settings import RedisSettings
 
 EVERYTHING = {"everything": True}
 SOON_S = 2.0  # with room for a busy machine; what it must not wait for takes longer
@@ -249,3 +252,28 @@ def test_the_prediction_counts_ids_that_the_exchange_does_not_know(crew, live, u
     assert report["flat"], report["why_not_flat"]
     assert unknown <= report["plan"]["ids_not_listed"] <= unknown + live
     assert predicted_s > READ_LAG_S, "what is not there is known only after the lag"
+
+
+def test_a_listing_does_not_wait_for_the_read_backs_of_thousands(crew):
+    executed, live = crew.place(1_500), crew.place(50)
+    for order_id in executed:
+        crew.control.fill(order_id)
+    crew.control.configure(tier="advanced")
+    with crew.apart() as apart:
+        settings = RedisSettings.from_env({"REDIS_URL": apart.url})
+        with connect(settings) as server:
+            Book(server, settings).accept(
+                [CancelRequest(each) for each in executed],
+                lane=Lane.RISK,
+                default_deadline_s=600,
+                known=Known("", "read", 0.0),
+            )
+        apart.start()
+        wait_until(lambda: len(crew.control.calls("read")) > 200, within_s=PATIENCE_S, what="many reads")
+        asked, pending = time.time(), apart.client.mass_cancel(EVERYTHING)
+        assert first_after_s(crew, {"list"}, asked) < SOON_S
+        report = pending.result(timeout=PATIENCE_S)
+        assert sum(1 for _ in apart.client.open_cancels()) > 500, "it was done before they were read"
+    assert {each["order_id"] for each in report["affected"]} == set(live)
+    assert report["flat"]
+    assert [call for call in crew.control.calls() if call["status"] == 429] == []
