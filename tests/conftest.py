@@ -36,6 +36,7 @@ LOG_TAIL_CHARS = 6_000
 LONG_FILES = (
     *("test_sentinel.py", "test_campaign.py", "test_recovery.py", "test_outages.py", "test_mass.py"),
     *("test_service.py", "test_hostile.py", "test_deploy.py", "test_security.py", "test_pacing.py"),
+    "test_atomic.py",
 )
 
 

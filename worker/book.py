@@ -342,7 +342,7 @@ class Book:
         self._extend = scripts.load(server, "gather", "extend")
         self._overdue = scripts.load(server, "gather", "place", "overdue")
         self._report = scripts.load(server, "gather", "audit", "tell", "report")
-        self._retry = scripts.load(server, "gather", "aside", "retry")
+        self._retry = scripts.load(server, "gather", "place", "aside", "retry")
         self._sweep = scripts.load(server, "gather", "audit", "bells", "sweep")
         self._refuse = scripts.load(server, "gather", "audit", "refuse")
         self._learn = scripts.load(server, "gather", "bells", "fenced", "learn")

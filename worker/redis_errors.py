@@ -16,7 +16,9 @@ WORDS_MOST = 200  # of a text that is not ours
 # As redis-py words a failure to connect: the address, then the reason.
 _CONNECTING = re.compile(r"Error -?\d+ (?:while )?connecting to (.+?)\. (.*)", re.DOTALL)
 _IN_A_PIPELINE = re.compile(r"Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
-# What Redis adds to an error that came up while a script ran: it may have written before that.
+# The kind of an error that came up in a script of ours after it had written (worker/scripts.py).
+HALF_DONE = "HALFDONE"
+# What Redis adds to an error that no script has caught: it may have written before that, too.
 _OUT_OF_A_SCRIPT = re.compile(r"\bscript: .*\bon @user_script:\d+")
 _TOO_MANY_CLIENTS = "max number of clients reached"
 
@@ -41,7 +43,9 @@ _BY_CLASS: dict[type[redis.RedisError], str] = {
     redis.exceptions.NoScriptError: "NOSCRIPT",
 }
 # What passes without anybody's doing, once it is no replica any more, or has memory, disk or replicas again.
-_PASSING = frozenset(_REFUSALS.keys() - {"NOAUTH", "WRONGPASS"} | {"TRYAGAIN", "UNBLOCKED", "NOSCRIPT"})
+_PASSING = frozenset(
+    _REFUSALS.keys() - {"NOAUTH", "WRONGPASS"} | {"TRYAGAIN", "UNBLOCKED", "NOSCRIPT", HALF_DONE}
+)
 
 
 def words(error: BaseException) -> str:
@@ -58,7 +62,7 @@ def words(error: BaseException) -> str:
 def refused(error: redis.RedisError) -> bool:
     """Whether Redis has answered that it did nothing of what it was asked."""
     if isinstance(error, redis.ResponseError):
-        return _OUT_OF_A_SCRIPT.search(str(error)) is None
+        return kind(error) != HALF_DONE and _OUT_OF_A_SCRIPT.search(str(error)) is None
     return kind(error) in _REFUSALS or _TOO_MANY_CLIENTS in str(error)
 
 
@@ -103,6 +107,8 @@ def _other(error: redis.RedisError) -> str:
         if "handshake" in str(cause):
             return "Redis does not answer in TLS in time: does this port speak TLS?"
         return f"Redis {'cannot be reached' if 'connecting' in text else 'does not answer'} in time"
+    if kind(error) == HALF_DONE:
+        return f"a script failed after it had written: {_short(text.removeprefix(HALF_DONE).strip())}"
     if isinstance(error, redis.InvalidResponse):
         return "what answers there is no Redis"
     if isinstance(error, redis.ResponseError):

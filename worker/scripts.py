@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from worker.redis_errors import can_pass, refused, words
+from worker.redis_errors import HALF_DONE, can_pass, refused, words
 from worker.settings import RedisSettings, Sentinels
 
 # Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
@@ -143,8 +143,8 @@ def _ask(connection: Any, *command: Any) -> Any:
 
 
 # Around every script: the book's prefix is always the first argument, and time is the server's. What goes
-# wrong before anything is written (worker/lua/gather.lua) is answered as a refusal is: nothing was done. Only
-# what goes wrong after that is an error out of a script.
+# wrong before anything is written (worker/lua/gather.lua) is answered as a refusal is: nothing was done. What
+# goes wrong after that is a kind of its own, because it may have been accepted: asking again settles it.
 _VALUES = """local prefix = ARGV[1]
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -153,14 +153,14 @@ local now_ms = math.floor(now_us / 1000)
 _BEFORE = f"""{_VALUES}local has_written = false
 local function run()
 """
-_AFTER = """
+_AFTER = f"""
 end
 local done, answer = pcall(run)
 if done then return answer end
-if has_written then error(answer) end
 -- The kind of an error is its first word: where in the script it came up must not stand before that.
 local words = type(answer) == 'table' and answer.err or tostring(answer)
 words = string.gsub(words, '^user_script:%d+: ', '')
+if has_written then return redis.error_reply('{HALF_DONE} ' .. words) end
 return redis.error_reply(string.match(words, '^[A-Z]+ ') and words or 'ERR ' .. words)
 """
 
@@ -172,4 +172,9 @@ def load(server: redis.Redis, *names: str) -> Any:
     """
     texts = [resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8") for name in names]
     text = "\n".join(texts)
-    return server.register_script(_BEFORE + text + _AFTER if "gather" in names else _VALUES + text)
+    return server.register_script(all_or_nothing(text) if "gather" in names else _VALUES + text)
+
+
+def all_or_nothing(text: str) -> str:
+    """A script of this text, which begins with ``gather``; it tells whether it had written when it failed."""
+    return _BEFORE + text + _AFTER

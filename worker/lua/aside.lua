@@ -10,7 +10,11 @@ local function is_aside(order_id) return redis.call('ZSCORE', prefix .. ':aside'
 local function set_aside(order_id, key)  -- `key`: of the entry, or of the dead letter
   gather('ZADD', prefix .. ':aside', now_ms, order_id)
   write('RENAME', key, prefix .. ':aside:' .. order_id)
-  if redis.call('ZSCORE', prefix .. ':dead', order_id) then gather('ZREM', prefix .. ':dead', order_id) end
+  if redis.call('ZSCORE', prefix .. ':dead', order_id) then
+    local letter = prefix .. ':dead:' .. order_id
+    gather('ZREM', prefix .. ':dead', order_id)
+    if key ~= letter then write('DEL', letter) end
+  end
   -- Where it stood in line, it may not say: an order in two lines would be in two hands.
   for _, lane in ipairs(LANES) do
     for _, path in ipairs(redis.call('SMEMBERS', prefix .. ':paths')) do

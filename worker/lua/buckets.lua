@@ -15,21 +15,24 @@ local limits = redis.call('HMGET', prefix .. ':limits', 'read_refill', 'read_cap
 
 local function bucket_state(name)
   local kind = string.sub(name, 1, 4) == 'read' and 1 or 3
-  local refill, capacity = tonumber(limits[kind] or 1e12), tonumber(limits[kind + 1] or 1e12)
+  local refill, capacity = number(limits[kind]) or 1e12, number(limits[kind + 1]) or 1e12
   capacity = math.max(capacity - refill * ON_THE_WAY_S, capacity / 2)
   local key = prefix .. ':bucket:' .. name
-  local b = redis.call('HMGET', key, 'tokens', 'at_us', 'share', 'share_at_us', 'spent')
-  sure[key] = true
+  local b = fields(key, 'tokens', 'at_us', 'share', 'share_at_us', 'spent', 'refused')
+  if not b then  -- somebody has put something else there: it begins anew
+    write('DEL', key)
+    b, sure[key] = {}, true
+  end
+  for at = 1, 6 do b[at] = number(b[at]) end
   local share = 1
-  if b[3] then share = math.min(1, tonumber(b[3]) + math.max(now_us - tonumber(b[4]), 0) * RECOVERY_PER_S / 1e6) end
+  if b[3] and b[4] then share = math.min(1, b[3] + math.max(now_us - b[4], 0) * RECOVERY_PER_S / 1e6) end
   local rate, tokens, at_us = refill * share, capacity, now_us
-  if b[1] then
-    local put_us = tonumber(b[2])
-    if put_us > now_us and put_us <= now_us + HOLD_US then at_us = put_us end
-    tokens = math.min(capacity, tonumber(b[1]) + math.max(at_us - put_us, 0) * rate / 1e6)
+  if b[1] and b[2] then
+    if b[2] > now_us and b[2] <= now_us + HOLD_US then at_us = b[2] end
+    tokens = math.min(capacity, b[1] + math.max(at_us - b[2], 0) * rate / 1e6)
   end
   return { name = name, key = key, tokens = tokens, at_us = at_us, refill = rate, full_refill = refill, capacity = capacity,
-    share = share, spent = tonumber(b[5]) or 0 }
+    share = share, spent = b[5] or 0, refused = b[6] or 0 }
 end
 
 local function put(bucket)

@@ -28,6 +28,7 @@ local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
 local WORTH_A_CALL = 20  -- orders
 local SINGLE_CALL_MS = 3  -- of a hand's time; a bucket that takes longer to refill is kept for what only it pays for
 local SPOILT_MS = 60000  -- until what is no entry is met again, should nobody have set it aside
+local LAST_TOKEN_MOST = 2 ^ 52  -- beyond that, Lua's numbers are not all different
 local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
 
 local function claim(first)
@@ -38,8 +39,10 @@ local function claim(first)
   local calls, held_up_ms = {}, 0
   local claimed, taken, paid_bucket, paid  -- of the call that is being put together
   local gone, spoilt, given = {}, {}, 0  -- how many of each line's head are taken by now; what is no entry; tokens given
-  local last_token = tonumber(redis.call('GET', prefix .. ':fence') or 0)
-  if not last_token then error({ err = 'ERR the last fencing token is no number' }) end
+  local last_token = number(redis.call('GET', prefix .. ':fence') or 0)
+  if not last_token or last_token % 1 ~= 0 or math.abs(last_token) > LAST_TOKEN_MOST then
+    error({ err = 'ERR the last fencing token is no number' })
+  end
   local paths, states, due_at = redis.call('SMEMBERS', prefix .. ':paths'), {}, {}
 
   local function state(name)

@@ -49,7 +49,7 @@ local function conclude(record_prefix, life_s, first, last)
           gather('ZREM', due, order_id)
           due = prefix .. ':due:' .. (held[2] or '') .. ':' .. path
         end
-        gather('ZADD', due, tonumber(fate) == 0 and tonumber(held[5]) or now_ms + fate, order_id)
+        gather('ZADD', due, tonumber(fate) == 0 and number(held[5]) or now_ms + fate, order_id)
       end
       answer[#answer + 1] = 1
     end

@@ -16,21 +16,21 @@ local LEAST = 0.01  -- of the refill
 local MEASURED_US = 3000000
 
 local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
-local known = redis.call('HMGET', bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before', 'refused')
-local since_us, let, within_us = tonumber(known[1]), tonumber(known[3]) or 0, tonumber(known[4]) or 0
-local before, refused = tonumber(known[5]) or 1, tonumber(known[6] or 0) or 0
+local known = fields(bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before') or {}
+local since_us, let, within_us = number(known[1]), number(known[3]) or 0, number(known[4]) or 0
+local before = number(known[5]) or 1
 if since_us and since_us > now_us + HOLD_US then since_us = nil end  -- the clock was set back
 local is_news = not since_us or now_us - ARGV[4] * 1000 >= since_us
 
 if is_news then
   let, within_us, before = 0, 0, bucket.share
   if since_us and now_us - since_us < MEASURED_US then
-    let, within_us = bucket.spent - (tonumber(known[2]) or 0), now_us - since_us
+    let, within_us = bucket.spent - (number(known[2]) or 0), now_us - since_us
   end
   bucket.tokens, bucket.at_us = math.min(bucket.tokens, 0), now_us + HOLD_US
   put(bucket)
   gather('HSET', bucket.key, 'since_us', string.format('%.0f', bucket.at_us), 'spent_by', string.format('%.3f', bucket.spent),
-    'share_at_us', string.format('%.0f', bucket.at_us), 'refused', string.format('%.0f', refused + 1))
+    'share_at_us', string.format('%.0f', bucket.at_us), 'refused', string.format('%.0f', bucket.refused + 1))
 end
 let = let - cost
 if within_us > 0 then

@@ -49,8 +49,7 @@ if limits[1] then
   end
   for _, name in ipairs(names) do
     local bucket = bucket_state(name)
-    buckets[#buckets + 1] = { name, string.format('%.3f', bucket.tokens), string.format('%.3f', bucket.capacity),
-      tonumber(redis.call('HGET', bucket.key, 'refused') or 0) }
+    buckets[#buckets + 1] = { name, string.format('%.3f', bucket.tokens), string.format('%.3f', bucket.capacity), bucket.refused }
   end
 end
 

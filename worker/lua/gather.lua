@@ -36,6 +36,11 @@ local function gather(command, key, ...)  -- more values for the command that ca
   end
 end
 
+local function number(text)  -- a finite one; nil: what is stored is none
+  local found = tonumber(text or '')
+  return found and found == found and math.abs(found) < math.huge and found or nil
+end
+
 local function check()
   for _, one in ipairs(writes) do
     local command, key = one[1], one[2]
@@ -55,12 +60,13 @@ local function flush()
   for _, one in ipairs(writes) do
     if #one - 2 <= GATHERED_MOST then
       redis.call(unpack(one))
+      has_written = true
     else
       for from = 3, #one, GATHERED_MOST do
         redis.call(one[1], one[2], unpack(one, from, math.min(from + GATHERED_MOST - 1, #one)))
+        has_written = true
       end
     end
-    has_written = true
   end
   writes, latest = {}, {}
 end

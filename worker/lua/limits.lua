@@ -15,9 +15,9 @@ write('HSET', prefix .. ':limits', 'read_refill', ARGV[2], 'read_capacity', ARGV
 if is_new then
   for _, name in ipairs({ 'read', 'write', unpack(redis.call('SMEMBERS', prefix .. ':paths')) }) do
     local key = prefix .. ':bucket:' .. name
-    local known, now = redis.call('HMGET', key, 'since_us', 'spent'), string.format('%.0f', now_us)
+    local known, now = fields(key, 'since_us', 'spent') or {}, string.format('%.0f', now_us)
     if known[1] then
-      write('HSET', key, 'share', 1, 'share_at_us', now, 'at_us', now, 'since_us', now, 'spent_by', known[2] or 0, 'within_us', 0)
+      write('HSET', key, 'share', 1, 'share_at_us', now, 'at_us', now, 'since_us', now, 'spent_by', number(known[2]) or 0, 'within_us', 0)
     end
   end
 end

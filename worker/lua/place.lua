@@ -7,8 +7,21 @@ local function is_line(lane, path)
   return (lane == 'risk' or lane == 'strategy') and type(path) == 'string' and path ~= ''
 end
 
+local looked_at  -- the paths that hands look at
+local function is_looked_at(path)
+  if not looked_at then
+    looked_at = {}
+    for _, each in ipairs(redis.call('SMEMBERS', prefix .. ':paths')) do looked_at[each] = true end
+  end
+  return looked_at[path]
+end
+
 local function place(order_id, lane, path)  -- whether it had none
-  if is_line(lane, path) and redis.call('ZSCORE', prefix .. ':due:' .. lane .. ':' .. path, order_id) then return false end
+  if is_line(lane, path) and redis.call('ZSCORE', prefix .. ':due:' .. lane .. ':' .. path, order_id) then
+    if is_looked_at(path) then return false end
+    gather('SADD', prefix .. ':paths', path)
+    return true
+  end
   if not is_line(lane, path) then
     lane, path = lane == 'strategy' and 'strategy' or 'risk', 'read'
     gather('HSET', prefix .. ':entry:' .. order_id, 'lane', lane, 'path', path)

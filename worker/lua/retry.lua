@@ -1,30 +1,27 @@
 -- retry: puts dead letters back into the book, due at once, with what was learned.
 --
--- (after gather.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
+-- (after gather.lua, place.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
 -- returns the order ids that were dead, or set aside, and are open now
 --
 -- The record that says "unresolved" goes: who asks now is told what comes of this.
 
-local answer = {}
+local answer, opened_now = {}, {}
 for at = 4, #ARGV do
   local order_id = ARGV[at]
   local entry, letter = prefix .. ':entry:' .. order_id, prefix .. ':dead:' .. order_id
   local opened = false
-  if redis.call('EXISTS', entry) == 0 then
+  if redis.call('EXISTS', entry) == 0 and not opened_now[order_id] then
     local home = redis.call('ZSCORE', prefix .. ':dead', order_id) and fields(letter, 'lane', 'path', 'request')
     if home and home[3] then
-      local lane, path = home[1] or 'strategy', home[2] or 'read'
       gather('ZREM', prefix .. ':dead', order_id)
       write('RENAME', letter, entry)
-      gather('HSET', entry, 'lane', lane, 'path', path)
-      gather('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)
+      place(order_id, home[1], home[2])
       opened = true
     elseif is_aside(order_id) then
       leave_aside(order_id)
       gather('HSET', entry, 'request', '{"order_id": ' .. cjson.encode(order_id) .. ', "again": true}',
         'lane', 'strategy', 'path', 'write')
-      gather('SADD', prefix .. ':paths', 'write')
-      gather('ZADD', prefix .. ':due:strategy:write', now_ms, order_id)
+      place(order_id, 'strategy', 'write')
       sure[entry], opened = true, true
     end
   end
@@ -32,7 +29,7 @@ for at = 4, #ARGV do
     gather('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + ARGV[3], 'reported', 0)
     gather('ZADD', prefix .. ':deadline', now_ms + ARGV[3], order_id)
     write('DEL', ARGV[2] .. order_id)
-    answer[#answer + 1] = order_id
+    answer[#answer + 1], opened_now[order_id] = order_id, true
   end
 end
 flush()
