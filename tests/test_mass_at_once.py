@@ -223,7 +223,7 @@ def test_when_the_first_are_all_forbidden_the_rest_is_not_asked_for(crew):
     assert report["flat"] is False
     assert "refuses this key's cancels: forbidden" in report["why_not_flat"]
     print(f"{len(crew.cancels())} calls")
-    assert len(crew.cancels()) < 150
+    assert len(crew.cancels()) <= len(order_ids), "none is asked for a second time"
     assert resting(crew) == set(order_ids) == set(reasons(report))
     assert list(crew.client.open_cancels()) == []
 
