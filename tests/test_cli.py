@@ -258,7 +258,7 @@ def test_without_a_worker_no_wait_says_accepted(idle, order_id):
 def test_what_is_not_settled_in_time_is_named_and_still_worked_on(here, order_id):
     code, out, err = here("cancel", "--timeout", "0.1", order_id)
     assert re.search(rf"{order_id} +not settled", out)
-    assert err == "cancelctl: 1 not settled in time; accepted, and in the book until settled\n"
+    assert err == "cancelctl: 1 not settled in time: 1 still being worked on\n"
     assert code == Exit.NOT_SETTLED
     code, out, _ = here("cancel", "--timeout", "0.1", "--json", order_id)
     assert json.loads(out) == {"order_id": order_id, "outcome": None}
@@ -270,7 +270,7 @@ def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_acce
     assert running.stdout.readline().startswith("ORDER")  # accepted, and waiting now
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=WITHIN_S)
-    assert err == "cancelctl: interrupted; what was accepted is still being worked on\n"
+    assert err == "cancelctl: interrupted, which ends the waiting only: what was accepted stays accepted\n"
     assert running.returncode == Exit.INTERRUPTED
     assert book.open_cancel(order_id) is not None
 

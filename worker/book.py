@@ -33,7 +33,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -72,6 +72,7 @@ __all__ = [
     "Overdue",
     "Progress",
     "Settle",
+    "Standing",
     "Wish",
     "connect",
 ]
@@ -81,6 +82,7 @@ log = logging.getLogger(__name__)
 # Orders entered by one script: it runs for about 5 ms, and Redis serves nobody else meanwhile.
 ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
+LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 MEND_AT_ONCE = 200  # keys to scan
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
@@ -320,6 +322,16 @@ class OpenCancel:
     progress: Progress
     hand: str = ""
     left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What there is of accepted cancels at one moment: results, open entries, dead letters, or nothing."""
+
+    results: Mapping[str, CancelResult]
+    open: tuple[str, ...]
+    dead: tuple[str, ...]
+    lost: tuple[str, ...]
 
 
 class Book:
@@ -729,6 +741,28 @@ class Book:
             )
         except redis.RedisError as error:
             raise BookError(words(error), may_be_accepted=False) from None
+
+    def standing(self, order_ids: Collection[str]) -> Standing:
+        """Where each of these orders is, looked at in one step of Redis for a portion; raises BookError."""
+        results: dict[str, CancelResult] = {}
+        found: dict[str, list[str]] = {"open": [], "dead": [], "lost": []}
+        ids = list(order_ids)
+        for start in range(0, len(ids), LOOK_AT_ONCE):
+            some = ids[start : start + LOOK_AT_ONCE]
+            pipeline = self._server.pipeline(transaction=True)
+            pipeline.mget([self._record_prefix + order_id for order_id in some])
+            for order_id in some:
+                for kind in ("entry", "dead", "aside"):
+                    pipeline.exists(f"{self._prefix}:{kind}:{order_id}")
+            texts, *there = scripts.call(pipeline.execute)
+            for at, (order_id, text) in enumerate(zip(some, texts, strict=True)):
+                entry, dead, aside = there[3 * at : 3 * at + 3]
+                result = records.readable(order_id, text) if text else None
+                if result is not None:
+                    results[order_id] = result
+                else:
+                    found["open" if entry else "dead" if dead or aside else "lost"].append(order_id)
+        return Standing(results, *(tuple(found[name]) for name in ("open", "dead", "lost")))
 
     def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
         """The records there are of these orders, by order id."""

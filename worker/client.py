@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from worker import bells
 from worker.audit import Trail
-from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel
+from worker.book import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel, Standing
 from worker.mass_request import MassRequest
 from worker.masses import Masses
 from worker.orders import BadRequest, CancelRequest, CancelResult, Lane
@@ -37,6 +38,7 @@ __all__ = [
     "BadRequest",
     "BookError",
     "CancelClient",
+    "Lost",
     "NotSettled",
     "PendingCancel",
     "PendingCancels",
@@ -49,15 +51,40 @@ log = logging.getLogger(__name__)
 # For requests that name no deadline_s: how long we try before a waiter is told "unresolved".
 DEFAULT_DEADLINE_S = 10.0
 MASS_LOOK_EVERY_S = 0.1
+# Who waits looks now and then whether Redis still has what it accepted.
+LOST_LOOK_EVERY_S = 3.0
+LOOK_AGAIN_S = 0.2  # when Redis was away
+NAMED_MOST = 5  # a line's worth
 
 
 class NotSettled(TimeoutError):  # noqa: N818 - reads as what it says
-    """No outcome within the time that the caller was ready to wait; the cancel is still being worked on."""
+    """No outcome within the time that the caller was ready to wait; Redis still has the cancels.
+
+    They are worked on, except for those ``given_up``, which are dead letters.
+    """
+
+    def __init__(self, order_ids: Sequence[str], given_up: Sequence[str] = ()) -> None:
+        self.order_ids = tuple(order_ids)
+        self.given_up = tuple(given_up)
+        open_ids = [order_id for order_id in order_ids if order_id not in set(given_up)]
+        words = [f"no outcome yet for {_some(open_ids)}; still being worked on"] if open_ids else []
+        words += [f"given up, ask again: {_some(given_up)}"] if given_up else []
+        super().__init__("; ".join(words))
+
+
+class Lost(BookError):  # noqa: N818 - named after what has happened
+    """Of cancels that were accepted Redis has no result, no entry and no dead letter: nobody works on them.
+
+    Ask again for ``order_ids``, which is always safe. (A result whose life is over looks the same.)
+    """
 
     def __init__(self, order_ids: Sequence[str]) -> None:
         self.order_ids = tuple(order_ids)
-        shown = ", ".join(self.order_ids[:5]) + (", ..." if len(self.order_ids) > 5 else "")  # noqa: PLR2004 - a line's worth
-        super().__init__(f"no outcome yet for {shown}; still being worked on")
+        super().__init__(f"Redis has lost it: ask again for {_some(order_ids)}", may_be_accepted=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED_MOST]) + (", ..." if len(names) > NAMED_MOST else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +108,12 @@ class PendingCancel:
     _client: CancelClient
 
     def result(self, timeout: float | None = None) -> CancelResult:
-        """The outcome, waited for up to ``timeout`` seconds (None: for ever); raises NotSettled."""
-        for result in self._client.results([self.order_id], timeout=timeout):
-            return result
-        raise NotSettled([self.order_id])
+        """The outcome, waited for up to ``timeout`` seconds (None: for ever).
+
+        Raises NotSettled, and Lost when Redis has lost it: ask again.
+        """
+        [result] = PendingCancels((self.order_id,), self._client).results(timeout)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +124,56 @@ class PendingCancels:
     _client: CancelClient
 
     def results(self, timeout: float | None = None) -> list[CancelResult]:
-        """All outcomes, in the order asked for; raises NotSettled naming those still open."""
-        found = {result.order_id: result for result in self.as_settled(timeout)}
-        missing = [order_id for order_id in self.order_ids if order_id not in found]
-        if missing:
-            raise NotSettled(missing)
+        """All outcomes, in the order asked for; raises NotSettled naming those still open, and Lost."""
+        found: dict[str | None, CancelResult] = {}
+        try:
+            for result in self._each(timeout):
+                found[result.order_id] = result
+        except _Over as over:
+            missing = [order_id for order_id in self.order_ids if order_id not in found]
+            raise NotSettled(missing, over.dead) from None
         return [found[order_id] for order_id in self.order_ids]
 
     def as_settled(self, timeout: float | None = None) -> Iterator[CancelResult]:
-        """The outcomes as they come; ends when all are there, or silently when the time is over."""
-        return self._client.results(self.order_ids, timeout=timeout)
+        """The outcomes as they come; ends when all are there, or silently when the time is over.
+
+        Raises Lost as soon as Redis is seen to have lost some; once asked for again, they can be waited for
+        here as before.
+        """
+        with suppress(_Over):
+            yield from self._each(timeout)
+
+    def _each(self, timeout: float | None) -> Iterator[CancelResult]:
+        """The outcomes as they come; raises _Over when the time is over first."""
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        missing = dict.fromkeys(self.order_ids)
+        while missing:
+            wait_s = max(min(LOST_LOOK_EVERY_S, give_up - time.monotonic()), 0.0)
+            try:
+                for result in self._client.results(tuple(missing), timeout=wait_s):
+                    missing.pop(str(result.order_id), None)
+                    yield result
+                standing = self._client.standing(tuple(missing))
+            except BookError as error:
+                if not error.can_pass or time.monotonic() >= give_up:
+                    raise
+                time.sleep(LOOK_AGAIN_S)
+                continue
+            for order_id, result in standing.results.items():
+                del missing[order_id]
+                yield result
+            if standing.lost:
+                raise Lost(standing.lost)
+            if missing and time.monotonic() >= give_up:
+                raise _Over(standing.dead)
+
+
+class _Over(Exception):  # noqa: N818 - named after what has happened
+    """The time to wait is over; ``dead``: what nobody works on any more."""
+
+    def __init__(self, dead: Sequence[str]) -> None:
+        super().__init__()
+        self.dead = dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +184,42 @@ class PendingMass:
     _client: CancelClient
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
-        """The report, waited for up to ``timeout`` seconds (None: for ever); raises NotSettled."""
+        """The report, waited for up to ``timeout`` seconds (None: for ever); raises NotSettled, and Lost."""
         for shown in self.progress(timeout):
             if "flat" in shown:
                 return shown
         raise NotSettled([f"mass cancel {self.request_id}"])
 
-    def progress(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+    def progress(
+        self, timeout: float | None = None, *, silence: float | None = None
+    ) -> Iterator[dict[str, Any]]:
         """How far it has got, whenever that changes (``orders``, ``settled``, ``open``), the report last.
 
-        An outage of Redis is waited out while there is time; raises BookError when there is none left.
+        Ends early when the time is over, or when nothing has changed for ``silence`` seconds. An outage of
+        Redis is waited out while there is time; raises BookError when there is none left, and Lost when Redis
+        has lost it.
         """
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         last: dict[str, Any] | None = None
+        changed = seen = time.monotonic()
         while True:
+            over = time.monotonic() >= min(give_up, changed + (math.inf if silence is None else silence))
             shown = None
             try:
                 shown = self._client.mass_status(self.request_id)
+                is_there = shown is not None or self._client.knows_mass_cancel(self.request_id)
             except BookError:
-                if time.monotonic() >= give_up:
+                if over:
                     raise
+                is_there = True  # or not: nobody can tell
+            if is_there:
+                seen = time.monotonic()
+            elif over or time.monotonic() - seen >= LOST_LOOK_EVERY_S:
+                raise Lost([f"mass cancel {self.request_id}"])
             if shown is not None and shown != last:
-                last = shown
+                last, changed = shown, time.monotonic()
                 yield shown
-            if (shown is not None and "flat" in shown) or time.monotonic() >= give_up:
+            if over or (shown is not None and "flat" in shown):
                 return
             time.sleep(MASS_LOOK_EVERY_S)
 
@@ -306,6 +387,10 @@ class CancelClient:
         """The report of a mass cancel, or how far it has got; None when there is none of that id."""
         return self._masses.report(request_id) or self._masses.progress(request_id)
 
+    def knows_mass_cancel(self, request_id: str) -> bool:
+        """Whether a mass cancel of that id was accepted, and is not forgotten."""
+        return self._masses.is_known(request_id)
+
     def mass_plan(self, request_id: str) -> dict[str, Any] | None:
         """The plan of a mass cancel, once it is made."""
         return self._masses.plan(request_id)
@@ -317,6 +402,10 @@ class CancelClient:
     def results(self, order_ids: Sequence[str], *, timeout: float | None = None) -> Iterator[CancelResult]:
         """The results of these orders as they come; ends early when ``timeout`` seconds are over."""
         return self._book.await_records(order_ids, timeout_s=timeout)
+
+    def standing(self, order_ids: Sequence[str]) -> Standing:
+        """Where each of these orders is: its result, whether it is open, given up, or not there at all."""
+        return self._book.standing(order_ids)
 
     def status(self, order_id: str) -> Status:
         """What is known about an order's cancel now; all parts are None when nobody ever asked."""

@@ -86,6 +86,10 @@ class Masses:
         text = f"{(known + orders_per_s) / 2:.0f}"
         scripts.call(lambda: self._server.set(f"{self._prefix}:masses:pace", text))
 
+    def is_known(self, request_id: str) -> bool:
+        """Whether there is anything of it."""
+        return scripts.call(lambda: self._server.hget(self._key(request_id), "request")) is not None
+
     def plan(self, request_id: str) -> dict[str, Any] | None:
         """The plan, once it is made."""
         return self._field(request_id, "plan")

@@ -77,7 +77,7 @@ def read(server: redis.Redis, order_ids: Collection[str], celery_prefix: str = "
     for some in _portions(order_ids):
         texts = server.mget([record_key(order_id, celery_prefix) for order_id in some])
         for order_id, text in zip(some, texts, strict=True):
-            result = _readable(order_id, text) if text else None
+            result = readable(order_id, text) if text else None
             if result is not None:
                 found[order_id] = result
     return found
@@ -127,12 +127,12 @@ def _watch(
             notice: Mapping[str, Any] | None = notices.get_message(timeout=max(wait_s, 0.0))
             if notice is not None:
                 order_id = str(notice["channel"])[len(record_key("", celery_prefix)) :]
-                result = _readable(order_id, notice["data"])
+                result = readable(order_id, notice["data"])
                 if result is not None:
                     yield order_id, result
 
 
-def _readable(order_id: str, text: str | bytes) -> CancelResult | None:
+def readable(order_id: str, text: str | bytes) -> CancelResult | None:
     """The result, or None (and a line in the log) for what somebody else has put there."""
     try:
         return parse_record(text)

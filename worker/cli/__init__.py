@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except redis.RedisError as error:
         return complain(words(error), Exit.REDIS)
     except KeyboardInterrupt:
-        return complain("interrupted; what was accepted is still being worked on", Exit.INTERRUPTED)
+        return complain(
+            "interrupted, which ends the waiting only: what was accepted stays accepted", Exit.INTERRUPTED
+        )
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,7 +31,7 @@ from worker.cli.printing import (
     problem_text,
     progress_json,
 )
-from worker.client import DEFAULT_DEADLINE_S, BookError, CancelClient, Status
+from worker.client import DEFAULT_DEADLINE_S, BookError, CancelClient, Lost, Status
 from worker.orders import CancelResult, Lane, count_text
 
 WAIT_BEYOND_DEADLINE_S = 5.0  # a worker says "unresolved" at the deadline; its answer needs a moment
@@ -104,7 +104,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
         )
     try:
         with told_when_nobody_works(client):
-            return _show_outcomes(pending.as_settled(_wait_s(arguments)), order_ids, arguments)
+            return _show_outcomes(client, pending.as_settled(_wait_s(arguments)), order_ids, arguments)
     except BookError as error:
         return complain(f"accepted, but the outcomes cannot be read: {error}", Exit.REDIS)
 
@@ -119,33 +119,52 @@ def _wait_s(arguments: argparse.Namespace) -> float:
 
 
 def _show_outcomes(
-    results: Iterator[CancelResult], order_ids: Sequence[str], arguments: argparse.Namespace
+    client: CancelClient,
+    results: Iterator[CancelResult],
+    order_ids: Sequence[str],
+    arguments: argparse.Namespace,
 ) -> int:
     """Shows each outcome as it comes, then those that have none; the exit code."""
     widths = [max(map(len, order_ids)), *map(len, _OUTCOME_WIDEST)]
     widths = [max(width, len(title)) for width, title in zip(widths, _OUTCOME_TITLES, strict=True)]
     if not arguments.json:
         print_line(_OUTCOME_TITLES, widths)
-    missing = dict.fromkeys(order_ids)
+    missing = dict.fromkeys(order_ids, "accepted" if arguments.no_wait else "not settled")
     codes = set()
-    for result in results:
-        missing.pop(str(result.order_id), None)
-        codes.add(EXIT_OF[result.outcome])
-        if arguments.json:
-            print_json(result.to_json())
-        else:
-            print_line(_outcome_cells(result), widths)
-    for order_id in missing:
+    try:
+        for result in results:
+            missing.pop(str(result.order_id), None)
+            codes.add(EXIT_OF[result.outcome])
+            if arguments.json:
+                print_json(result.to_json())
+            else:
+                print_line(_outcome_cells(result), widths)
+    except Lost as lost:
+        missing.update(dict.fromkeys(lost.order_ids, "lost"))
+        codes.add(complain(str(lost), Exit.REDIS))
+    for order_id, state in missing.items():
         if arguments.json:
             print_json({"order_id": order_id, "outcome": None})
         else:
-            print_line([order_id, "accepted" if arguments.no_wait else "not settled"], widths)
-    if missing and not arguments.no_wait:
-        codes.add(Exit.NOT_SETTLED)
-        complain(
-            f"{len(missing)} not settled in time; accepted, and in the book until settled", Exit.NOT_SETTLED
+            print_line([order_id, state], widths)
+    unsettled = [order_id for order_id, state in missing.items() if state == "not settled"]
+    if unsettled:
+        codes.add(
+            complain(f"{len(unsettled)} not settled in time: {_where(client, unsettled)}", Exit.NOT_SETTLED)
         )
     return worst(codes)
+
+
+def _where(client: CancelClient, order_ids: Sequence[str]) -> str:
+    """What Redis has of them now."""
+    standing = client.standing(order_ids)
+    found = {
+        "still being worked on": standing.open,
+        "given up (cancelctl dead)": standing.dead,
+        "lost by Redis, to be asked for again": standing.lost,
+        "settled a moment ago": standing.results,
+    }
+    return ", ".join(f"{len(some)} {words}" for words, some in found.items() if some)
 
 
 _OUTCOME_TITLES = ("ORDER", "OUTCOME", "STATUS", "REDUCED BY", "KNOWN BY", "ATTEMPTS", "ERROR")
@@ -222,7 +241,7 @@ def _status_cells(status: Status) -> list[str]:
         progress = status.dead.progress
         cells[-1] = str(progress.attempts)
         return [*cells, "-", "never", "given up", problem_text(progress.last_problem)]
-    state = "nobody asked" if result is None else "not open"
+    state = "nobody asked, or forgotten" if result is None else "not open"
     return [*cells, "-", "-", state, problem_text(result.error if result else None)]
 
 

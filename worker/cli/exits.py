@@ -2,13 +2,13 @@
 
 Exit codes, the worst first; of several that apply, the first of this list is given:
 
-    130  interrupted, or not confirmed; what was accepted is still being worked on
+    130  interrupted, which ends the waiting only; or not confirmed
     141  whoever read the output went away
       2  wrong usage: the command line, a field of a request, or the settings
-      5  Redis could not be reached, or did not accept the cancels
+      5  Redis could not be reached, did not accept the cancels, or has lost them: ask again
       7  not flat: a mass cancel has ended without the proof that nothing in its scope rests any more
       1  refused: the exchange will not cancel it, nobody tries again (doctor, health, audit: trouble)
-      6  nothing is known of it here: nobody asked for its cancel, or it is no dead letter
+      6  nothing is known of it here: nobody asked, or it is forgotten; or it is no dead letter
       4  unresolved, or not settled in time: it may still rest, and is being worked on
       3  unknown order: the exchange has no such order
       0  settled: canceled, or too late (with --no-wait: accepted)

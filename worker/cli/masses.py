@@ -6,7 +6,8 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from worker.cli.exits import Exit, UsageError, complain
@@ -14,11 +15,10 @@ from worker.cli.line import DEFAULT_REQUESTER, Subparsers, add_command, add_json
 from worker.cli.nobody import told_when_nobody_works
 from worker.cli.printing import duration, print_json, print_lines, print_table
 from worker.cli.reports import exit_of_mass, mass_state, show_report
-from worker.client import BookError, CancelClient, PendingMass
+from worker.client import BookError, CancelClient, Lost, PendingMass
 
 MASS_DEADLINE_S = 60.0  # beyond the predicted time to flat
 MASS_SILENCE_S = 30.0  # a runner tells its progress ten times a second; only long listings take longer
-MASS_LOOK_EVERY_S = 0.1
 MASS_LINE_EVERY_S = 1.0  # where there is no terminal
 MASS_BAR_CHARS = 30
 
@@ -151,7 +151,7 @@ def _mass(arguments: argparse.Namespace) -> int:
             if not confirmed:
                 return complain("not confirmed: nothing was canceled", Exit.INTERRUPTED)
         pending = _start_mass(client, scope, arguments, dry_run=False)
-        return _see_through(client, pending.request_id, arguments)
+        return _see_through(client, pending, arguments)
 
 
 def _planned(
@@ -159,7 +159,7 @@ def _planned(
 ) -> dict[str, Any] | None:
     """The report of a dry run; None when there is none in time."""
     pending = _start_mass(client, scope, arguments, dry_run=True)
-    shown = list(_follow(client, pending.request_id, arguments.timeout))[-1:]
+    shown = list(pending.progress(arguments.timeout, silence=MASS_SILENCE_S))[-1:]
     return next((report for report in shown if "flat" in report), None)
 
 
@@ -184,13 +184,14 @@ def _confirmed(plan: Mapping[str, Any]) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _see_through(client: CancelClient, request_id: str, arguments: argparse.Namespace) -> int:
+def _see_through(client: CancelClient, pending: PendingMass, arguments: argparse.Namespace) -> int:
     """Shows the progress, then the report; the exit code."""
+    request_id = pending.request_id
     bar = _Bar(client.mass_plan, request_id)
-    told = f"mass cancel {request_id} goes on; cancelctl mass show {request_id}"
+    look = f"cancelctl mass show {request_id}"
     try:
         print(f"cancelctl: mass cancel {request_id} is accepted", file=sys.stderr, flush=True)
-        for shown in _follow(client, request_id, arguments.timeout):
+        for shown in pending.progress(arguments.timeout, silence=MASS_SILENCE_S):
             if "flat" in shown:
                 bar.end()
                 show_report(shown, as_json=arguments.json)
@@ -201,37 +202,18 @@ def _see_through(client: CancelClient, request_id: str, arguments: argparse.Name
             bar.show(shown)
     except KeyboardInterrupt:
         bar.end()
-        return complain(f"interrupted; {told}", Exit.INTERRUPTED)
+        with suppress(BookError):
+            if client.knows_mass_cancel(request_id):
+                return complain(f"interrupted; mass cancel {request_id} goes on; {look}", Exit.INTERRUPTED)
+        return complain(f"interrupted, which ends the waiting only; {look}", Exit.INTERRUPTED)
+    except Lost as lost:
+        bar.end()
+        return complain(str(lost), Exit.REDIS)
     except BookError as error:
         bar.end()
-        return complain(f"it cannot be followed: {error}; {told}", Exit.REDIS)
+        return complain(f"it cannot be followed: {error}; {look}", Exit.REDIS)
     bar.end()
-    return complain(f"no report yet; {told}", Exit.NOT_SETTLED)
-
-
-def _follow(client: CancelClient, request_id: str, timeout_s: float | None) -> Iterator[dict[str, Any]]:
-    """Its states as they change, the report last; ends early when the time is over or nobody is at it.
-
-    An outage of Redis is waited out like silence; raises BookError when it lasts as long.
-    """
-    last, heard = None, time.monotonic()
-    give_up = math.inf if timeout_s is None else heard + timeout_s
-    while True:
-        over = time.monotonic() >= min(give_up, heard + MASS_SILENCE_S)
-        shown = None
-        try:
-            shown = client.mass_status(request_id)
-        except BookError:
-            if over:
-                raise
-        if shown is not None and shown != last:
-            last, heard = shown, time.monotonic()
-            yield shown
-            if "flat" in shown:
-                return
-        elif over:
-            return
-        time.sleep(MASS_LOOK_EVERY_S)
+    return complain(f"no report yet, mass cancel {request_id} goes on; {look}", Exit.NOT_SETTLED)
 
 
 class _Bar:
