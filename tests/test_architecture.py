@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "audit": {"logs", "scripts", "settings"},
     "book": {"logs", "orders", "records", "redis_errors", "scripts", "settings"},
     "leases": {"book"},
+    "lists": {"orders", "records", "scripts", "settings"},
     "roster": {"orders", "scripts", "settings"},
     "pacing": {"orders", "scripts"},
     "mass_request": {"orders", "scope"},
@@ -102,7 +103,7 @@ MAY_IMPORT = {
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "watch": {"health", "metrics", "monitor", "readiness", "services", "settings"},
     "upkeep": {
-        *("audit", "bells", "desk", "dialects", "exchange", "hands", "notices", "orders"),
+        *("audit", "bells", "desk", "dialects", "exchange", "hands", "lists", "notices", "orders"),
         *("pacing", "redis_errors", "scripts", "services"),
     },
     "office": {
@@ -118,7 +119,7 @@ MAY_IMPORT = {
             "upkeep",
             "watch",
         ),
-        *("audit", "book", "leases", "masses", "pacing", "roster", "scripts", "services"),
+        *("audit", "book", "leases", "lists", "masses", "pacing", "roster", "scripts", "services"),
         *("dialects", "exchange", "rotation"),
         *("orders", "settings"),
         *("fleet", "notices", "readiness", "spans", "tracing"),

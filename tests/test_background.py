@@ -96,7 +96,7 @@ def test_a_mass_cancel_that_cannot_be_read_keeps_no_other_from_its_runner(watche
 
 
 def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
-    watched.server.set(f"{PREFIX}:bulks", "of another type")
+    watched.server.set(f"{PREFIX}:lists", "of another type")
     found = watched.wait_named("answer lists")
     assert "WRONGTYPE" in found
     assert watched.metric("service_up", "answer lists") == 0
@@ -105,7 +105,7 @@ def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
     watched.overdue_is_told()
     watched.cancels_still_go_through()
     assert "background job answer lists failed: " in watched.worker.log_text()
-    watched.server.delete(f"{PREFIX}:bulks")
+    watched.server.delete(f"{PREFIX}:lists")
     watched.wait_well()
     assert watched.metric("service_up", "answer lists") == 1
 
@@ -261,9 +261,10 @@ def test_the_claim_of_an_order_names_host_and_process_for_people(watched):
 
 def test_a_spoilt_note_of_a_bulk_message_and_a_good_one_are_told_apart(watched):
     good, [order_id] = str(uuid.uuid4()), watched.crew.place()
-    watched.server.hset(f"{PREFIX}:bulks", mapping={"bad": "[7]", "worse": "{}", "worst": "no JSON"})
     watched.client.cancel(order_id).result(timeout=PATIENCE_S)
-    watched.server.hset(f"{PREFIX}:bulks", good, json.dumps([[order_id], []]))
+    for task_id, orders in (("bad", "[7]"), ("worse", "{}"), ("worst", "no JSON"), (good, f'["{order_id}"]')):
+        watched.server.hset(f"{PREFIX}:list:{task_id}", mapping={"orders": orders, "refused": "[]"})
+        watched.server.sadd(f"{PREFIX}:lists", task_id)
     stored = wait_until(
         lambda: watched.server.get(f"celery-task-meta-{good}"), within_s=PATIENCE_S, what="its list"
     )

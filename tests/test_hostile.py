@@ -286,7 +286,7 @@ def test_a_task_that_is_not_ours_is_not_run_and_its_sender_is_told(
         celery_producer.AsyncResult(task_id).get(timeout=PATIENCE_S)
 
 
-@pytest.mark.parametrize("reserved", ["cancel", "mass"])
+@pytest.mark.parametrize("reserved", ["cancel", "mass", "list"])
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("task", ["cancel_order", "celery.accumulate", "nonsense"])
 def test_a_message_cannot_store_its_result_where_another_orders_is_looked_for(

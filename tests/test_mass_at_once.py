@@ -1,4 +1,4 @@
-"""What a mass cancel does without waiting: named orders and a command before a listing, a listing before reads."""
+"""What a mass cancel does without waiting: what is named before a listing, a listing before read-backs."""
 
 from __future__ import annotations
 

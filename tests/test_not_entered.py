@@ -115,10 +115,11 @@ def test_a_flood_with_some_that_are_never_taken_is_still_taken_in_together(scene
 
 def test_a_list_whose_results_cannot_be_noted_fails_for_its_waiter_and_its_orders_are_canceled(scene):
     good = scene.crew.place(3)
-    scene.server.set("kalshi-cancel:bulks", "of another type")
+    scene.server.set("kalshi-cancel:lists", "of another type")
     task = scene.send("cancel_orders", orders=good)
     with pytest.raises(Exception, match="WRONGTYPE"):
         task.get(timeout=PATIENCE_S)
+    scene.server.delete("kalshi-cancel:lists")
     assert {each.outcome for each in scene.client.results(good, timeout=PATIENCE_S)} == {"canceled"}
 
 

@@ -14,7 +14,6 @@ on how long the book is. Keys, under the configured prefix P:
                             ``reads`` for what a listing may answer together
 - ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
 - ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
-- ``P:bulks``               hash: the tasks that want a list of results, by task id
 - ``P:unreadable``          list: the latest messages that nobody could understand
 - ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
 - ``P:workers``             sorted set: the workers there are, as JSON, by when they last said so, ms
@@ -592,38 +591,6 @@ class Book:
         pipeline = self._server.pipeline()
         pipeline.lpush(f"{self._prefix}:unreadable", message)
         pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
-        scripts.call(pipeline.execute)
-
-    def note_bulk(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
-        """Notes that a task wants the results of these orders, in this order, and then the refused ones."""
-        noted = json.dumps([list(order_ids), list(refused)])
-        scripts.call(lambda: self._server.hset(f"{self._prefix}:bulks", task_id, noted))
-
-    def answer_bulks(self) -> None:
-        """Stores the list of results of every noted task whose orders all have one."""
-        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._prefix}:bulks"))
-        for task_id, text in noted.items():
-            try:
-                order_ids, refused = json.loads(text)
-                found = self.records(order_ids)
-            except _UNREADABLE as error:
-                log.warning("%s: its list cannot be read and is dropped: %s", task_id, error)
-                self._drop_bulk(task_id)
-                continue
-            if len(found) == len(order_ids):
-                values = [found[order_id].to_json() for order_id in order_ids]
-                self._answer_bulk(task_id, [*values, *refused])
-
-    def _drop_bulk(self, task_id: str) -> None:
-        scripts.call(lambda: self._server.hdel(f"{self._prefix}:bulks", task_id))
-
-    def _answer_bulk(self, task_id: str, values: Sequence[object]) -> None:
-        record = records.task_record(task_id, values, date_done=utc_text(time.time()))
-        pipeline = self._server.pipeline()
-        key = records.task_key(task_id, self._celery_prefix)
-        pipeline.set(key, record, ex=self._record_life_s)
-        pipeline.publish(key, record)
-        pipeline.hdel(f"{self._prefix}:bulks", task_id)
         scripts.call(pipeline.execute)
 
     def overdue(self, *, at_most: int) -> list[Overdue]:

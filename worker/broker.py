@@ -26,7 +26,7 @@ UNREADABLE = "application/x-unreadable"
 # Of the header that says what is wrong with an unreadable item.
 WHY_HEADER = "why"
 # Ids of results that only the book stores; a message under one gets an id of its own, and no result there.
-RESERVED_IDS = ("cancel:", "mass:")
+RESERVED_IDS = ("cancel:", "mass:", "list:")
 ID_MAX_CHARS = 1000
 # A message that is held back for longer is delivered again and again meanwhile (visibility_timeout), and is
 # not in the book: nobody sees it, and nobody takes over.

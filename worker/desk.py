@@ -355,14 +355,6 @@ class Desk:
             list_cost=limits.list_cost,
         )
 
-    def reply_when_settled(self, task_id: str, order_ids: Sequence[str], refused: Sequence[object]) -> None:
-        """Has the sweep store these orders' results under a task's id, once all are there."""
-        self._book.note_bulk(task_id, order_ids, refused)
-
-    def answer_bulks(self) -> None:
-        """Stores the results of bulk messages whose orders all have one."""
-        self._book.answer_bulks()
-
     def mend(self) -> None:
         """Looks at some more of the book for entries that nobody would ever come for."""
         self._mend_from, _ = self._book.mend(self._mend_from)

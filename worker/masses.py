@@ -30,7 +30,11 @@ from worker.mass_request import MassRequest
 from worker.orders import BadRequest, utc_text
 from worker.settings import RedisSettings
 
-_RESERVED = ("cancel:", "mass:")  # a task's id is its producer's word; what is kept there is somebody else's
+_RESERVED = (
+    "cancel:",
+    "mass:",
+    "list:",
+)  # a task's id is its producer's word; what is kept there is somebody else's
 
 
 class Masses:

@@ -22,6 +22,7 @@ from worker.fleet import Fleet
 from worker.hands import Hands
 from worker.intake import Intake
 from worker.leases import EXTEND_EVERY_S
+from worker.lists import Lists
 from worker.mass import MassRunner
 from worker.mass_claim import MassClaims
 from worker.mass_means import Means
@@ -53,6 +54,7 @@ class Office:
     desk: Desk
     hands: Hands
     intake: Intake
+    lists: Lists
     mass_runner: MassRunner
     rotation: Rotation
     readiness: Readiness
@@ -63,7 +65,7 @@ class Office:
 
     def begin(self, app: Celery) -> None:
         """Has the main process of a worker sweep the book."""
-        self.services.start(*upkeep.sweep(app, self.desk, self.hands, self.tell))
+        self.services.start(*upkeep.sweep(app, self.desk, self.hands, self.lists, self.tell))
 
     def stop(self) -> None:
         """What is in hand goes back into the book, what is under way to other workers."""
@@ -102,6 +104,11 @@ def hands() -> Hands:
 def intake() -> Intake:
     """This process' intake of raw messages."""
     return office().intake
+
+
+def lists() -> Lists:
+    """This process' lists of results."""
+    return office().lists
 
 
 def mass_runner() -> MassRunner:
@@ -229,6 +236,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         the_desk,
         Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency),
         Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_desk),
+        Lists(server, settings.redis),
         runner,
         rotation,
         Readiness(

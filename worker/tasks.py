@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.logs import about
 from worker.mass_request import MassRequest
-from worker.office import desk, intake, mass_runner
+from worker.office import desk, intake, lists, mass_runner
 from worker.orders import (
     ORDER_ID_MAX_CHARS,
     BadRequest,
@@ -75,22 +75,21 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
         lane, parsed = _lane(self), [_traced(self, _parse(each)) for each in _many_messages(args, fields)]
         named = [each for each in parsed if isinstance(each, CancelRequest)]
         requests = list({each.order_id: each for each in reversed(named)}.values())[::-1]
-        entered = _until_done(lambda: desk().enter(requests, lane=lane))
+        ids = list(dict.fromkeys(each.order_id for each in named))
+        listed = _noted(self, ids)
+        reply_to = [listed] * len(requests)
+        entered = _until_done(lambda: desk().enter(requests, lane=lane, reply_to=reply_to))
         bad = {request.order_id for request, _ in entered.refused}
-        ids = [each for each in dict.fromkeys(each.order_id for each in named) if each not in bad]
         accepted = entered.accepted
         fresh = [each for each in requests if each.order_id not in {*accepted.settled, *bad}]
         if not accepted.heard:
             ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
         refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
         refused += [_not_entered(self, request, error) for request, error in entered.refused]
-        try:
-            if not self.request.ignore_result:  # (accepting again, should it come to that, changes nothing)
-                _until_done(lambda: desk().reply_when_settled(self.request.id, ids, refused))
-        except BookError as error:
-            log.warning("%s: its list cannot be noted, the orders are worked on: %s", self.request.id, error)
-            _set_aside(self, str(error), orders=ids)
-            app.backend.mark_as_failure(self.request.id, CannotBeAnswered(str(error)))
+        if listed:  # (accepting again, should it come to that, changes nothing)
+            wanted = [each for each in ids if each not in bad]
+            with _list_may_fail(self, ids):
+                _until_done(lambda: lists().close(self.request.id, wanted, refused, not_entered=bad))
     desk().work()
     raise Ignore  # the sweep stores the list under this task's id when all orders are settled
 
@@ -124,6 +123,25 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
 def wake_up(*_args: Any, **_fields: Any) -> None:
     """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
     desk().work()
+
+
+def _noted(task: Task, order_ids: Sequence[str]) -> str:
+    """Under which name the list of these orders' results waits for each of them; empty: nobody wants it."""
+    if not task.request.ignore_result:
+        with _list_may_fail(task, order_ids):
+            return _until_done(lambda: lists().note(task.request.id, order_ids))
+    return ""
+
+
+@contextmanager
+def _list_may_fail(task: Task, order_ids: Sequence[str]) -> Iterator[None]:
+    """Where Redis does not take a list, its waiter is told; the orders are worked on."""
+    try:
+        yield
+    except BookError as error:
+        log.warning("%s: its list cannot be noted, the orders are worked on: %s", task.request.id, error)
+        _set_aside(task, str(error), orders=order_ids)
+        app.backend.mark_as_failure(task.request.id, CannotBeAnswered(str(error)))
 
 
 def _until_done(ask: Callable[[], _Done]) -> _Done:

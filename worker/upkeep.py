@@ -17,6 +17,7 @@ from worker.desk import Desk
 from worker.dialects import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
 from worker.exchange import Exchange
 from worker.hands import Hands
+from worker.lists import Lists
 from worker.notices import BellRung, Tell
 from worker.orders import Lane
 from worker.pacing import Limits, Pacer
@@ -92,7 +93,7 @@ def trimmed_trail(trail: Trail, *, max_age_s: float, max_entries: int) -> Servic
     return Service("audit trail", trim, every_s=TRIM_EVERY_S)
 
 
-def sweep(app: Celery, desk: Desk, hands: Hands, tell: Tell) -> list[Service]:
+def sweep(app: Celery, desk: Desk, hands: Hands, lists: Lists, tell: Tell) -> list[Service]:
     """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
 
     def wake_lanes() -> None:
@@ -104,7 +105,7 @@ def sweep(app: Celery, desk: Desk, hands: Hands, tell: Tell) -> list[Service]:
 
     return [
         Service("tell overdue", desk.tell_overdue, every_s=SWEEP_EVERY_S),
-        Service("answer lists", desk.answer_bulks, every_s=SWEEP_EVERY_S),
+        Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
         Service("mend the book", desk.mend, every_s=MEND_EVERY_S),
         Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),

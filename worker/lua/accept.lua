@@ -212,7 +212,7 @@ for at = FIRST, #ARGV, 6 do
   local final = outcome == 'canceled' or outcome == 'too_late'
   if final and believed(record_key) then
     local text = string.match(record, '^(.*"task_id":)')
-    if task_id ~= '' and text then reply(record_prefix, life_s, text, { task_id }) end
+    if task_id ~= '' and text then reply(record_prefix, life_s, order_id, text, { task_id }) end
     answer[#answer + 1] = record
   else
     if state then

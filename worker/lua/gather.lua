@@ -18,6 +18,7 @@ local PROBES = {
 }
 local TAKES_A_MEMBER = { HGET = true, ZSCORE = true }
 local writes, latest = {}, {}  -- in order; the latest of each key
+local afterwards = {}  -- commands that decide nothing: done last, whatever becomes of each
 local sure = {}  -- keys whose kind is known: the script has read them, or they are not there
 
 local function write(command, key, ...)  -- one command, after all that was gathered before it
@@ -68,7 +69,8 @@ local function flush()
       end
     end
   end
-  writes, latest = {}, {}
+  for _, one in ipairs(afterwards) do redis.pcall(unpack(one)) end
+  writes, latest, afterwards = {}, {}, {}
 end
 
 local function fields(key, ...)  -- values of a hash; nil: what is there is something else

@@ -39,9 +39,16 @@ end
 
 local function task_prefix(record_prefix) return string.sub(record_prefix, 1, -1 - #'cancel:') end
 
-local function reply(record_prefix, life_s, record_without_id, task_ids)
+local function strike_off(task_id, order_id)  -- a list of several orders' results has this one (worker/lists.py)
+  afterwards[#afterwards + 1] = { 'SREM', prefix .. ':list:' .. task_id .. ':left', order_id }
+  afterwards[#afterwards + 1] = { 'SADD', prefix .. ':lists', task_id }
+end
+
+local function reply(record_prefix, life_s, order_id, record_without_id, task_ids)
   for _, task_id in ipairs(task_ids) do
-    if not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') then
+    if string.find(task_id, '^list:') then
+      strike_off(string.sub(task_id, #'list:' + 1), order_id)
+    elseif not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') then
       store_record(task_prefix(record_prefix) .. task_id, life_s, record_without_id .. cjson.encode(task_id) .. '}')
     end
   end
@@ -52,11 +59,11 @@ end
 local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to, left_out, waiters)
   local record = head .. names_json(requested_by) .. ',"requested_by_left_out":' .. (tonumber(left_out or 0) or 0) .. tail
   store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
-  if reply_to then reply(record_prefix, life_s, record, texts(reply_to)) end
+  if reply_to then reply(record_prefix, life_s, order_id, record, texts(reply_to)) end
   if not waiters then return nil end
   local further = may_tell > 0 and redis.call('ZRANGE', prefix .. ':waiters:' .. order_id, 0, may_tell - 1) or {}
   may_tell = may_tell - #further
-  reply(record_prefix, life_s, record, further)
+  reply(record_prefix, life_s, order_id, record, further)
   if redis.call('ZCARD', prefix .. ':waiters:' .. order_id) > #further then
     gather('SADD', prefix .. ':untold', order_id)
   end

@@ -21,7 +21,7 @@ for at = 4, #ARGV do
   elseif may_tell > 0 then
     local further = redis.call('ZRANGE', waiters, first, first + may_tell - 1)
     may_tell, all_told = may_tell - #further, all_told + #further
-    reply(record_prefix, life_s, text, further)
+    reply(record_prefix, life_s, order_id, text, further)
     if open[1] then
       write('HSET', entry, 'told', first + #further)
     elseif #further > 0 then

@@ -1,0 +1,178 @@
+"""Lists of results: counted down as their orders settle, whatever happens to those meanwhile."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import contextmanager
+
+import pytest
+from crew import ids
+
+from worker import records
+from worker.book import Book, Settle, connect
+from worker.lists import Lists
+from worker.orders import CancelRequest, CancelResult, Lane, Outcome
+from worker.settings import RedisSettings
+
+
+class Desk:
+    """Lists and a book, as a worker uses them."""
+
+    def __init__(self, url):
+        self.settings = RedisSettings.from_env(
+            {"REDIS_URL": url, "KALSHI_KEY_PREFIX": f"t-{uuid.uuid4().hex}"}
+        )
+        self.server = connect(self.settings)
+        self.book = Book(self.server, self.settings)
+        self.lists = Lists(self.server, self.settings)
+
+    def wanted(self, order_ids):
+        """The id of a task that wants the results of these orders."""
+        task_id = str(uuid.uuid4())
+        name = self.lists.note(task_id, order_ids)
+        self.accept(order_ids, name)
+        self.lists.close(task_id, order_ids, [], not_entered=())
+        return task_id
+
+    def accept(self, order_ids, name="", **how):
+        requests = [CancelRequest(each) for each in order_ids]
+        reply_to = [name] * len(requests)
+        self.book.accept(requests, lane=Lane.RISK, default_deadline_s=60, reply_to=reply_to, **how)
+
+    def settle(self, *order_ids):
+        """Cancels these, if they are open."""
+        claim = self.book.claim([Lane.RISK], at_most=100_000, lease_s=0.001, exchange_ms=None)
+        done = [
+            Settle(each, CancelResult(each.order_id, Outcome.CANCELED))
+            for each in claim.entries
+            if each.order_id in order_ids
+        ]
+        assert all(self.book.conclude(done))
+
+    def results(self, task_id):
+        """What the task is answered by now; None: nothing."""
+        self.lists.answer()
+        text = self.server.get(records.task_key(task_id, self.settings.celery_prefix))
+        return (
+            None
+            if text is None
+            else [(each["order_id"], each["outcome"]) for each in json.loads(text)["result"]]
+        )
+
+    def kept(self):
+        """The keys of lists."""
+        return list(self.server.scan_iter(f"{self.settings.key_prefix}:list*"))
+
+    @contextmanager
+    def commands(self):
+        """Counts the commands that Redis is asked in the body."""
+        counted = []
+        self.server.config_resetstat()
+        yield counted
+        counted += self.server.info("commandstats").keys() - {"cmdstat_config|resetstat", "cmdstat_info"}
+
+
+@pytest.fixture
+def desk(own_redis):
+    desk = Desk(own_redis.url)
+    yield desk
+    desk.server.close()
+
+
+def test_a_list_is_answered_in_its_order_once_all_of_it_is_settled(desk):
+    first, second, third = order_ids = ids(3)
+    task_id = desk.wanted(order_ids)
+    assert desk.results(task_id) is None
+    desk.settle(third, first)
+    assert desk.results(task_id) is None
+    desk.settle(second)
+    assert desk.results(task_id) == [(each, "canceled") for each in order_ids]
+    assert desk.kept() == []
+
+
+def test_open_lists_cost_a_look_nothing_until_something_of_them_is_settled(desk):
+    order_ids = ids(300)
+    task_ids = [desk.wanted(order_ids[start : start + 100]) for start in (0, 100, 200)]
+    desk.results(task_ids[0])
+    with desk.commands() as asked:
+        for _ in range(5):
+            desk.lists.answer()
+    assert asked == ["cmdstat_srandmember"]
+    desk.settle(*order_ids[:150])
+    assert [desk.results(each) is not None for each in task_ids] == [True, False, False]
+
+
+def test_what_is_settled_already_is_no_longer_waited_for(desk):
+    order_ids = ids(2)
+    desk.accept(order_ids)
+    desk.settle(*order_ids)
+    assert desk.results(desk.wanted(order_ids)) == [(each, "canceled") for each in order_ids]
+
+
+def test_an_empty_list_is_answered(desk):
+    assert desk.results(desk.wanted([])) == []
+
+
+def test_one_order_may_be_on_many_lists(desk):
+    [order_id] = ids(1)
+    task_ids = [desk.wanted([order_id]) for _ in range(700)]  # more than one script tells
+    desk.settle(order_id)
+    while desk.book.overdue(at_most=100):
+        pass
+    answers = []
+    for _ in range(10):
+        answers = [desk.results(each) for each in task_ids]
+    assert answers == [[(order_id, "canceled")]] * 700
+
+
+def test_what_is_unresolved_is_a_result_and_the_list_does_not_wait_for_the_end(desk):
+    [order_id] = ids(1)
+    task_id = desk.wanted([order_id])
+    desk.server.hset(f"{desk.settings.key_prefix}:entry:{order_id}", "deadline_ms", 1)
+    assert desk.book.report([CancelResult(order_id, Outcome.UNRESOLVED)]) == 1
+    assert desk.results(task_id) == [(order_id, "unresolved")]
+
+
+def test_an_order_that_is_asked_for_again_before_its_list_is_answered_is_waited_for(desk):
+    order_ids = ids(2)
+    task_id = desk.wanted(order_ids)
+    desk.settle(*order_ids)
+    desk.accept(order_ids[:1], records_older_than_s=0.0)
+    assert desk.results(task_id) is None
+    desk.settle(order_ids[0])
+    assert desk.results(task_id) == [(each, "canceled") for each in order_ids]
+
+
+def test_an_order_whose_result_is_gone_does_not_keep_its_list_for_ever(desk):
+    kept, gone = order_ids = ids(2)
+    task_id = desk.wanted(order_ids)
+    desk.settle(*order_ids)
+    desk.server.delete(records.record_key(gone, desk.settings.celery_prefix))
+    assert desk.results(task_id) == [(kept, "canceled"), (gone, "unresolved")]
+
+
+def test_a_message_that_is_handled_twice_is_answered_once_all_is_settled(desk):
+    order_ids = ids(3)
+    task_id = desk.wanted(order_ids)
+    desk.settle(order_ids[0])
+    name = desk.lists.note(task_id, order_ids)
+    desk.accept(order_ids, name)
+    desk.lists.close(task_id, order_ids, [], not_entered=())
+    assert desk.results(task_id) is None
+    desk.settle(*order_ids)
+    assert desk.results(task_id) == [(each, "canceled") for each in order_ids]
+
+
+def test_a_list_that_cannot_be_counted_down_keeps_no_result_from_being_stored(desk):
+    [order_id] = ids(1)
+    task_id = desk.wanted([order_id])
+    desk.server.set(f"{desk.settings.key_prefix}:list:{task_id}:left", "of another type")
+    desk.settle(order_id)
+    assert desk.book.record(order_id).outcome is Outcome.CANCELED
+
+
+def test_what_is_kept_of_a_list_has_an_end(desk):
+    desk.wanted(ids(2))
+    lasting = [key for key in desk.kept() if desk.server.ttl(key) < 0]
+    assert lasting == [f"{desk.settings.key_prefix}:lists"]
