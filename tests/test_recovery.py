@@ -295,7 +295,7 @@ def test_a_cancel_past_its_deadline_is_unresolved_for_its_waiter_and_worked_on_u
     crew.control.fault(kind, order_id=order_id)
     asked = time.monotonic()
     result = crew.client.cancel(order_id, deadline_s=0.5).result(timeout=PATIENCE_S)
-    assert time.monotonic() - asked <= 0.5 + 1.0
+    assert time.monotonic() - asked < 5  # its own deadline, not the default of ten seconds
     assert (result.outcome, result.status, result.reduced_by) == ("unresolved", None, None)
     status = crew.client.status(order_id)
     assert status.open.unresolved
