@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S
+from crew import PATIENCE_S, ids
 
 from sandbox.stack import KEY_ID, wait_until
 
@@ -298,3 +300,48 @@ def test_a_decrease_meanwhile_is_not_taken_for_a_fill(crew):
     report = pending.result(timeout=PATIENCE_S)
     assert report["affected"] == [{"order_id": order_id, "reduced_by": "6.00"}]
     assert (report["contracts_filled_meanwhile"], report["orders_fills_unknown"]) == ("0.00", 1)
+
+
+# -- a listing without an end
+
+
+def test_a_listing_that_gives_a_new_cursor_for_ever_proves_nothing_and_ends(crew):
+    placed = crew.place(5)
+    crew.control.fault("endless_cursor", operation="list")
+    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    assert (report["flat"], affected(report)) == (False, set(placed))
+    assert report["why_not_flat"] == "no listing could be had: endless_listing"
+    assert len(lists(crew)) < 200, "each listing ends by itself, and they come at a measured pace"
+
+
+def test_an_endless_listing_of_canceled_orders_or_of_the_archive_holds_nobody_up(crew):
+    lost, [unknown] = crew.place(20), ids(1)
+    crew.control.fault("endless_cursor")
+    crew.control.fault("drop_before", operation="batch", times=1)
+    with crew.frozen(*crew.alive()):
+        pending = crew.client.cancel_many([*lost, {"order_id": unknown, "deadline_s": 1}])
+    outcomes = Counter(each.outcome for each in pending.results(timeout=PATIENCE_S))
+    assert outcomes["canceled"] == 20
+    assert len(crew.control.calls("list")) + len(crew.control.calls("history")) < 200
+
+
+def test_a_worker_that_ends_leaves_a_listing_of_many_pages_to_another(crew):
+    crew.place(5_000)
+    crew.control.fault("slow", operation="list", seconds=1.0)
+    [worker] = crew.workers(1)
+    pending = crew.client.mass_cancel(EVERYTHING, dry_run=True)
+    wait_until(lambda: lists(crew), within_s=PATIENCE_S, what="the first page")
+    worker.signal(signal.SIGTERM)
+    assert worker.process.wait(PATIENCE_S) == 0
+    assert len(lists(crew)) <= 3, "it ends with the page that it is at"
+    crew.control.clear_faults()
+    crew.workers(1)
+    assert pending.result(timeout=PATIENCE_S)["plan"]["orders"] == 5_000
+
+
+def test_a_listing_ends_with_the_page_at_which_its_time_is_over(crew):
+    crew.place(6_000)
+    crew.control.fault("slow", operation="list", seconds=1.0)
+    report = sweep(crew, EVERYTHING, dry_run=True, deadline_s=2.0)
+    assert report["why_not_flat"] == "no listing could be had: no_time"
+    assert len(lists(crew)) <= 4

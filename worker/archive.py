@@ -19,6 +19,7 @@ from worker.pacing import Pacer
 # Between the beginnings of two looks, for each page of the last one: the read tokens are for others, too.
 LOOK_AGAIN_S = 0.5
 PAGES_MOST = 200  # 200,000 orders: longer, and nobody waits for the end
+WITHOUT_NEWS_MOST = 10  # pages in a row: it has no end, or goes round in a circle
 TOKENS_AGAIN_S = 0.5
 NOT_NOW_S = 0.3  # long enough for a hand to take up something else meanwhile
 
@@ -74,18 +75,21 @@ class Archive:
 
     def _look(self) -> _Look:
         look, cursor = _Look(time.monotonic()), ""
-        while look.pages < PAGES_MOST:
+        without_news = 0
+        while look.pages < PAGES_MOST and without_news < WITHOUT_NEWS_MOST:
             page = self._page(cursor)
             if isinstance(page, Trouble):
                 # An exchange without an archive has nothing in it.
                 look.trouble = None if page.meaning is Meaning.NOT_FOUND and page.proof else page
                 return look
             look.pages += 1
+            known = len(look.page_of)
             look.page_of.update(dict.fromkeys((order.order_id for order in page.orders), cursor))
+            without_news = 0 if len(look.page_of) > known else without_news + 1
             cursor = page.cursor
             if not cursor:
                 return look
-        words = f"the archive has more than {PAGES_MOST} pages: the order may be further back"
+        words = f"the archive has more than {look.pages} pages: the order may be further back"
         look.trouble = Trouble(Meaning.NOT_SENT, Problem("archive_too_long", words))
         return look
 
@@ -99,9 +103,11 @@ class Archive:
 
     def _page(self, cursor: str) -> Page | Trouble:
         cost = self._pacer.limits.list_cost
+        if self._stopping.is_set():
+            return _STOPPING
         while (wait_s := self._pacer.take("read", cost)) > 0:
             if self._stopping.wait(min(wait_s, TOKENS_AGAIN_S)):
-                return Trouble(Meaning.NOT_SENT, Problem("stopping", "this worker is stopping"))
+                return _STOPPING
         started = time.monotonic()
         page = self._exchange.list_archive({}, cursor)
         trouble = page if isinstance(page, Trouble) else None
@@ -109,3 +115,6 @@ class Archive:
         if trouble is not None and trouble.meaning is Meaning.BUSY:
             self._pacer.correct("read", cost, taken_at=started)
         return page
+
+
+_STOPPING = Trouble(Meaning.NOT_SENT, Problem("stopping", "this worker is stopping"))

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PAGE_TRIES = 3
 PAGE_AGAIN_S = 0.25
+PAGES_MOST = 1_000  # a million orders
+WITHOUT_NEWS_MOST = 10  # pages in a row: the listing has no end, or goes round in a circle
 TOKENS_AGAIN_S = 1.0  # at most between two looks whether there are tokens for it
 NAMED_AT_MOST = 3  # orders in a sentence
 SAME_AGAIN = 3  # listings that nobody can judge, until waiting is no use
@@ -248,22 +250,25 @@ class Lister:
         until_s: float,
         take: Callable[[Page], None],
         *,
-        pages_most: int | None = None,
+        pages_most: int = PAGES_MOST,
     ) -> NoListing | None:
         """All pages of a query, or the first so many; what stood in the way of that."""
-        cursors = [""]
-        while len(cursors) == 1 or cursors[-1]:
-            if pages_most is not None and len(cursors) > pages_most:
-                return NoListing(Problem("too_many_pages", f"there are more than {pages_most} pages"))
-            page = self._page(query, cursors[-1], until_s)
+        cursor, seen, without_news = "", set[str](), 0
+        for _ in range(pages_most):
+            page = self._page(query, cursor, until_s)
             if isinstance(page, NoListing):
                 return page
             take(page)
-            if page.cursor in cursors[1:]:
-                said = "the exchange's listing goes round in a circle"
+            cursor = page.cursor
+            if not cursor:
+                return None
+            news = {order.order_id for order in page.orders} - seen
+            seen |= news
+            without_news = 0 if news else without_news + 1
+            if without_news >= WITHOUT_NEWS_MOST:
+                said = f"the last {without_news} pages of the exchange's listing show nothing new"
                 return NoListing(Problem("endless_listing", said))
-            cursors.append(page.cursor)
-        return None
+        return NoListing(Problem("too_many_pages", f"there are more than {pages_most} pages"))
 
     def _page(self, query: Mapping[str, str | int], cursor: str, until_s: float) -> Page | NoListing:
         """One page, asked for a few times."""
@@ -271,7 +276,7 @@ class Lister:
         while True:
             started = self._pay(cost, until_s)
             if started is None:
-                return NoListing(Problem("no_tokens", "there were no tokens for it in time"))
+                return NoListing(Problem("no_time", "its time was over, or there were no tokens for it"))
             page = self._exchange.list_orders(query, cursor)
             tries += 1
             if not isinstance(page, Trouble):
@@ -294,6 +299,9 @@ class Lister:
 
     def _pay(self, cost: float, until_s: float) -> float | None:
         """Takes the tokens of a read, and tells when that was (monotonic); None: not in time."""
+        self._wait(0.0)  # which sees whether this runner is to stop
+        if self._now_s() >= until_s:
+            return None
         while (wait_s := self._pacer.take("read", cost)) > 0:
             if self._now_s() >= until_s:
                 return None

@@ -63,6 +63,8 @@ WORTH_A_CALL_S = 0.05
 REFUSED_SIZE_STANDS_S = 60.0
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
+# Pages of canceled orders, the latest first: what is farther back was not canceled just now.
+PAGES_MOST = 10
 # Read-backs let new cancels go first, but not for ever.
 READS_AFTER_S = 1.0
 READS_LAST_S = 3600.0
@@ -317,8 +319,11 @@ class Pursuit:
         """Looks for many in listings of canceled orders, as long as that is cheaper than one by one."""
         missing = {walk.entry.order_id: walk for walk in walks}
         conclusions: list[Conclusion] = []
-        limits, cursor, paid_s = self._pacer.limits, "", 0.0
-        while missing and paid_s == 0.0 and all(self._leases.is_held(walk.entry) for walk in walks):
+        limits, cursor, paid_s, pages = self._pacer.limits, "", 0.0, 0
+        while missing and paid_s == 0.0 and pages < PAGES_MOST and not self._stopping.is_set():
+            if not all(self._leases.is_held(walk.entry) for walk in walks):
+                break
+            pages += 1
             started = time.monotonic()
             page = self._exchange.list_orders({"status": OrderStatus.CANCELED.value}, cursor)
             trouble = page if isinstance(page, Trouble) else None
