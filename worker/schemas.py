@@ -73,7 +73,8 @@ _FLAG: Final[Schema] = {"type": "boolean"}
 _DEADLINE: Final[Schema] = {"type": "number", "exclusiveMinimum": 0, "maximum": orders.DEADLINE_MAX_S}
 _SCOPE_TEXT: Final = _text(least=1, most=scope.TEXT_MAX_CHARS)
 _TICKER: Final[Schema] = {"type": "string", "pattern": f"^{orders._TICKER.pattern}$"}
-_WHOLE_TICKER: Final[Schema] = {**_TICKER, "pattern": f"^(?!.*-$){orders._TICKER.pattern}$"}
+_CAPITALS: Final[Schema] = {**_TICKER, "pattern": f"^(?!.*[a-z]){orders._TICKER.pattern}$"}
+_WHOLE_TICKER: Final[Schema] = {**_TICKER, "pattern": f"^(?!.*(-$|[a-z])){orders._TICKER.pattern}$"}
 _TICKERS: Final[Schema] = {"anyOf": [_WHOLE_TICKER, {"type": "array", "items": _WHOLE_TICKER, "minItems": 1}]}
 _MOMENT: Final[Schema] = {
     "anyOf": [
@@ -117,7 +118,7 @@ _FORMS: Final[Mapping[Any, Schema]] = {
     scope._parse_flag: _FLAG,
     scope._parse_order_ids: {"type": "array", "items": _ID, "minItems": 1},
     scope._parse_number: _integer(0),
-    scope._parse_ticker: _TICKER,
+    scope._parse_ticker: _CAPITALS,
     scope._parse_whole_ticker: _WHOLE_TICKER,
     scope._parse_tickers: _TICKERS,
     scope._parse_text: _SCOPE_TEXT,

@@ -201,16 +201,18 @@ def _parse_text(value: object) -> str:
 
 
 def _parse_ticker(value: object) -> str:
-    if not is_ticker(value):
+    """A ticker, or the start of one; none has small letters, so that nothing rests would prove nothing."""
+    if not is_ticker(value) or str(value) != str(value).upper():
         raise ValueError
     return str(value)
 
 
 def _parse_whole_ticker(value: object) -> str:
     """A ticker that is no mere start of one."""
-    if not is_ticker(value) or str(value).endswith("-"):
+    ticker = _parse_ticker(value)
+    if ticker.endswith("-"):
         raise ValueError
-    return str(value)
+    return ticker
 
 
 def _parse_tickers(value: object) -> tuple[str, ...]:
@@ -260,7 +262,7 @@ def _parse_price(value: object) -> Decimal:
 
 
 _TIME = "a time: ISO 8601 with an offset, or epoch seconds (from 2000 on)"
-_OF_LETTERS = "of letters, digits, '-', '_', '.' or ':'"
+_OF_LETTERS = "of capital letters, digits, '-', '_', '.' or ':'"
 _WHOLE = f"{_OF_LETTERS} that does not end in '-' (ticker_prefix takes the start of a ticker)"
 _PRICE = "a yes price in dollars, from 0 to 1"
 _PARSERS: dict[str, tuple[Any, str]] = {
