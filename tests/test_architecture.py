@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "__init__": set(),
     # Values.
     "orders": set(),
-    "settings": set(),
+    "near_misses": set(),
+    "settings": {"near_misses"},
     "signing": set(),
     "scope": {"orders"},
     # Redis: one way to it, and what is kept there.
@@ -100,6 +101,7 @@ MAY_IMPORT = {
     # The worker's process and the queue's surface.
     "bells": {"orders"},
     "broker": set(),
+    "options": {"near_misses", "orders"},
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "watch": {"health", "metrics", "monitor", "readiness", "services", "settings"},
     "upkeep": {
@@ -125,7 +127,7 @@ MAY_IMPORT = {
         *("fleet", "notices", "readiness", "spans", "tracing"),
     },
     "lifecycle": {
-        *("office", "watch"),
+        *("office", "options", "watch"),
         *("book", "exchange", "logs", "scripts", "settings", "signing", "tracing"),
     },
     "consumer": {"broker", "health", "office", "redis_errors", "scripts", "watch"},

@@ -136,6 +136,19 @@ def test_a_finding_is_plain_json():
 # --- settings ---------------------------------------------------------------------------------------------
 
 
+def test_what_looks_like_a_setting_and_is_none_is_named(own_redis):
+    env = {"REDIS_URL": own_redis.url, "KALSHI_STRATEGY": "mm", "KALSHI_AUDITS": "off"}
+    failed, *_ = examine(env, producer=True)
+    assert (failed.health, failed.found) == (
+        FAILED,
+        "KALSHI_AUDITS is no setting: did you mean KALSHI_AUDIT?",
+    )
+    del env["KALSHI_AUDITS"]
+    _, foreign, *_ = examine(env, producer=True)
+    assert (foreign.check, foreign.health) == ("settings", WARNING)
+    assert "KALSHI_STRATEGY is no setting of this service" in foreign.found
+
+
 def test_every_problem_of_the_settings_is_a_finding_and_redis_is_examined_all_the_same(own_redis):
     findings = list(examine({"REDIS_URL": own_redis.url, "KALSHI_ORDERS_API": "v7"}))
     problems = [finding for finding in findings if finding.check == "settings"]

@@ -61,7 +61,7 @@ def redis_settings(url):
 
 
 class Recording(Mapping):
-    """An environment that notes which names are asked for."""
+    """An environment that notes whose values are asked for."""
 
     def __init__(self, values):
         self.values_by_name = values
@@ -72,7 +72,7 @@ class Recording(Mapping):
         return self.values_by_name[name]
 
     def __iter__(self):
-        raise AssertionError("settings are asked for by name")
+        return iter(self.values_by_name)  # the names alone
 
     def __len__(self):
         return len(self.values_by_name)

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -101,6 +102,10 @@ UNFIT = {
         ("passphrase is wrong",),
     ),
     "a public key": ({**ENCRYPTED, "KALSHI_PRIVATE_KEY": PUBLIC}, ("a public key",)),
+    "a variable that is nearly one of ours": (
+        {"KALSHI_CANCEL_DEADLINE": "5", "KALSHI_METRIC_PORT": "9", "KALSHI_WAIT_REPLICA": "1"},
+        ("did you mean KALSHI_CANCEL_DEADLINE_S?", "KALSHI_METRICS_PORT?", "KALSHI_WAIT_REPLICAS?"),
+    ),
     "Redis down": ({"REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:1/0"}, ("no Redis at", "127.0.0.1:1")),
     "Redis with another password": ({"REDIS_URL": "?"}, ("no Redis at", "somebody")),
 }
@@ -132,6 +137,52 @@ def test_a_worker_that_is_not_fit_refuses_to_start_and_says_why_in_one_line(unfi
     assert PASSWORD not in text
 
 
+# What the command line asks for, what more is in the environment, and what the reason must name.
+IMPOSSIBLE = {
+    "a pool of somebody else's": (
+        ("-P", "custom"),
+        {"CELERY_CUSTOM_WORKER_POOL": "celery.concurrency.base:BasePool"},
+        "the pool base is not supported: use -P threads",
+    ),
+    "threads that grow": (("--autoscale", "8,2"), {}, "--autoscale works with -P processes only"),
+    "one thread that grows": (
+        ("-P", "solo", "--autoscale", "2"),
+        {},
+        "--autoscale works with -P processes only",
+    ),
+    "threads with an end": (
+        ("--time-limit", "9", "--soft-time-limit", "5", "--max-tasks-per-child", "9"),
+        {},
+        "--soft-time-limit works with -P processes only: leave it out; --max-tasks-per-child works",
+    ),
+    "threads with so much memory": (("--max-memory-per-child", "9"), {}, "--max-memory-per-child works with"),
+    "a queue that is nearly one of ours": (("-Q", "risk,cancel"), {}, "'cancel': did you mean 'cancels'?"),
+    "another case": (("-Q", "Risk"), {}, "'Risk': did you mean 'risk'?"),
+    "all but a queue that is nearly ours": (("-X", "riks"), {}, "'riks': did you mean 'risk'?"),
+    "no queue": (("-X", "cancels,risk"), {}, "-X cancels,risk leaves no queue to work on"),
+}
+
+
+@pytest.fixture(scope="module")
+def impossible(stack, tmp_path_factory):
+    """A worker for each of them, started together."""
+    folder, parts = tmp_path_factory.mktemp("impossible"), {}
+    for number, (name, (options, changes, _)) in enumerate(IMPOSSIBLE.items()):
+        parts[name] = start(stack, folder / f"worker{number}.log", *options, **changes)
+    yield parts
+    for part in parts.values():
+        part.kill()
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_the_command_line_asks_for_and_cannot_work_is_refused_in_one_line(impossible, name):
+    part, (_, _, words) = impossible[name], IMPOSSIBLE[name]
+    assert part.process.wait(60) == 1
+    [reason] = part.log_text().splitlines()
+    assert reason.startswith("cannot start: ")
+    assert words in reason
+
+
 # -- it starts, serves and ends
 
 
@@ -156,6 +207,26 @@ def test_the_documented_command_serves_from_the_repositorys_root_and_ends_with_z
     worker.signal(signal.SIGTERM)
     assert worker.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in worker.log_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-P", "processes", "--autoscale", "3,1", "--time-limit", "60", "--max-tasks-per-child", "2"),
+        ("-P", "solo"),
+        ("-Q", "risk-eu,cancels"),
+    ],
+    ids=" ".join,
+)
+def test_what_the_pool_can_do_is_not_refused_and_raw_messages_are_served(ready, stack, control, options):
+    ready(*options)
+    order_ids = [str(uuid.uuid4()) for _ in range(12)]
+    control.place_many([{"order_id": each} for each in order_ids])
+    url = own_database(stack)
+    with Celery(broker=url, backend=url, set_as_current=False) as stranger:
+        tasks = [stranger.send_task("cancel_order", args=[each], queue="cancels") for each in order_ids]
+        outcomes = [task.get(timeout=PATIENCE_S)["outcome"] for task in tasks]
+    assert outcomes == ["canceled"] * len(order_ids)
 
 
 def test_a_key_in_the_environment_serves_also_with_its_newlines_written_out(ready, serves, stack):

@@ -29,7 +29,13 @@ from worker.exchange import SKEW_WORTH_A_WARNING_MS, Exchange
 from worker.key_rights import rights_of
 from worker.redis_errors import words
 from worker.scripts import connect
-from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
+from worker.settings import (
+    RedisSettings,
+    SettingsError,
+    WorkerSettings,
+    foreign_variables,
+    refuse_celery_overrides,
+)
 from worker.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
 
 # What this service is made for and tested with.
@@ -81,6 +87,7 @@ def examine(env: Mapping[str, str] | None = None, *, producer: bool = False) -> 
         yield from _examine_redis(settings)
         return
     yield _examine_settings(worker)
+    yield from _examine_foreign(env)
     yield from _examine_redis(settings)
     if worker is not None:
         yield from _examine_account(worker)
@@ -96,6 +103,15 @@ def _examine_settings(worker: WorkerSettings | None) -> Finding:
             "set KALSHI_ORDERS_API=v2, unless the base URL is a gateway that speaks V1 only",
         )
     return _ok("settings", f"complete, for {worker.base_url}")
+
+
+def _examine_foreign(env: Mapping[str, str] | None) -> Iterator[Finding]:
+    for name, meant in foreign_variables(env).items():
+        yield _warning(
+            "settings",
+            f"{name} is no setting of this service: nothing reads it",
+            f"set {meant} instead" if meant else "remove it, unless something else reads it",
+        )
 
 
 # --- Redis ------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from celery import concurrency, signals
+from celery import signals
 
 from worker import logs, scripts
+from worker import options as worker_options
 from worker.book import Book
 from worker.exchange import Exchange
 from worker.office import office, opened_office
@@ -25,6 +27,13 @@ from worker.watch import CannotBeWatchedError, watch
 log = logging.getLogger(__name__)
 
 _stopping = threading.Event()  # this process was told to end
+
+
+@signals.celeryd_init.connect
+def _refuse_options(conf: Any, options: Mapping[str, Any], **_: Any) -> None:
+    """Ends the process in one line if the command line asks for what cannot work."""
+    if found := worker_options.problems(options, pool=conf.worker_pool):
+        sys.exit(f"cannot start: {'; '.join(found)}")
 
 
 @signals.worker_init.connect
@@ -115,5 +124,4 @@ def _end_anyway() -> None:
 
 def _forks(worker: Any) -> bool:
     """Whether a worker's pool is one of processes."""
-    pool = concurrency.get_implementation(worker.pool_cls)
-    return bool(pool.__module__ == "celery.concurrency.prefork")
+    return worker_options.forks(worker.pool_cls)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypedDict
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from worker.near_misses import nearest
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -221,6 +223,8 @@ VARIABLES: Final = (
 )
 
 _BY_NAME: Final = {variable.name: variable for variable in VARIABLES}
+_PREFIX: Final = "KALSHI_"
+_OURS: Final = {name.removeprefix(_PREFIX): name for name in _BY_NAME if name.startswith(_PREFIX)}
 
 MAX_KEY_BYTES: Final = (
     64 * 1024
@@ -315,6 +319,7 @@ class RedisSettings:
         """
         reader = _Reader(os.environ if env is None else env)
         settings = cls(**_redis_fields(reader))
+        reader.refuse_near_misses("producers")
         reader.finish()
         return settings
 
@@ -451,6 +456,7 @@ class WorkerSettings:
             heartbeat_file=_heartbeat_file(reader),
             log_format=_log_format(reader),
         )
+        reader.refuse_near_misses("producers", "workers")
         reader.finish()
         return settings
 
@@ -471,6 +477,24 @@ def refuse_celery_overrides(env: Mapping[str, str] | None = None) -> None:
         raise SettingsError(
             tuple(f"{name} must not be set: REDIS_URL names the one Redis" for name in set_ones)
         )
+
+
+def foreign_variables(env: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """The variables that look like ours and are not, each with the one that was meant, None for none."""
+    return _foreign_variables(os.environ if env is None else env)
+
+
+def _foreign_variables(env: Mapping[str, str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in env:
+        prefix, _, rest = name.partition("_")
+        is_prefix = prefix.upper() == "KALSHI" or nearest(prefix, ["KALSHI"]) is not None
+        if name in _BY_NAME or not is_prefix or not env[name].strip():
+            continue
+        meant = rest if rest in _OURS else nearest(rest, _OURS)
+        if meant is not None or prefix == "KALSHI":
+            found[name] = _OURS.get(meant or "")
+    return found
 
 
 def read_heartbeat_file(env: Mapping[str, str] | None = None) -> Path | None:
@@ -523,6 +547,12 @@ class _Reader:
         """Raise SettingsError if there was any problem."""
         if self._problems:
             raise SettingsError(tuple(self._problems))
+
+    def refuse_near_misses(self, *readers: Who) -> None:
+        """Has the variables be problems that are nearly those that these read."""
+        for name, meant in _foreign_variables(self._env).items():
+            if meant is not None and _BY_NAME[meant].who in readers:
+                self.problem(f"{_shown(name)} is no setting: did you mean {meant}?")
 
     def raw(self, name: str) -> str:
         """The value as it is set, or empty."""
