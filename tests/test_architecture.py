@@ -100,7 +100,8 @@ MAY_IMPORT = {
     },
     # The worker's process and the queue's surface.
     "bells": {"orders"},
-    "broker": set(),
+    "links": set(),
+    "broker": {"links"},
     "options": {"near_misses", "orders"},
     "intake": {"bells", "broker", "desk", "orders", "scripts", "settings"},
     "watch": {"health", "metrics", "monitor", "readiness", "services", "settings"},
@@ -132,7 +133,10 @@ MAY_IMPORT = {
     },
     "consumer": {"broker", "health", "office", "redis_errors", "scripts", "watch"},
     "app": {"consumer", "lifecycle"},
-    "tasks": {"app", "bells", "book", "logs", "mass_request", "office", "orders", "scripts"},
+    "tasks": {
+        *("app", "bells", "book", "broker", "links", "logs", "mass_request", "office", "orders"),
+        "scripts",
+    },
     # The producers' side: no key, no HTTP to the exchange.
     "client": {
         *("audit", "bells", "book", "mass_request", "masses", "redis_errors", "roster", "scripts"),

@@ -22,12 +22,13 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, SentinelChannel, SentinelTransport, Transport
 from kombu.utils.json import dumps, loads
 
+from worker.links import ID_MAX_CHARS, LINKS_HEADER, take_out
+
 UNREADABLE = "application/x-unreadable"
 # Of the header that says what is wrong with an unreadable item.
 WHY_HEADER = "why"
 # Ids of results that only the book stores; a message under one gets an id of its own, and no result there.
 RESERVED_IDS = ("cancel:", "mass:", "list:")
-ID_MAX_CHARS = 1000
 # A message that is held back for longer is delivered again and again meanwhile (visibility_timeout), and is
 # not in the book: nobody sees it, and nobody takes over.
 ETA_MOST_S = 30.0
@@ -131,7 +132,7 @@ def plain_call(item: bytes, queue: str) -> PlainCall | None:
     try:
         envelope = _read(checked(item, queue))
         call, headers = _call_in(envelope), envelope["headers"]
-        if headers.get("eta") or headers.get("expires"):
+        if headers.get("eta") or headers.get("expires") or LINKS_HEADER in headers:
             return None
         args, kwargs, _embed = call
         return PlainCall(headers["task"], headers["id"], args, kwargs, headers)
@@ -226,11 +227,10 @@ def _tamed(envelope: dict[str, Any], call: Any, queue: str) -> bytes | None:
     if fields["id"].startswith(RESERVED_IDS):
         fields["id"] = str(uuid.uuid4())
         tamed = True
-    for name in ("callbacks", "errbacks", "chain", "chord"):
-        # They would be published with a worker's permissions, to whatever key they name.
-        if embed and embed.get(name):
-            embed[name] = None
-            tamed = True
+    tamed = headers.pop(LINKS_HEADER, None) is not None or tamed
+    if links := take_out(embed):
+        headers[LINKS_HEADER] = links  # the task refuses it
+        tamed = True
     kwargs = call[1] if "task" in headers else call.get("kwargs", {})
     if "self" in kwargs:
         # Celery itself calls tasks with a `self`, and would raise; under another name the task refuses it.

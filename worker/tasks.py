@@ -14,10 +14,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery import Task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 
 from worker.app import app
 from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
+from worker.broker import RESERVED_IDS
+from worker.links import LINKS_HEADER, Follower, followers, why_refused
 from worker.logs import about
 from worker.mass_request import MassRequest
 from worker.office import desk, intake, lists, mass_runner
@@ -53,7 +55,8 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
         desk().work()
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
     with _set_aside_when_it_fails(self, args, fields):
-        lane, parsed = _lane(self), _traced(self, _parse(_one_message(args, fields)))
+        lane, message, why = _lane(self), _one_message(args, fields), _refused_links(self)
+        parsed = _traced(self, _refusal(message, why) if why else _parse(message))
         if isinstance(parsed, CancelResult):
             return _refused(parsed, lane)
         reply_to = "" if self.request.ignore_result else self.request.id
@@ -72,7 +75,9 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
 def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
     """Cancels a list of orders; the value has one result for each, in the order they are first named."""
     with _set_aside_when_it_fails(self, args, fields):
-        lane, parsed = _lane(self), [_traced(self, _parse(each)) for each in _many_messages(args, fields)]
+        lane, why = _lane(self), _refused_links(self)
+        messages = _many_messages(args, fields)
+        parsed = [_traced(self, _refusal(each, why) if why else _parse(each)) for each in messages]
         named = [each for each in parsed if isinstance(each, CancelRequest)]
         requests = list({each.order_id: each for each in reversed(named)}.values())[::-1]
         ids = list(dict.fromkeys(each.order_id for each in named))
@@ -106,7 +111,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
     asked = {"positional arguments": list(args), **fields} if args else fields
     try:
         with _set_aside_when_it_fails(self, args, fields):
-            request = _traced(self, MassRequest.parse({"request_id": self.request.id, **asked}))
+            request = _traced(self, _mass_request(self, asked))
             reply_to = "" if self.request.ignore_result else self.request.id
             _until_done(lambda: mass_runner().enter(request, reply_to=reply_to))
     except BadRequest as bad:
@@ -119,9 +124,11 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
     raise Ignore  # the runner stores the report under this task's id when it is done
 
 
-@app.task(name="wake_up")
-def wake_up(*_args: Any, **_fields: Any) -> None:
+@app.task(bind=True, name="wake_up")
+def wake_up(self: Task, /, *_args: Any, **_fields: Any) -> None:
     """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
+    if why := _refused_links(self):
+        log.warning("refused: %s", why)
     desk().work()
 
 
@@ -212,20 +219,62 @@ def _many_messages(args: tuple[Any, ...], fields: dict[str, Any]) -> list[object
     return [{"order_id": order} if isinstance(order, str) else order for order in orders]
 
 
+def _mass_request(task: Task, asked: Mapping[str, Any]) -> MassRequest:
+    if why := _refused_links(task):
+        raise BadRequest({"message": why})
+    return MassRequest.parse({"request_id": task.request.id, **asked})
+
+
 def _parse(message: object) -> CancelRequest | CancelResult:
     """The request, or the refusal that answers a message which is none."""
     try:
         return CancelRequest.parse(message)
     except BadRequest as bad:
-        now = utc_text(time.time())
-        order_id = message.get("order_id") if isinstance(message, Mapping) else None
-        return CancelResult(
-            order_id=order_id if isinstance(order_id, str) else None,
-            outcome=Outcome.REFUSED,
-            requested_at=now,
-            settled_at=now,
-            error=Problem("invalid_request", str(bad)),
-        )
+        return _refusal(message, str(bad))
+
+
+def _refusal(message: object, why: str) -> CancelResult:
+    """The answer to a message that is not carried out."""
+    now = utc_text(time.time())
+    order_id = message.get("order_id") if isinstance(message, Mapping) else None
+    return CancelResult(
+        order_id=order_id if isinstance(order_id, str) else None,
+        outcome=Outcome.REFUSED,
+        requested_at=now,
+        settled_at=now,
+        error=Problem("invalid_request", why),
+    )
+
+
+def _refused_links(task: Task) -> str:
+    """Why a message is refused that wants something to follow it (empty: it does not).
+
+    Whoever waits for what was to follow is told.
+    """
+    links = task.request.get(LINKS_HEADER)
+    if not links:
+        return ""
+    why = why_refused(links)
+    for each in followers(links):
+        if not each.task_id.startswith(RESERVED_IDS):
+            _tell_follower(each, why, _lane(task))
+    return why
+
+
+def _tell_follower(follower: Follower, why: str, lane: Lane) -> None:
+    """Stores the result of a call that will never be made, unless it has one."""
+    if follower.task == cancel_order.name:
+        message = _one_message(follower.args, follower.kwargs)
+        value: object = _refused(_refusal(message, why), lane)
+    elif follower.task == cancel_orders.name:
+        messages = _many_messages(follower.args, follower.kwargs)
+        value = [_refused(_refusal(each, why), lane) for each in messages]
+    elif follower.task == mass_cancel.name:
+        value = {"request_id": follower.kwargs.get("request_id"), "flat": False, "error": why}
+    else:
+        app.backend.mark_as_failure(follower.task_id, InvalidTaskError(why))
+        return
+    app.backend.mark_as_done(follower.task_id, value)
 
 
 def _traced(task: Task, parsed: _Parsed) -> _Parsed:
