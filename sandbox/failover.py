@@ -44,6 +44,8 @@ class WatchedRedis:
     def __init__(
         self, folder: Path, *, options: Iterable[str] = (), lines: Iterable[str] = (), login: str = ""
     ) -> None:
+        # A replica that has more than the new primary takes all anew; nothing is kept twice until it has.
+        options = [*options, "--repl-diskless-sync-delay", "0"]
         first = RedisServer(folder / "first", options=options)
         following = [*options, "--replicaof", "127.0.0.1", str(first.port)]
         self.servers = [

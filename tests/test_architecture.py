@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "scope": {"orders"},
     # Redis: one way to it, and what is kept there.
     "redis_errors": set(),
-    "scripts": {"redis_errors", "settings"},
+    "primary": {"redis_errors"},
+    "scripts": {"primary", "redis_errors", "settings"},
     "records": {"orders"},
     "audit": {"logs", "scripts", "settings"},
     "book": {"logs", "orders", "records", "redis_errors", "scripts", "settings"},

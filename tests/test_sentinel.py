@@ -87,11 +87,16 @@ def moved_on_purpose(guarded, old) -> None:
         sentinel.execute_command("SENTINEL FAILOVER", "cancels", "COORDINATED")
 
 
+def moved_at_once(guarded, old) -> None:
+    with guarded.redis.ask() as sentinel:
+        sentinel.execute_command("SENTINEL", "FAILOVER", "cancels")
+
+
 def frozen(guarded, old) -> None:
     old.part.signal(signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("trouble", [killed, moved_on_purpose, frozen])
+@pytest.mark.parametrize("trouble", [killed, moved_on_purpose, moved_at_once, frozen])
 def test_a_failover_under_load_loses_nothing_that_was_replicated_and_work_goes_on_by_itself(guarded, trouble):
     guarded.control.configure(latency_s=0.05)
     old = guarded.redis.primary()
@@ -117,6 +122,36 @@ def test_a_failover_under_load_loses_nothing_that_was_replicated_and_work_goes_o
     wait_until(guarded.redis.is_settled, what="the old primary as a replica of the new one")
     assert guarded.redis.primary() is not old
     assert guarded.accept(*guarded.place(1)).result(PATIENCE_S).outcome == "canceled"
+
+
+def test_a_failover_that_is_not_coordinated_loses_nothing_accepted_and_makes_no_outcome_false(guarded):
+    guarded.control.configure(latency_s=0.02)
+    singles, swept = guarded.place(300), ids(600)
+    guarded.control.place_many([{"order_id": each, "ticker": "KXMASS-26NOV22-T1"} for each in swept])
+    old = guarded.redis.primary()
+    longest_s, first_refused = 0.0, None
+    for at, order_id in enumerate(singles):
+        if at == 60:
+            pending = guarded.client.mass_cancel({"series": "KXMASS"})
+        if at == 70:
+            moved_at_once(guarded, old)
+        while True:
+            try:
+                guarded.client.cancel(order_id, deadline_s=PATIENCE_S)
+                break
+            except BookError:
+                first_refused = first_refused or time.monotonic()
+        if first_refused is not None:
+            longest_s, first_refused = max(longest_s, time.monotonic() - first_refused), None
+        time.sleep(0.01)
+    assert guarded.redis.primary() is not old
+    results = {each.order_id: each for each in guarded.client.results(singles, timeout=PATIENCE_S)}
+    report = pending.result(timeout=PATIENCE_S)
+    print(f"refused for {longest_s:.1f} s at most")
+    assert Counter(each.outcome for each in results.values()) == {"canceled": 300}
+    assert {each["order_id"] for each in report["affected"]} == set(swept)
+    assert report["flat"]
+    assert longest_s <= FAILOVER_S
 
 
 def test_a_raw_producer_and_a_hostile_one_are_served_as_by_a_single_redis(guarded):

@@ -416,7 +416,7 @@ class Book:
                     round(deadline_s * 1000),
                     reply_to[at] if reply_to else "",
                 )
-            answer = scripts.accept(self._server, self._accept, args, replicas=self._wait_replicas)
+            answer = scripts.surely(self._server, self._accept, args, replicas=self._wait_replicas)
             heard, waiting, *answers = _unless_fenced(answer, fence)
             for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
                 if answer == "joined":
@@ -501,7 +501,8 @@ class Book:
             args += (wish.reads, round(wish.reads_after_s * 1000))
             for lane in wish.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
-        concluded, *claimed = self._run(self._turn, args)
+        # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
+        concluded, *claimed = scripts.surely(self._server, self._turn, args)
         done = [bool(each) for each in concluded]
         if not claimed:
             return done, []
@@ -642,7 +643,7 @@ class Book:
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
         """Puts dead letters back, and what was set aside; the ids of those that were."""
         args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *order_ids]
-        return list(scripts.accept(self._server, self._retry, args, replicas=self._wait_replicas))
+        return list(scripts.surely(self._server, self._retry, args, replicas=self._wait_replicas))
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""

@@ -237,7 +237,7 @@ class MassClaim:
 
     def _write(self, script: Any, *values: Any) -> Any:
         args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
-        answer = scripts.call(lambda: script(args=args))
+        answer = scripts.surely(self._server, script, args)
         if not answer:
             raise Fenced(self.fence)
         return answer

@@ -59,7 +59,7 @@ class Masses:
         asked = request.to_json()
         meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
         args = [self._prefix, request.request_id, json.dumps(asked), reply_to, time.time() * 1000, meant]
-        became, *report = scripts.accept(self._server, self._enter, args, replicas=self._wait_replicas)
+        became, *report = scripts.surely(self._server, self._enter, args, replicas=self._wait_replicas)
         if became == "other":
             raise BadRequest({"request_id": f"is taken by another mass cancel: {request.request_id}"})
         if became == "new":

@@ -9,8 +9,8 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
+from worker import primary
 from worker.redis_errors import HALF_DONE, can_pass, refused, words
 from worker.settings import RedisSettings, Sentinels
 
@@ -51,9 +51,8 @@ def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:
     group = settings.sentinels
     if group is None:
         return redis.Redis.from_url(settings.redis_url, **manner)
-    sentinel = Sentinel(group.addresses, sentinel_kwargs=_sentinel_manner(group))
-    primary: redis.Redis = sentinel.master_for(group.primary, db=group.database, **group.login, **manner)
-    return primary
+    manner |= {**group.login, "db": group.database, "sentinel_kwargs": _sentinel_manner(group)}
+    return primary.connect(list(group.addresses), group.primary, **manner)
 
 
 def celery_options(settings: RedisSettings) -> dict[str, Any]:
@@ -90,11 +89,11 @@ def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
         ) from None
 
 
-def accept(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: int) -> Any:
-    """What a script that accepts something answers, once so many replicas have what it wrote.
+def surely(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: int = 0) -> Any:
+    """What a script answers, once so many replicas have what it wrote and no failover throws it away.
 
     Raises BookError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it; also
-    when too few replicas have it in time.
+    when too few replicas have it in time, or a failover is under way.
     """
     pool = server.connection_pool
     connection = call(pool.get_connection)
@@ -102,6 +101,9 @@ def accept(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: i
         answer = call(lambda: _run(connection, script, args), may_be_accepted=True)
         if replicas:  # WAIT is about what its own connection has written
             _await(connection, replicas)
+        if why := call(lambda: primary.why_unsure(pool, connection), may_be_accepted=True):
+            pool.disconnect()
+            raise BookError(f"Redis has it, but {why}: ask again", may_be_accepted=True)
         return answer
     finally:
         pool.release(connection)
