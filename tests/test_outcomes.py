@@ -763,10 +763,26 @@ def cases(draw):
         not_found_age_ms=draw(moments),
         unknown_reads=draw(st.integers(0, 9)),
         first_unknown_age_ms=draw(moments),
+        turned_away=tuple(draw(st.lists(st.tuples(st.text(max_size=9), st.integers(0, 9)), max_size=2))),
         refused=draw(problems),
         last_problem=draw(problems),
         seen=draw(st.booleans()),
     )
+
+
+def test_a_key_that_was_turned_away_is_asked_again_after_a_minute_or_once_the_order_is_asked_for_anew():
+    case = sent().left_to_others("one", at(T0 + 1_000)).left_to_others("two", at(T0 + 30_000))
+    assert case.keys_turned_away(at(T0 + 30_000)) == {"one", "two"}
+    assert case.keys_turned_away(at(T0 + 61_000)) == {"two"}
+    assert case.left_to_others("one", at(T0 + 61_000)).keys_turned_away(at(T0 + 61_000)) == {"one", "two"}
+    assert case.keys_turned_away(at(T0 + 500)) == set(), "from before a retry"
+
+
+def test_what_is_left_to_another_key_is_asked_from_the_beginning_and_what_is_in_doubt_stays_so():
+    assert sent().left_to_others("one", at(T0)).step is Step.CANCEL
+    doubtful = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    left = doubtful.left_to_others("one", at(T0 + 2_000))
+    assert (left.step, left.first_doubt) == (Step.READ_BACK, doubtful.first_doubt)
 
 
 @given(cases())

@@ -20,6 +20,7 @@ on how long the book is. Keys, under the configured prefix P:
 - ``P:fence``               the last token given out
 - ``P:claimed_ms``, ``P:rung:{lane}``   when each lane was last claimed from, and last swept
 - ``P:bell:{lane}``, ``P:ears:{lane}``  a list at which idle hands wait, and whether any do
+- ``P:bell:{lane}:{key id}``            one for workers that have this key
 - ``P:counts``              hash: how many requests were accepted, by lane
 - ``P:audit``, ``P:audit:head``         the trail of all that was asked for and done, and its last hash
 """
@@ -83,6 +84,7 @@ ACCEPT_AT_ONCE = 200
 LIST_AT_ONCE = 500
 LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
+KEYS_BELL_LIFE_S = 5  # nobody may listen any more
 MEND_AT_ONCE = 200  # keys to scan
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
@@ -213,12 +215,14 @@ class GiveBack:
     """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line.
 
     ``path`` names the bucket that pays for the next call (empty: the same as before).
+    ``for_key``: the id of a key that may do more than this worker's (empty: any worker may go on).
     """
 
     entry: Entry
     learned: str
     pause_s: float = 0.0
     path: str = ""
+    for_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,10 +579,24 @@ class Book:
             args += (entry.order_id, entry.token)
         return [bool(held) for held in self._run(self._extend, args)]
 
-    def listen(self, lanes: Sequence[Lane], *, within_s: float) -> bool:
-        """Waits until a bell rings for one of these lanes; False when none has within the time."""
+    def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> bool:
+        """Waits until a bell rings for one of these lanes; False when none has within the time.
+
+        Hears as well those that ring for workers with its key only (``key_id``).
+        """
         bells = [f"{self._prefix}:bell:{lane}" for lane in lanes]
+        if key_id:
+            bells += [f"{bell}:{key_id}" for bell in bells]
         return scripts.call(lambda: self._server.blpop(bells, timeout=within_s)) is not None
+
+    def ring_for(self, key_id: str, lane: Lane) -> None:
+        """Calls a hand of a worker that has this key: what there is, others may not cancel."""
+        bell = f"{self._prefix}:bell:{lane}:{key_id}"
+        pipeline = self._server.pipeline()
+        pipeline.delete(bell)  # one is enough
+        pipeline.lpush(bell, 1)
+        pipeline.expire(bell, KEYS_BELL_LIFE_S)
+        scripts.call(pipeline.execute)
 
     def show_ears(self, lanes: Sequence[Lane], *, life_s: float) -> None:
         """Says that hands of these lanes listen, for so long."""

@@ -26,6 +26,7 @@ from worker.book import (
     Claim,
     Conclusion,
     Entry,
+    GiveBack,
     GiveUp,
     NothingClaimed,
     Overdue,
@@ -41,7 +42,7 @@ from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobod
 from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem, utc_text
 from worker.outbox import Outbox, Place
 from worker.pacing import Pacer
-from worker.pursuit import Pursued, Pursuit
+from worker.pursuit import AnotherKey, Pursued, Pursuit, no_other
 from worker.scripts import BookError
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Desk:
         outbox: Outbox | None = None,
         gate_moved: Callable[[], None] = lambda: None,
         others_serve: Callable[[], bool] = lambda: False,
+        another_key: AnotherKey = no_other,
         tell: Tell = nobody,
     ) -> None:
         self._book = book
@@ -153,6 +155,7 @@ class Desk:
             risk_reserve=risk_reserve,
             batch_most=batch_most,
             hands=hands,
+            another_key=another_key,
             tell=tell,
         )
 
@@ -460,8 +463,22 @@ class Desk:
             return
         now = time.monotonic()
         ages_s = [each.entry.age_s + now - held.since for held in helds for each in held.conclusions]
+        self._call_others(conclusions)
         self._tell(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
         _log(zip(conclusions, done, ages_s, strict=True))
+
+    def _call_others(self, conclusions: Sequence[Conclusion]) -> None:
+        """Calls hands that have another key for what this worker's may not cancel."""
+        left = {
+            (each.for_key, each.entry.lane)
+            for each in conclusions
+            if isinstance(each, GiveBack) and each.for_key
+        }
+        for key_id, lane in left:
+            try:
+                self._book.ring_for(key_id, lane)
+            except BookError as error:  # the sweep finds what nobody comes for
+                log.warning("workers with another key could not be called: %s", error)
 
 
 def _until_more(claim: Claim) -> float | None:

@@ -31,7 +31,10 @@ HANGS_AFTER_S = 120.0
 class Hands:
     """So many hands of one process at one desk."""
 
-    def __init__(self, desk: Desk, book: Book, lanes: Sequence[Lane], *, number: int) -> None:
+    def __init__(
+        self, desk: Desk, book: Book, lanes: Sequence[Lane], *, number: int, key_id: Callable[[], str]
+    ) -> None:
+        self._key_id = key_id
         self._desk = desk
         self._book = book
         self._lanes = tuple(lanes)
@@ -62,7 +65,7 @@ class Hands:
         if not self._desk.is_open:
             return HELD_BACK_S  # a bell that this hand takes would be missing to workers that can go on
         try:
-            hand.rung = self._book.listen(hand.lanes, within_s=LISTEN_S)
+            hand.rung = self._book.listen(hand.lanes, within_s=LISTEN_S, key_id=self._key_id())
         except BookError as error:
             if not error.can_pass:
                 raise

@@ -32,7 +32,7 @@ from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.readiness import Readiness
-from worker.roster import OPEN, Identity, Roster, WorkerShown
+from worker.roster import Colleagues, Identity, Roster, WorkerShown
 from worker.rotation import Rotation
 from worker.scripts import BookError
 from worker.services import Service, Services
@@ -166,6 +166,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     me = Identity.of_this_process()
     the_book = Book(server, settings.redis, name=me.name)
     roster = Roster(server, settings.redis)
+    colleagues = Colleagues(roster, me.worker_id)
 
     def shown() -> WorkerShown:
         return WorkerShown(
@@ -193,9 +194,8 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
         hands=app.conf.worker_concurrency,
         call_hand=lambda lane: upkeep.ring(bells.wake_up, app, lane),
         gate_moved=registry.wake,
-        others_serve=lambda: any(
-            each.gate == OPEN and each.worker_id != me.worker_id for each in roster.workers()
-        ),
+        others_serve=colleagues.serve,
+        another_key=colleagues.another_key,
         tell=tell,
     )
     runner = MassRunner(
@@ -234,7 +234,13 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
     )
     return Office(
         the_desk,
-        Hands(the_desk, the_book, lanes, number=app.conf.worker_concurrency),
+        Hands(
+            the_desk,
+            the_book,
+            lanes,
+            number=app.conf.worker_concurrency,
+            key_id=lambda: exchange.signs_with[0],
+        ),
         Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_desk),
         Lists(server, settings.redis),
         runner,

@@ -38,6 +38,8 @@ KEY_REFUSALS_MOST = 5  # of one order, while the key works for others
 HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
 UNKNOWN_STATUS = "unknown_status"
 _KEY_OR_SCOPE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+# What one key was told of an order is asked again after this: a key may be given more rights.
+KEYS_WORD_STANDS_MS = 60_000
 
 
 class Step(StrEnum):
@@ -90,6 +92,7 @@ class Case:
     ``accepted_age_ms``: when a cancel was accepted by a reply that does not describe our order.
     ``not_found_age_ms``: when a cancel last got a 404.
     ``key_refusals``: how often a worker's key was refused for it.
+    ``turned_away``: the keys (by id) that may not cancel the order, or do not see it, and at what age.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
@@ -112,6 +115,7 @@ class Case:
     unknown_reads: int = 0
     first_unknown_age_ms: int | None = None
     key_refusals: int = 0
+    turned_away: tuple[tuple[str, int], ...] = ()
     refused: Problem | None = None
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
@@ -194,6 +198,9 @@ class Case:
             for name, asked in asdict(case.routing).items()
         }
         known["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
+        known["turned_away"] = tuple(
+            (str(key), int(age_ms)) for key, age_ms in learned.get("turned_away", ())
+        )
         known["routing"] = Routing(**routing)
         step = learned.get("step", Step.CANCEL)
         # A step that only a newer version takes: where that left off is read.
@@ -217,6 +224,27 @@ class Case:
             last_doubt=attempt,
             unanswered_age_ms=now.age_ms,
             rested_after_doubt=False,
+        )
+
+    def keys_turned_away(self, now: Instant) -> frozenset[str]:
+        """The ids of the keys that were turned away lately."""
+        # (What was noted before a retry seems to be still to come: it counts no more.)
+        return frozenset(
+            key for key, age_ms in self.turned_away if 0 <= now.age_ms - age_ms < KEYS_WORD_STANDS_MS
+        )
+
+    def left_to_others(self, key_id: str, now: Instant) -> Case:
+        """The case for workers with another key, as this one was turned away: they ask from the beginning."""
+        others = tuple(each for each in self.turned_away if each[0] != key_id)
+        return replace(
+            self,
+            step=Step.CANCEL if self.unanswered_age_ms is None else Step.READ_BACK,
+            turned_away=(*others, (key_id, now.age_ms)),
+            key_refusals=0,
+            refused=None,
+            not_found_age_ms=None,
+            unknown_reads=0,
+            first_unknown_age_ms=None,
         )
 
     def interrupted(self, attempt: Attempt, now: Instant) -> Case:
@@ -251,12 +279,19 @@ _PLAIN = (
     "unknown_reads",
     "first_unknown_age_ms",
     "key_refusals",
+    "turned_away",
     "history",
     "seen",
     "rested_after_doubt",
     "step",
 )
-_KINDS = {"history": list, "step": object, "seen": bool, "rested_after_doubt": bool}  # others: int
+_KINDS = {
+    "history": list,
+    "turned_away": list,
+    "step": object,
+    "seen": bool,
+    "rested_after_doubt": bool,
+}  # others: int
 _PROBLEMS = ("refused", "last_problem")
 _ATTEMPTS = ("first_doubt", "last_doubt")
 _COUNTS = ("remaining", "filled")
@@ -306,6 +341,13 @@ class Verdict:
     exchange_ts_ms: int | None = None
     problem: Problem | None = None
     order: Order | None = None
+
+    @property
+    def is_of_the_key(self) -> bool:
+        """Whether another key might be told otherwise: one may do, and see, more than another."""
+        if self.outcome is Outcome.REFUSED:
+            return self.problem is not None and self.problem.http_status in _KEY_OR_SCOPE
+        return self.outcome is Outcome.UNKNOWN_ORDER
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from http import HTTPStatus
 
@@ -68,8 +68,20 @@ PAGES_MOST = 10
 # Read-backs let new cancels go first, but not for ever.
 READS_AFTER_S = 1.0
 READS_LAST_S = 3600.0
+# Until an order is due again that this worker's key may not cancel: the same worker must not be the next.
+LEFT_TO_OTHERS_S = 0.25
+LEFT_OVERDUE_S = 5.0
 # How long all go out alone to find the one that spoils every call.
 ALONE_S = 1.0
+
+
+# The id of a key that is none of these, of another worker of the lane (empty: none); raises BookError.
+AnotherKey = Callable[[Collection[str], Lane], str]
+
+
+def no_other(_key_ids: Collection[str], _lane: Lane) -> str:
+    """For a worker that is alone."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +127,11 @@ class Pursuit:
         risk_reserve: float,
         batch_most: int,
         hands: int = 1,
+        another_key: AnotherKey = no_other,
         tell: Tell = nobody,
     ) -> None:
         self._exchange = exchange
+        self._another_key = another_key
         self._tell = tell
         self._pacer = pacer
         self._gate = gate
@@ -142,7 +156,9 @@ class Pursuit:
         calls: list[CallMade] = []
         with self.read_slots.of(claim.bucket == "read") as slot:
             walks = [self._walk(entry, calls, slot, since) for entry in claim.entries]
-            return Pursued(self._pursue(walks, claim), calls, since)
+            left = {id(walk): given for walk in walks if (given := self._left_to_others(walk, walk.case))}
+            mine = [walk for walk in walks if id(walk) not in left]
+            return Pursued([*self._pursue(mine, claim), *left.values()], calls, since)
 
     def _pursue(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
@@ -161,7 +177,7 @@ class Pursuit:
             verdict = self._retrying(self._take_step, walk)
         except _NotKnownYet as open_still:
             return self._give_back(walk, self._pause_after(open_still))
-        return Settle(walk.entry, _result(walk, verdict))
+        return self._settle(walk, verdict)
 
     def _take_step(self, walk: _Walk) -> Verdict:
         """One signed exchange and what follows from it; raises _NotKnownYet."""
@@ -346,7 +362,7 @@ class Pursuit:
 
     def _conclude(self, walk: _Walk, learned: Verdict | Next) -> Conclusion:
         if isinstance(learned, Verdict):
-            return Settle(walk.entry, _result(walk, learned))
+            return self._settle(walk, learned)
         walk.case = learned.case
         return self._give_back(walk, _draw_pause_s(learned, walk))
 
@@ -357,8 +373,35 @@ class Pursuit:
         engine = self._exchange.engine_now()
         return None if engine is None else f"{engine.low_ms:.0f}:{engine.high_ms:.0f}"
 
+    def _settle(self, walk: _Walk, verdict: Verdict) -> Conclusion:
+        """The outcome; or the entry for workers with another key, which may do or see more than this."""
+        left = None
+        if verdict.is_of_the_key:
+            left = self._left_to_others(walk, walk.case.left_to_others(walk.key_id, self._now(walk)))
+        return left or Settle(walk.entry, _result(walk, verdict))
+
+    def _left_to_others(self, walk: _Walk, case: Case) -> Conclusion | None:
+        """The entry for workers with another key; None where this was not turned away, or is the last."""
+        turned_away = case.keys_turned_away(self._now(walk)) if case.turned_away else frozenset()
+        if walk.key_id not in turned_away:
+            return None
+        signs_now = self._exchange.signs_with[0]
+        try:
+            other = "" if signs_now in turned_away else signs_now  # it was replaced meanwhile
+            other = other or self._another_key(turned_away, walk.entry.lane)
+        except BookError as error:
+            log.warning("whether workers with another key run is not known: %s", error)
+            return self._give_back(walk, LEFT_OVERDUE_S)
+        if not other:
+            return None
+        walk.case = case
+        pause_s = LEFT_OVERDUE_S if walk.is_overdue() else LEFT_TO_OTHERS_S
+        given = self._give_back(walk, pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
+        return replace(given, for_key=other) if isinstance(given, GiveBack) else given
+
     def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> _Walk:
         walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls, slot, since)
+        walk.key_id = self._exchange.signs_with[0]
         if entry.interrupted:
             attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
             walk.case = walk.case.interrupted(attempt, self._now(walk))
@@ -502,6 +545,7 @@ class _Walk:
         self.taken_at = since  # when those of its latest call were (monotonic)
         self.reads_only = False  # claimed to be read back
         self.slot = slot
+        self.key_id = ""  # of the key that signs for it
         self._claimed = time.monotonic()
         self._deadline = self._claimed + entry.deadline_left_s
 

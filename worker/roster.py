@@ -8,8 +8,10 @@ have the same host name and process id, which are for people to read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
+import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -23,7 +25,9 @@ from worker.orders import Problem
 from worker.settings import RedisSettings
 
 WORKER_LIFE_S = 5.0  # since it last said that it runs
+LOOK_EVERY_S = 0.5  # at the others, for who asks again and again
 OPEN = "open"
+KEY_REFUSED = "key_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,39 @@ class Roster:
         """The server's clock: workers' own may differ by minutes."""
         seconds, micros = scripts.call(self._server.time)
         return float(seconds) * 1000 + float(micros) / 1000
+
+
+class Colleagues:
+    """The other workers, as one of them sees them; safe to share between threads.
+
+    Everything raises BookError.
+    """
+
+    def __init__(self, roster: Roster, worker_id: str) -> None:
+        self._roster = roster
+        self._worker_id = worker_id
+        self._looked_at = -math.inf
+        self._seen: list[WorkerShown] = []
+
+    def serve(self) -> bool:
+        """Whether any of them sends."""
+        return any(each.gate == OPEN for each in self._others())
+
+    def another_key(self, key_ids: Collection[str], lane: str) -> str:
+        """The id of a key that is none of these, of one that serves the lane; empty: there is none.
+
+        A key that the exchange refuses altogether does not count.
+        """
+        for each in self._others():
+            if each.key_id and each.key_id not in key_ids and each.gate != KEY_REFUSED and lane in each.lanes:
+                return each.key_id
+        return ""
+
+    def _others(self) -> list[WorkerShown]:
+        if time.monotonic() - self._looked_at > LOOK_EVERY_S:
+            self._seen = [each for each in self._roster.workers() if each.worker_id != self._worker_id]
+            self._looked_at = time.monotonic()
+        return self._seen
 
 
 def _parse(text: str) -> WorkerShown | None:
