@@ -37,6 +37,7 @@ from worker.book import (
 )
 from worker.client import CancelClient
 from worker.fleet import Fleet
+from worker.lists import Lists
 from worker.mass_claim import MassClaim, MassClaims, Planned
 from worker.mass_request import MassRequest
 from worker.masses import Masses
@@ -46,12 +47,13 @@ from worker.scripts import BookError, connect
 from worker.settings import RedisSettings
 
 PREFIX = "kalshi-cancel"
+RECORD = "celery-task-meta-cancel:"
 PATHS = f"{PREFIX}:paths"
 LONG_S = 600.0
 BOTH = (Lane.RISK, Lane.STRATEGY)
 MASS = "a-mass"
-# What only observes, or wakes somebody up: it may fail, and changes nothing else.
-OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|bell:\w+)")
+# What only observes, wakes somebody up, or strikes off a list: it may fail, and changes nothing else.
+OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|bell:\w+|lists|list:\w+:left)")
 
 
 # -- the users, and what is taken away from them
@@ -163,6 +165,7 @@ class Parts:
         self.server = server = connect(settings)
         self.book = Book(server, settings, name="a worker")
         self.trail = Trail(server, settings)
+        self.lists = Lists(server, settings)
         self.masses = Masses(server, settings)
         self.claims = MassClaims(server, settings, name="a runner")
         self.pacer = Pacer(server, PREFIX, Limits(100, 100, 100, 100))
@@ -258,6 +261,31 @@ def claimed(parts: Parts) -> list[Entry]:
     parts.accept("a", "b", requested_by="ann", reply_to="task")
     parts.accept("a", reply_to="another-task")
     return parts.claim()
+
+
+def a_list(parts: Parts, *order_ids: str) -> None:
+    name = parts.lists.note("bulk", order_ids)
+    parts.accept(*order_ids, reply_to=name)
+    parts.lists.close("bulk", order_ids, [], not_entered=())
+
+
+def claimed_for_a_list(parts: Parts) -> list[Entry]:
+    a_list(parts, "a", "b")
+    return parts.claim()
+
+
+def two_lists(parts: Parts) -> None:
+    """One that has all its results, and one that has none."""
+    parts.put_down([Settle(entry, a_result(entry.order_id)) for entry in claimed_for_a_list(parts)])
+    parts.lists.close("another", ["c"], [], not_entered=())
+    parts.server.sadd(f"{PREFIX}:list:another:left", "c")
+
+
+def an_order_asked_for_again(parts: Parts) -> None:
+    """A list that has all its results, of which one is gone, and one is worked on again."""
+    two_lists(parts)
+    parts.server.delete(f"{RECORD}a", f"{RECORD}b")
+    parts.accept("a")
 
 
 def one_taken_over(parts: Parts) -> list[Entry]:
@@ -570,6 +598,12 @@ CASES = [
         *("turn", "settles, and one is another hand's", one_taken_over),
         lambda parts, held: parts.put_down([Settle(entry, a_result(entry.order_id)) for entry in held]),
     ),
+    Case(
+        *("turn", "settles what is on a list", claimed_for_a_list),
+        lambda parts, held: parts.put_down([Settle(entry, a_result(entry.order_id)) for entry in held]),
+    ),
+    Case("lists_complete", "one of two", two_lists, lambda parts, _: parts.lists.answer()),
+    Case("list_put_back", "one of two", an_order_asked_for_again, lambda parts, _: parts.lists.answer()),
     Case(
         *("turn", "gives back to another path", claimed),
         lambda parts, held: parts.put_down([GiveBack(entry, "{}", 60.0, "read") for entry in held]),
@@ -1035,7 +1069,7 @@ def spoilt(trial: Trial) -> Iterator[tuple[str, str, Callable[[redis.Redis], Any
 def test_what_comes_up_after_the_first_write_may_be_accepted_and_is_asked_again(scene):
     text = "write('SET', prefix .. ':written', 1)\nflush()\nerror('ERR oops')"
     gather = resources.files("worker").joinpath("lua", "gather.lua").read_text("utf-8")
-    script = scene.admin.register_script(scripts.all_or_nothing(gather + text))
+    script = scene.admin.register_script(scripts.whole(gather + text))
     with pytest.raises(BookError, match=r"a script failed after it had written: .*oops") as raised:
         scripts.call(lambda: script(args=[PREFIX]), may_be_accepted=True)
     assert (raised.value.may_be_accepted, raised.value.can_pass) == (True, True)

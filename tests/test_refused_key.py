@@ -79,7 +79,9 @@ def test_a_refusal_of_the_key_for_one_order_alone_is_that_orders_own(crew):
 
 def wait_known(apart, number=2):
     """Waits until so many workers are in the registry."""
-    wait_until(lambda: len(apart.client.workers()) == number, within_s=PATIENCE_S, what="they know each other")
+    wait_until(
+        lambda: len(apart.client.workers()) == number, within_s=PATIENCE_S, what="they know each other"
+    )
 
 
 LESS = {

@@ -147,13 +147,12 @@ def _ask(connection: Any, *command: Any) -> Any:
 # Around every script: the book's prefix is always the first argument, and time is the server's. What goes
 # wrong before anything is written (worker/lua/gather.lua) is answered as a refusal is: nothing was done. What
 # goes wrong after that is a kind of its own, because it may have been accepted: asking again settles it.
-_VALUES = """local prefix = ARGV[1]
+_BEFORE = """local has_written = false
+local function run()
+local prefix = ARGV[1]
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
-"""
-_BEFORE = f"""{_VALUES}local has_written = false
-local function run()
 """
 _AFTER = f"""
 end
@@ -173,10 +172,9 @@ def load(server: redis.Redis, *names: str) -> Any:
     What writes by ``gather`` writes all or nothing, and says so (see above).
     """
     texts = [resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8") for name in names]
-    text = "\n".join(texts)
-    return server.register_script(all_or_nothing(text) if "gather" in names else _VALUES + text)
+    return server.register_script(whole("\n".join(texts)))
 
 
-def all_or_nothing(text: str) -> str:
-    """A script of this text, which begins with ``gather``; it tells whether it had written when it failed."""
+def whole(text: str) -> str:
+    """A script of this text, which tells whether it had written by ``gather`` when it failed."""
     return _BEFORE + text + _AFTER
