@@ -2,7 +2,7 @@
 
 A form is a kind by its name (see KINDS), a set of words, None for null, a tuple of alternatives, a list with
 the form of its items, or a dict of fields, where a name that ends in "?" may be absent. The ordinary suite
-holds all answers of the sandbox against these.
+checks all answers of the sandbox against these; `make conformance` checks these against the OpenAPI document.
 """
 
 from __future__ import annotations

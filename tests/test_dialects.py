@@ -7,6 +7,7 @@ from decimal import Decimal
 from urllib.parse import parse_qsl
 
 import pytest
+from bodies import ORDER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -79,17 +80,7 @@ ORDER_IN_INTEGERS = {
     "order_group_id": None,
     "cancel_order_on_pause": True,
 }
-ORDER_IN_FIXED_POINT = {
-    "order_id": OURS,
-    "ticker": "KXBTC-26NOV22-B",
-    "status": "canceled",
-    "fill_count_fp": "2.50",
-    "remaining_count_fp": "0.00",
-    "initial_count_fp": "10.00",
-    "last_update_time": "2026-11-22T13:00:00.123456Z",
-    "subaccount_number": 3,
-    "exchange_index": 2,
-}
+ORDER_IN_FIXED_POINT = {**ORDER, "order_id": OURS, "status": "canceled", "remaining_count_fp": "0.00"}
 V1_CANCELED = {"order": ORDER_IN_INTEGERS, "reduced_by": 123}
 V1_CANCELED_FP = {"order": ORDER_IN_FIXED_POINT, "reduced_by_fp": "7.50"}
 
@@ -762,7 +753,7 @@ def test_a_read_without_our_order_in_it_is_unanswered_and_says_what_is_wrong(bod
     ],
 )
 def test_a_status_is_understood_whatever_its_case_and_spelling(word, status):
-    answer = read(200, {"order": {"order_id": OURS, "status": word}})
+    answer = read(200, {"order": {**ORDER_IN_FIXED_POINT, "status": word}})
     assert isinstance(answer, Order)
     assert answer.status is status
     assert answer.raw["status"] == word

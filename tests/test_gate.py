@@ -8,7 +8,7 @@ from worker.dialects import Meaning, Trouble
 from worker.gate import FAILURES_TO_CLOSE, Gate, GateState
 from worker.orders import Problem
 
-ACTIVE = {"exchange_active": True}
+ACTIVE = {"exchange_active": True, "trading_active": True}
 
 
 def trouble(meaning):

@@ -7,6 +7,7 @@ import math
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
+import bodies
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,18 +18,10 @@ from worker.orders import BadRequest
 from worker.scope import Scope
 
 ORDER = {
+    **bodies.ORDER,
     "order_id": "o-1",
-    "client_order_id": "mm-btc-7",
     "ticker": "KXBTC-26NOV22-T100000",
-    "status": "resting",
-    "outcome_side": "yes",
-    "book_side": "bid",
-    "yes_price_dollars": "0.4000",
-    "created_time": "2026-11-22T10:00:00.250000Z",
     "order_group_id": "group-1",
-    "subaccount_number": 3,
-    "exchange_index": 2,
-    "remaining_count_fp": "10.00",
 }
 # For each filter: a value that takes ORDER in, and one that leaves it out.
 FILTERS = {
@@ -428,11 +421,13 @@ def oracle(scope, each):
 def test_what_it_takes_is_what_the_rules_say(scope, each):
     shown = parse_order(
         {
+            **bodies.ORDER,
             "order_id": each["order_id"],
-            "status": "resting",
+            "outcome_side": "yes" if each["book_side"] == "bid" else "no",
             "ticker": each["ticker"],
             "book_side": each["book_side"],
             "yes_price_dollars": f"{each['price']:.4f}",
+            "no_price_dollars": f"{1 - each['price']:.4f}",
             "created_time": datetime.fromtimestamp(each["created"], UTC).isoformat(),
             "subaccount_number": each["subaccount"],
             "exchange_index": each["shard"],

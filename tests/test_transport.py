@@ -26,7 +26,7 @@ SIGNED = {
     "KALSHI-ACCESS-TIMESTAMP": "1795352400000",
 }
 MAX_BODY = 4096
-BODY = b'{"order_id":"abc-1","reduced_by":"1.00"}'
+BODY = b'{"order_id":"abc-1","reduced_by":"1.00","ts_ms":1795352400000}'
 GRACE_S = 1.0  # what a machine under load may add to a deadline
 
 

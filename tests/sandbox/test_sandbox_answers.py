@@ -1,7 +1,7 @@
 """What the sandbox answers has the fields and types of the exchange's OpenAPI document.
 
 The fixture `every_answer_is_as_documented` holds all answers in this folder's tests against the table in
-`conformance/answers.py`.
+`conformance/answers.py`; `make conformance` checks that table against the document.
 """
 
 from __future__ import annotations

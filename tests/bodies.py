@@ -1,0 +1,25 @@
+"""An order as the exchange shows it, with every required field, for the answers that tests make up."""
+
+ORDER = {
+    "order_id": "0b0d8a5e-7c1f-4f7e-9a77-2f1c7c2f7d11",
+    "user_id": "5d8c6a0e-6f9c-4f0e-9a53-0c6a2f6f7d11",
+    "client_order_id": "mm-btc-7",
+    "ticker": "KXBTC-26NOV22-B",
+    "outcome_side": "yes",
+    "book_side": "bid",
+    "type": "limit",
+    "status": "resting",
+    "yes_price_dollars": "0.4000",
+    "no_price_dollars": "0.6000",
+    "fill_count_fp": "2.50",
+    "remaining_count_fp": "7.50",
+    "initial_count_fp": "10.00",
+    "taker_fill_cost_dollars": "0.0000",
+    "maker_fill_cost_dollars": "1.0000",
+    "taker_fees_dollars": "0.0000",
+    "maker_fees_dollars": "0.0000",
+    "created_time": "2026-11-22T10:00:00.250000Z",
+    "last_update_time": "2026-11-22T13:00:00.123456Z",
+    "subaccount_number": 3,
+    "exchange_index": 2,
+}
