@@ -286,6 +286,25 @@ def test_only_a_null_is_undecidable_and_a_number_must_be_true(by_call):
     assert (claimed.undecidable, bool(claimed.misreported)) == ([], not by_call)
 
 
+@pytest.mark.parametrize(
+    ("ago_ms", "confirmed_by", "is_excused"),
+    [
+        (900, ConfirmedBy.READ_BACK, True),
+        (2_000, ConfirmedBy.READ_BACK, False),  # what was shown before that proves nothing
+        (900, ConfirmedBy.CANCEL, False),  # its own answer has the number
+    ],
+)
+def test_a_size_that_was_changed_just_before_a_lost_answer_is_told_by_itself(
+    ago_ms, confirmed_by, is_excused
+):
+    order = truth(removed="13.00", at_ms=(0, 5_000))
+    order["history"].insert(1, {"event": "amended", "at_ms": 5_000 - ago_ms, "count": "13.00"})
+    finding = judge(
+        "kind", 1, evidence(records={"o": replace(CANCELED, confirmed_by=confirmed_by)}, truth={"o": order})
+    )
+    assert (bool(finding.resized), finding.failed) == (is_excused, not is_excused)
+
+
 def test_two_cancels_of_one_order_under_way_at_once_are_found():
     calls = [call(1, 1000, 50.0), call(2, 1040, 5.0, "batch")]
     assert judge("kind", 1, evidence(calls=calls)).sent_twice == ["o: calls 1 and 2"]
@@ -474,7 +493,7 @@ def test_the_table_adds_up_the_runs_of_a_kind_and_names_the_worst_and_the_median
     ]
     [row] = [line for line in table(runs).splitlines() if line.startswith("| none")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    counts = ["1,500", "1,500", "0", "0", "0", "0", "0", "0"]
+    counts = ["1,500", "1,500", *["0"] * 7]
     assert cells == ["none", *counts, "0.01 / 0.01", "0.60 / 0.20", "0.00"]
 
 

@@ -350,6 +350,16 @@ def test_what_a_listing_has_shown_proves_what_was_removed_as_a_read_does():
     assert verdict.reduced_by == Decimal(4)
 
 
+@pytest.mark.parametrize(("after_ms", "removed"), [(900, Decimal(4)), (1_100, None)])
+def test_what_was_shown_long_before_our_attempt_proves_nothing(after_ms, removed):
+    listed = case_of(seen_remaining=Decimal(6), seen_filled=Decimal(1))
+    lost = onward(after_cancel(sent(listed, T0 + after_ms), LOST, T0 + after_ms + 1_000))
+    ended = order(CANCELED, fill_count=Decimal(3), last_update_ms=T0 + after_ms + 50)
+    verdict = after_read_at(lost, ended, T0 + after_ms + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, removed)
+
+
 @pytest.mark.parametrize(
     "shown", [{"fill_count": None}, {"fill_count": Decimal(11)}, {"fill_count": Decimal(10)}]
 )

@@ -32,6 +32,8 @@ AGE_UNSURE_MS = 1_000
 # An end while our attempt was under way is its doing; of a long silence only the beginning counts as that, or
 # somebody else's cancel would be likely to fall into it.
 UNDER_WAY_MOST_MS = 500
+# A size that was shown longer than this before our attempt proves nothing: somebody may have amended it.
+SHOWN_RECENTLY_MS = 1_000
 # An order's time stamp that lies so far in the engine's future is from before its clock was set back.
 FUTURE_MARGIN_MS = 100
 KEY_REFUSALS_MOST = 5  # of one order, while the key works for others
@@ -96,7 +98,8 @@ class Case:
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
-    ``remaining``, ``filled``: what a read or a listing has last shown of the order while it rested.
+    ``remaining``, ``filled``: what a read or a listing has last shown of the order while it rested, and
+    ``shown_age_ms``: at which age (None: with the request itself).
     ``rested_after_doubt``: since the last doubtful attempt it was shown resting by a read that is no older
     state.
     """
@@ -122,6 +125,7 @@ class Case:
     seen: bool = False
     remaining: Decimal | None = None
     filled: Decimal | None = None
+    shown_age_ms: int | None = None
     rested_after_doubt: bool = False
     order: Order | None = None
 
@@ -266,6 +270,7 @@ class Case:
                 attempt=attempt,
                 remaining=self.remaining,
                 filled=self.filled,
+                shown_age_ms=self.shown_age_ms,
             )
         return replace(self, attempts=self.attempts + 1, attempt=attempt)
 
@@ -282,6 +287,7 @@ _PLAIN = (
     "turned_away",
     "history",
     "seen",
+    "shown_age_ms",
     "rested_after_doubt",
     "step",
 )
@@ -565,6 +571,8 @@ def _removed(case: Case, order: Order, asked: Instant) -> Decimal | None:
     end, sent = _stamp(order), _sent_by_engine(case.last_doubt, asked)
     if end is None or sent is None or case.last_doubt is None or case.unanswered_age_ms is None:
         return None
+    if case.last_doubt.age_ms - (case.shown_age_ms or 0) > SHOWN_RECENTLY_MS:
+        return None  # somebody may have changed its size since
     under_way_ms = min(case.unanswered_age_ms - case.last_doubt.age_ms, UNDER_WAY_MOST_MS)
     if not sent.is_before(end) or end.high_ms > sent.high_ms + under_way_ms:
         return None  # it came when no attempt was under way: perhaps somebody else's
@@ -585,7 +593,7 @@ def _still_resting(case: Case, order: Order, age_ms: int, lags: Lags) -> Verdict
     asked_there = _asked_where_it_rests(case.routing, order)
     there = _routing_to(order, case.routing)
     moved = not asked_there and there != case.routing
-    case = replace(case, remaining=order.remaining_count, filled=order.fill_count)
+    case = replace(case, remaining=order.remaining_count, filled=order.fill_count, shown_age_ms=age_ms)
     contradicted_age_ms = [
         case.accepted_age_ms,
         case.not_found_age_ms if asked_there else None,

@@ -105,7 +105,7 @@ class Say:
             f"  undecidable {len(finding.undecidable)}"
             f"  recovered in {worst:5.2f} s  took {finding.took_s:4.1f} s"
         )
-        for what in (*BROKEN, "sent_twice"):
+        for what in (*BROKEN, "resized", "sent_twice"):
             lines = getattr(finding, what)
             for line in lines[:LINES_SHOWN]:
                 self._print(f"    {what}: {line}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from sandbox.control import Json
-from worker.orders import CancelResult, Outcome
+from worker.orders import CancelResult, ConfirmedBy, Outcome
 
 # What counts as settled; the others are visible answers, but somebody still has to do something.
 SETTLED = frozenset({Outcome.CANCELED, Outcome.TOO_LATE, Outcome.UNKNOWN_ORDER})
@@ -19,6 +19,8 @@ SETTLED = frozenset({Outcome.CANCELED, Outcome.TOO_LATE, Outcome.UNKNOWN_ORDER})
 CANCELS = ("cancel", "batch")
 # Who of those that cancel orders is this service: its calls, as the exchange's history names them.
 OURS = frozenset({*CANCELS, "cancel_all", "order_group", "tail"})
+# A size that was shown longer ago than a second counts for nothing; half of one more for the call under way.
+RESIZED_WITHIN_MS = 1_500
 
 
 @dataclass(slots=True)
@@ -64,7 +66,9 @@ class Finding:
 
     Lost: nothing of it is left, or who waits for it gets no answer. Stuck: open when time is over.
     False flat: an order rests in the scope of a mass cancel that is reported flat. Undecidable: canceled, and
-    nobody can tell how much of it by us; ``reduced_by`` is null. ``sweeps``: the mass cancels.
+    nobody can tell how much of it by us; ``reduced_by`` is null. Resized: an answer of ours was lost, and
+    ``reduced_by`` is what was last shown, but somebody changed the order's size in the moments between.
+    ``sweeps``: the mass cancels.
     Resumed: until the first result after the mark. Recovered: until all that was open at the mark is settled.
     """
 
@@ -78,6 +82,7 @@ class Finding:
     misreported: list[str] = field(default_factory=list)
     false_flat: list[str] = field(default_factory=list)
     undecidable: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     sent_twice: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     resumed_s: list[float] = field(default_factory=list)
@@ -132,10 +137,26 @@ def _judge_order(finding: Finding, order_id: str, promise: Promise, evidence: Ev
         finding.lost.append(f"{order_id}: who waits for it gets no answer")
     truth = evidence.truth.get(order_id)
     wrong = contradictions(record, truth, removed_by_us(truth), shown_as=evidence.shown_as.get(order_id))
-    if wrong:
+    if wrong and _is_resized(record, truth):
+        finding.resized.append(f"{order_id}: {'; '.join(wrong)}")
+    elif wrong:
         finding.misreported.append(f"{order_id}: {'; '.join(wrong)}")
     elif record.reduced_by is None and truth is not None:
         finding.undecidable.append(order_id)
+
+
+def _is_resized(record: CancelResult, truth: Json | None) -> bool:
+    """Whether a number is wrong only because the size changed between the last look and a lost answer."""
+    if truth is None or record.confirmed_by is not ConfirmedBy.READ_BACK or record.reduced_by is None:
+        return False
+    before, last = truth["history"][:-1], truth["history"][-1]
+    late = [
+        line
+        for line in before
+        if line["event"] in ("amended", "decreased") and last["at_ms"] - line["at_ms"] <= RESIZED_WITHIN_MS
+    ]
+    as_shown = replace(record, reduced_by=removed_by_us(truth))
+    return bool(late) and not contradictions(as_shown, truth, removed_by_us(truth))
 
 
 def _judge_answer(finding: Finding, answer: CancelResult, evidence: Evidence) -> None:

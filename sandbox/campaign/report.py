@@ -23,6 +23,7 @@ _COLUMNS = (
     "misreported",
     "false flat",
     "undecidable",
+    "resized",
     "sent twice",
     "first result after, s (worst / median)",
     "all settled after, s (worst / median)",
@@ -56,7 +57,7 @@ def _row(name: str, runs: Sequence[Finding]) -> tuple[str, ...]:
         sum(run.settled for run in runs),
         *(
             sum(len(getattr(run, what)) for run in runs)
-            for what in ("lost", "stuck", "misreported", "false_flat", "undecidable", "sent_twice")
+            for what in ("lost", "stuck", "misreported", "false_flat", "undecidable", "resized", "sent_twice")
         ),
     ]
     times = [
@@ -77,7 +78,7 @@ def summary(findings: Sequence[Finding]) -> str:
     sweeps = sum(finding.sweeps for finding in findings)
     counts = {
         what: sum(len(getattr(finding, what)) for finding in findings)
-        for what in ("lost", "stuck", "misreported", "false_flat", "problems", "undecidable")
+        for what in ("lost", "stuck", "misreported", "false_flat", "problems", "undecidable", "resized")
     }
     slowest_s, slowest = max(
         ((max(finding.recovered_s), finding) for finding in findings if finding.recovered_s),
@@ -88,7 +89,8 @@ def summary(findings: Sequence[Finding]) -> str:
         f"{kinds} kinds of fault, {len(findings)} runs, {accepted:,} cancels accepted, {sweeps} mass cancels:"
         f" {counts['lost']} lost, {counts['stuck']} stuck, {counts['misreported']} misreported,"
         f' {counts["false_flat"]} false "flat", {counts["problems"]} other promises broken.'
-        f" {counts['undecidable']} undecidable, all of them without a number."
+        f" {counts['undecidable']} undecidable, all of them without a number;"
+        f" {counts['resized']} with the size that was shown just before somebody changed it."
         f" The slowest recovery took {slowest_s:.2f} s ({slowest.kind}, seed {slowest.seed})."
         f" All runs took {sum(f.took_s for f in findings) / 60:.0f} minutes."
     )
@@ -157,6 +159,9 @@ what is struck.
 - **undecidable**: canceled orders whose `reduced_by` is null. A reply of ours was lost, and the exchange does
   not say who canceled an order, or how much of it: nobody can tell. A number there would count as
   misreported unless it is right.
+- **resized**: a reply of ours was lost, and `reduced_by` is what a read or a listing had last shown, less
+  later fills. In the moments between that look and our cancel somebody amended or decreased the order: this
+  is [not promised](promises.md#not-promised).
 - **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or
   frozen, or had given the call up. It does no harm to the order, and should be 0.
 - **first result after**, **all settled after**: seconds from the fault's end (for killed, replaced and long
