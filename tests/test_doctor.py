@@ -149,6 +149,15 @@ def test_what_looks_like_a_setting_and_is_none_is_named(own_redis):
     assert "KALSHI_STRATEGY is no setting of this service" in foreign.found
 
 
+def test_a_trusted_environment_that_cannot_be_used_is_a_finding(env, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "ftp://x")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    *_, last = examine({**env, "KALSHI_TRUST_ENV": "true"})
+    assert (last.check, last.health) == ("settings", FAILED)
+    assert "ALL_PROXY" in last.found
+
+
 def test_every_problem_of_the_settings_is_a_finding_and_redis_is_examined_all_the_same(own_redis):
     findings = list(examine({"REDIS_URL": own_redis.url, "KALSHI_ORDERS_API": "v7"}))
     problems = [finding for finding in findings if finding.check == "settings"]

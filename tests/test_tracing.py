@@ -238,7 +238,7 @@ print(pending.request_id, pending.result(30)["flat"])
 
 
 def test_one_trace_leads_from_a_mass_cancel_to_its_listings_and_each_of_its_orders(of_a_pool, collector):
-    ticker = f"KXTRACE-{uuid.uuid4()}"
+    ticker = f"KXTRACE-{uuid.uuid4()}".upper()
     order_ids = [str(uuid.uuid4()) for _ in range(12)]
     of_a_pool.control.place_many([{"order_id": each, "ticker": ticker} for each in order_ids])
     request_id, flat = produce(of_a_pool, ticker, text=SWEEPER).split()

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sandbox.stack import free_port
 from worker.dialects import Call
-from worker.transport import NoReply, NotSent, Transport, TransportError
+from worker.transport import NoReply, NotSent, Transport, TransportError, UnusableEnvironment
 
 CALL = Call("DELETE", "/trade-api/v2/portfolio/events/orders/abc-1", "exchange_index=2&market_ticker=A%3AB")
 SECRET = "c2lnbmF0dXJl"
@@ -641,7 +642,15 @@ def test_a_redirect_to_nowhere_is_a_reply_like_any_other(serve, transport, locat
 
 @pytest.fixture
 def bare_environment(monkeypatch, tmp_path):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "NETRC"):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "REQUESTS_CA_BUNDLE",
+        "NETRC",
+        "CURL_CA_BUNDLE",
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     return monkeypatch
@@ -661,6 +670,54 @@ def test_a_proxy_of_the_environment_is_used_when_it_is_trusted(serve, transport,
     bare_environment.setenv("http_proxy", proxy.url)
     assert transport(server.url, trust_env=True).send(CALL, SIGNED, time_left_s=5).body == b"proxy"
     assert server.connections == 0
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "NO_PROXY"])
+def test_a_configured_proxy_outranks_whatever_the_trusted_environment_says(
+    serve, transport, bare_environment, name
+):
+    proxy, server = serve(says(whole(b"proxy"))), serve(says(whole()))
+    bare_environment.setenv(name, "*" if name == "NO_PROXY" else f"http://127.0.0.1:{free_port()}")
+    made = transport(server.url, proxy_url=proxy.url, trust_env=True)
+    assert made.send(CALL, SIGNED, time_left_s=5).body == b"proxy"
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+def test_a_configured_proxy_opens_the_tunnel_whatever_the_trusted_environment_says(
+    serve, transport, bare_environment, name
+):
+    proxy = serve(hangs_up_after_the_request)
+    bare_environment.setenv(name, f"http://127.0.0.1:{free_port()}")
+    made = transport("https://127.0.0.1:9", proxy_url=proxy.url, trust_env=True)
+    fails(made, NotSent)
+    assert proxy.connections == 1
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_of_the_environment_count_when_it_is_trusted_and_ours_outrank_them(
+    serve, transport, certificate, bare_environment, tmp_path, name
+):
+    server = serve(says(whole()), certificate[0])
+    bare_environment.setenv(name, str(certificate[1]))
+    fails(transport(server.url), NotSent)
+    assert transport(server.url, trust_env=True).send(CALL, SIGNED, time_left_s=5).body == BODY
+    bare_environment.setenv(name, str(tmp_path / "none.pem"))
+    made = transport(server.url, trust_env=True, ca_bundle=str(certificate[1]))
+    assert made.send(CALL, SIGNED, time_left_s=5).body == BODY
+    with pytest.raises(UnusableEnvironment, match="names no file"):
+        transport(server.url, trust_env=True)
+
+
+@pytest.mark.parametrize("url", [":::", "http://", "socks5://u:hush@127.0.0.1:1", "ftp://u:hush@x"])
+def test_a_proxy_of_the_environment_that_cannot_work_is_refused_without_its_password(
+    transport, bare_environment, url
+):
+    bare_environment.setenv("ALL_PROXY", url)
+    with pytest.raises(UnusableEnvironment, match="ALL_PROXY") as told:
+        transport("https://127.0.0.1:9", trust_env=True)
+    assert "hush" not in str(told.value)
+    transport("https://127.0.0.1:9")
 
 
 def test_a_configured_proxy_is_used_and_gets_the_whole_url(serve, transport, bare_environment):

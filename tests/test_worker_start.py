@@ -106,6 +106,10 @@ UNFIT = {
         {"KALSHI_CANCEL_DEADLINE": "5", "KALSHI_METRIC_PORT": "9", "KALSHI_WAIT_REPLICA": "1"},
         ("did you mean KALSHI_CANCEL_DEADLINE_S?", "KALSHI_METRICS_PORT?", "KALSHI_WAIT_REPLICAS?"),
     ),
+    "a trusted proxy that is none": (
+        {"KALSHI_TRUST_ENV": "true", "HTTP_PROXY": f"socks5://u:{PASSWORD}@x:1"},
+        ("HTTPS_PROXY or ALL_PROXY is no http:// or https://", "KALSHI_TRUST_ENV"),
+    ),
     "Redis down": ({"REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:1/0"}, ("no Redis at", "127.0.0.1:1")),
     "Redis with another password": ({"REDIS_URL": "?"}, ("no Redis at", "somebody")),
 }

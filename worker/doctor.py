@@ -277,7 +277,11 @@ def _examine_account(settings: WorkerSettings) -> Iterator[Finding]:
             yield _warning("key file", warning, f"chmod 600 {settings.private_key_path}")
         else:
             yield _ok("key file", f"{settings.private_key_path} is its owner's alone")
-    exchange = Exchange.from_settings(settings)
+    try:
+        exchange = Exchange.from_settings(settings)
+    except SettingsError as problem:
+        yield _failed("settings", str(problem), "correct it, or set KALSHI_HTTP_PROXY and KALSHI_CA_BUNDLE")
+        return
     try:
         yield from _examine_exchange(exchange, settings)
     finally:

@@ -44,9 +44,9 @@ from worker.dialects import (
 )
 from worker.logs import Seldom
 from worker.orders import Problem
-from worker.settings import WorkerSettings
+from worker.settings import SettingsError, WorkerSettings
 from worker.signing import RequestSigner, load_private_key
-from worker.transport import NotSent, Transport, TransportError
+from worker.transport import NotSent, Transport, TransportError, UnusableEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -96,21 +96,25 @@ class Exchange:
     def from_settings(
         cls, settings: WorkerSettings, *, on_sent: Callable[[], None] = lambda: None
     ) -> Exchange:
-        """The exchange that the environment describes; raises KeyProblem for a key that cannot sign.
+        """The exchange that the environment describes.
 
-        ``on_sent`` is called in a call's own thread once its request is on its way.
+        Raises KeyProblem for a key that cannot sign, and SettingsError for what ``trust_env`` brings in and
+        cannot be used. ``on_sent`` is called in a call's own thread once its request is on its way.
         """
-        transport = Transport(
-            settings.base_url,
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s,
-            max_body_bytes=settings.max_body_bytes,
-            pool_size=settings.pool_size,
-            proxy_url=settings.http_proxy,
-            trust_env=settings.trust_env,
-            ca_bundle=settings.ca_bundle,
-            on_sent=on_sent,
-        )
+        try:
+            transport = Transport(
+                settings.base_url,
+                connect_timeout_s=settings.connect_timeout_s,
+                read_timeout_s=settings.read_timeout_s,
+                max_body_bytes=settings.max_body_bytes,
+                pool_size=settings.pool_size,
+                proxy_url=settings.http_proxy,
+                trust_env=settings.trust_env,
+                ca_bundle=settings.ca_bundle,
+                on_sent=on_sent,
+            )
+        except UnusableEnvironment as problem:
+            raise SettingsError((f"{problem}, and KALSHI_TRUST_ENV trusts it",)) from None
         return cls(
             transport,
             signer_from(settings),

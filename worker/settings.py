@@ -195,7 +195,8 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_TRUST_ENV",
         default="false",
-        meaning="Whether proxies are also taken from the environment: true or false.",
+        meaning="Whether what KALSHI_HTTP_PROXY and KALSHI_CA_BUNDLE do not say is taken from HTTP_PROXY,"
+        " HTTPS_PROXY, ALL_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE: true or false.",
     ),
     Variable(
         name="KALSHI_CA_BUNDLE",

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -59,12 +60,17 @@ class NoReply(TransportError):  # noqa: N818 - named after the phase, see the tr
     """The request was sent, wholly or in part, and no complete reply came back."""
 
 
+class UnusableEnvironment(ValueError):  # noqa: N818 - named after what it is
+    """A variable of the environment that is to be trusted cannot be used."""
+
+
 class Transport:
     """Sends calls to one exchange; shared by all threads of a process.
 
     Timeouts are seconds: ``connect_timeout_s`` to reach the exchange, ``read_timeout_s`` the longest
     silence. ``base_url`` is scheme and host. ``on_sent`` is called in a call's own thread once its request is
-    on its way.
+    on its way. ``trust_env``: what ``proxy_url`` and ``ca_bundle`` do not say, HTTP_PROXY, HTTPS_PROXY,
+    ALL_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE do; raises UnusableEnvironment.
     """
 
     def __init__(
@@ -88,13 +94,22 @@ class Transport:
         with requests.Session() as session:
             # Off by default: a stray HTTP_PROXY must not see signed calls.
             session.trust_env = trust_env
-            session.proxies = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
-            settings = session.merge_environment_settings(base_url, {}, True, ca_bundle, None)  # noqa: FBT003 - stream
+            # Given here, and not to the session, it outranks a proxy of the environment.
+            ours = {"http": proxy_url, "https": proxy_url} if proxy_url else {}
+            settings = session.merge_environment_settings(base_url, ours, True, ca_bundle, None)  # noqa: FBT003 - stream
+        verify = ca_bundle or settings["verify"]
+        if isinstance(verify, str) and not Path(verify).exists():
+            raise UnusableEnvironment("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file or folder")
         self._adapter = _WatchedAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
         anything = requests.Request("GET", base_url).prepare()
-        pool = self._adapter.get_connection_with_tls_context(
-            anything, ca_bundle or settings["verify"], proxies=settings["proxies"]
-        )
+        try:
+            pool = self._adapter.get_connection_with_tls_context(
+                anything, verify, proxies=settings["proxies"]
+            )
+        except (requests.RequestException, HTTPError):  # (their words would show a password)
+            raise UnusableEnvironment(
+                "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is no http:// or https:// with a host and a port"
+            ) from None
         assert isinstance(pool, HTTPConnectionPool)
         self._pool = pool
         # A proxy that is no tunnel is asked for whole addresses.
