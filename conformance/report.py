@@ -24,10 +24,11 @@ clients that others wrote against the sandbox, unmodified.
 {clients}
 
 The clients are the newest releases on the day of the run; `requirements-conformance.lock` pins what they
-need. They need Python 3.12 or newer: the run finds it, or takes `PYTHON312=...`. (The exchange's own asks for
-3.13 and works on 3.12, where pip is told to ignore that: it would install an old release.) The document is not
-part of this repository. Each sdist of `kalshi-sdk` has it; the run unpacks the newest into `.venv-conformance/specs`,
-and says so if its version is not that of `SPECS`.
+need. They need Python 3.12 or newer: the run finds it, or takes `PYTHON312=...`. The exchange's own client
+asks for Python 3.13 and works on 3.12. There pip is told to ignore that, or it would install an old release.
+
+The document is not part of this repository. Each sdist of `kalshi-sdk` has it; the run unpacks the newest
+into `.venv-conformance/specs`, and says so if its version is not that of `SPECS`.
 
 A body conforms when it has every required field, only fields that the document has, and the right type and
 format for each: contracts with two decimals, money with two to six.
