@@ -226,7 +226,7 @@ def test_a_worker_that_ends_waits_for_nothing(desk):
         (redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), False),
         (redis.exceptions.NoPermissionError("this user has no permissions"), False),
         (redis.ResponseError("ERR user_script:7: attempt to index a nil value"), False),
-        (redis.ResponseError("HALFDONE ERR what came up after the first write"), True),
+        (redis.ResponseError("HALFDONE ERR what came up after the first write"), False),
         (redis.DataError("Invalid input of type"), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -43,9 +43,7 @@ _BY_CLASS: dict[type[redis.RedisError], str] = {
     redis.exceptions.NoScriptError: "NOSCRIPT",
 }
 # What passes without anybody's doing, once it is no replica any more, or has memory, disk or replicas again.
-_PASSING = frozenset(
-    _REFUSALS.keys() - {"NOAUTH", "WRONGPASS"} | {"TRYAGAIN", "UNBLOCKED", "NOSCRIPT", HALF_DONE}
-)
+_PASSING = frozenset(_REFUSALS.keys() - {"NOAUTH", "WRONGPASS"} | {"TRYAGAIN", "UNBLOCKED", "NOSCRIPT"})
 
 
 def words(error: BaseException) -> str:
