@@ -924,7 +924,7 @@ class Trial:
         self.scene, self.case, self.user = scene, case, user
         scene.admin.flushdb()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scripts, "accept", lambda _server, script, args, **_: script(args))
+            patch.setattr(scripts, "surely", lambda _server, script, args, **_: script(args))
             held = case.seed(scene.parts)
             for each in scene.scripts:
                 each.before = None
