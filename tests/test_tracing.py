@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import uuid
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -125,7 +127,7 @@ print([r.outcome.value for r in CancelClient.from_env().cancel_many(sys.argv[1:]
 """
 
 
-def produce(own, *order_ids, text=PRODUCER, **environment):
+def produce(own, *order_ids, text=PRODUCER, within_s=60, **environment):
     """Runs a producer as a process of its own; what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", text, *order_ids],
@@ -133,7 +135,7 @@ def produce(own, *order_ids, text=PRODUCER, **environment):
         env={**own.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=within_s,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -186,6 +188,43 @@ def test_what_was_not_sent_yet_is_sent_as_a_worker_ends(own, collector, pool):
     produce(own, order_id)
     assert part.stop() == 0
     assert collector.settled(order_id).about["kalshi.outcome"] == "canceled"
+    own.start_worker()
+
+
+@contextmanager
+def dead_collector(*, listens):
+    """The environment that asks for a collector where nobody is, or somebody who never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if listens:
+            listener.listen(50)
+        port = listener.getsockname()[1]
+        # Left to itself, an exporter goes on for a minute.
+        yield {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "listens"), [("threads", True), ("processes", False)], ids=["silent", "gone"]
+)
+def test_a_dead_collector_delays_the_end_of_no_process(own, pool, listens):
+    own.workers[-1].stop()
+    with dead_collector(listens=listens) as environment:
+        part = own.start_worker("-P", pool, "-c", "2", KALSHI_SHUTDOWN_S="50", **environment)
+        [order_id, other] = place(own, 2)
+        produce(own, order_id, within_s=20, **environment)
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", "cancel", other],
+            cwd=ROOT,
+            env={**own.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert "canceled" in done.stdout
+        assert done.returncode == 0
+        part.signal(signal.SIGTERM)
+        assert part.process.wait(20) == 0
     own.start_worker()
 
 

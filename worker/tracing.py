@@ -6,10 +6,15 @@ the application that we are part of uses OpenTelemetry already.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from worker.settings import read_traces_exporter
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "kalshi-cancel"
+LAST_EXPORT_S = 1.0
 
 
 def open_tracer(service: str) -> Tracer | None:
@@ -42,12 +48,45 @@ def open_tracer(service: str) -> Tracer | None:
 
 
 def send_what_is_left() -> None:
-    """Exports what waits for it, for a process that ends without Python's own end."""
-    for provider in _providers:
+    """Exports what waits for it, for at most a second: who only observes must not delay the end of a process.
+
+    Python's own end does it; a process that ends without that has to.
+    """
+    give_up = time.monotonic() + LAST_EXPORT_S
+    mine = [last for last in _lasts if last.pid == os.getpid()]
+    for last in mine:
+        last.wanted.set()
+    for last in mine:
+        last.done.wait(max(give_up - time.monotonic(), 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last export of one provider of our own making, by a thread that waits for it from the beginning.
+
+    At its end Python starts no threads any more.
+    """
+
+    pid: int
+    wanted: threading.Event
+    done: threading.Event
+
+
+_lasts: list[_Last] = []
+
+
+def _export_at_the_end(provider: Any) -> None:
+    last = _Last(os.getpid(), threading.Event(), threading.Event())
+
+    def run() -> None:
+        last.wanted.wait()
         provider.shutdown()
+        last.done.set()
 
-
-_providers: list[Any] = []  # of our own making
+    threading.Thread(target=run, name="last export", daemon=True).start()
+    if not _lasts:
+        atexit.register(send_what_is_left)
+    _lasts.append(last)
 
 
 def _provider(service: str, exporter: str) -> Any:
@@ -61,9 +100,9 @@ def _provider(service: str, exporter: str) -> Any:
         log.warning("traces are asked for, but cannot be made: install kalshi-cancel[tracing]")
         return None
     named = Resource({"service.name": service}).merge(OTELResourceDetector().detect())
-    provider = TracerProvider(resource=named)
+    provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that has no bound
     provider.add_span_processor(BatchSpanProcessor(sink))
-    _providers.append(provider)
+    _export_at_the_end(provider)
     return provider
 
 
