@@ -229,7 +229,13 @@ def test_the_report_has_all_that_a_risk_desk_is_asked_for(crew):
         *("dry_run", "deadline_s", "allow_side_effects", "traceparent"),
         *("plan", "flat", "flat_listing", "why_not_flat", "key", "command", "canceled_by_command"),
         *("affected", "not_affected", "orders_affected", "contracts_canceled", "orders_count_unknown"),
-        *("contracts_filled_meanwhile", "orders_fills_unknown", "tokens_spent", "rate_limited"),
+        *(
+            "orders_result_lost",
+            "contracts_filled_meanwhile",
+            "orders_fills_unknown",
+            "tokens_spent",
+            "rate_limited",
+        ),
         *("predicted_s", "actual_s", "proven_s"),
     }
     assert report["request_id"] == pending.request_id

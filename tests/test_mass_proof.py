@@ -345,3 +345,24 @@ def test_a_listing_ends_with_the_page_at_which_its_time_is_over(crew):
     report = sweep(crew, EVERYTHING, dry_run=True, deadline_s=2.0)
     assert report["why_not_flat"] == "no listing could be had: no_time"
     assert len(lists(crew)) <= 4
+
+
+# -- Redis loses data meanwhile
+
+
+@pytest.mark.parametrize("after", ["the first cancels", "most cancels"])
+def test_a_mass_cancel_under_which_redis_loses_everything_accounts_for_all_of_its_orders(crew, after):
+    crew.control.configure(latency_s=0.05)
+    placed = crew.place(400)
+    pending = crew.client.mass_cancel(EVERYTHING, requested_by="risk")
+    few = 20 if after == "the first cancels" else 300
+    wait_until(lambda: len(resting(crew)) <= 400 - few, within_s=PATIENCE_S, what="some are canceled")
+    with crew.redis.client() as server:
+        server.flushall()
+    report = pending.result(timeout=PATIENCE_S)
+    assert (report["flat"], resting(crew)) == (True, set())
+    assert affected(report) | reasons(report).keys() == set(placed)
+    assert set(reasons(report).values()) <= {"result_lost"}, "nothing is said to be somebody else's"
+    assert report["orders_result_lost"] == len(reasons(report))
+    assert report["requested_by"] == "risk"
+    assert pending.request_id in [request_id for request_id, *_ in crew.client.mass_cancels()]

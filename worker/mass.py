@@ -132,6 +132,8 @@ class MassRunner:
             except LeftToOthers:
                 break
             except Fenced:
+                if self._is_put_back(claim):
+                    continue
                 log.warning("mass cancel %s is in other hands, or done", request.request_id, extra=said)
                 self._means.tell(MassStep(request.request_id, "left"))
                 return
@@ -149,6 +151,16 @@ class MassRunner:
                 self._tell_end(request, report)
                 return
         self._leave(claim)
+
+    def _is_put_back(self, claim: MassClaim) -> bool:
+        """Whether it only looked as if somebody else had it: Redis had lost it."""
+        try:
+            claim.keep()
+        except Fenced:
+            return False
+        except BookError:
+            pass  # the next step tells
+        return True
 
     def _give_up(self, claim: MassClaim) -> None:
         """Answers one that cannot even be reported about."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +16,9 @@ from worker.mass_means import Means
 from worker.mass_planning import Command, Found, Start
 from worker.mass_report import End
 from worker.mass_request import MassRequest
-from worker.orders import SHARDS, ConfirmedBy, Lane, utc_text
+from worker.orders import SHARDS, CancelResult, ConfirmedBy, Lane, utc_text
+
+RESULTS_AT_ONCE = 500  # read with each look
 
 
 @dataclass(slots=True)
@@ -49,6 +51,10 @@ class Account:
         self._masses = means.masses
         self._pacer = means.pacer
         self._read_lag_s = means.read_lag_s
+        self.results: dict[
+            str, CancelResult
+        ] = {}  # final ones, as far as they were read: Redis may lose them
+        self._to_read: deque[str] = deque()
         self.plan = claim.read("plan")
         self.start = self._begin()
 
@@ -117,6 +123,16 @@ class Account:
         }
         self._claim.note(progress=progress)
 
+    def read_results(self) -> None:
+        """Reads some more of the results that are there by now."""
+        if not self._to_read:
+            self._to_read.extend(each for each in self._claim.noted if each not in self.results)
+        some = [self._to_read.popleft() for _ in range(min(len(self._to_read), RESULTS_AT_ONCE))]
+        found = self._book.records(some)
+        self.results |= {
+            each: replace(found[each], order=None) for each in found if found[each].outcome.final
+        }
+
     def all_named_are_over(self) -> bool:
         """Whether it is known of each order by itself that it is over: then no listing need show it."""
         scope = self._request.scope
@@ -137,7 +153,14 @@ class Account:
         plan = self.plan or self.make_plan(None, after_s=0.0, command=None)
         planned = {} if self._request.dry_run else self._claim.orders()
         results = self._book.records(list(planned))
-        rate_limited = self._refused_calls() - plan["refused_calls_before"]
+        results |= {
+            each: known
+            for each, known in self.results.items()
+            if each not in results or mass_report.is_lost(results[each])
+        }
+        rate_limited = max(
+            self._refused_calls() - plan["refused_calls_before"], 0
+        )  # (Redis may have lost them)
         pace = mass_report.pace_shown(
             plan, planned, results, rate_limited=rate_limited, overhead_s=mass_planning.OVERHEAD_S
         )

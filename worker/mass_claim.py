@@ -7,9 +7,10 @@ report: a runner that was stopped or cut off for longer than its lease changes n
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,8 @@ from worker.audit import Trail
 from worker.book import Fence, Fenced
 from worker.orders import CancelResult, count_text, utc_text
 from worker.settings import RedisSettings
+
+log = logging.getLogger(__name__)
 
 LEASE_MS = 3_000
 # In one step of Redis, which serves nobody else meanwhile; settled ones cost next to nothing.
@@ -79,16 +82,19 @@ class MassClaims:
             withdraw=scripts.load(server, "gather", "fenced", "tell", "mass_withdraw"),
             without_entry=scripts.load(server, "without_entry"),
             finish=scripts.load(server, "gather", "audit", "mass_finish"),
+            put_back=scripts.load(server, "gather", "mass_put_back"),
         )
 
     def take(self, request_id: str) -> MassClaim | None:
         """The mass cancel for this process to run; None when another runs it, or it is done."""
         args = [self.settings.key_prefix, request_id, self.name, LEASE_MS]
-        claimed = scripts.call(lambda: self._claim(args=args))
+        asked = time.monotonic()
+        claimed = scripts.surely(self.server, self._claim, args)
         if not claimed:
             return None
-        token, request = claimed
-        return MassClaim(self, Fence(request_id, token), request)
+        token, request, meant, spent, waiters = claimed
+        kept = _Kept(waiters, {"request": request, "meant": meant}, float(spent))
+        return MassClaim(self, Fence(request_id, token), kept, held_until=asked + LEASE_MS / 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,17 @@ class _Scripts:
     withdraw: Any
     without_entry: Any
     finish: Any
+    put_back: Any
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What a runner has read and written of a mass cancel, to be put back should Redis lose it."""
+
+    waiters: Sequence[str]
+    fields: dict[str, str]
+    spent: float
+    orders: dict[str, Planned] = field(default_factory=dict)
 
 
 class MassClaim:
@@ -109,16 +126,18 @@ class MassClaim:
     once the mass cancel is in other hands or done.
     """
 
-    def __init__(self, claims: MassClaims, fence: Fence, request: str) -> None:
+    def __init__(self, claims: MassClaims, fence: Fence, kept: _Kept, *, held_until: float) -> None:
         self.fence = fence
-        self.request = request
+        self.request = kept.fields["request"]
+        self.has_lost = False  # Redis has lost something of it, which is put back
+        self._kept = kept
         self.name = claims.name
         self._server = claims.server
         self._settings = claims.settings
         self._scripts = claims.scripts
         self._trail = claims.trail
         self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
-        self._held_until = 0.0  # of its lease, as far as it is sure
+        self._held_until = held_until  # of its lease, as far as it is sure (monotonic)
 
     # -- the lease
 
@@ -146,6 +165,7 @@ class MassClaim:
 
     def begin(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """What was noted when the first runner began: these facts, unless there were some before."""
+        self._kept.fields.setdefault("begun", json.dumps(facts))
         self._write(self._scripts.note, "once", "begun", json.dumps(facts))
         begun = self.read("begun")
         assert begun is not None
@@ -154,16 +174,20 @@ class MassClaim:
     def note(self, **fields: Mapping[str, Any]) -> None:
         """Keeps ``plan``, ``command`` or ``progress``."""
         for name, value in fields.items():
+            self._kept.fields[name] = json.dumps(value)
             self._write(self._scripts.note, "set", name, json.dumps(value))
 
     def read(self, name: str) -> dict[str, Any] | None:
         """What :meth:`note` or :meth:`begin` has kept."""
         text = scripts.call(lambda: self._server.hget(self._key, name))
+        if text:
+            self._kept.fields[name] = text
         value: dict[str, Any] | None = json.loads(text) if text else None
         return value
 
     def spend(self, tokens: float) -> None:
         """Notes tokens that were spent."""
+        self._kept.spent += tokens
         self._write(self._scripts.note, "add", "spent", tokens)
 
     def spent(self) -> float:
@@ -182,19 +206,32 @@ class MassClaim:
 
         ``anew``: also those that were noted before.
         """
+        for order_id, had in orders.items():
+            if anew or order_id not in self._kept.orders:
+                self._kept.orders[order_id] = had
         noted = [(order_id, had.to_json(), int(anew)) for order_id, had in orders.items()]
         for start in range(0, len(noted), NOTE_AT_ONCE):
             portion = noted[start : start + NOTE_AT_ONCE]
             self._write(self._scripts.note_orders, *(value for each in portion for value in each))
 
+    @property
+    def noted(self) -> Collection[str]:
+        """The orders that this runner has noted, or read."""
+        return self._kept.orders.keys()
+
     def orders(self) -> dict[str, Planned]:
         """The orders noted so far, with what they had."""
         noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._key}:orders"))
-        return {order_id: Planned.from_json(text) for order_id, text in noted.items()}
+        found = {order_id: Planned.from_json(text) for order_id, text in noted.items()}
+        self._kept.orders |= found
+        return dict(self._kept.orders)
 
     def count_orders(self) -> int:
-        """How many orders are noted so far."""
-        return int(scripts.call(lambda: self._server.hlen(f"{self._key}:orders")))
+        """How many orders are noted so far; those that Redis has lost are noted anew."""
+        if scripts.call(lambda: self._server.hlen(f"{self._key}:orders")) < len(self._kept.orders):
+            self.has_lost = True
+            self.add_orders(self._kept.orders)
+        return len(self._kept.orders)
 
     def still_open(self) -> tuple[int, int]:
         """How many of its orders are not settled, and how many of those are overdue."""
@@ -239,5 +276,27 @@ class MassClaim:
         args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
         answer = scripts.surely(self._server, script, args)
         if not answer:
+            self._put_back()
+            answer = scripts.surely(self._server, script, args)
+        if not answer:
             raise Fenced(self.fence)
         return answer
+
+    def _put_back(self) -> None:
+        """Puts it back if Redis has lost it: nobody else's report can have been there and be forgotten."""
+        if time.monotonic() > self._held_until + self._settings.result_expires_s:
+            return
+        kept = self._kept
+        fields = {**kept.fields, "spent": f"{kept.spent:g}"}
+        args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, self.name, LEASE_MS]
+        args += (
+            len(kept.waiters),
+            *kept.waiters,
+            *(each for name in fields for each in (name, fields[name])),
+        )
+        if not scripts.surely(self._server, self._scripts.put_back, args):
+            return
+        self.has_lost = True
+        said = {"request_id": self.fence.request_id}
+        log.error("mass cancel %s: Redis has lost it, it is put back", self.fence.request_id, extra=said)
+        self.add_orders(kept.orders)

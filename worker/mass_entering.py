@@ -11,11 +11,12 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from typing import Any
 
-from worker.book import ACCEPT_AT_ONCE, Known
+from worker.book import ACCEPT_AT_ONCE, Accepted, Known
 from worker.mass_claim import MassClaim, Planned
 from worker.mass_means import Means
 from worker.mass_request import MassRequest
@@ -71,6 +72,7 @@ class Entering:
         self._lock = threading.Lock()
         # Everything found so far; of what was entered here, the subaccount.
         self._known: dict[str, int | None] = dict.fromkeys(claim.orders())
+        self._in_doubt: set[str] = set()  # Redis may have lost that we have canceled these
         self._refusals: Counter[str] = Counter()
         self._watched: dict[str, int | None] = {}
         self._works: set[int | None] = set()  # subaccounts in which the key may cancel
@@ -102,6 +104,29 @@ class Entering:
             over = list(self._claim.without_entry(known)) if known else []
             wanted = [*new, *self._worth_asking_again(over)]
             return self._enter_all({each: orders[each] for each in wanted}, began_s, doubt)
+
+    def lost(self, *, but: Collection[str]) -> None:
+        """Enters anew what Redis has lost: orders that have neither a record nor an entry, these excepted.
+
+        The exchange tells what became of those. That it was ours, nothing proves any more.
+        """
+        with self._lock:
+            self._in_doubt |= self._known.keys()
+            known = [each for each in self._known if each not in but]
+            recorded = self._book.records(known)
+            gone = list(self._claim.without_entry([each for each in known if each not in recorded]))
+            if not gone:
+                return
+            said = {"request_id": self._request.request_id}
+            log.error(
+                "mass cancel %s: Redis has lost %d of its orders",
+                self._request.request_id,
+                len(gone),
+                extra=said,
+            )
+            for start in range(0, len(gone), ACCEPT_AT_ONCE):
+                portion = gone[start : start + ACCEPT_AT_ONCE]
+                self._accept([self._request_for(each, None) for each in portion])
 
     def look_at_first(self) -> bool:
         """Looks what has become of the first cancels; whether that changes what is entered."""
@@ -208,31 +233,33 @@ class Entering:
     def _enter(
         self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
     ) -> Entered:
-        requests = [self._request_for(order_id, order) for order_id, order in orders.items()]
         ids = list(orders)
         recorded = {each for each, result in self._book.records(ids).items() if result.outcome.final}
         swept = doubt is not None
         found = {each: self._planned(orders[each], settled=each in recorded, swept=swept) for each in ids}
         self._claim.add_orders(found)
+        if self._claim.has_lost:  # what was asked for before may have been done
+            self._in_doubt |= self._known.keys()
+        requests = [self._request_for(order_id, order) for order_id, order in orders.items()]
         self._known |= {each.order_id: each.subaccount for each in requests}
-        accepted = self._book.accept(
-            requests,
-            lane=Lane.RISK,
-            default_deadline_s=ORDER_DEADLINE_S,
-            known=doubt,
-            fence=self._claim.fence,
-            records_older_than_s=None if began_s is None else self._now_s() - began_s + self._read_lag_s,
-        )
+        older_than_s = None if began_s is None else self._now_s() - began_s + self._read_lag_s
+        accepted = self._accept(requests, known=doubt, records_older_than_s=older_than_s)
         anew = recorded - accepted.settled.keys()  # the listing is newer than their records
         if anew:
             asked = {each: self._planned(orders[each], settled=False, swept=swept) for each in anew}
             self._claim.add_orders(asked, anew=True)
-        if not accepted.heard:
-            self._call_hands(Lane.RISK, accepted.waiting_messages)
         self._claim.tell_trail("entered", orders=len(ids))
         opened = tuple(each for each in requests if each.order_id not in accepted.settled)
         self._watch(opened)
         return Entered(opened, accepted.joined)
+
+    def _accept(self, requests: Sequence[CancelRequest], **how: Any) -> Accepted:
+        accepted = self._book.accept(
+            requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, fence=self._claim.fence, **how
+        )
+        if not accepted.heard:
+            self._call_hands(Lane.RISK, accepted.waiting_messages)
+        return accepted
 
     def _watch(self, requests: Iterable[CancelRequest]) -> None:
         number = Counter(self._watched.values())
@@ -255,6 +282,7 @@ class Entering:
             reason=request.reason,
             request_id=request.request_id,
             traceparent=request.traceparent,
+            again=order_id in self._in_doubt,
         )
         if order is None:
             return cancel

@@ -14,9 +14,11 @@ from typing import Any
 
 from worker.mass_claim import Planned
 from worker.mass_request import MassRequest
-from worker.orders import CancelResult, ConfirmedBy, Outcome, count_text
+from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, count_text
 
 NOTHING_PROVEN = "its time was over before a listing could prove it"
+# Canceled, and nothing tells any more whether by us: Redis has lost the result, or it was kept long enough.
+RESULT_LOST = "result_lost"
 PACE_FROM_ORDERS = 500  # fewer tell nothing about it
 
 
@@ -82,7 +84,7 @@ def _tally(
             affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
             counts.add(result.reduced_by)
         else:
-            not_affected.append({"order_id": order_id, **_why_not(result)})
+            not_affected.append({"order_id": order_id, **_why_not(result, was_settled=had.settled)})
         if result is not None and not had.settled:
             fills.add(_filled_meanwhile(had, result))
     others = [
@@ -101,6 +103,7 @@ def _tally(
         "orders_affected": len(affected),
         "contracts_canceled": count_text(counts.proven),
         "orders_count_unknown": counts.unknown,
+        "orders_result_lost": sum(each["reason"] == RESULT_LOST for each in not_affected),
         "contracts_filled_meanwhile": count_text(fills.proven),
         "orders_fills_unknown": fills.unknown,
     }
@@ -121,13 +124,21 @@ class _Sum:
             self.proven += count
 
 
-def _why_not(result: CancelResult | None) -> dict[str, Any]:
+def _why_not(result: CancelResult | None, *, was_settled: bool) -> dict[str, Any]:
     if result is None:
         return {"reason": "open", "error": None}
+    if is_lost(result) and not was_settled:
+        return {"reason": RESULT_LOST, "error": None}
     reason = result.outcome.value
     if result.outcome in (Outcome.TOO_LATE, Outcome.CANCELED) and result.status:
         reason = f"too_late_{result.status.value}"
     return {"reason": reason, "error": result.error.code if result.error else None}
+
+
+def is_lost(result: CancelResult) -> bool:
+    """Whether a record that is not kept any more may have told that we have canceled it."""
+    is_canceled = result.outcome is Outcome.TOO_LATE and result.status is OrderStatus.CANCELED
+    return is_canceled and result.reduced_by is None
 
 
 def _filled_meanwhile(had: Planned, result: CancelResult) -> Decimal | None:

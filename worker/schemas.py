@@ -288,6 +288,7 @@ _REPORT_FIELDS: Final[dict[str, Schema]] = {
     "orders_affected": _NATURAL,
     "contracts_canceled": _COUNT,
     "orders_count_unknown": _NATURAL,
+    "orders_result_lost": _NATURAL,
     "contracts_filled_meanwhile": _COUNT,
     "orders_fills_unknown": _NATURAL,
     "canceled_by_command": _list_of(_STRING),
