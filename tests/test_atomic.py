@@ -245,11 +245,11 @@ def without_a_place(parts: Parts) -> None:
     parts.server.zrem(f"{PREFIX}:due:strategy:write", "a")
 
 
-def without_places(parts: Parts) -> None:
+def in_an_unknown_lane(parts: Parts) -> None:
     a_listener(parts)
-    parts.accept("a", "b")
+    parts.accept("a")
     parts.server.delete(f"{PREFIX}:due:strategy:write", f"{PREFIX}:paths")
-    parts.server.hset(f"{PREFIX}:entry:b", "lane", "of-2030")
+    parts.server.hset(f"{PREFIX}:entry:a", "lane", "of-2030")
 
 
 def without_its_path(parts: Parts) -> None:
@@ -564,7 +564,8 @@ CASES = [
         *("extend", "of this hand, and of another", one_taken_over),
         lambda parts, held: parts.book.extend(held, lease_s=2 * LONG_S),
     ),
-    Case("mend", "without a place", without_places, lambda parts, _: parts.book.mend()),
+    Case("mend", "without a place", without_a_place, lambda parts, _: parts.book.mend()),
+    Case("mend", "in an unknown lane", in_an_unknown_lane, lambda parts, _: parts.book.mend()),
     Case("mend", "on a path that nobody looks at", without_its_path, lambda parts, _: parts.book.mend()),
     Case(
         *("refuse", "what nobody knows", nothing),
@@ -629,7 +630,9 @@ CASES = [
         lambda parts, _: parts.book.overdue(at_most=9),
     ),
     Case("report", "with waiters", with_waiters, lambda parts, _: parts.tell_overdue()),
-    Case("tell_rest", "of each kind", untold, lambda parts, _: parts.book.overdue(at_most=9)),
+    Case(
+        "tell_rest", "of each kind", untold, lambda parts, _: parts.book._tell_the_rest(["a", "c", "d", "e"])
+    ),
     Case("set_aside", "in no hand", spoilt_and_text, lambda parts, _: parts.book.overdue(at_most=9)),
     Case("set_aside", "in a hand, and what is no entry", spoilt_and_text, lambda parts, _: parts.claim()),
     Case(
@@ -783,19 +786,19 @@ class Scene:
         seconds, micros = self.admin.time()
         return int(seconds * 1000 + micros // 1000)
 
-    def watched(self, call: Callable[[], Any]) -> tuple[Any, list[tuple[str, str]]]:
-        """What a call returns, and the commands that its script ran, each with a key of its own."""
+    def watched(self, call: Callable[[], Any]) -> tuple[Any, list[list[str]]]:
+        """What a call returns, and the commands that its script ran, in words."""
         with self.admin.monitor() as monitor:
             answer = call()
             self.admin.echo("the end")
-            ran: dict[tuple[str, str], None] = {}
+            ran = []
             while True:
                 line = str(monitor.connection.read_response())
                 words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
                 if words == ["ECHO", "the end"]:
-                    return answer, list(ran)
+                    return answer, ran
                 if " lua]" in line:
-                    ran |= dict.fromkeys((words[0].lower(), key) for key in self.keys(words) or [""])
+                    ran.append(words)
 
     def keys(self, words: list[str]) -> list[str]:
         """The keys of a command."""
@@ -917,6 +920,97 @@ def test_every_script_has_a_case(scene):
     assert files == scene.lua_files
 
 
+KEYS_PAGE = (ROOT / "docs/keys.md").read_text("utf-8")
+# The keys that the second column of the page tells of, as patterns, and what each says.
+ROWS = {
+    name: (kind, what)
+    for name, kind, what in re.findall(r"^\| `([PR]:\S+)` \| (\w+) \| (.*?) \|", KEYS_PAGE, re.MULTILINE)
+}
+FAMILIES = (
+    (r"P:(entry|dead|aside|waiters):.+", r"P:\1:{order_id}"),
+    (r"P:due:.+", "P:due:{lane}:{path}"),
+    (r"P:(rung|ears|bell):[a-z]+", r"P:\1:{lane}"),
+    (r"P:bucket:.+", "P:bucket:{bucket}"),
+    (rf"P:mass:{MASS}(:\w+)?", r"P:mass:{id}\1"),
+    (r"P:list:\w+(:left)?", r"P:list:{task_id}\1"),
+    (r"R:cancel:.+", "R:cancel:{order_id}"),
+    (r"R:mass:.+", "R:mass:{id}"),
+    (r"R:(?!cancel:|mass:).+", "R:{task_id}"),
+)
+
+
+def family(key: str) -> str:
+    """The key as the page calls it."""
+    key = key.replace(f"{PREFIX}:", "P:").replace("celery-task-meta-", "R:")
+    for pattern, name in FAMILIES:
+        if found := re.fullmatch(pattern, key):
+            return found.expand(name)
+    return key
+
+
+WRITES = {
+    *(
+        "HSET",
+        "HSETNX",
+        "HDEL",
+        "HINCRBY",
+        "HINCRBYFLOAT",
+        "INCRBY",
+        "SET",
+        "SETEX",
+        "DEL",
+        "EXPIRE",
+        "RENAME",
+    ),
+    *("ZADD", "ZREM", "ZREMRANGEBYSCORE", "ZREMRANGEBYRANK", "SADD", "SREM", "LPUSH", "RPUSH", "LTRIM"),
+    *("XADD", "XTRIM", "PUBLISH"),
+}
+
+
+def written(trial: Trial) -> list[str]:
+    """What a script writes, in order."""
+    found = []
+    for words in trial.commands:
+        if words[0] in WRITES:
+            fields = {"HSET": words[2::2], "HSETNX": words[2::2], "HDEL": words[2:], "HINCRBY": words[2:3]}
+            named = fields.get(words[0], []) if family(words[1]) != "P:mass:{id}:orders" else []
+            to = [family(words[2])] if words[0] == "RENAME" else []
+            found.append(" ".join([words[0], family(words[1]), *to, ",".join(named)]).strip())
+    return list(dict.fromkeys(found))
+
+
+def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_writes_in_order(scene):
+    entry = ROWS["P:entry:{order_id}"][1]  # what is dead or set aside has its fields
+    table, seen = ["| script | when | writes |", "|---|---|---|"], set()
+    for each in CASES:
+        trial = Trial(scene, each, each.users[0])
+        writes = written(trial)
+        table.append(
+            f"| `{each.script}` | {each.what} | {', '.join(f'`{one}`' for one in writes) or 'nothing'} |"
+        )
+        for key in {*trial.before, *scene.admin.keys("*"), *trial.keys} - {"cancels", "risk"}:
+            name = family(key)
+            assert name in ROWS, f"{each.what}: {key}"
+            kind, what = ROWS[name]
+            seen.add(name)
+            stored = scene.admin.type(key)
+            assert stored in {kind, "none"} or kind == "any" or each.seed is spoilt_and_text, key
+            if stored == "hash" and name != "P:mass:{id}:orders":
+                assert [
+                    field for field in scene.admin.hkeys(key) if f"`{field}`" not in what + entry
+                ] == [], key
+    elsewhere = {
+        "intake:{lane}",
+        "bell:{lane}:{key_id}",
+        "workers",
+        "unreadable",
+        "masses:pace",
+    }
+    assert set(ROWS) - seen == {f"P:{each}" for each in elsewhere}, "what no script touches"
+    shown = KEYS_PAGE.splitlines()
+    assert shown[-len(table) :] == table
+
+
 class Trial:
     """A case as one user: how it goes, and what comes of it in trouble."""
 
@@ -934,7 +1028,9 @@ class Trial:
         scene.let(USERS[user])
         scene.restore(self.before, self.at_ms)
         self.kinds = {key: scene.admin.type(key) for key in self.before}
-        (self.answer, _), self.ran = scene.watched(self.call)
+        (self.answer, _), self.commands = scene.watched(self.call)
+        each = ((words[0].lower(), key) for words in self.commands for key in scene.keys(words) or [""])
+        self.ran = list(dict.fromkeys(each))
         self.shape, self.broken = shape(scene.admin), breaches(scene.admin)
 
     @property

@@ -2,13 +2,7 @@
 
 A stream that is only appended to. Each entry's hash covers the hash before it, so that an edit or a gap
 shows. What the book does is appended by its scripts in the step that does it (``worker/lua/audit.lua``);
-mass cancels and operators append here. Keys, under the configured prefix P:
-
-- ``P:audit``            stream: kind, body (JSON), hash = SHA-1 of the hash before, kind and body, in hex
-- ``P:audit:head``       the last entry's hash
-- ``P:audit:base``       the hash of the last entry that was trimmed: what the oldest one builds on
-- ``P:audit:exported``   the id of the last entry that exports have got to
-- ``P:audit:warned``     there while nobody needs to be warned again of what is about to be trimmed
+mass cancels and operators append here. Its keys: docs/keys.md.
 """
 
 from __future__ import annotations

@@ -5,24 +5,7 @@ is due at a moment: now, when a pause ends, or when the lease of the hand that c
 a vanished worker held comes back by itself. Time is the server's: workers' clocks may differ.
 
 Each operation is one Lua script, under ``worker/lua`` with its contract above it; its cost does not depend
-on how long the book is. Keys, under the configured prefix P:
-
-- ``P:entry:{order_id}``    hash: request, who asked, what was learned, the claim's token, if any
-- ``P:due:{lane}:{path}``   sorted set: order ids by the moment they are due, ms
-- ``P:paths``               set: the paths there are, named after the bucket that pays: ``write`` (unscoped),
-                            ``write:{shard}``, ``read`` for what is to be read back one by one, and
-                            ``reads`` for what a listing may answer together
-- ``P:deadline``            sorted set: those whose waiters were not told anything yet, by their deadline, ms
-- ``P:dead``, ``P:dead:{order_id}``    what was given up after the maximum age, by when; kept as it was
-- ``P:unreadable``          list: the latest messages that nobody could understand
-- ``P:gates``               hash: whether each worker holds cancels back, why, and when it said so
-- ``P:workers``             sorted set: the workers there are, as JSON, by when they last said so, ms
-- ``P:fence``               the last token given out
-- ``P:claimed_ms``, ``P:rung:{lane}``   when each lane was last claimed from, and last swept
-- ``P:bell:{lane}``, ``P:ears:{lane}``  a list at which idle hands wait, and whether any do
-- ``P:bell:{lane}:{key id}``            one for workers that have this key
-- ``P:counts``              hash: how many requests were accepted, by lane
-- ``P:audit``, ``P:audit:head``         the trail of all that was asked for and done, and its last hash
+on how long the book is. Their keys and fields, and in which order they are written: docs/keys.md.
 """
 
 from __future__ import annotations

@@ -2,12 +2,7 @@
 
 The scripts that tell an order's waiters strike it off (``worker/lua/tell.lua``): among them a list is known
 by its task's id with ``list:`` before it. So only lists of which something was struck off are looked at.
-
-Keys, under the configured prefix P:
-
-- ``P:lists``                set: the tasks whose lists may be complete
-- ``P:list:{task_id}``       hash: once all is entered, its orders and what was refused (JSON)
-- ``P:list:{task_id}:left``  set: the orders without a result
+Their keys: docs/keys.md.
 """
 
 from __future__ import annotations

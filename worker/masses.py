@@ -2,17 +2,7 @@
 
 Any worker can run one: everything that a runner needs to know is here. It claims the mass cancel, and writes
 with its claim's token only (``mass_claim``). The orders themselves are entries of the book like all others.
-Keys, under the configured prefix P:
-
-- ``P:masses``               sorted set: the ids by when they were accepted, ms
-- ``P:masses:open``          set: those without a report
-- ``P:masses:pace``          orders a second that were settled when nothing held them up
-- ``P:mass:{id}``            hash: request, what it meant, begun, plan, command, refused (keys), progress,
-                             report (all JSON), spent (tokens), fence (the latest claim's token)
-- ``P:mass:{id}:waiters``    set: the tasks that want the report
-- ``P:mass:{id}:orders``     hash: what each order had left when it was planned
-- ``P:mass:{id}:left``       list: the orders that may not be settled yet
-- ``P:mass:{id}:lease``      who runs it, for a few seconds
+Their keys: docs/keys.md.
 """
 
 from __future__ import annotations
