@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import hypothesis
 import pytest
 from celery import Celery
 from crew import Crew
@@ -47,7 +48,9 @@ ROOM_BYTES = 2 << 30
 
 
 def pytest_configure() -> None:
-    """Has the tests keep their files in memory where the machine offers that, and room enough."""
+    """Has the tests keep their files in memory where there is room enough, and examples take their time."""
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
     if os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
 

@@ -449,6 +449,13 @@ def with_orders(parts: Parts) -> MassClaim:
     return claim
 
 
+def lost(parts: Parts) -> MassClaim:
+    """A mass cancel in a runner's hands that Redis knows nothing of."""
+    claim = a_runner(parts)
+    parts.server.flushall()
+    return claim
+
+
 def finished(parts: Parts) -> MassClaim:
     claim = a_runner(parts)
     claim.finish({"flat": True}, {})
@@ -690,6 +697,8 @@ CASES = [
         *("note_orders", "new and anew", with_orders),
         lambda _, held: held.add_orders({"a": HAD, "d": HAD}, anew=True),
     ),
+    Case("mass_put_back", "with a waiter", lost, lambda _, held: held._put_back()),
+    Case("mass_put_back", "of one that is there", a_runner, lambda _, held: held._put_back()),
     Case("still_open", "some are", with_orders, lambda _, held: held.still_open()),
     Case("without_entry", "one of two", with_orders, lambda _, held: list(held.without_entry(["a", "b"]))),
     Case(

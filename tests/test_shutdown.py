@@ -68,7 +68,7 @@ def test_a_worker_that_is_told_to_end_while_it_starts_claims_nothing_and_ends_in
     crew.control.fault("hang", operation="limits", effect="none")
     worker = crew.stack.spawn_worker()
     wait_until(lambda: crew.control.calls("limits"), within_s=PATIENCE_S, what="its first call")
-    pending = crew.client.cancel_many(order_ids)
+    pending = crew.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in order_ids])
     terminate(worker, within_s=SHUTDOWN_S + EXIT_S)
     assert crew.sent() == Counter()
     assert len(all_given_back(crew)) == len(order_ids)

@@ -12,9 +12,10 @@ if not known[1] or known[2] then
   return {}
 end
 if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
+local waiters = redis.call('SMEMBERS', mass .. ':waiters')
 -- Greater than every one before, even if Redis has lost this mass cancel and got it back.
 local token = string.format('%.0f', math.max(now_ms, (tonumber(known[3] or 0) or 0) + 1))
 write('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])
 write('HSET', mass, 'fence', token)
 flush()
-return { token, known[1], known[4] or '', known[5] or '0', redis.call('SMEMBERS', mass .. ':waiters') }
+return { token, known[1], known[4] or '', known[5] or '0', waiters }
