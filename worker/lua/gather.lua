@@ -84,3 +84,9 @@ local function fields(key, ...)  -- values of a hash; nil: what is there is some
   sure[key] = true
   return found
 end
+
+local function members(key)  -- of a set; none: what is there is something else
+  local found = redis.pcall('SMEMBERS', key)
+  if found.err and not string.find(found.err, 'WRONGTYPE', 1, true) then error(found) end
+  return found.err and {} or found
+end

@@ -12,7 +12,7 @@ if not known[1] or known[2] then
   return {}
 end
 if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
-local waiters = redis.call('SMEMBERS', mass .. ':waiters')
+local waiters = members(mass .. ':waiters')
 -- Greater than every one before, even if Redis has lost this mass cancel and got it back.
 local token = string.format('%.0f', math.max(now_ms, (tonumber(known[3] or 0) or 0) + 1))
 write('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])

@@ -19,7 +19,7 @@ if not held[2] then
   local function tell_too(task_id)  -- a task's id is its producer's word; what is kept there is somebody else's
     if not string.find(task_id, '^cancel:') and not string.find(task_id, '^mass:') and not string.find(task_id, '^list:') then told[#told + 1] = task_id end
   end
-  for _, task_id in ipairs(redis.call('SMEMBERS', mass .. ':waiters')) do tell_too(task_id) end
+  for _, task_id in ipairs(members(mass .. ':waiters')) do tell_too(task_id) end
   if held[3] then tell_too(held[3]) end  -- as a version before noted it
   for _, task_id in ipairs(told) do
     local record = ARGV[5] .. cjson.encode(task_id) .. '}'
