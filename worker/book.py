@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import re
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -36,6 +35,7 @@ from worker.orders import (
 )
 from worker.redis_errors import words
 from worker.scripts import BookError, connect
+from worker.server_clock import ServerClock
 from worker.settings import RedisSettings
 
 __all__ = [
@@ -336,6 +336,7 @@ class Book:
             server, "gather", "audit", "bells", "tell", "conclude", "buckets", "claim", "turn"
         )
         self._wait_replicas = settings.wait_replicas
+        self.clock = ServerClock(server)
         self._gap = Seldom()
         self._extend = scripts.load(server, "gather", "extend")
         self._overdue = scripts.load(server, "gather", "place", "overdue")
@@ -454,7 +455,7 @@ class Book:
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
-        head, tail = _record_parts(result)
+        head, tail = self._record_parts(result)
         record = (
             head
             + json.dumps(list(result.requested_by))
@@ -480,7 +481,7 @@ class Book:
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
         args += (len(trail), *trail, 7 * len(conclusions))
         for each in conclusions:
-            args += (each.entry.order_id, each.entry.token, *_fate(each))
+            args += (each.entry.order_id, each.entry.token, *self._fate(each))
         if wish is not None:
             args += (wish.at_most, wish.calls, round(wish.lease_s * 1000))
             args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
@@ -515,6 +516,7 @@ class Book:
     def _parse_claims(
         self, now_ms: int, coming: int, more: int, next_due_ms: int, held_up_ms: int, *calls: Sequence[Any]
     ) -> list[Claim]:
+        self.clock.heard(now_ms / 1000)
         next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
         nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
         claims, spoilt = [], {}
@@ -541,7 +543,7 @@ class Book:
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
         for order_id, (token, _) in spoilt.items():
             told = CancelResult(order_id, Outcome.UNRESOLVED, error=SPOILT_ENTRY)
-            args += (order_id, token, *_record_parts(told))
+            args += (order_id, token, *self._record_parts(told))
         try:
             set_aside = self._run(self._set_aside, args)
         except BookError as error:
@@ -638,7 +640,7 @@ class Book:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
         for result in results:
-            args += (result.order_id, *_record_parts(result))
+            args += (result.order_id, *self._record_parts(result))
         return int(self._run(self._report, args))
 
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
@@ -828,6 +830,23 @@ class Book:
                     progress=progress,
                 )
 
+    def _fate(self, conclusion: Conclusion) -> tuple[Any, ...]:
+        """The conclusion as ``worker/lua/conclude.lua`` takes it."""
+        match conclusion:
+            case Settle():
+                return ("settled", "", "", *self._record_parts(conclusion.result))
+            case GiveBack():
+                return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.learned, "", "")
+            case GiveUp():
+                return ("dead", "", conclusion.learned, "", "")
+
+    def _record_parts(self, result: CancelResult) -> tuple[str, str]:
+        """Its record; what is settled is settled now, by the server's clock, unless it says otherwise."""
+        now = self.clock.now()
+        if result.settled_at is None and result.outcome is not Outcome.UNRESOLVED:
+            result = replace(result, settled_at=now)
+        return records.record_parts(result, date_done=result.settled_at or now)
+
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
 
@@ -861,17 +880,6 @@ def _unless_fenced(answer: Any, fence: Fence | None) -> Any:
     return answer
 
 
-def _fate(conclusion: Conclusion) -> tuple[Any, ...]:
-    """The conclusion as ``worker/lua/conclude.lua`` takes it."""
-    match conclusion:
-        case Settle():
-            return ("settled", "", "", *_record_parts(conclusion.result))
-        case GiveBack():
-            return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.learned, "", "")
-        case GiveUp():
-            return ("dead", "", conclusion.learned, "", "")
-
-
 def _story(conclusion: Conclusion) -> list[Any]:
     """The conclusion as the trail tells it."""
     match conclusion:
@@ -883,10 +891,6 @@ def _story(conclusion: Conclusion) -> list[Any]:
         case GiveUp(learned=learned):
             problem = Progress.parse(learned).last_problem
             return ["dead", problem and problem.code]
-
-
-def _record_parts(result: CancelResult) -> tuple[str, str]:
-    return records.record_parts(result, date_done=result.settled_at or utc_text(time.time()))
 
 
 def _raise(error: Exception) -> None:

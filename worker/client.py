@@ -371,7 +371,8 @@ class CancelClient:
                 "dry_run": dry_run,
                 "deadline_s": deadline_s,
                 "allow_side_effects": allow_side_effects,
-            }
+            },
+            now_s=self._masses.now_s(),
         )
         with asking(self._tracer, "mass cancel", request_id=request.request_id) as traceparent:
             self._masses.enter(replace(request, traceparent=traceparent))

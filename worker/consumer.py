@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import bootsteps
@@ -79,7 +78,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         """Logs the message, keeps it, and has whoever waits under its task id fail."""
         body = bytes(message.body) if not isinstance(message.body, str) else message.body.encode()
         kept = {
-            "at": datetime.now(UTC).isoformat(),
+            "at": desk().now(),
             "why": str(why)[:1000],
             "content_type": str(message.content_type),
             "headers": repr(message.headers)[:KEPT_BODY_MOST_BYTES],

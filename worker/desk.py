@@ -39,7 +39,7 @@ from worker.gate import Gate, GateState
 from worker.leases import LEASE_S, Leases
 from worker.logs import Lines, Seldom, about
 from worker.notices import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem, utc_text
+from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from worker.outbox import Outbox, Place
 from worker.pacing import Pacer
 from worker.pursuit import AnotherKey, Pursued, Pursuit, no_other
@@ -201,6 +201,10 @@ class Desk:
         if result.order_id is not None and _can_be_looked_for(result.order_id):
             self._book.refuse(result)
 
+    def now(self) -> str:
+        """The time by Redis' clock, ISO 8601 UTC."""
+        return self._book.clock.now()
+
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection."""
         self._book.keep_unreadable(message)
@@ -209,7 +213,7 @@ class Desk:
         """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
         try:
             self._book.keep_unreadable(
-                json.dumps({"at": utc_text(time.time()), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
+                json.dumps({"at": self.now(), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
             )
         except BookError as error:
             log.warning("it is only in this log: %s", error)
@@ -553,7 +557,6 @@ def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
         outcome=Outcome.REFUSED,
         attempts=attempts,
         requested_at=overdue.requested_at,
-        settled_at=utc_text(time.time()),
         error=problem,
     )
 

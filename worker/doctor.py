@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -88,9 +88,9 @@ def examine(env: Mapping[str, str] | None = None, *, producer: bool = False) -> 
         return
     yield _examine_settings(worker)
     yield from _examine_foreign(env)
-    yield from _examine_redis(settings)
+    redis_ahead_ms = yield from _examine_redis(settings)
     if worker is not None:
-        yield from _examine_account(worker)
+        yield from _examine_account(worker, redis_ahead_ms)
 
 
 def _examine_settings(worker: WorkerSettings | None) -> Finding:
@@ -117,7 +117,8 @@ def _examine_foreign(env: Mapping[str, str] | None) -> Iterator[Finding]:
 # --- Redis ------------------------------------------------------------------------------------------------
 
 
-def _examine_redis(settings: RedisSettings) -> Iterator[Finding]:
+def _examine_redis(settings: RedisSettings) -> Generator[Finding, None, float | None]:
+    """Gives back by how much Redis' clock is ahead of this host's, ms; None when it cannot be seen."""
     with connect(settings) as server:
         try:
             asked = time.perf_counter()
@@ -125,8 +126,16 @@ def _examine_redis(settings: RedisSettings) -> Iterator[Finding]:
             took_ms = (time.perf_counter() - asked) * 1000
         except redis.RedisError as error:
             yield _failed("redis", f"{settings.masked_url}: {words(error)}", _redis_advice(error))
-            return
+            return None
         yield _ok("redis", f"{settings.masked_url} answers in {took_ms:.1f} ms")
+        ahead_ms = _ahead_ms(server)
+        if ahead_ms is not None and abs(ahead_ms) >= SKEW_WORTH_A_WARNING_MS:
+            yield _warning(
+                "redis clock",
+                f"Redis' clock differs from this host's by {ahead_ms / 1000:+.1f} s; the times of requests,"
+                " results and reports are by Redis' clock",
+                "set the clocks of both hosts right and keep them so with NTP",
+            )
         try:
             facts = server.info()
         except redis.RedisError as error:
@@ -135,12 +144,22 @@ def _examine_redis(settings: RedisSettings) -> Iterator[Finding]:
                 f"version, persistence and memory cannot be seen: {words(error)}",
                 "run the doctor with a Redis user that may call INFO",
             )
-            return
+            return ahead_ms
         yield _examine_version(facts)
         yield _examine_role(facts)
         yield _examine_persistence(facts, _append_fsync(server))
         yield _examine_eviction(facts)
         yield _examine_memory(facts)
+        return ahead_ms
+
+
+def _ahead_ms(server: redis.Redis) -> float | None:
+    before_s = time.time()
+    try:
+        seconds, micros = server.time()
+    except redis.RedisError:
+        return None
+    return (float(seconds) + float(micros) / 1e6 - (before_s + time.time()) / 2) * 1000
 
 
 # The first kind that fits counts.
@@ -259,7 +278,7 @@ def _megabytes(count: int) -> str:
 # --- The account at the exchange --------------------------------------------------------------------------
 
 
-def _examine_account(settings: WorkerSettings) -> Iterator[Finding]:
+def _examine_account(settings: WorkerSettings, redis_ahead_ms: float | None) -> Iterator[Finding]:
     try:
         key = load_private_key(settings.private_key, passphrase=settings.private_key_passphrase)
     except KeyProblem as problem:
@@ -283,12 +302,14 @@ def _examine_account(settings: WorkerSettings) -> Iterator[Finding]:
         yield _failed("settings", str(problem), "correct it, or set KALSHI_HTTP_PROXY and KALSHI_CA_BUNDLE")
         return
     try:
-        yield from _examine_exchange(exchange, settings)
+        yield from _examine_exchange(exchange, settings, redis_ahead_ms)
     finally:
         exchange.close()
 
 
-def _examine_exchange(exchange: Exchange, settings: WorkerSettings) -> Iterator[Finding]:
+def _examine_exchange(
+    exchange: Exchange, settings: WorkerSettings, redis_ahead_ms: float | None
+) -> Iterator[Finding]:
     status = exchange.status()
     if not isinstance(status, Trouble):
         yield _examine_status(settings.base_url, status)
@@ -308,7 +329,7 @@ def _examine_exchange(exchange: Exchange, settings: WorkerSettings) -> Iterator[
     read = exchange.fetch(LIST_ONE_ORDER)
     if isinstance(read, Trouble) and read.meaning is Meaning.CLOCK:
         read = exchange.fetch(LIST_ONE_ORDER)  # signed by the exchange's clock this time, as workers do
-    yield _examine_clock(exchange)  # (only an answer to a signed call tells the time)
+    yield _examine_clock(exchange, redis_ahead_ms)  # (only an answer to a signed call tells the time)
     if isinstance(read, Trouble):
         yield _failed("signed read", _words(read), _read_advice(read))
         return
@@ -350,7 +371,7 @@ def _examine_status(base_url: str, status: Mapping[str, Any]) -> Finding:
     return _ok("exchange", f"{base_url} is reachable; exchange and trading are active")
 
 
-def _examine_clock(exchange: Exchange) -> Finding:
+def _examine_clock(exchange: Exchange, redis_ahead_ms: float | None = None) -> Finding:
     skew_ms = exchange.skew_ms
     if skew_ms is None:
         return _warning(
@@ -358,7 +379,11 @@ def _examine_clock(exchange: Exchange) -> Finding:
             "the exchange's answer has no usable Date, so the clocks cannot be compared",
             "keep this host's clock right with NTP",
         )
-    found = f"the exchange's clock differs from this host's by {skew_ms / 1000:+.1f} s (to half a second)"
+    of_redis = (
+        "" if redis_ahead_ms is None else f", from Redis' by {(skew_ms - redis_ahead_ms) / 1000:+.1f} s"
+    )
+    differs = f"the exchange's clock differs from this host's by {skew_ms / 1000:+.1f} s{of_redis}"
+    found = f"{differs} (to half a second)"
     advice = "set this host's clock right and keep it so with NTP"
     if abs(skew_ms) >= SKEW_TOO_LARGE_MS:
         return _failed("clock", f"{found}; it refuses what is signed 10 s off", advice)

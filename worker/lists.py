@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import redis
 
 from worker import records, scripts
-from worker.orders import CancelResult, Outcome, Problem, utc_text
+from worker.orders import CancelResult, Outcome, Problem
+from worker.server_clock import ServerClock
 from worker.settings import RedisSettings
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Lists:
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
         self._life_s = settings.result_expires_s
+        self._clock = ServerClock(server)
         self._complete = scripts.load(server, "gather", "lists_complete")
         self._put_back = scripts.load(server, "gather", "list_put_back")
 
@@ -101,7 +102,7 @@ class Lists:
         """Answers a list, if there are values for it, and forgets it."""
         pipeline = self._server.pipeline()
         if values is not None:
-            record = records.task_record(task_id, values, date_done=utc_text(time.time()))
+            record = records.task_record(task_id, values, date_done=self._clock.now())
             key = records.task_key(task_id, self._celery_prefix)
             pipeline.set(key, record, ex=self._life_s)
             pipeline.publish(key, record)

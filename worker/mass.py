@@ -52,6 +52,10 @@ class MassRunner:
         self._means.masses.enter(request, reply_to=reply_to)
         self.service.wake()
 
+    def now_s(self) -> float:
+        """The time by Redis' clock, epoch seconds."""
+        return self._means.masses.now_s()
+
     def look(self) -> None:
         """Looks for mass cancels that nobody is at, now."""
         self.service.wake()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from worker.mass_means import Means
 from worker.mass_planning import Command, Found, Start
 from worker.mass_report import End
 from worker.mass_request import MassRequest
-from worker.orders import SHARDS, CancelResult, ConfirmedBy, Lane, utc_text
+from worker.orders import SHARDS, CancelResult, ConfirmedBy, Lane
 
 RESULTS_AT_ONCE = 500  # read with each look
 
@@ -119,7 +118,7 @@ class Account:
             "settled": orders - still,
             "open": still,
             "unresolved": overdue,
-            "at": utc_text(time.time()),
+            "at": self._book.clock.now(),
         }
         self._claim.note(progress=progress)
 
@@ -170,7 +169,7 @@ class Account:
         if still_open and findings.why_not_flat == mass_report.NOTHING_PROVEN:
             findings.why_not_flat = f"{still_open} orders were not settled in time"
         end = End(
-            completed_at=utc_text(time.time()),
+            completed_at=self._book.clock.now(),
             why_not_flat=findings.why_not_flat,
             flat_listing=findings.flat_listing,
             proven_s=findings.proven_s,

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -247,9 +247,11 @@ class MassClaim:
     def withdraw(self, results: Sequence[CancelResult]) -> int:
         """Ends those of these cancels that nobody is at with these results; how many that were."""
         prefix, done = records.record_key("", self._settings.celery_prefix), 0
+        now = utc_text(self.now_s())
+        results = [replace(result, requested_at=now, settled_at=now) for result in results]
         for start in range(0, len(results), WITHDRAW_AT_ONCE):
             parts = [
-                (result.order_id, *records.record_parts(result, date_done=result.settled_at or ""))
+                (result.order_id, *records.record_parts(result, date_done=now))
                 for result in results[start : start + WITHDRAW_AT_ONCE]
             ]
             values = [value for each in parts for value in each]
@@ -261,7 +263,9 @@ class MassClaim:
 
     def finish(self, report: Mapping[str, Any], in_short: Mapping[str, Any]) -> None:
         """Stores the report, tells whoever waits, and lets the mass cancel go, all in one step."""
-        record = records.task_record("", report, date_done=utc_text(time.time()))
+        record = records.task_record(
+            "", report, date_done=report.get("completed_at") or utc_text(self.now_s())
+        )
         said = {"request_id": self.fence.request_id, "step": "finished", **in_short}
         self._write(
             self._scripts.finish,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,6 @@ from worker.orders import (
     Outcome,
     Problem,
     is_ticker,
-    utc_text,
 )
 
 log = logging.getLogger(__name__)
@@ -301,12 +299,9 @@ class Entering:
 
 def _not_asked_for(order_id: str, problem: Problem) -> CancelResult:
     """The result of an order for which asking is no use."""
-    now = utc_text(time.time())
     words = f"not asked for, because the first cancels were refused: {problem.message}"
     return CancelResult(
         order_id,
         Outcome.REFUSED,
-        requested_at=now,
-        settled_at=now,
         error=Problem(problem.code, words, problem.http_status),
     )

@@ -195,7 +195,8 @@ class Lister:
     ) -> Listing | NoListing:
         """Every resting order in scope; ``on_page`` is given what each page shows of them."""
         draft = _Draft(self._judge)
-        began_s, at = self._now_s(), utc_text(self._exchange.now_ms() / 1000)
+        began_s = self._now_s()
+        at = utc_text(began_s)
         queries = self._scope.listings()
         for query in queries:
             trouble = self._read(query, until_s, lambda page: on_page(draft.add(page)))

@@ -14,7 +14,6 @@ from worker.orders import (
     BadRequest,
     is_order_id,
     is_traceparent,
-    utc_text,
 )
 from worker.scope import Scope
 
@@ -41,8 +40,11 @@ class MassRequest:
     accepted_at: str = ""
 
     @classmethod
-    def parse(cls, message: Mapping[str, Any]) -> MassRequest:
-        """The mass cancel that a message asks for, accepted now; raises BadRequest naming every bad field."""
+    def parse(cls, message: Mapping[str, Any], *, now_s: float | None = None) -> MassRequest:
+        """The mass cancel that a message asks for; raises BadRequest naming every bad field.
+
+        ``now_s``: epoch seconds by Redis' clock (None: by this host's).
+        """
         problems: dict[str, str] = {}
         values: dict[str, Any] = {}
         for name, given in message.items():
@@ -54,7 +56,7 @@ class MassRequest:
             elif given is not None:
                 values[name] = given
         try:
-            scope = Scope.parse(message.get("scope"), now_s=time.time())
+            scope = Scope.parse(message.get("scope"), now_s=time.time() if now_s is None else now_s)
         except BadRequest as bad:
             problems.update(
                 {name if name == "scope" else f"scope.{name}": why for name, why in bad.problems.items()}
@@ -66,7 +68,6 @@ class MassRequest:
                 "request_id": str(uuid.uuid4()),
                 **values,
                 "scope": scope,
-                "accepted_at": utc_text(time.time()),
             }
         )
 

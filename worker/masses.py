@@ -8,8 +8,8 @@ Their keys: docs/keys.md.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -18,6 +18,7 @@ from worker import records, scripts
 from worker.audit import Trail
 from worker.mass_request import MassRequest
 from worker.orders import BadRequest, utc_text
+from worker.server_clock import ServerClock
 from worker.settings import RedisSettings
 
 _RESERVED = (
@@ -38,6 +39,7 @@ class Masses:
         self._wait_replicas = settings.wait_replicas
         self._enter = scripts.load(server, "gather", "enter")
         self._trail = Trail(server, settings)
+        self._clock = ServerClock(server)
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
         """Accepts a mass cancel; entering the same one again only has its report told to one more task.
@@ -46,9 +48,10 @@ class Masses:
         """
         if reply_to.startswith(_RESERVED):
             reply_to = ""
-        asked = request.to_json()
+        now_s = self._clock.now_s()
+        asked = replace(request, accepted_at=utc_text(now_s)).to_json()
         meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
-        args = [self._prefix, request.request_id, json.dumps(asked), reply_to, time.time() * 1000, meant]
+        args = [self._prefix, request.request_id, json.dumps(asked), reply_to, now_s * 1000, meant]
         became, *report = scripts.surely(self._server, self._enter, args, replicas=self._wait_replicas)
         if became == "other":
             raise BadRequest({"request_id": f"is taken by another mass cancel: {request.request_id}"})
@@ -58,7 +61,7 @@ class Masses:
             self._answer(reply_to, json.loads(report[0]))
 
     def _answer(self, task_id: str, report: Mapping[str, Any]) -> None:
-        record = records.task_record(task_id, report, date_done=utc_text(time.time()))
+        record = records.task_record(task_id, report, date_done=self._clock.now())
         result_key = records.task_key(task_id, self._celery_prefix)
         pipeline = self._server.pipeline()
         pipeline.set(result_key, record, ex=self._life_s)
@@ -79,6 +82,10 @@ class Masses:
         known = self.pace() or orders_per_s
         text = f"{(known + orders_per_s) / 2:.0f}"
         scripts.call(lambda: self._server.set(f"{self._prefix}:masses:pace", text))
+
+    def now_s(self) -> float:
+        """The time by Redis' clock, epoch seconds."""
+        return self._clock.now_s()
 
     def is_known(self, request_id: str) -> bool:
         """Whether there is anything of it."""

@@ -28,7 +28,7 @@ from worker.exchange import Exchange
 from worker.gate import Gate
 from worker.leases import Leases
 from worker.notices import CallMade, Tell, nobody
-from worker.orders import CancelResult, Lane, Order, OrderStatus, Outcome, utc_text, write_path
+from worker.orders import CancelResult, Lane, Order, OrderStatus, Outcome, write_path
 from worker.outcomes import (
     Attempt,
     Case,
@@ -618,7 +618,6 @@ def _result(walk: _Walk, verdict: Verdict) -> CancelResult:
         confirmed_by=verdict.confirmed_by,
         attempts=walk.case.attempts,
         requested_at=entry.requested_at,
-        settled_at=utc_text(time.time()),
         exchange_ts_ms=verdict.exchange_ts_ms,
         error=verdict.problem,
         order=order.fields() if order else None,

@@ -7,7 +7,6 @@ from anybody who speaks Celery, is entered into the book first, and its own task
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,6 @@ from worker.orders import (
     Problem,
     is_order_id,
     is_traceparent,
-    utc_text,
 )
 from worker.scripts import BookError
 
@@ -181,7 +179,7 @@ def _set_aside(task: Task, why: str, **message: Any) -> None:
 
 def _not_entered(task: Task, request: CancelRequest, error: BookError) -> dict[str, Any]:
     """The value that says that Redis does not take this request, which is kept as text."""
-    now = utc_text(time.time())
+    now = desk().now()
     perhaps = "; it may be accepted all the same" if error.may_be_accepted else ""
     result = CancelResult(
         order_id=request.order_id,
@@ -222,7 +220,7 @@ def _many_messages(args: tuple[Any, ...], fields: dict[str, Any]) -> list[object
 def _mass_request(task: Task, asked: Mapping[str, Any]) -> MassRequest:
     if why := _refused_links(task):
         raise BadRequest({"message": why})
-    return MassRequest.parse({"request_id": task.request.id, **asked})
+    return MassRequest.parse({"request_id": task.request.id, **asked}, now_s=mass_runner().now_s())
 
 
 def _parse(message: object) -> CancelRequest | CancelResult:
@@ -235,7 +233,7 @@ def _parse(message: object) -> CancelRequest | CancelResult:
 
 def _refusal(message: object, why: str) -> CancelResult:
     """The answer to a message that is not carried out."""
-    now = utc_text(time.time())
+    now = desk().now()
     order_id = message.get("order_id") if isinstance(message, Mapping) else None
     return CancelResult(
         order_id=order_id if isinstance(order_id, str) else None,
