@@ -102,7 +102,15 @@ def test_what_became_of_the_cancels_is_counted_whatever_the_pool(own, worker, po
     _, port = worker(*pool)
     attempts = asked(own, Lane.STRATEGY, canceled=40, executed=3, unknown=2)
     risky = asked(own, Lane.RISK, canceled=4)
-    scrape = wait_until(lambda: (now := Scrape(port)).value("settled_total") == 49 and now, what="49 settled")
+    told = (
+        "settled_total",
+        "accepted_to_wire_seconds_count",
+        "accepted_to_settled_seconds_count",
+        "attempts_count",
+    )
+    scrape = wait_until(
+        lambda: all((now := Scrape(port)).value(name) == 49 for name in told) and now, what="49 settled"
+    )
     assert scrape.value("settled_total", lane="strategy", outcome="canceled") == 40
     assert scrape.value("settled_total", lane="strategy", outcome="too_late") == 3
     assert scrape.value("settled_total", lane="strategy", outcome="unknown_order") == 2
