@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import uuid
 from contextlib import closing
@@ -185,6 +186,30 @@ def test_what_the_command_line_asks_for_and_cannot_work_is_refused_in_one_line(i
     [reason] = part.log_text().splitlines()
     assert reason.startswith("cannot start: ")
     assert words in reason
+
+
+@pytest.mark.parametrize("metrics", [False, True], ids=["alone", "with metrics"])
+def test_processes_without_a_temporary_folder_are_refused_in_one_line_that_names_tmpdir(stack, metrics):
+    env = {**stack.environment, "REDIS_URL": own_database(stack)}
+    env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env["PATH"]))
+    if metrics:
+        env["KALSHI_METRICS_PORT"] = str(free_port())
+    # Whoever may not write a byte has no folder that can be written to, root or not.
+    command = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *DOCUMENTED, "-P", "processes", "-c", "2"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 1
+    [reason] = [line for line in (done.stdout + done.stderr).splitlines() if "cannot start: " in line]
+    assert "set TMPDIR" in reason
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 # -- it starts, serves and ends

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,7 +40,7 @@ def _refuse_options(conf: Any, options: Mapping[str, Any], **_: Any) -> None:
 
 @signals.worker_init.connect
 def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
-    """Ends the process in one line unless settings, key and Redis are fit, and it can be watched."""
+    """Ends the process in one line unless settings, key, Redis and host are fit, and it can be watched."""
     # SystemExit, because Celery swallows ordinary exceptions of this signal's handlers and runs on.
     try:
         settings = WorkerSettings.from_env()
@@ -49,6 +51,21 @@ def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
         sys.exit(f"cannot start: {problem}")
     except BookError as problem:
         sys.exit(f"cannot start: no Redis at {settings.redis.masked_url}: {problem}")
+    if _forks(sender) and (lacking := _lacking_for_processes()):
+        sys.exit(f"cannot start: -P processes needs {lacking}")
+
+
+def _lacking_for_processes() -> str:
+    """What the host lacks for Celery's pool of processes; empty: nothing."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        return "a folder for temporary files that can be written to: set TMPDIR"
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except OSError as problem:
+        return f"semaphores, for which /dev/shm must be writable: {problem.strerror}"
+    return ""
 
 
 @signals.after_setup_logger.connect

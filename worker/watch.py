@@ -46,7 +46,14 @@ class Watch:
             raise CannotBeWatchedError(
                 f"KALSHI_METRICS_PORT cannot be opened at {address}: {problem.strerror}"
             ) from None
-        self._folder = tempfile.mkdtemp(prefix="kalshi-cancel-metrics-") if forks else None
+        if forks:
+            try:
+                self._folder = tempfile.mkdtemp(prefix="kalshi-cancel-metrics-")
+            except OSError as problem:
+                raise CannotBeWatchedError(
+                    "KALSHI_METRICS_PORT with -P processes needs a folder for temporary files that can be"
+                    f" written to: set TMPDIR ({problem.strerror})"
+                ) from None
         self.metrics = Metrics(self._folder)
 
     def leave_the_port(self) -> None:
