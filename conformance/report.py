@@ -30,8 +30,8 @@ asks for Python 3.13 and works on 3.12. There pip is told to ignore that, or it 
 The document is not part of this repository. Each sdist of `kalshi-sdk` has it; the run unpacks the newest
 into `.venv-conformance/specs`, and says so if its version is not that of `SPECS`.
 
-A body conforms when it has every required field, only fields that the document has, and the right type and
-format for each: contracts with two decimals, money with two to six.
+A body conforms when it has every required field, and no field that the document does not have. Each field has
+the right type and format: contracts have two decimals, money has two to six.
 
 The ordinary suite needs neither document nor network. It checks every answer that a test of the sandbox gets
 against the table in `conformance/answers.py`. This run checks that table against the document.

@@ -14,6 +14,8 @@ from crew import PATIENCE_S
 from sandbox.stack import wait_until
 from worker.book import Book, Fence, Fenced
 from worker.mass_claim import LEASE_MS, MassClaims, Planned
+from worker.mass_entering import Entering
+from worker.mass_means import Means
 from worker.mass_request import MassRequest
 from worker.masses import Masses
 from worker.orders import CancelRequest, Lane
@@ -286,6 +288,28 @@ def test_a_token_is_never_given_out_twice_even_if_redis_forgets(server, settings
     wait_until(lambda: time.time_ns() // 1_000_000 > int(first.fence.token), what="the next millisecond")
     second = take(server, settings, request_id, "host:2")
     assert second.fence.token != first.fence.token
+
+
+def test_what_redis_loses_between_two_looks_counts_as_open_again(server, settings, request_id):
+    claim, book = take(server, settings, request_id), Book(server, settings)
+    request = MassRequest.parse({"request_id": request_id, "scope": {"order_ids": ["order-1", "order-2"]}})
+    means = Means(
+        book=book,
+        masses=Masses(server, settings),
+        exchange=None,
+        pacer=None,
+        call_hands=lambda _lane, _messages: None,
+        read_lag_s=0.5,
+        stopping=threading.Event(),
+    )
+    entering = Entering(request, claim, means, now_s=time.time)
+    entering.named()
+    assert claim.still_open() == (2, 0)
+    server.delete(*server.scan_iter(f"{settings.key_prefix}:*"))
+    assert (claim.still_open(), claim.has_lost) == ((0, 0), True), "put back, and no order has an entry"
+    entering.lost(but=["order-2"])
+    assert book.open_cancel("order-1") is not None
+    assert claim.still_open() == (1, 0)
 
 
 def test_orders_are_entered_with_a_valid_claim_only(server, settings, request_id):

@@ -14,7 +14,6 @@ from crew import PATIENCE_S, ids
 from sandbox.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}
-READ_LAG_S = 0.5  # crew.ENVIRONMENT
 
 
 @pytest.fixture
@@ -269,8 +268,7 @@ def test_once_it_is_known_again_what_the_key_sees_it_is_flat(crew):
 def test_an_order_that_the_exchange_has_restored_is_canceled_again(crew):
     [restored, other] = crew.place(2)
     assert crew.client.cancel(restored).result(timeout=PATIENCE_S).outcome == "canceled"
-    crew.control.restore(restored)
-    wait_until(lambda: time.sleep(READ_LAG_S) or True, what="reads have caught up")
+    crew.control.restore(restored)  # a listing within the read lag proves nothing yet: it is listed again
     report = sweep(crew, EVERYTHING)
     assert report["flat"], report["why_not_flat"]
     assert affected(report) == {restored, other}

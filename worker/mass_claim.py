@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -213,6 +213,10 @@ class MassClaim:
         for start in range(0, len(noted), NOTE_AT_ONCE):
             portion = noted[start : start + NOTE_AT_ONCE]
             self._write(self._scripts.note_orders, *(value for each in portion for value in each))
+
+    def open_again(self, order_ids: Iterable[str]) -> None:
+        """Has orders that are noted counted among those that are left, before they are entered once more."""
+        self.add_orders({each: self._kept.orders[each] for each in order_ids})
 
     @property
     def noted(self) -> Collection[str]:

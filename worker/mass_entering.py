@@ -122,6 +122,7 @@ class Entering:
                 len(gone),
                 extra=said,
             )
+            self._claim.open_again(gone)
             for start in range(0, len(gone), ACCEPT_AT_ONCE):
                 portion = gone[start : start + ACCEPT_AT_ONCE]
                 self._accept([self._request_for(each, None) for each in portion])

@@ -144,11 +144,12 @@ class MassRun:
     def _look(self) -> None:
         """Sees how many are open, and whether the first were refused because of the key."""
         self._claim.keep()
-        if self._claim.has_lost:
-            self._claim.has_lost = False
-            self._entering.lost(but=self._account.results.keys())
         self._account.read_results()
         self._still, overdue = self._claim.still_open()
+        if self._claim.has_lost:  # seen just now, too: then all that is left was struck off
+            self._claim.has_lost = False
+            self._entering.lost(but=self._account.results.keys())
+            self._still, overdue = self._claim.still_open()
         if self._account.plan is not None or self._now_s() - self._began_s > OFTEN_FOR_S:
             self._account.tell_progress(self._still, overdue)
         if self._still:
