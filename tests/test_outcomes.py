@@ -795,6 +795,33 @@ def test_what_is_left_to_another_key_is_asked_from_the_beginning_and_what_is_in_
     assert (left.step, left.first_doubt) == (Step.READ_BACK, doubtful.first_doubt)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"step": Step.SEARCH_ARCHIVE},
+        {"refused": Problem("forbidden", "no", 403)},
+        {"not_found_age_ms": 5},
+        {"unknown_reads": 2, "first_unknown_age_ms": 5},
+        {"key_refusals": 1},
+    ],
+    ids=lambda told: next(iter(told)),
+)
+def test_what_one_key_was_told_counts_for_that_key_only(told):
+    kept = replace(sent(), **told).to_json("one")
+    case = Case.from_json(case_of().request, kept)
+    assert case.asked_by("one") == case == replace(case, asked_with="one", **told)
+    afresh = case.asked_by("another")
+    assert (afresh.step, afresh.unknown_reads, afresh.refused) == (Step.CANCEL, 0, None)
+    assert afresh.not_found_age_ms is afresh.first_unknown_age_ms is None
+    assert (afresh.key_refusals, afresh.attempts) == (0, case.attempts)
+
+
+def test_what_an_order_has_shown_counts_whoever_goes_on():
+    case = replace(sent(), seen=True, remaining=Decimal(3), filled=Decimal(1), step=Step.READ_BACK)
+    kept = Case.from_json(case_of().request, case.to_json("one"))
+    assert kept.asked_by("another") == kept
+
+
 @given(cases())
 def test_a_case_survives_its_json(case):
     assert Case.from_json(case.request, case.to_json()) == case

@@ -108,6 +108,21 @@ def test_what_one_workers_key_may_not_cancel_goes_to_those_with_another(crew, le
     assert crew.effective() == dict.fromkeys(order_ids, 1)
 
 
+@pytest.mark.parametrize("less", LESS)
+def test_the_key_of_a_worker_that_fell_silent_is_waited_for(crew, less):
+    order_ids = crew.place(10, subaccount=1)
+    with crew.apart() as apart, worker_with_a_key_of_its_own(crew, apart, **LESS[less]):
+        [other] = apart.start()
+        wait_known(apart)
+        with crew.frozen(other):
+            wait_known(apart, 1)
+            together = apart.client.cancel_many(order_ids)
+            wait_until(crew.cancels, within_s=PATIENCE_S, what="the one has tried")
+        results = list(together.results(timeout=PATIENCE_S))
+    assert {each.outcome for each in results} == {"canceled"}
+    assert crew.effective() == dict.fromkeys(order_ids, 1)
+
+
 def test_an_order_is_refused_once_every_workers_key_was(crew):
     order_ids = crew.place(10, subaccount=1)
     with (

@@ -326,6 +326,7 @@ def test_a_worker_that_says_nothing_any_more_is_forgotten(redis_client, settings
     [(member, at_ms)] = redis_client.zrange(f"{settings.key_prefix}:workers", 0, -1, withscores=True)
     redis_client.zadd(f"{settings.key_prefix}:workers", {member: at_ms - 6_000})
     assert Watcher(settings).snapshot().workers == ()
+    redis_client.zadd(f"{settings.key_prefix}:workers", {member: at_ms - 61_000})
     roster.show(WorkerShown("here:1", ("risk",), 2))
     assert redis_client.zcard(f"{settings.key_prefix}:workers") == 1
 

@@ -32,7 +32,7 @@ from worker.orders import Lane
 from worker.outbox import Outbox
 from worker.pacing import Limits, Pacer
 from worker.readiness import Readiness
-from worker.roster import Colleagues, Identity, Roster, WorkerShown
+from worker.roster import KEY_LIFE_S, Colleagues, Identity, Roster, WorkerShown
 from worker.rotation import Rotation
 from worker.scripts import BookError
 from worker.services import Service, Services
@@ -209,7 +209,7 @@ def _open(settings: WorkerSettings, app: Celery) -> Office:
             stopping=threading.Event(),
             tell=tell,
             others=lambda key_ids: any(
-                each.key_id and each.key_id not in key_ids for each in roster.workers()
+                each.key_id and each.key_id not in key_ids for each in roster.workers(within_s=KEY_LIFE_S)
             ),
         ),
         MassClaims(server, settings.redis, name=me.full),

@@ -96,6 +96,7 @@ class Case:
     ``key_refusals``: how often a worker's key was refused for it.
     ``turned_away``: the keys (by id) that may not cancel the order, or do not see it, and at what age.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
+    ``asked_with``: the key (by id) whose calls found it missing, or were refused.
     ``history``: the latest troubles, each with its moment and its code.
     ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
     ``remaining``, ``filled``: what a read or a listing has last shown of the order while it rested, and
@@ -119,6 +120,7 @@ class Case:
     first_unknown_age_ms: int | None = None
     key_refusals: int = 0
     turned_away: tuple[tuple[str, int], ...] = ()
+    asked_with: str = ""
     refused: Problem | None = None
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
@@ -153,9 +155,11 @@ class Case:
             unanswered_age_ms=UNDER_WAY_MOST_MS,
         )
 
-    def to_json(self) -> str:
-        """What was learned, as the book keeps it between two hands; the request is kept beside it."""
+    def to_json(self, key_id: str = "") -> str:
+        """What was learned with a key, as the book keeps it between two hands, with the request beside it."""
         learned = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
+        if key_id and self._is_partly_turned_away:
+            learned["asked_with"] = key_id
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         attempts = {name: _told(value) for name in _ATTEMPTS if (value := getattr(self, name)) is not None}
         counts = {name: str(value) for name in _COUNTS if (value := getattr(self, name)) is not None}
@@ -240,10 +244,31 @@ class Case:
     def left_to_others(self, key_id: str, now: Instant) -> Case:
         """The case for workers with another key, as this one was turned away: they ask from the beginning."""
         others = tuple(each for each in self.turned_away if each[0] != key_id)
+        return replace(self._from_the_beginning(), turned_away=(*others, (key_id, now.age_ms)))
+
+    def asked_by(self, key_id: str) -> Case:
+        """The case as a worker with this key goes on with it.
+
+        What another key is not shown, or may not do, says nothing of what this one is: it asks for itself.
+        """
+        if self.asked_with == key_id or not self._is_partly_turned_away:
+            return self
+        return self._from_the_beginning()
+
+    @property
+    def _is_partly_turned_away(self) -> bool:
+        return (
+            self.step is Step.SEARCH_ARCHIVE
+            or self.refused is not None
+            or self.not_found_age_ms is not None
+            or self.key_refusals + self.unknown_reads > 0
+        )
+
+    def _from_the_beginning(self) -> Case:
         return replace(
             self,
             step=Step.CANCEL if self.unanswered_age_ms is None else Step.READ_BACK,
-            turned_away=(*others, (key_id, now.age_ms)),
+            asked_with="",
             key_refusals=0,
             refused=None,
             not_found_age_ms=None,
@@ -285,6 +310,7 @@ _PLAIN = (
     "first_unknown_age_ms",
     "key_refusals",
     "turned_away",
+    "asked_with",
     "history",
     "seen",
     "shown_age_ms",
@@ -295,6 +321,7 @@ _KINDS = {
     "history": list,
     "turned_away": list,
     "step": object,
+    "asked_with": str,
     "seen": bool,
     "rested_after_doubt": bool,
 }  # others: int
@@ -304,7 +331,7 @@ _COUNTS = ("remaining", "filled")
 
 
 def _says_something(value: object) -> bool:
-    return value is not None and value is not False and value != ()
+    return value is not None and value is not False and value not in ((), "")
 
 
 def _told(attempt: Attempt) -> list[float | None]:

@@ -400,8 +400,10 @@ class Pursuit:
         return replace(given, for_key=other) if isinstance(given, GiveBack) else given
 
     def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> _Walk:
-        walk = _Walk(Case.from_json(entry.request, entry.learned), entry, calls, slot, since)
-        walk.key_id = self._exchange.signs_with[0]
+        key_id = self._exchange.signs_with[0]
+        case = Case.from_json(entry.request, entry.learned).asked_by(key_id)
+        walk = _Walk(case, entry, calls, slot, since)
+        walk.key_id = key_id
         if entry.interrupted:
             attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
             walk.case = walk.case.interrupted(attempt, self._now(walk))
@@ -420,7 +422,7 @@ class Pursuit:
 
     def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
-        learned = walk.case.to_json()
+        learned = walk.case.to_json(walk.key_id)
         if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
             return GiveUp(walk.entry, learned)
         return GiveBack(

@@ -25,6 +25,9 @@ from worker.orders import Problem
 from worker.settings import RedisSettings
 
 WORKER_LIFE_S = 5.0  # since it last said that it runs
+# A worker that fell silent without saying that it ends may be frozen and come back: so long, an order that
+# other keys may not cancel, or do not see, waits for its key.
+KEY_LIFE_S = 60.0
 LOOK_EVERY_S = 0.5  # at the others, for who asks again and again
 OPEN = "open"
 KEY_REFUSED = "key_refused"
@@ -84,7 +87,7 @@ class Roster:
         now_ms = self._now_ms()
         pipeline = self._server.pipeline(transaction=False)
         pipeline.zadd(self._key, {json.dumps(asdict(worker)): now_ms})
-        pipeline.zremrangebyscore(self._key, "-inf", now_ms - WORKER_LIFE_S * 1000)
+        pipeline.zremrangebyscore(self._key, "-inf", now_ms - KEY_LIFE_S * 1000)
         scripts.call(pipeline.execute)
 
     def leave(self, worker_id: str) -> None:
@@ -94,9 +97,9 @@ class Roster:
         if mine:
             scripts.call(lambda: self._server.zrem(self._key, *mine))
 
-    def workers(self) -> list[WorkerShown]:
+    def workers(self, *, within_s: float = WORKER_LIFE_S) -> list[WorkerShown]:
         """The workers that said lately that they run, by name; a name that several have is told apart."""
-        since_ms = self._now_ms() - WORKER_LIFE_S * 1000
+        since_ms = self._now_ms() - within_s * 1000
         said = scripts.call(lambda: self._server.zrange(self._key, since_ms, "+inf", byscore=True))
         latest: dict[str, WorkerShown] = {}  # in the order in which it was said
         for worker in filter(None, map(_parse, said)):
@@ -122,28 +125,29 @@ class Colleagues:
     def __init__(self, roster: Roster, worker_id: str) -> None:
         self._roster = roster
         self._worker_id = worker_id
-        self._looked_at = -math.inf
-        self._seen: list[WorkerShown] = []
+        self._looked_at: dict[float, float] = {}
+        self._seen: dict[float, list[WorkerShown]] = {}
 
     def serve(self) -> bool:
         """Whether any of them sends."""
-        return any(each.gate == OPEN for each in self._others())
+        return any(each.gate == OPEN for each in self._others(WORKER_LIFE_S))
 
     def another_key(self, key_ids: Collection[str], lane: str) -> str:
         """The id of a key that is none of these, of one that serves the lane; empty: there is none.
 
-        A key that the exchange refuses altogether does not count.
+        A key that the exchange refuses altogether does not count. That of a worker that fell silent does.
         """
-        for each in self._others():
+        for each in self._others(KEY_LIFE_S):
             if each.key_id and each.key_id not in key_ids and each.gate != KEY_REFUSED and lane in each.lanes:
                 return each.key_id
         return ""
 
-    def _others(self) -> list[WorkerShown]:
-        if time.monotonic() - self._looked_at > LOOK_EVERY_S:
-            self._seen = [each for each in self._roster.workers() if each.worker_id != self._worker_id]
-            self._looked_at = time.monotonic()
-        return self._seen
+    def _others(self, within_s: float) -> list[WorkerShown]:
+        if time.monotonic() - self._looked_at.get(within_s, -math.inf) > LOOK_EVERY_S:
+            workers = self._roster.workers(within_s=within_s)
+            self._seen[within_s] = [each for each in workers if each.worker_id != self._worker_id]
+            self._looked_at[within_s] = time.monotonic()
+        return self._seen[within_s]
 
 
 def _parse(text: str) -> WorkerShown | None:
