@@ -6,7 +6,9 @@ its files in a folder of its own, so that it can be killed, stopped and restarte
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import PrivateFormat
 from sandbox.control import Control
 
 READY_WITHIN_S = 30.0
+SERVER_PORTS = range(10_000, 30_000)  # below those that systems give to outgoing connections
 KEY_ID = "a952bcbe-ec3b-4b5b-b8f9-11dae589608c"  # made up
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,10 +37,12 @@ class NotReady(RuntimeError):  # noqa: N818 - reads as what it says
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that was free a moment ago; outgoing connections are given others."""
+    while True:
+        port = secrets.choice(SERVER_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], *, within_s: float = READY_WITHIN_S, what: str = "") -> Any:

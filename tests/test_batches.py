@@ -274,7 +274,7 @@ def test_a_batch_turned_away_over_its_size_like_over_the_budget_still_ends(crew)
     turned_away = [call for call in batches(crew) if call["status"] == 429]
     print(f"turned away: {[len(each['order_ids']) for each in turned_away]}")
     assert {result.outcome for result in results} == {"canceled"}
-    assert len(turned_away) <= 40
+    assert len(turned_away) <= 12
 
 
 def test_one_order_that_spoils_the_whole_batch_is_found_and_the_others_go_through(crew):

@@ -323,6 +323,8 @@ class Pursuit:
         if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
+        if trouble.meaning is Meaning.BUSY:
+            self.batch_size.busy(len(walks))
         if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
@@ -499,6 +501,7 @@ class BatchSize:
         self._refused = most + 1
         self._refused_until = 0.0
         self._alone_until = 0.0
+        self._was_busy = False
 
     @property
     def limit(self) -> int:
@@ -509,6 +512,7 @@ class BatchSize:
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
+        self._was_busy = False
         if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
@@ -521,15 +525,24 @@ class BatchSize:
             self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
             self._refused, self._refused_until = self._most + 1, 0.0
         elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
-            now = time.monotonic()
-            # Several hands ask at once: news of a larger size comes after that of a smaller one.
-            self._refused = min(size, self._refused) if now < self._refused_until else size
-            self._refused_until = now + REFUSED_SIZE_STANDS_S
-            self._limit = min(self._limit, max(size // 2, 1))
+            self._halve(size)
+
+    def busy(self, size: int) -> None:
+        """A batch of this size got a 429, which is the budget's; twice in a row its size may be meant."""
+        if self._was_busy and size > NEVER_TOO_MANY:
+            self._halve(size)
+        self._was_busy = True
 
     def spoiler_found(self) -> None:
         """An order was refused by itself: what was refused before may have been its doing, not the size's."""
         self._refused, self._refused_until = self._most + 1, 0.0
+
+    def _halve(self, size: int) -> None:
+        now = time.monotonic()
+        # Several hands ask at once: news of a larger size comes after that of a smaller one.
+        self._refused = min(size, self._refused) if now < self._refused_until else size
+        self._refused_until = now + REFUSED_SIZE_STANDS_S
+        self._limit = min(self._limit, max(size // 2, 1))
 
 
 # What the gate is told of a batch that was answered, whatever it says of its orders.
