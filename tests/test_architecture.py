@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "hands": {"book", "desk", "logs", "orders", "scripts", "services"},
     # Mass cancels: what is pure, the steps of one, then one from start to report, and all of them.
     "mass_planning": {"mass_request", "orders", "pacing"},
-    "mass_report": {"mass_claim", "mass_request", "orders"},
+    "mass_report": {"mass_claim", "mass_request", "orders", "scope"},
     "key_rights": {"dialects", "exchange", "notices", "pacing", "scope", "scripts"},
     "aside": set(),
     "mass_means": {"book", "exchange", "masses", "notices", "orders", "pacing"},

@@ -20,6 +20,7 @@ from worker.client import CancelClient
 from worker.dialects import Meaning, Trouble
 from worker.fleet import ENDS, Fleet
 from worker.mass_claim import MassClaims
+from worker.mass_report import in_short
 from worker.mass_request import MassRequest
 from worker.masses import Masses
 from worker.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
@@ -342,7 +343,8 @@ def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(book
         masses.enter(request)
     assert fleet.look().masses == {"running": 4, "flat": 0, "not_flat": 0}
     for request, flat, dry in zip(ended, (True, False, False), (False, False, True), strict=True):
-        claims.take(request.request_id).finish({**request.to_json(), "dry_run": dry, "flat": flat}, {})
+        report = {**request.to_json(), "dry_run": dry, "flat": flat}
+        claims.take(request.request_id).finish(report, in_short(report))
     for _ in range(2):  # also from memory
         assert fleet.look().masses == {"running": 1, "flat": 1, "not_flat": 1}
 

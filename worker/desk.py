@@ -366,6 +366,11 @@ class Desk:
         """Looks at some more of the book for entries that nobody would ever come for."""
         self._mend_from, _ = self._book.mend(self._mend_from)
 
+    def forget_dead(self) -> None:
+        """Forgets dead letters that nobody looks at any more."""
+        while forgotten := self._book.forget_dead():
+            log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
+
     def tell_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
 

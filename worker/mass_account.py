@@ -165,7 +165,9 @@ class Account:
         )
         if pace is not None:
             self._masses.note_pace(pace)
-        still_open = len(planned.keys() - results.keys())
+        missing = planned.keys() - results.keys()
+        lost = frozenset(self._claim.without_entry(sorted(missing)))
+        still_open = len(missing - lost)
         if still_open and findings.why_not_flat == mass_report.NOTHING_PROVEN:
             findings.why_not_flat = f"{still_open} orders were not settled in time"
         end = End(
@@ -179,6 +181,7 @@ class Account:
             key=findings.key,
             command=findings.command,
             canceled_by_command=findings.canceled_by_command,
+            lost=lost,
             cannot_tell=findings.cannot_tell,
             not_asked=findings.not_asked,
         )

@@ -6,6 +6,7 @@ report: a runner that was stopped or cut off for longer than its lease changes n
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -28,7 +29,11 @@ LEASE_MS = 3_000
 # In one step of Redis, which serves nobody else meanwhile; settled ones cost next to nothing.
 LOOK_AT_MOST = 5_000
 MEET_AT_MOST = 300
-NOTE_AT_ONCE = 1_000
+NOTE_AT_ONCE = 250
+# What waits for the step that puts it in place.
+DRAFT_LIFE_S = 60
+BROUGHT_AT_ONCE = 1_000_000  # characters
+PUBLISHED_IN_A_SCRIPT = 1_000_000  # characters; more is published after it
 WITHDRAW_AT_ONCE = 200
 
 
@@ -92,7 +97,9 @@ class MassClaims:
         claimed = scripts.surely(self.server, self._claim, args)
         if not claimed:
             return None
-        token, request, meant, spent, waiters = claimed
+        token, meant, spent, waiters = claimed
+        key = f"{self.settings.key_prefix}:mass:{request_id}"
+        request = scripts.call(lambda: self.server.hget(key, "request")) or ""
         kept = _Kept(waiters, {"request": request, "meant": meant}, float(spent))
         return MassClaim(self, Fence(request_id, token), kept, held_until=asked + LEASE_MS / 1000)
 
@@ -225,10 +232,14 @@ class MassClaim:
 
     def orders(self) -> dict[str, Planned]:
         """The orders noted so far, with what they had."""
-        noted: dict[str, str] = scripts.call(lambda: self._server.hgetall(f"{self._key}:orders"))
-        found = {order_id: Planned.from_json(text) for order_id, text in noted.items()}
-        self._kept.orders |= found
-        return dict(self._kept.orders)
+        key, kept = f"{self._key}:orders", self._kept.orders
+        if scripts.call(lambda: self._server.hlen(key)) > len(kept):  # those of a runner before
+            cursor = None
+            while cursor != 0:
+                scan = functools.partial(self._server.hscan, key, cursor or 0, count=NOTE_AT_ONCE)
+                cursor, some = scripts.call(scan)
+                kept |= {order_id: Planned.from_json(text) for order_id, text in some.items()}
+        return dict(kept)
 
     def count_orders(self) -> int:
         """How many orders are noted so far; those that Redis has lost are noted anew."""
@@ -266,19 +277,49 @@ class MassClaim:
     # -- its end
 
     def finish(self, report: Mapping[str, Any], in_short: Mapping[str, Any]) -> None:
-        """Stores the report, tells whoever waits, and lets the mass cancel go, all in one step."""
-        record = records.task_record(
-            "", report, date_done=report.get("completed_at") or utc_text(self.now_s())
-        )
+        """Stores the report, tells whoever waits, and lets the mass cancel go.
+
+        That is one step. What it puts in place, which may be megabytes, is brought there before.
+        """
+        is_done_at = report.get("completed_at") or utc_text(self.now_s())
+        record = records.task_record("", report, date_done=is_done_at).removesuffix('""}')
         said = {"request_id": self.fence.request_id, "step": "finished", **in_short}
-        self._write(
-            self._scripts.finish,
-            json.dumps(report),
-            record.removesuffix('""}'),
-            records.task_key("", self._settings.celery_prefix),
+        key_prefix = records.task_key("", self._settings.celery_prefix)
+        is_small = len(record) <= PUBLISHED_IN_A_SCRIPT
+        fixed = [
+            json.dumps(in_short),
+            key_prefix,
             self._settings.result_expires_s,
             json.dumps(said, separators=(",", ":"))[1:] if self._settings.audit else "",
-        )
+            int(is_small),
+        ]
+        drafts: dict[str, str] = {}  # where the record for each task waits
+        fence, is_done = scripts.call(lambda: self._server.hmget(self._key, ["fence", "report"]))
+        wanted: list[str] = []
+        if fence == self.fence.token and not is_done:
+            reserved = records.RESERVED
+            wanted = [each for each in self._kept.waiters if not each.startswith(reserved)]
+            wanted.append(f"mass:{self.fence.request_id}")
+        while True:
+            for task_id in wanted:
+                drafts[task_id] = f"{self._key}:draft:{task_id}"
+                self._bring(drafts[task_id], f"{record}{json.dumps(task_id)}}}")
+            pairs = [each for pair in drafts.items() for each in pair]
+            is_done, *others = self._write(self._scripts.finish, *fixed, *pairs)
+            if is_done:
+                break
+            wanted = others[0]  # those who came meanwhile
+        if not is_small:
+            for task_id in drafts:
+                text = f"{record}{json.dumps(task_id)}}}"
+                scripts.call(functools.partial(self._server.publish, key_prefix + task_id, text))
+
+    def _bring(self, key: str, text: str) -> None:
+        """Stores a text for a while, in portions."""
+        first, *others = (text[at : at + BROUGHT_AT_ONCE] for at in range(0, len(text), BROUGHT_AT_ONCE))
+        scripts.call(functools.partial(self._server.set, key, first, ex=DRAFT_LIFE_S))
+        for each in others:
+            scripts.call(functools.partial(self._server.append, key, each))
 
     def _write(self, script: Any, *values: Any) -> Any:
         args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
@@ -296,13 +337,14 @@ class MassClaim:
             return
         kept = self._kept
         fields = {**kept.fields, "spent": f"{kept.spent:g}"}
+        request = ("HSETNX", self._key, "request", fields.pop("request"))
         args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, self.name, LEASE_MS]
         args += (
             len(kept.waiters),
             *kept.waiters,
             *(each for name in fields for each in (name, fields[name])),
         )
-        if not scripts.surely(self._server, self._scripts.put_back, args):
+        if not scripts.surely(self._server, self._scripts.put_back, args, then=[request]):
             return
         self.has_lost = True
         said = {"request_id": self.fence.request_id}

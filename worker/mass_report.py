@@ -15,6 +15,7 @@ from typing import Any
 from worker.mass_claim import Planned
 from worker.mass_request import MassRequest
 from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, count_text
+from worker.scope import Scope
 
 NOTHING_PROVEN = "its time was over before a listing could prove it"
 # Canceled, and nothing tells any more whether by us: Redis has lost the result, or it was kept long enough.
@@ -27,8 +28,9 @@ class End:
     """How a mass cancel has ended.
 
     ``flat_listing`` is the listing that proves it, None without a proof; ``why_not_flat`` says what is
-    missing. ``cannot_tell``: orders that nobody can judge, with the reason; ``not_asked``: orders in scope
-    that were not asked for, with the code of the reason.
+    missing. ``lost``: orders without a result that nobody works on any more. ``cannot_tell``: orders that
+    nobody can judge, with the reason; ``not_asked``: orders in scope that were not asked for, with the code
+    of the reason.
     """
 
     completed_at: str
@@ -40,6 +42,7 @@ class End:
     key: Mapping[str, Any] | None = None
     command: Mapping[str, Any] | None = None
     canceled_by_command: Collection[str] = ()
+    lost: Collection[str] = ()
     cannot_tell: Mapping[str, str] = field(default_factory=dict)
     not_asked: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,7 +87,7 @@ def _tally(
             affected.append({"order_id": order_id, "reduced_by": count_text(result.reduced_by)})
             counts.add(result.reduced_by)
         else:
-            not_affected.append({"order_id": order_id, **_why_not(result, was_settled=had.settled)})
+            not_affected.append({"order_id": order_id, **_why_not(result, had, lost=order_id in end.lost)})
         if result is not None and not had.settled:
             fills.add(_filled_meanwhile(had, result))
     others = [
@@ -124,10 +127,10 @@ class _Sum:
             self.proven += count
 
 
-def _why_not(result: CancelResult | None, *, was_settled: bool) -> dict[str, Any]:
-    if result is None:
+def _why_not(result: CancelResult | None, had: Planned, *, lost: bool) -> dict[str, Any]:
+    if result is None and not lost:
         return {"reason": "open", "error": None}
-    if is_lost(result) and not was_settled:
+    if result is None or (is_lost(result) and not had.settled):
         return {"reason": RESULT_LOST, "error": None}
     reason = result.outcome.value
     if result.outcome in (Outcome.TOO_LATE, Outcome.CANCELED) and result.status:
@@ -200,6 +203,8 @@ def in_short(report_: Mapping[str, Any]) -> dict[str, Any]:
     """A report without what is said of each order: the trail has that already."""
     lists = ("affected", "not_affected", "canceled_by_command", "plan")
     short = {name: value for name, value in report_.items() if name not in lists}
+    if "scope" in short:
+        short["scope"] = Scope.from_json(short["scope"]).in_short()
     counts = {
         f"orders_{name}": len(report_.get(name, ())) for name in ("not_affected", "canceled_by_command")
     }

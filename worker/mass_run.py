@@ -100,7 +100,7 @@ class MassRun:
         else:
             try:
                 self._begin()
-                while not self._is_over():
+                while not (self._is_over() and self._has_all()):
                     is_early = self._now_s() - self._began_s < OFTEN_FOR_S
                     pause_s = LOOK_OFTEN_S if is_early else LOOK_EVERY_S
                     self._wait(min(pause_s, max(self._next_s - self._now_s(), 0.0)))
@@ -140,6 +140,12 @@ class MassRun:
         if self._listing_is_refused:
             return not self._still
         return now_s >= self._next_s and self._list(end_s)
+
+    def _has_all(self) -> bool:
+        """Whether Redis has lost nothing since the last look, or it is too late to mend that."""
+        self._claim.keep()
+        self._claim.count_orders()
+        return not self._claim.has_lost or self._now_s() >= self._end_s()
 
     def _look(self) -> None:
         """Sees how many are open, and whether the first were refused because of the key."""

@@ -7,6 +7,7 @@ Their keys: docs/keys.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,12 +21,6 @@ from worker.mass_request import MassRequest
 from worker.orders import BadRequest, utc_text
 from worker.server_clock import ServerClock
 from worker.settings import RedisSettings
-
-_RESERVED = (
-    "cancel:",
-    "mass:",
-    "list:",
-)  # a task's id is its producer's word; what is kept there is somebody else's
 
 
 class Masses:
@@ -46,19 +41,23 @@ class Masses:
 
         Raises BadRequest when its ``request_id`` is that of another one.
         """
-        if reply_to.startswith(_RESERVED):
+        if reply_to.startswith(records.RESERVED):
             reply_to = ""
         now_s = self._clock.now_s()
         asked = replace(request, accepted_at=utc_text(now_s)).to_json()
         meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
-        args = [self._prefix, request.request_id, json.dumps(asked), reply_to, now_s * 1000, meant]
-        became, *report = scripts.surely(self._server, self._enter, args, replicas=self._wait_replicas)
+        digest = hashlib.sha256(meant.encode()).hexdigest()
+        args = [self._prefix, request.request_id, reply_to, now_s * 1000, digest]
+        stored = ("HSETNX", self._key(request.request_id), "request", json.dumps(asked))
+        became, *is_done = scripts.surely(
+            self._server, self._enter, args, then=[stored], replicas=self._wait_replicas
+        )
         if became == "other":
             raise BadRequest({"request_id": f"is taken by another mass cancel: {request.request_id}"})
         if became == "new":
-            self._trail.append("mass", {"request_id": request.request_id, "step": "accepted", **asked})
-        elif reply_to and report[0]:
-            self._answer(reply_to, json.loads(report[0]))
+            self._trail.append("mass", {"step": "accepted", **asked, "scope": request.scope.in_short()})
+        elif reply_to and is_done[0] and (report := self.report(request.request_id)) is not None:
+            self._answer(reply_to, report)
 
     def _answer(self, task_id: str, report: Mapping[str, Any]) -> None:
         record = records.task_record(task_id, report, date_done=self._clock.now())
@@ -89,7 +88,7 @@ class Masses:
 
     def is_known(self, request_id: str) -> bool:
         """Whether there is anything of it."""
-        return scripts.call(lambda: self._server.hget(self._key(request_id), "request")) is not None
+        return scripts.call(lambda: self._server.hget(self._key(request_id), "meant")) is not None
 
     def plan(self, request_id: str) -> dict[str, Any] | None:
         """The plan, once it is made."""
@@ -101,7 +100,10 @@ class Masses:
 
     def report(self, request_id: str) -> dict[str, Any] | None:
         """The report, once it is done."""
-        return self._field(request_id, "report")
+        key = records.task_key(f"mass:{request_id}", self._celery_prefix)
+        text = scripts.call(lambda: self._server.get(key))
+        report: dict[str, Any] | None = json.loads(text)["result"] if text else None
+        return report
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """The latest mass cancels: id, when accepted, and the report or progress there is."""

@@ -23,6 +23,8 @@ from worker.orders import CancelResult
 log = logging.getLogger(__name__)
 
 _TASK_KEY_PREFIX = "celery-task-meta-"
+# A task's id is its producer's word; what is kept under these is somebody else's.
+RESERVED = ("cancel:", "mass:", "list:")
 _MGET_AT_ONCE = 500
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one at every call
 # Between looks at the records themselves: a published notice can be lost with its connection.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 from worker.orders import NUMBER_MAX, BadRequest, is_order_id, is_ticker
 
+IDS_SHOWN_MOST = 1_000
 TEXT_MAX_CHARS = 200  # far above any ticker
 EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
 _SIDES = ("yes", "no", "bid", "ask")
@@ -88,6 +90,14 @@ class Scope:
     def to_json(self) -> dict[str, Any]:
         """What :meth:`parse` takes, without what is not set."""
         return {f.name: _plain(value) for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    def in_short(self) -> dict[str, Any]:
+        """The same; of more ids than somebody would read, how many they are, and their digest."""
+        said = self.to_json()
+        if len(self.order_ids) > IDS_SHOWN_MOST:
+            digest = hashlib.sha256("\n".join(sorted(self.order_ids)).encode()).hexdigest()
+            said["order_ids"] = {"number": len(self.order_ids), "sha256": digest}
+        return said
 
     @property
     def names_orders_only(self) -> bool:

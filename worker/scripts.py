@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -89,8 +90,17 @@ def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
         ) from None
 
 
-def surely(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: int = 0) -> Any:
+def surely(
+    server: redis.Redis,
+    script: Any,
+    args: Sequence[Any],
+    *,
+    then: Sequence[Sequence[Any]] = (),
+    replicas: int = 0,
+) -> Any:
     """What a script answers, once so many replicas have what it wrote and no failover throws it away.
+
+    The commands of ``then`` follow it: for values that are too large for a script.
 
     Raises BookError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it; also
     when too few replicas have it in time, or a failover is under way.
@@ -99,6 +109,8 @@ def surely(server: redis.Redis, script: Any, args: Sequence[Any], *, replicas: i
     connection = call(pool.get_connection)
     try:
         answer = call(lambda: _run(connection, script, args), may_be_accepted=True)
+        for command in then:
+            call(functools.partial(_ask, connection, *command), may_be_accepted=True)
         if replicas:  # WAIT is about what its own connection has written
             _await(connection, replicas)
         if why := call(lambda: primary.why_unsure(pool, connection), may_be_accepted=True):

@@ -170,7 +170,7 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_BATCH_MOST",
         default="100",
-        meaning="How many orders one call cancels at most; less where the exchange refuses so many.",
+        meaning="How many orders one call cancels, 200 at most; less where the exchange refuses so many.",
     ),
     Variable(
         name="KALSHI_READ_LAG_S",
@@ -231,6 +231,8 @@ MAX_KEY_BYTES: Final = (
     64 * 1024
 )  # many times the largest key; keeps a wrong path (a log, a device) out of memory
 DAY_S: Final = 86_400
+# Redis serves nobody else while it puts down what was claimed together.
+BATCH_LIMIT: Final = 200
 
 _INTEGER: Final = re.compile(r"[0-9]{1,15}")
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
@@ -445,7 +447,7 @@ class WorkerSettings:
             write_tokens_per_s=reader.number("KALSHI_WRITE_TOKENS_PER_S", low=1, high=1e9),
             write_tokens_capacity=reader.number("KALSHI_WRITE_TOKENS_CAPACITY", low=10, high=1e9),
             risk_reserve=reader.number("KALSHI_RISK_RESERVE", low=0, high=0.95),
-            batch_most=reader.integer("KALSHI_BATCH_MOST", low=1, high=10_000, unit="orders"),
+            batch_most=reader.integer("KALSHI_BATCH_MOST", low=1, high=BATCH_LIMIT, unit="orders"),
             read_lag_s=reader.number("KALSHI_READ_LAG_S", low=0, high=60),
             max_body_bytes=reader.integer("KALSHI_MAX_BODY_BYTES", low=1024, high=2**30, unit="bytes"),
             pool_size=reader.integer("KALSHI_POOL_SIZE", low=1, high=1024, unit="connections"),

@@ -31,6 +31,7 @@ LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
 LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
 LIMITS_LEAST_S = 1.0  # between two questions, however many 429s come
 TRIM_EVERY_S = 60.0
+FORGET_EVERY_S = 600.0
 SHOW_EVERY_S = 1.0
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
 SWEEP_EVERY_S = 0.25
@@ -108,6 +109,7 @@ def sweep(app: Celery, desk: Desk, hands: Hands, lists: Lists, tell: Tell) -> li
         Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
         Service("mend the book", desk.mend, every_s=MEND_EVERY_S),
+        Service("forget the dead", desk.forget_dead, every_s=FORGET_EVERY_S),
         Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),
     ]
 

@@ -21,7 +21,7 @@ local FIRST = 12  -- of the requests' values
 -- Everybody who asks is told, and each of these copies has the names: more would be too long a record.
 local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
 -- Whoever waits for longer than this has given up; so the list of an order that never settles has an end.
-local WAITERS_LIFE_S = 7 * 86400
+local WAITERS_LIFE_S = 7 * 86400  -- worker/lists.py
 local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 if fenced(ARGV[9], ARGV[10]) then return 'fenced' end
@@ -41,10 +41,16 @@ end
 
 -- What is known of an order's entry, with what joins it; it is put into the book once, after all have joined.
 
+local encoded_names = {}
+local function as_listed(requested_by)  -- a name's JSON as lists have it: others write what is not ASCII otherwise
+  encoded_names[requested_by] = encoded_names[requested_by] or cjson.encode(cjson.decode(requested_by))
+  return encoded_names[requested_by]
+end
+
 local function new_state(request, path, requested_by, deadline_ms, task_id)
   return {
     is_new = true, text = request, lane = lane, path = path, deadline_ms = deadline_ms,
-    names = requested_by ~= '' and '[' .. requested_by .. ']', reply_to = task_id ~= '' and '[' .. cjson.encode(task_id) .. ']',
+    names = requested_by ~= '' and '[' .. as_listed(requested_by) .. ']', reply_to = task_id ~= '' and '[' .. cjson.encode(task_id) .. ']',
   }
 end
 
@@ -62,23 +68,25 @@ local function stored_state(key, is_dead)  -- of an entry, or of a dead letter; 
   }
 end
 
-local function add_name(state, name)
-  if state.left_out and not state.list then  -- the list is full: it need not be taken apart
-    if not string.find(state.names or '', cjson.encode(name), 1, true) then
-      state.left_out, state.changed.left_out = (tonumber(state.left_out) or 0) + 1, true
+local function is_listed(list, name)  -- the list's text need not be taken apart for most names
+  if string.find(name, '[,\\]') then
+    for _, known in ipairs(texts(list)) do
+      if cjson.encode(known) == name then return true end
     end
-    return
+    return false
   end
-  if not state.list then
-    state.list, state.bytes, state.has = texts(state.names or '[]'), 0, {}
-    for _, known in ipairs(state.list) do state.has[known], state.bytes = true, state.bytes + #known end
-  end
-  if state.has[name] then return end
-  if #state.list >= NAMES_MOST or state.bytes + #name > NAMES_MOST_BYTES then
+  return string.sub(list, 2, #name + 1) == name or string.find(list, ',' .. name, 1, true)
+end
+
+local function add_name(state, name)  -- `name`: its JSON
+  local list = state.names or '[]'
+  if string.sub(list, 1, 2) ~= '["' or string.sub(list, -2) ~= '"]' then list = '[]' end
+  if is_listed(list, name) then return end
+  local is_full = state.left_out or #list + #name > NAMES_MOST_BYTES
+  if is_full or select(2, string.gsub(list, '","', '')) + 2 > NAMES_MOST then
     state.left_out, state.changed.left_out = (tonumber(state.left_out) or 0) + 1, true
   else
-    state.list[#state.list + 1], state.has[name], state.bytes = name, true, state.bytes + #name
-    state.changed.names = true
+    state.names, state.changed.names = (list == '[]' and '[' or string.sub(list, 1, -2) .. ',') .. name .. ']', true
   end
 end
 
@@ -112,7 +120,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
     if is_json then state.text, state.changed.request = text, true end
     if state.path == 'write' and not state.in_hand then state.path = path end
   end
-  if requested_by ~= '' then add_name(state, cjson.decode(requested_by)) end
+  if requested_by ~= '' then add_name(state, as_listed(requested_by)) end
   if task_id ~= '' then add_waiter(state, order_id, task_id) end
   if lane == 'risk' then state.lane = 'risk' end
   if state.is_over then  -- given up on its first deadline: asked again, it is tried again
@@ -126,7 +134,6 @@ local function put_new(order_id, state)
   local entry = prefix .. ':entry:' .. order_id
   sure[entry] = true
   write('HSET', entry, 'request', state.text, 'lane', lane, 'path', state.path, 'accepted_ms', now_ms, 'deadline_ms', state.deadline_ms)
-  if state.list then state.names = cjson.encode(state.list) end
   if state.names then gather('HSET', entry, 'requested_by', state.names) end
   if state.left_out then gather('HSET', entry, 'left_out', state.left_out) end
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
@@ -145,7 +152,7 @@ local function put_joined(order_id, state)
     gather('HSET', entry, 'accepted_ms', now_ms)
   end
   if changed.request then gather('HSET', entry, 'request', state.text) end
-  if changed.names then gather('HSET', entry, 'requested_by', cjson.encode(state.list)) end
+  if changed.names then gather('HSET', entry, 'requested_by', state.names) end
   if changed.left_out then gather('HSET', entry, 'left_out', state.left_out) end
   if changed.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if changed.waiters then gather('HSET', entry, 'waiters', 1) end

@@ -24,7 +24,7 @@
 -- a claimer vanished and an answer may be lost; a claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
 -- extends or gives back. When more could be claimed, another hand is told.
 
-local READS_AT_ONCE = 500  -- a page of a listing holds 1,000
+local READS_AT_ONCE = 200  -- what is put down in one step, too
 local WORTH_A_CALL = 20  -- orders
 local SINGLE_CALL_MS = 3  -- of a hand's time; a bucket that takes longer to refill is kept for what only it pays for
 local SPOILT_MS = 60000  -- until what is no entry is met again, should nobody have set it aside

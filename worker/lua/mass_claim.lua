@@ -1,21 +1,25 @@
 -- mass_claim: takes a mass cancel that nobody is at.
 --
 -- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 who takes it, for people to read · 4 life of the lease, ms
--- returns { fencing token, request (JSON), what it means (JSON), tokens spent, tasks that want the report }; empty: another runner has it, or there is nothing (left) to do
+-- returns { fencing token, what it means, tokens spent, tasks that want the report }; empty: another runner has it, or there is nothing (left) to do
 
+local ON_ITS_WAY_MS = 60000  -- a request follows its mass cancel
 local open, mass = prefix .. ':masses:open', prefix .. ':mass:' .. ARGV[2]
-local known = redis.call('HMGET', mass, 'request', 'report', 'fence', 'meant', 'spent')
+if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
+local known = redis.call('HMGET', mass, 'entered_ms', 'report', 'fence', 'meant', 'spent')
 sure[mass] = true
-if not known[1] or known[2] then
+local is_there = redis.call('HEXISTS', mass, 'request') == 1
+if not is_there and not known[2] and known[1] and now_ms - tonumber(known[1]) < ON_ITS_WAY_MS then return {} end
+if not is_there or known[2] then
+  if not is_there and known[4] then write('EXPIRE', mass, ON_ITS_WAY_MS / 1000) end  -- who asked for it has vanished
   gather('SREM', open, ARGV[2])
   flush()
   return {}
 end
-if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
 local waiters = members(mass .. ':waiters')
 -- Greater than every one before, even if Redis has lost this mass cancel and got it back.
 local token = string.format('%.0f', math.max(now_ms, (tonumber(known[3] or 0) or 0) + 1))
 write('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])
 write('HSET', mass, 'fence', token)
 flush()
-return { token, known[1], known[4] or '', known[5] or '0', waiters }
+return { token, known[4] or '', known[5] or '0', waiters }  -- (without the request, which may be megabytes)

@@ -7,11 +7,12 @@
 -- What was noted first stays, because later an order has less, unless it is to be canceled anew. One that is
 -- noted again may be left twice: it is struck off twice.
 
-local mass = prefix .. ':mass:' .. ARGV[2]
+local orders, left = prefix .. ':mass:' .. ARGV[2] .. ':orders', prefix .. ':mass:' .. ARGV[2] .. ':left'
 if fenced(ARGV[2], ARGV[3]) then return 0 end
 for at = 4, #ARGV, 3 do
-  gather('RPUSH', mass .. ':left', ARGV[at])
-  write(ARGV[at + 2] == '1' and 'HSET' or 'HSETNX', mass .. ':orders', ARGV[at], ARGV[at + 1])
+  gather('RPUSH', left, ARGV[at])
+  local is_to_be_noted = ARGV[at + 2] == '1' or not redis.call('HGET', orders, ARGV[at])
+  if is_to_be_noted then gather('HSET', orders, ARGV[at], ARGV[at + 1]) end
 end
 flush()
 return 1
