@@ -109,20 +109,22 @@ class Pacer:
         args = [self._prefix, bucket, tokens, kept_share]
         return float(scripts.call(lambda: self._take(args=args))) / 1000
 
-    def correct(self, bucket: str, tokens: float, *, taken_at: float) -> None:
+    def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
         """Learns from a 429 of a call whose tokens were taken at that moment (monotonic).
 
-        The whole fleet learns from it: once from all calls that were under way together.
+        The whole fleet learns from it: once from all calls that were under way together. True where the
+        tokens must have been there: the call was turned away for something else, its size perhaps.
         """
         args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
         try:
-            is_news = bool(scripts.call(lambda: self._correct(args=args)))
+            is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
         except BookError as error:
             log.warning("a 429 could not be shared: %s", error)
-            return
+            return False
         if is_news:
             log.warning("429 from the exchange: the %s bucket is corrected", bucket)
             self._corrected(bucket)
+        return bool(was_affordable)
 
     def tokens_now(self, shards: Sequence[int]) -> dict[int, float]:
         """The write tokens there are at this moment: of each shard's own bucket, and for 0 the unscoped."""

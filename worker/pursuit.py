@@ -258,17 +258,21 @@ class Pursuit:
         *,
         bucket: str,
         tokens: float,
-    ) -> None:
-        """What gate, buckets and listeners learn from a call that began at ``started`` (monotonic)."""
+    ) -> bool:
+        """What gate, buckets and listeners learn from a call that began at ``started`` (monotonic).
+
+        True for a 429 although the tokens must have been there.
+        """
         self._gate.note(answer)
-        trouble = answer if isinstance(answer, Trouble) else None
+        trouble, was_affordable = answer if isinstance(answer, Trouble) else None, False
         if trouble is not None and trouble.meaning is Meaning.BUSY:
-            self._pacer.correct(bucket, tokens, taken_at=walks[0].taken_at)
+            was_affordable = self._pacer.correct(bucket, tokens, taken_at=walks[0].taken_at)
         order_ids = tuple(walk.entry.order_id for walk in walks)
         took_s = time.monotonic() - started
         call = CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens)
         walks[0].calls.append(call)
         self._tell(call)
+        return was_affordable
 
     def _pause_s(self, state: RetryCallState) -> float:
         """How long to wait before the next step, for tenacity; drawn once per answer."""
@@ -302,8 +306,10 @@ class Pursuit:
         started = time.monotonic()
         answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
         if isinstance(answers, Trouble):
-            self._notice("batch", walks, answers, started, bucket=claim.bucket, tokens=claim.tokens)
-            return self._whole_batch(walks, answers)
+            was_affordable = self._notice(
+                "batch", walks, answers, started, bucket=claim.bucket, tokens=claim.tokens
+            )
+            return self._whole_batch(walks, answers, was_affordable=was_affordable)
         paused = [
             each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.PAUSED
         ]
@@ -318,13 +324,18 @@ class Pursuit:
             for walk in walks
         ]
 
-    def _whole_batch(self, walks: Sequence[_Walk], trouble: Trouble) -> list[Conclusion]:
-        """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's."""
+    def _whole_batch(
+        self, walks: Sequence[_Walk], trouble: Trouble, *, was_affordable: bool
+    ) -> list[Conclusion]:
+        """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's.
+
+        So may a 429 be, where the tokens must have been there (``was_affordable``).
+        """
         if trouble.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
-        if trouble.meaning is Meaning.BUSY:
-            self.batch_size.busy(len(walks))
+        if was_affordable and len(walks) > NEVER_TOO_MANY:
+            self.batch_size.refused(len(walks))
         if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
@@ -501,7 +512,6 @@ class BatchSize:
         self._refused = most + 1
         self._refused_until = 0.0
         self._alone_until = 0.0
-        self._was_busy = False
 
     @property
     def limit(self) -> int:
@@ -512,7 +522,6 @@ class BatchSize:
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
-        self._was_busy = False
         if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
@@ -525,24 +534,15 @@ class BatchSize:
             self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
             self._refused, self._refused_until = self._most + 1, 0.0
         elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
-            self._halve(size)
-
-    def busy(self, size: int) -> None:
-        """A batch of this size got a 429, which is the budget's; twice in a row its size may be meant."""
-        if self._was_busy and size > NEVER_TOO_MANY:
-            self._halve(size)
-        self._was_busy = True
+            now = time.monotonic()
+            # Several hands ask at once: news of a larger size comes after that of a smaller one.
+            self._refused = min(size, self._refused) if now < self._refused_until else size
+            self._refused_until = now + REFUSED_SIZE_STANDS_S
+            self._limit = min(self._limit, max(size // 2, 1))
 
     def spoiler_found(self) -> None:
         """An order was refused by itself: what was refused before may have been its doing, not the size's."""
         self._refused, self._refused_until = self._most + 1, 0.0
-
-    def _halve(self, size: int) -> None:
-        now = time.monotonic()
-        # Several hands ask at once: news of a larger size comes after that of a smaller one.
-        self._refused = min(size, self._refused) if now < self._refused_until else size
-        self._refused_until = now + REFUSED_SIZE_STANDS_S
-        self._limit = min(self._limit, max(size // 2, 1))
 
 
 # What the gate is told of a batch that was answered, whatever it says of its orders.

@@ -2,7 +2,8 @@
 --
 -- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 bucket · 3 tokens of the call, which were not spent ·
 --       4 how long ago they were taken, ms
--- returns 1 it is news and corrects the bucket, 0 the call was under way when the bucket was corrected last
+-- returns { 1 it is news and corrects the bucket, 0 the call was under way when the bucket was corrected last;
+--       1 the tokens must have been there: it is about something else }
 --
 -- Empties the bucket, and holds it for a moment: what is under way comes back, and the account's limits are asked for.
 -- From then on (since_us) the refill counts as much as was let through since the correction before. Calls that come
@@ -14,6 +15,8 @@ local LEAST_SHARE, MOST_SHARE = 0.25, 0.8  -- of what counted before, at one cor
 local LEAST = 0.01  -- of the refill
 -- After a longer time the bucket may have filled up unused.
 local MEASURED_US = 3000000
+-- What was turned away with all that was sent in so long a time was turned away for something else, its size perhaps.
+local NOTHING_LET_US = 1000000
 
 local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
 local known = fields(bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before') or {}
@@ -24,7 +27,7 @@ local is_news = not since_us or now_us - ARGV[4] * 1000 >= since_us
 
 if is_news then
   let, within_us, before = 0, 0, bucket.share
-  if since_us and now_us - since_us < MEASURED_US then
+  if since_us then
     let, within_us = bucket.spent - (number(known[2]) or 0), now_us - since_us
   end
   bucket.tokens, bucket.at_us = math.min(bucket.tokens, 0), now_us + HOLD_US
@@ -33,7 +36,7 @@ if is_news then
     'share_at_us', string.format('%.0f', bucket.at_us), 'refused', string.format('%.0f', bucket.refused + 1))
 end
 let = let - cost
-if within_us > 0 then
+if within_us > 0 and within_us < MEASURED_US then
   local share = let * 1e6 / within_us / bucket.full_refill
   gather('HSET', bucket.key, 'share', math.max(LEAST, before * LEAST_SHARE, math.min(share, before * MOST_SHARE)))
 elseif is_news then
@@ -41,4 +44,5 @@ elseif is_news then
 end
 gather('HSET', bucket.key, 'let', string.format('%.3f', let), 'within_us', string.format('%.0f', within_us), 'before', before)
 flush()
-return is_news and 1 or 0
+local is_affordable = let < 0.001 and within_us >= NOTHING_LET_US and bucket.full_refill * within_us / 1e6 >= cost
+return { is_news and 1 or 0, is_affordable and 1 or 0 }
