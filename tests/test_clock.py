@@ -15,7 +15,7 @@ def hear(clock, at_s, *, offset_ms=OFFSET_MS, round_trip_s=0.04, **how):
     """An answer that was stamped in the middle between sending and answer."""
     stamp = at_s * 1000 + offset_ms
     half = round_trip_s / 2
-    clock.learn(Span(stamp, stamp + 1), sent_s=at_s - half, received_s=at_s + half, **how)
+    return clock.learn(Span(stamp, stamp + 1), sent_s=at_s - half, received_s=at_s + half, **how)
 
 
 def test_nothing_is_known_before_an_answer_and_nothing_long_after_the_last():
@@ -73,6 +73,17 @@ def test_where_something_else_says_so_too_one_answer_moves_it():
     hear(clock, 5.0)
     hear(clock, 6.0, offset_ms=60_000.0, is_sure=True)
     assert clock.surely_at(6.0).middle_ms == pytest.approx(66_000, abs=2)
+
+
+def test_learning_says_whether_it_agrees_and_a_clock_can_be_forgotten():
+    clock = BoundedClock()
+    assert hear(clock, 5.0)
+    assert hear(clock, 6.0)
+    assert not hear(clock, 7.0, offset_ms=OFFSET_MS - 8_000)
+    assert not hear(clock, 8.0, offset_ms=OFFSET_MS + 60_000, is_sure=True)
+    clock.forget()
+    assert clock.at(8.0) is None
+    assert hear(clock, 9.0, offset_ms=OFFSET_MS - 8_000)
 
 
 def test_an_answer_that_contradicts_itself_says_nothing():

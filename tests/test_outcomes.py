@@ -438,6 +438,20 @@ def test_a_clock_that_was_set_since_the_attempt_tells_nothing():
         assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
 
 
+def test_a_clock_that_is_known_worse_than_at_the_attempt_may_have_been_set_since():
+    lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    now = Instant(T0 + 1_300, 1_300, Span(T0 - 13_700, T0 + 16_300))
+    for ended_ms, outcome in ((T0 - 8_000, Outcome.CANCELED), (T0 - 20_000, Outcome.TOO_LATE)):
+        verdict = outcomes.after_read(
+            lost, order(CANCELED, last_update_ms=ended_ms), now, Lags(LAG_MS, DAY_MS)
+        )
+        assert isinstance(verdict, Verdict)
+        assert (verdict.outcome, verdict.reduced_by) == (
+            outcome,
+            Decimal(0) if ended_ms < T0 - 9_000 else None,
+        )
+
+
 @pytest.mark.parametrize("ended_ms", [T0 - DAY_MS - 1_000, None])
 def test_an_end_that_a_record_of_ours_may_have_told_of_is_not_called_nothing_removed(ended_ms):
     verdict = after_read_at(a_404(), order(CANCELED, last_update_ms=ended_ms), T0 + 200)

@@ -95,6 +95,21 @@ def test_an_engine_whose_clock_is_set_does_not_make_our_own_cancel_somebody_else
         assert result.reduced_by in {None, WHOLE}
 
 
+@pytest.mark.parametrize("skew_s", [-8.0, -120.0, 30.0])
+def test_clocks_that_were_set_just_before_a_lost_reply_do_not_make_our_own_cancel_somebody_elses(
+    crew, skew_s
+):
+    """Nothing has told of it yet but the answer of the read-back."""
+    teach_the_clock(crew)
+    order_ids = crew.place(3)
+    crew.control.configure(skew_s=skew_s)
+    lose_cancels(crew, effect="before")
+    for order_id in order_ids:
+        result = cancel(crew, order_id)
+        assert result.outcome == "canceled"
+        assert result.reduced_by in {None, WHOLE}
+
+
 @pytest.mark.parametrize(
     "not_applied",
     [

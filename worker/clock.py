@@ -40,6 +40,15 @@ class Span:
         """What both bounds leave; only of two that overlap."""
         return Span(max(self.low_ms, other.low_ms), min(self.high_ms, other.high_ms))
 
+    def hull(self, other: Span) -> Span:
+        """What either of the two allows, and what lies between."""
+        return Span(min(self.low_ms, other.low_ms), max(self.high_ms, other.high_ms))
+
+    @property
+    def width_ms(self) -> float:
+        """How far apart the bounds are."""
+        return self.high_ms - self.low_ms
+
     def moved(self, by_ms: float, *, unsure_ms: float = 0.0) -> Span:
         """The moment so much later (or earlier), known so much worse."""
         return Span(self.low_ms + by_ms - unsure_ms, self.high_ms + by_ms + unsure_ms)
@@ -63,24 +72,30 @@ class BoundedClock:
         self._at_s = 0.0  # when the offset was narrowed last
         self._contradiction: tuple[Span, float] | None = None
 
-    def learn(self, shown: Span, *, sent_s: float, received_s: float, is_sure: bool = False) -> None:
+    def learn(self, shown: Span, *, sent_s: float, received_s: float, is_sure: bool = False) -> bool:
         """Narrows the bounds: the clock stood in ``shown`` at some moment from ``sent_s`` to ``received_s``.
 
-        ``is_sure``: something else says as well that the clock is not where it was thought to be.
+        ``is_sure``: something else says as well that the clock is not where it was thought to be. False where
+        this contradicts what was known.
         """
         heard = Span(shown.low_ms - received_s * 1000, shown.high_ms - sent_s * 1000)
         if heard.low_ms > heard.high_ms:
-            return  # it contradicts itself
+            return True  # it contradicts itself, and tells nothing
         with self._lock:
             known = self._offset_at(received_s)
-            if known is None or is_sure:
-                known = heard
-            elif not known.overlaps(heard):
+            agrees = known is None or known.overlaps(heard)
+            if known is not None and not agrees and not is_sure:
                 self._contradict(heard, received_s)
-                return
-            else:
-                known = known.within(heard)
-            self._offset, self._at_s, self._contradiction = known, received_s, None
+                return False
+            is_narrowed = known is not None and agrees and not is_sure
+            self._offset = known.within(heard) if known is not None and is_narrowed else heard
+            self._at_s, self._contradiction = received_s, None
+        return agrees
+
+    def forget(self) -> None:
+        """Forgets the bounds: the clock may have been set."""
+        with self._lock:
+            self._offset = self._contradiction = None
 
     def _contradict(self, heard: Span, at_s: float) -> None:
         if self._contradiction is not None:

@@ -276,7 +276,8 @@ class Exchange:
             return
         expired = reply.status == 401 and b"header_timestamp_expired" in reply.body[:1000]  # noqa: PLR2004 - HTTP's Unauthorized
         shown = Span(server_s * 1000, server_s * 1000 + 1000)
-        self._front.learn(shown, sent_s=sent_s, received_s=self._monotonic(), is_sure=expired)
+        if not self._front.learn(shown, sent_s=sent_s, received_s=self._monotonic(), is_sure=expired):
+            self._engine.forget()  # whoever sets one clock may have set the other
         skew_ms = self.skew_ms or 0
         if not self._follows_front and (expired or abs(skew_ms) >= SKEW_TO_CORRECT_MS):
             self._follows_front, self._warned_skew_ms = True, skew_ms

@@ -29,6 +29,8 @@ from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcom
 NOT_FOUND_READS_FOR_PROOF = 3
 # A cancel's age is told by whoever has it in hand: each handing over may cost so much exactness.
 AGE_UNSURE_MS = 1_000
+# So much wider a clock's bounds may be for their age alone (clock.py).
+AGED_MS = 2_000
 # An end while our attempt was under way is its doing; of a long silence only the beginning counts as that, or
 # somebody else's cancel would be likely to fall into it.
 UNDER_WAY_MOST_MS = 500
@@ -583,12 +585,17 @@ def _stamp(order: Order) -> Span | None:
 def _sent_by_engine(doubt: Attempt | None, asked: Instant) -> Span | None:
     """When a doubtful attempt was sent: as it was known then, and as its age tells now.
 
-    Where the two contradict each other the clock was set in between, and nobody can tell.
+    Where the two contradict each other the clock was set in between, and nobody can tell. Where less is known
+    now than then, it may have been set without showing: what either of them allows is possible.
     """
     if doubt is None or doubt.engine is None or asked.engine is None:
         return None
     by_age = asked.engine.moved(doubt.age_ms - asked.age_ms, unsure_ms=AGE_UNSURE_MS)
-    return doubt.engine.within(by_age) if doubt.engine.overlaps(by_age) else None
+    if not doubt.engine.overlaps(by_age):
+        return None
+    if asked.engine.width_ms > doubt.engine.width_ms + AGED_MS:
+        return doubt.engine.hull(by_age)
+    return doubt.engine.within(by_age)
 
 
 def _removed(case: Case, order: Order, asked: Instant) -> Decimal | None:
