@@ -1,8 +1,8 @@
 # Everything runs in .venv, built here from the lock; only Python 3.11+ and make are assumed.
 PYTHON ?= python3
 BIN := .venv/bin
-# How the suite runs on two cores; the files that wait most come first.
-SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
+# How the suite runs on two cores, which wait a lot; the files that wait most come first.
+SPREAD := -n 6 --dist loadfile --no-loadscope-reorder
 BENCH_PYTHON ?= $(PYTHON)
 BENCH_BIN := .venv-bench/bin
 CONFORMANCE_BIN := .venv-conformance/bin
