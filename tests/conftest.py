@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import ssl
 import uuid
 from collections.abc import Iterator
@@ -35,9 +36,11 @@ LOG_TAIL_CHARS = 6_000
 
 # Few tests that take long: they begin first, or the others wait for them at the end.
 LONG_FILES = (
-    *("test_sentinel.py", "test_campaign.py", "test_recovery.py", "test_outages.py", "test_mass.py"),
-    *("test_service.py", "test_hostile.py", "test_deploy.py", "test_security.py", "test_pacing.py"),
-    "test_atomic.py",
+    *("test_sentinel.py", "test_packaging.py", "test_security.py", "test_health.py", "test_audit.py"),
+    *("test_tracing.py", "test_mass.py", "test_atomic.py", "test_shutdown.py", "test_campaign.py"),
+    *("test_hostile.py", "test_spoilt.py", "test_refused_key.py", "test_service.py", "test_recovery.py"),
+    *("test_mass_proof.py", "test_cli.py", "test_rotation.py", "test_schemas.py", "test_outages.py"),
+    *("test_readme.py", "test_mass_at_once.py", "test_top.py", "test_pacing.py", "test_batches.py"),
 )
 
 
@@ -48,7 +51,11 @@ ROOM_BYTES = 2 << 30
 
 
 def pytest_configure() -> None:
-    """Has the tests keep their files in memory where there is room enough, and examples take their time."""
+    """Has the tests keep their files in memory where there is room enough, and examples take their time.
+
+    Ctrl-C reaches what the tests start, also where they run in the background.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("patient", deadline=None)
     hypothesis.settings.load_profile("patient")
     if os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > ROOM_BYTES:
