@@ -157,6 +157,9 @@ class Account:
             for each, known in self.results.items()
             if each not in results or mass_report.is_lost(results[each])
         }
+        gone = list(self._claim.without_entry(sorted(planned.keys() - results.keys())))
+        results |= self._book.records(gone)  # of those that were settled between the two looks
+        lost = frozenset(gone) - results.keys()
         rate_limited = max(
             self._refused_calls() - plan["refused_calls_before"], 0
         )  # (Redis may have lost them)
@@ -165,9 +168,7 @@ class Account:
         )
         if pace is not None:
             self._masses.note_pace(pace)
-        missing = planned.keys() - results.keys()
-        lost = frozenset(self._claim.without_entry(sorted(missing)))
-        still_open = len(missing - lost)
+        still_open = len(planned.keys() - results.keys() - lost)
         if still_open and findings.why_not_flat == mass_report.NOTHING_PROVEN:
             findings.why_not_flat = f"{still_open} orders were not settled in time"
         end = End(
