@@ -15,7 +15,7 @@ from crew import PATIENCE_S
 from sandbox.stack import wait_until
 from worker.book import Book, Fence, Fenced, GiveUp, Settle, connect
 from worker.mass_account import Account, Findings
-from worker.mass_claim import LEASE_MS, MassClaim, MassClaims, Planned
+from worker.mass_claim import LEASE_MS, MassClaims, Planned
 from worker.mass_entering import Entering
 from worker.mass_means import Means
 from worker.mass_request import MassRequest
@@ -354,33 +354,32 @@ def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, setti
 # -- what is settled, and what is lost, while the report is made
 
 
-class SettledMeanwhile(MassClaim):
-    """A claim at whose last look the orders have just been settled by somebody else."""
+class SettledMeanwhile(Book):
+    """A book in which somebody else settles an order between two looks."""
 
     settle = staticmethod(lambda: None)
 
-    def without_entry(self, order_ids):
+    def records(self, order_ids):
+        found = super().records(order_ids)
         self.settle()
-        return super().without_entry(order_ids)
+        return found
 
 
 def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_open(own_redis):
     settings = RedisSettings.from_env({"REDIS_URL": own_redis.url, "KALSHI_KEY_PREFIX": "report"})
     server = connect(settings)
-    book, masses = Book(server, settings), Masses(server, settings)
+    book, masses = SettledMeanwhile(server, settings), Masses(server, settings)
     request = MassRequest.parse({"scope": {"order_ids": ["late", "dead", "lost"]}})
     masses.enter(request)
     claim = MassClaims(server, settings, name="a-runner").take(request.request_id)
-    claim.__class__ = SettledMeanwhile
     claim.add_orders(dict.fromkeys(("late", "dead", "lost"), Planned(Decimal(10), Decimal(0))))
     book.accept([CancelRequest("late"), CancelRequest("dead")], lane=Lane.RISK, default_deadline_s=60)
     entries = {
         each.order_id: each
         for each in book.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
     }
-    book.conclude([GiveUp(entries["dead"], "")])
+    book.conclude([GiveUp(entries.pop("dead"), "")])
     result = CancelResult("late", Outcome.CANCELED, reduced_by=Decimal(10))
-    claim.settle = lambda: book.conclude([Settle(entries["late"], result)])
     pacer = Pacer(server, settings.key_prefix, Limits(100, 200, 100, 200))
     means = Means(
         book=book,
@@ -391,7 +390,10 @@ def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_
         read_lag_s=0.5,
         stopping=threading.Event(),
     )
-    report = Account(request, claim, means).report(Findings("its time was over"))
+    account = Account(request, claim, means)
+    account.make_plan(None, after_s=0.0, command=None)
+    book.settle = lambda: entries and book.conclude([Settle(entries.pop("late"), result)])
+    report = account.report(Findings("its time was over"))
     assert report["affected"] == [{"order_id": "late", "reduced_by": "10.00"}]
     assert {each["order_id"]: each["reason"] for each in report["not_affected"]} == {
         "dead": "open",

@@ -157,9 +157,8 @@ class Account:
             for each, known in self.results.items()
             if each not in results or mass_report.is_lost(results[each])
         }
-        gone = list(self._claim.without_entry(sorted(planned.keys() - results.keys())))
-        results |= self._book.records(gone)  # of those that were settled between the two looks
-        lost = frozenset(gone) - results.keys()
+        others = self._book.standing(planned.keys() - results.keys())
+        results |= others.results  # of those that were settled meanwhile
         rate_limited = max(
             self._refused_calls() - plan["refused_calls_before"], 0
         )  # (Redis may have lost them)
@@ -168,7 +167,7 @@ class Account:
         )
         if pace is not None:
             self._masses.note_pace(pace)
-        still_open = len(planned.keys() - results.keys() - lost)
+        still_open = len(others.open) + len(others.dead)
         if still_open and findings.why_not_flat == mass_report.NOTHING_PROVEN:
             findings.why_not_flat = f"{still_open} orders were not settled in time"
         end = End(
@@ -182,7 +181,7 @@ class Account:
             key=findings.key,
             command=findings.command,
             canceled_by_command=findings.canceled_by_command,
-            lost=lost,
+            lost=frozenset(others.lost),
             cannot_tell=findings.cannot_tell,
             not_asked=findings.not_asked,
         )

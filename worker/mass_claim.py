@@ -254,7 +254,7 @@ class MassClaim:
         return int(still), int(overdue)
 
     def without_entry(self, order_ids: Sequence[str]) -> Iterator[str]:
-        """Which of these orders have neither an entry in the book nor a dead letter."""
+        """Which of these orders have no entry in the book."""
         for start in range(0, len(order_ids), NOTE_AT_ONCE):
             args = [self._settings.key_prefix, *order_ids[start : start + NOTE_AT_ONCE]]
             yield from scripts.call(lambda args=args: self._scripts.without_entry(args=args))  # type: ignore[misc]
