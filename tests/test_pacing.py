@@ -818,5 +818,5 @@ def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):
         )
         asked = time.monotonic()
         assert apart.client.cancel(risk, lane=Lane.RISK).result(PATIENCE_S).outcome == "canceled"
-        assert time.monotonic() - asked < 2.0
+        assert time.monotonic() - asked < 10.0, "the others wait for 20 s"
         crew.control.clear_faults()

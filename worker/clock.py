@@ -84,11 +84,10 @@ class BoundedClock:
         with self._lock:
             known = self._offset_at(received_s)
             agrees = known is None or known.overlaps(heard)
-            if known is not None and not agrees and not is_sure:
+            if not agrees and not is_sure:
                 self._contradict(heard, received_s)
                 return False
-            is_narrowed = known is not None and agrees and not is_sure
-            self._offset = known.within(heard) if known is not None and is_narrowed else heard
+            self._offset = heard if known is None or is_sure else known.within(heard)
             self._at_s, self._contradiction = received_s, None
         return agrees
 

@@ -135,13 +135,14 @@ _MEANING = f"""\
 ## How to read it
 
 Every run is played on real processes: Valkey with an append-only file (`appendfsync {FSYNC}` unless the
-command says otherwise), the sandbox exchange and {WORKERS} workers. {PRODUCERS} producers ask, over
-{LOAD_S:g} s, for cancels of a mixed book of orders (resting, partly filled, on other shards and accounts,
-executed or canceled before, unknown; filled, decreased, amended or canceled by others in the last seconds
-or meanwhile), one by one and in lists, a fifth of them twice, while the fault plays. They wait for the
-results, and one in ten has a deadline of a second. Where nothing touches the queues, some are raw Celery
-messages. Some kinds have a mass cancel of orders of their own. The seed decides orders, moments, victims and
-what is struck.
+command says otherwise), the sandbox exchange and {WORKERS} workers. While the fault plays, {PRODUCERS}
+producers ask for cancels, over {LOAD_S:g} s. They ask for single orders and for lists, and for a fifth of the
+orders twice. They wait for the results. One cancel in ten has a deadline of a second.
+
+The orders are mixed. Some rest, some are partly filled, some are on other shards and accounts. Some were
+executed or canceled before, and some do not exist. Others fill, decrease, amend or cancel some of them, in
+the seconds before or meanwhile. Where nothing touches the queues, some cancels are raw Celery messages. Some
+kinds have a mass cancel of orders of their own. The seed decides orders, moments, victims and what is struck.
 
 - **accepted**: cancels that a producer was told are accepted, or was told may be, and are.
 - **settled**: those with the record `canceled`, `too_late` or `unknown_order` within {SETTLE_WITHIN_S:g} s
@@ -149,10 +150,10 @@ what is struck.
   **lost**: the others, and those for whose answer somebody waits in vain.
 - **misreported**: settled, and the record contradicts the exchange's own state and history of the order:
   the outcome, the status, the contracts that our calls removed, the fill count. A `reduced_by` that happens
-  to be wrong is one, however it came about. The same for each order in a mass cancel's report, for its
-  totals, for a report that is changed after it was delivered, for resting orders that it does not name, and
-  for orders that came after it and were canceled all the same. A cancel whose producer was told that it is
-  *not* accepted, and which was, counts here too.
+  to be wrong is one, however it came about. Each order in a mass cancel's report counts like that, and so
+  do its totals. A report is misreported, too, if it changes after it was delivered, or does not name an
+  order that rests. So is an order that came after the report and was canceled all the same. So is a cancel
+  whose producer was told that it is *not* accepted, and which was.
   With `--fsync everysec`, kinds that kill Redis may lose and misreport: while the disk is busy, Redis
   acknowledges for up to two seconds what it has not written yet.
 - **false flat**: orders that rest in the scope of a mass cancel which is reported flat.
@@ -160,8 +161,8 @@ what is struck.
   not say who canceled an order, or how much of it: nobody can tell. A number there would count as
   misreported unless it is right.
 - **resized**: a reply of ours was lost, and `reduced_by` is what a read or a listing had last shown, less
-  later fills. In the moments between that look and our cancel somebody amended or decreased the order: this
-  is [not promised](promises.md#not-promised).
+  later fills. Between that look and our cancel, somebody amended or decreased the order. Then the number is
+  wrong. It is [not promised](promises.md#not-promised) to be right there.
 - **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or
   frozen, or had given the call up. It does no harm to the order, and should be 0.
 - **first result after**, **all settled after**: seconds from the fault's end (for killed, replaced and long
