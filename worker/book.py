@@ -849,10 +849,10 @@ class Book:
 
     def _record_parts(self, result: CancelResult) -> tuple[str, str]:
         """Its record; what is settled is settled now, by the server's clock, unless it says otherwise."""
-        now = self.clock.now()
-        if result.settled_at is None and result.outcome is not Outcome.UNRESOLVED:
-            result = replace(result, settled_at=now)
-        return records.record_parts(result, date_done=result.settled_at or now)
+        now, settled_at = self.clock.now(), result.settled_at
+        if settled_at is None and result.outcome is not Outcome.UNRESOLVED:
+            settled_at = now
+        return records.record_parts(result, date_done=settled_at or now, settled_at=settled_at)
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
         return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)

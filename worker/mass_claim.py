@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -263,10 +263,12 @@ class MassClaim:
         """Ends those of these cancels that nobody is at with these results; how many that were."""
         prefix, done = records.record_key("", self._settings.celery_prefix), 0
         now = utc_text(self.now_s())
-        results = [replace(result, requested_at=now, settled_at=now) for result in results]
         for start in range(0, len(results), WITHDRAW_AT_ONCE):
             parts = [
-                (result.order_id, *records.record_parts(result, date_done=now))
+                (
+                    result.order_id,
+                    *records.record_parts(result, date_done=now, requested_at=now, settled_at=now),
+                )
                 for result in results[start : start + WITHDRAW_AT_ONCE]
             ]
             values = [value for each in parts for value in each]

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -274,27 +274,23 @@ class Entering:
 
     def _request_for(self, order_id: str, order: Order | None) -> CancelRequest:
         """The cancel of one order, as far as it was seen; what of it no cancel may say is left out."""
-        request, scope = self._request, self._request.scope
-        cancel = CancelRequest(
+        shard, subaccount = None, None
+        if order is not None:  # what an order does not tell itself, the listing that it came from was for
+            scope = self._request.scope
+            shard = scope.exchange_index if order.exchange_index is None else order.exchange_index
+            subaccount = scope.subaccount if order.subaccount is None else order.subaccount
+        return CancelRequest(
             order_id,
-            requested_by=request.requested_by,
-            reason=request.reason,
-            request_id=request.request_id,
-            traceparent=request.traceparent,
-            again=order_id in self._in_doubt,
-        )
-        if order is None:
-            return cancel
-        # What an order does not tell itself, the listing that it came from was for.
-        shard = scope.exchange_index if order.exchange_index is None else order.exchange_index
-        subaccount = scope.subaccount if order.subaccount is None else order.subaccount
-        return replace(
-            cancel,
-            market_ticker=order.ticker if is_ticker(order.ticker) else None,
+            market_ticker=order.ticker if order is not None and is_ticker(order.ticker) else None,
             exchange_index=shard if shard is None or -1 <= shard <= NUMBER_MAX else None,
             subaccount=subaccount if subaccount is None or 0 <= subaccount <= NUMBER_MAX else None,
-            seen_remaining=order.remaining_count,
-            seen_filled=order.fill_count,
+            requested_by=self._request.requested_by,
+            reason=self._request.reason,
+            request_id=self._request.request_id,
+            traceparent=self._request.traceparent,
+            seen_remaining=None if order is None else order.remaining_count,
+            seen_filled=None if order is None else order.fill_count,
+            again=order_id in self._in_doubt,
         )
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -77,6 +77,23 @@ class CancelRequest:
     @classmethod
     def parse(cls, message: object) -> Self:
         """The request that a message's fields describe; raises :class:`BadRequest` naming every bad field."""
+        return cls(**cls._values(message))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The request as the book keeps it, without fields that only newer versions of us know."""
+        kept = json.loads(text)
+        if not isinstance(kept, dict) or kept.keys() <= _CHECKS.keys():
+            return cls.parse(kept)
+        return cls(
+            **cls._values({name: value for name, value in kept.items() if name in _CHECKS}),
+            seen_remaining=parse_count(kept.get("seen_remaining")),
+            seen_filled=parse_count(kept.get("seen_filled")),
+            again=kept.get("again") is True,
+        )
+
+    @classmethod
+    def _values(cls, message: object) -> dict[str, Any]:
         if not isinstance(message, Mapping):
             raise BadRequest({"message": f"expected an object with an order_id, got {_kind(message)}"})
         values = {}
@@ -88,21 +105,7 @@ class CancelRequest:
                 values[name] = value
         if "order_id" not in values:
             raise BadRequest(cls._problems(message))
-        return cls(**values)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The request as the book keeps it, without fields that only newer versions of us know."""
-        kept = json.loads(text)
-        if not isinstance(kept, dict) or kept.keys() <= _CHECKS.keys():
-            return cls.parse(kept)
-        request = cls.parse({name: value for name, value in kept.items() if name in _CHECKS})
-        return replace(
-            request,
-            seen_remaining=parse_count(kept.get("seen_remaining")),
-            seen_filled=parse_count(kept.get("seen_filled")),
-            again=kept.get("again") is True,
-        )
+        return values
 
     @staticmethod
     def _problems(message: Mapping[Any, Any]) -> dict[str, str]:

@@ -155,7 +155,11 @@ class Pursuit:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         with self.read_slots.of(claim.bucket == "read") as slot:
-            walks = [self._walk(entry, calls, slot, since) for entry in claim.entries]
+            key_id, clocks = self._exchange.signs_with[0], self._clocks()
+            walks = [
+                _Walk(self._case(entry, key_id, clocks), entry, calls, slot, since, key_id=key_id)
+                for entry in claim.entries
+            ]
             left = {id(walk): given for walk in walks if (given := self._left_to_others(walk, walk.case))}
             mine = [walk for walk in walks if id(walk) not in left]
             return Pursued([*self._pursue(mine, claim), *left.values()], calls, since)
@@ -197,7 +201,7 @@ class Pursuit:
         answer: Canceled | Order | Trouble
         started = time.monotonic()
         if case.step is Step.CANCEL:
-            case = self._sending(walk)
+            case = case.sending(self._now(walk))
             answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
             learned = after_cancel(case, answer, self._now(walk))
         else:
@@ -299,8 +303,9 @@ class Pursuit:
     def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
         if not all(self._leases.is_held(walk.entry) for walk in walks):
             return [self._give_back(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
+        clocks = self._clocks()
         for walk in walks:
-            walk.case = self._sending(walk)
+            walk.case = walk.case.sending(walk.instant(clocks))
         orders = [(walk.entry.order_id, walk.case.routing) for walk in walks]
         time_left_s = max(walk.time_left_s() for walk in walks)
         started = time.monotonic()
@@ -319,8 +324,9 @@ class Pursuit:
         heard = paused[0] if len(paused) == len(walks) else busy[0] if busy else _ANSWERED
         self._notice("batch", walks, heard, started, bucket=claim.bucket, tokens=claim.tokens)
         self.batch_size.accepted(len(walks))
+        clocks = self._clocks()
         return [
-            self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], self._now(walk)))
+            self._conclude(walk, after_cancel(walk.case, answers[walk.entry.order_id], walk.instant(clocks)))
             for walk in walks
         ]
 
@@ -337,8 +343,9 @@ class Pursuit:
         if was_affordable and len(walks) > NEVER_TOO_MANY:
             self.batch_size.refused(len(walks))
         if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
+            clocks = self._clocks()
             for walk in walks:
-                walk.case = after_lost_batch(walk.case, trouble, self._now(walk)).case
+                walk.case = after_lost_batch(walk.case, trouble, walk.instant(clocks)).case
             if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
                 return [self._give_back(walk, 0.0) for walk in walks]
             return [self._give_back(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
@@ -412,26 +419,19 @@ class Pursuit:
         given = self._give_back(walk, pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
         return replace(given, for_key=other) if isinstance(given, GiveBack) else given
 
-    def _walk(self, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> _Walk:
-        key_id = self._exchange.signs_with[0]
+    def _case(self, entry: Entry, key_id: str, clocks: Clocks) -> Case:
+        """What is known of an entry, as a worker with this key goes on with it."""
         case = Case.from_json(entry.request, entry.learned).asked_by(key_id)
-        walk = _Walk(case, entry, calls, slot, since)
-        walk.key_id = key_id
-        if entry.interrupted:
-            attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
-            walk.case = walk.case.interrupted(attempt, self._now(walk))
-        return walk
+        if not entry.interrupted:
+            return case
+        attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
+        return case.interrupted(attempt, Instant(clocks.front_ms, round(entry.age_s * 1000), clocks.engine))
 
-    def _sending(self, walk: _Walk) -> Case:
-        return walk.case.sending(self._now(walk))
+    def _clocks(self) -> Clocks:
+        return Clocks(self._exchange.now_ms(), self._exchange.engine_now())
 
     def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
-        ago_ms, engine = ago_s * 1000, self._exchange.engine_now()
-        return Instant(
-            self._exchange.now_ms() - round(ago_ms),
-            walk.age_ms(ago_s=ago_s),
-            None if engine is None else engine.moved(-ago_ms),
-        )
+        return walk.instant(self._clocks(), ago_s=ago_s)
 
     def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the book again, at its old place while the gate is closed; or too old for it."""
@@ -549,10 +549,27 @@ class BatchSize:
 _ANSWERED = Canceled(Decimal(0), None, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The exchange's two clocks at one moment, read once for all orders of a call; see Instant."""
+
+    front_ms: int
+    engine: Span | None
+
+
 class _Walk:
     """One entry in hand: what is known so far, and by when its waiters want to hear."""
 
-    def __init__(self, case: Case, entry: Entry, calls: list[CallMade], slot: ReadSlot, since: float) -> None:
+    def __init__(
+        self,
+        case: Case,
+        entry: Entry,
+        calls: list[CallMade],
+        slot: ReadSlot,
+        since: float,
+        *,
+        key_id: str,
+    ) -> None:
         self.case = case
         self.entry = entry
         self.calls = calls  # made for all entries of the claim
@@ -560,13 +577,20 @@ class _Walk:
         self.taken_at = since  # when those of its latest call were (monotonic)
         self.reads_only = False  # claimed to be read back
         self.slot = slot
-        self.key_id = ""  # of the key that signs for it
+        self.key_id = key_id  # of the key that signs for it
         self._claimed = time.monotonic()
         self._deadline = self._claimed + entry.deadline_left_s
 
     def age_ms(self, *, ago_s: float = 0.0) -> int:
         """How long before now, or before a moment ``ago_s`` ago, the cancel was accepted."""
         return round((self.entry.age_s + time.monotonic() - self._claimed - ago_s) * 1000)
+
+    def instant(self, clocks: Clocks, *, ago_s: float = 0.0) -> Instant:
+        """The moment that the clocks show, or one ``ago_s`` before, in this cancel's life."""
+        ago_ms, engine = ago_s * 1000, clocks.engine
+        if engine is not None and ago_ms:
+            engine = engine.moved(-ago_ms)
+        return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine)
 
     def is_overdue(self) -> bool:
         """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""

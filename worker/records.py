@@ -55,9 +55,12 @@ def task_record(task_id: str, value: object, *, date_done: str) -> str:
     return _encode(record)
 
 
-def record_parts(result: CancelResult, *, date_done: str) -> tuple[str, str]:
-    """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``."""
-    value = result.to_json()
+def record_parts(result: CancelResult, *, date_done: str, **known: str | None) -> tuple[str, str]:
+    """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``.
+
+    ``known``: fields of the result that are known better than it says, such as ``settled_at``.
+    """
+    value = result.to_json() | known
     for name in ("requested_by", "requested_by_left_out"):
         del value[name]  # filled in by the book, which knows who has joined
     head = _encode(value)[:-1] + ',"requested_by":'
