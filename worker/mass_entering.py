@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 # How long the orders' own waiters wait to be told; the mass cancel has its own deadline.
 ORDER_DEADLINE_S = 60.0
 REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
+# Orders that are noted together before they are entered, once the first are on their way.
+ENTER_AT_ONCE = 500
 # The first cancels in each subaccount tell whether the key may cancel there: so many are watched, and so many
 # refusals are enough.
 WATCHED = 10
@@ -222,9 +224,10 @@ class Entering:
         requests: list[CancelRequest] = []
         joined: set[str] = set()
         ids = list(orders)
-        for start in range(0, len(ids), ACCEPT_AT_ONCE):
-            portion = {each: orders[each] for each in ids[start : start + ACCEPT_AT_ONCE]}
-            entered = self._enter(portion, began_s, doubt)
+        while ids:
+            at_once = ENTER_AT_ONCE if requests else ACCEPT_AT_ONCE
+            portion, ids = ids[:at_once], ids[at_once:]
+            entered = self._enter({each: orders[each] for each in portion}, began_s, doubt)
             requests += entered.requests
             joined |= entered.joined
         return Entered(tuple(requests), frozenset(joined))

@@ -31,9 +31,14 @@ local function write(command, key, ...)  -- one command, after all that was gath
 end
 
 local function gather(command, key, ...)  -- more values for the command that came last for this key, if it is the same
-  local one = latest[key]
+  local one, many = latest[key], select('#', ...)
   if not one or one[1] ~= command then
     write(command, key, ...)
+  elseif many == 1 then  -- (a list of one or two made for every order costs more than all the rest of this)
+    one[#one + 1] = ...
+  elseif many == 2 then
+    local at = #one
+    one[at + 1], one[at + 2] = ...
   else
     for _, value in ipairs({ ... }) do one[#one + 1] = value end
   end
@@ -47,10 +52,15 @@ end
 local function check()
   for _, one in ipairs(writes) do
     local command, key = one[1], one[2]
-    local words = { command, key }  -- without the values, which may be megabytes
-    if one[3] then words[3] = command == 'RENAME' and one[3] or '' end
-    if one[4] then words[4] = '' end
-    if not redis.acl_check_cmd(unpack(words)) then
+    local may  -- (asked without the values, which may be megabytes)
+    if one[4] then
+      may = redis.acl_check_cmd(command, key, '', '')
+    elseif one[3] then
+      may = redis.acl_check_cmd(command, key, command == 'RENAME' and one[3] or '')
+    else
+      may = redis.acl_check_cmd(command, key)
+    end
+    if not may then
       error({ err = "NOPERM User has no permissions to run the '" .. string.lower(command) .. "' command, or none on its key" })
     end
     local probe = PROBES[command]
