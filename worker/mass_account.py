@@ -17,7 +17,7 @@ from worker.mass_report import End
 from worker.mass_request import MassRequest
 from worker.orders import SHARDS, CancelResult, ConfirmedBy, Lane
 
-RESULTS_AT_ONCE = 100  # read with each look: more would take the processor from those that cancel
+RESULTS_AT_ONCE = 30  # read with each look: more would take the processor from those that cancel
 
 
 @dataclass(slots=True)

@@ -150,13 +150,15 @@ class MassRun:
     def _look(self) -> None:
         """Sees how many are open, and whether the first were refused because of the key."""
         self._claim.keep()
-        self._account.read_results()
+        is_late = self._now_s() - self._began_s > OFTEN_FOR_S
+        if is_late:
+            self._account.read_results()
         self._still, overdue = self._claim.still_open()
         if self._claim.has_lost:  # seen just now, too: then all that is left was struck off
             self._claim.has_lost = False
             self._entering.lost(but=self._account.results.keys())
             self._still, overdue = self._claim.still_open()
-        if self._account.plan is not None or self._now_s() - self._began_s > OFTEN_FOR_S:
+        if self._account.plan is not None or is_late:
             self._account.tell_progress(self._still, overdue)
         if self._still:
             self._settled_s = None
