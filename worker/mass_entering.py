@@ -11,10 +11,11 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
+from worker.aside import Aside
 from worker.book import ACCEPT_AT_ONCE, Accepted, Known
 from worker.mass_claim import MassClaim, Planned
 from worker.mass_means import Means
@@ -50,6 +51,15 @@ class Entered:
 
     requests: tuple[CancelRequest, ...] = ()
     joined: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """Orders that are noted; those with a final record are ``recorded``."""
+
+    requests: Sequence[CancelRequest]
+    found: Mapping[str, Planned]
+    recorded: set[str]
 
 
 class Entering:
@@ -220,38 +230,44 @@ class Entering:
     def _enter_all(
         self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
     ) -> Entered:
-        """Enters them in portions: the first are on their way while the others are entered."""
-        requests: list[CancelRequest] = []
-        joined: set[str] = set()
-        ids = list(orders)
-        while ids:
-            at_once = ENTER_AT_ONCE if requests else ACCEPT_AT_ONCE
-            portion, ids = ids[:at_once], ids[at_once:]
-            entered = self._enter({each: orders[each] for each in portion}, began_s, doubt)
-            requests += entered.requests
-            joined |= entered.joined
-        return Entered(tuple(requests), frozenset(joined))
+        """Enters them in portions: the first are on their way while the others are noted."""
+        entered: list[Entered] = []
 
-    def _enter(
-        self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
-    ) -> Entered:
+        def accept(noted: _Noted) -> None:
+            entered.append(self._accept_noted(noted, began_s, doubt))
+
+        with Aside[_Noted](accept) as accepting:
+            ids = list(orders)
+            while ids:
+                at_once = ENTER_AT_ONCE if self._known else ACCEPT_AT_ONCE
+                portion, ids = ids[:at_once], ids[at_once:]
+                accepting(self._note({each: orders[each] for each in portion}, swept=doubt is not None))
+        if orders:
+            self._claim.tell_trail("entered", orders=len(orders))
+        requests = tuple(request for each in entered for request in each.requests)
+        return Entered(requests, frozenset().union(*(each.joined for each in entered)))
+
+    def _note(self, orders: Mapping[str, Order | None], *, swept: bool) -> _Noted:
+        """Notes orders with what they have, before they are entered."""
         ids = list(orders)
         recorded = {each for each, result in self._book.records(ids).items() if result.outcome.final}
-        swept = doubt is not None
         found = {each: self._planned(orders[each], settled=each in recorded, swept=swept) for each in ids}
         self._claim.add_orders(found)
         if self._claim.has_lost:  # what was asked for before may have been done
             self._in_doubt |= self._known.keys()
         requests = [self._request_for(order_id, order) for order_id, order in orders.items()]
         self._known |= {each.order_id: each.subaccount for each in requests}
+        return _Noted(requests, found, recorded)
+
+    def _accept_noted(self, noted: _Noted, began_s: float | None, doubt: Known | None) -> Entered:
+        """Enters what was noted; where the listing is newer than a record, that order anew."""
         older_than_s = None if began_s is None else self._now_s() - began_s + self._read_lag_s
-        accepted = self._accept(requests, known=doubt, records_older_than_s=older_than_s)
-        anew = recorded - accepted.settled.keys()  # the listing is newer than their records
+        accepted = self._accept(noted.requests, known=doubt, records_older_than_s=older_than_s)
+        anew = noted.recorded - accepted.settled.keys()
         if anew:
-            asked = {each: self._planned(orders[each], settled=False, swept=swept) for each in anew}
+            asked = {each: replace(noted.found[each], settled=False) for each in anew}
             self._claim.add_orders(asked, anew=True)
-        self._claim.tell_trail("entered", orders=len(ids))
-        opened = tuple(each for each in requests if each.order_id not in accepted.settled)
+        opened = tuple(each for each in noted.requests if each.order_id not in accepted.settled)
         self._watch(opened)
         return Entered(opened, accepted.joined)
 

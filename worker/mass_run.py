@@ -36,6 +36,7 @@ KEY_WITHIN_S = 1.0  # for the answer, when nothing else is missing
 PROBE_WITHIN_S = 2.0  # the first cancels tell by then what they can tell
 LIST_EVERY_S = 2.0
 LIST_SHARE = 0.1  # of the read budget, at most
+LIST_PAUSE_TIMES = 2.0  # as long as the last listing took: what reads it does not cancel meanwhile
 LIST_AGAIN_S = 0.25  # when one could not be had; twice as long each time
 LIST_AGAIN_MOST_S = 1.0
 LAST_WITHIN_S = 5.0  # for the last listing
@@ -244,7 +245,8 @@ class MassRun:
         self._found.why_not_flat = self._proving.why or self._found.why_not_flat
         now_s = self._now_s()
         budget_s = listing.pages * self._means.pacer.limits.list_cost / self._means.pacer.limits.read_refill
-        self._next_s = now_s + max(LIST_EVERY_S, budget_s / LIST_SHARE)
+        took_s = now_s - listing.began_s
+        self._next_s = now_s + max(LIST_EVERY_S, budget_s / LIST_SHARE, took_s * LIST_PAUSE_TIMES)
         if self._proving.needs_another:
             self._next_s = now_s
         elif self._settled_s is not None and listing.began_s < self._settled_s + self._means.read_lag_s:
