@@ -12,7 +12,7 @@ RUN /opt/venv/bin/pip install --only-binary :all: --require-hashes -r requiremen
     && sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.lock > setuptools.lock \
     && /opt/tools/bin/pip install --require-hashes -r setuptools.lock
 COPY pyproject.toml README.md LICENSE ./
-COPY worker worker
+COPY kalshi_cancel kalshi_cancel
 RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation -w dist . \
     && /opt/venv/bin/pip install --no-deps --no-index dist/*.whl \
     && /opt/venv/bin/pip check
@@ -26,6 +26,7 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin work
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY celeryconfig.py ./
+COPY worker worker
 # The heartbeat is in memory, and can be written also where the image may not be (`docker run --read-only`).
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

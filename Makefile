@@ -28,7 +28,7 @@ help:
 	@echo "make lock   pin every dependency anew (versions and hashes)"
 
 demo: .venv/ready
-	@$(BIN)/python -m sandbox.demo
+	@$(BIN)/python -m trials.demo
 
 test: .venv/ready
 	@$(BIN)/python -m pytest $(SPREAD)
@@ -41,7 +41,7 @@ coverage: .venv/ready
 	@$(BIN)/coverage report
 
 faults: .venv/ready
-	@$(BIN)/python -m sandbox.campaign --seeds 10 --cancels 500 --write docs/faults.md
+	@$(BIN)/python -m trials.campaign --seeds 10 --cancels 500 --write docs/faults.md
 
 # The two clients are the newest there are, on purpose; all that they need is pinned. The official one asks for Python
 # 3.13, works on 3.12, and without --ignore-requires-python would be an old one there. The sdist has the document, too.

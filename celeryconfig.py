@@ -1,17 +1,22 @@
 """Queue policy: how Celery is set up for work whose truth lives in the book, every value with its reason.
 
 Measured behaviour behind these values: Celery on Redis loses about one message per killed worker and
-redelivers late, so messages only wake workers up (see worker/book.py).
+redelivers late, so messages only wake workers up (see kalshi_cancel/store/cancels.py).
 """
 
 import sys
 
 from kombu.entity import Exchange, Queue
 
-from worker.broker import use_checked_transport
-from worker.orders import Lane
-from worker.scripts import celery_options
-from worker.settings import RedisSettings, SettingsError, WorkerSettings, refuse_celery_overrides
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.settings.worker import (
+    RedisSettings,
+    SettingsError,
+    WorkerSettings,
+    refuse_celery_overrides,
+)
+from kalshi_cancel.store.scripts import celery_options
+from worker.broker.guard import use_checked_transport
 
 try:
     refuse_celery_overrides()
@@ -55,7 +60,7 @@ broker_transport_options = {
 }
 
 # -- workers ------------------------------------------------------------------------------------------------
-worker_consumer = "worker.consumer:CancelConsumer"
+worker_consumer = "worker.runtime.consumer:CancelConsumer"
 worker_pool = (
     "threads"  # one key, one connection pool, least memory; leases and HTTP deadlines bound the work
 )

@@ -12,9 +12,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from worker.dialects import Canceled, Routing
-from worker.exchange import Exchange
-from worker.settings import WorkerSettings
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import Canceled, Routing
+from kalshi_cancel.settings.worker import WorkerSettings
 
 THREADS = 8
 

@@ -27,7 +27,7 @@ import requests
 
 from bench.produce import order_ids
 from bench.work import RECORD_KEY
-from sandbox.stack import KEY_ID, ROOT, Keys, Part, RedisServer, free_port, wait_until
+from trials.stack import KEY_ID, ROOT, Keys, Part, RedisServer, free_port, wait_until
 
 BIN = Path(sys.executable).parent
 STALLED_S = 60.0

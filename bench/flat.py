@@ -26,11 +26,11 @@ from typing import Any
 import psutil
 
 from bench import report
-from sandbox.buckets import SECONDS_OF_WRITES, TIERS
-from sandbox.control import Json
-from sandbox.stack import ROOT, Part, Stack, wait_until
-from worker.client import CancelClient
-from worker.orders import Lane
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.sandbox.buckets import SECONDS_OF_WRITES, TIERS
+from kalshi_cancel.sandbox.control import Json
+from trials.stack import ROOT, Part, Stack, wait_until
 
 CANCEL_COST = 2.0
 FOREIGN_EVERY_S = 0.02

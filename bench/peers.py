@@ -36,7 +36,7 @@ from bench.crews import (
     available,
 )
 from bench.stub import ceiling
-from sandbox.stack import ROOT, wait_until
+from trials.stack import ROOT, wait_until
 
 Figures = dict[str, Any]
 FULL_ROUNDS = 3

@@ -32,7 +32,7 @@ def order_ids(prefix: str, count: int) -> list[str]:
 
 async def ours() -> tuple[Publish, PublishMany]:
     """Our own client."""
-    from worker.client import CancelClient  # noqa: PLC0415 - each producer loads its own queue only
+    from kalshi_cancel.client import CancelClient  # noqa: PLC0415 - each producer loads its own queue only
 
     client = CancelClient(os.environ["REDIS_URL"], requested_by="bench")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sandbox.stack import valkey_server
+from trials.stack import valkey_server
 
 Found = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from conformance.watching import Answered, watch
-from sandbox.control import Control
-from sandbox.routes import PREFIX
-from sandbox.server import SandboxServer
+from kalshi_cancel.sandbox.control import Control
+from kalshi_cancel.sandbox.routes import PREFIX
+from kalshi_cancel.sandbox.server import SandboxServer
 
 KEY_ID = "conformance"
 TICKER = "KXTEST-26NOV22-A"

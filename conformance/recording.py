@@ -17,10 +17,12 @@ import pytest
 
 from conformance.notes import Noted
 from conformance.watching import Answered, watch
-from worker import dialects, gate, pacing
+from kalshi_cancel.exchange import protocol
+from kalshi_cancel.store import rate_limits
+from worker.dispatch import breaker
 
 _V2 = "/portfolio/events/orders"
-# The functions of worker.dialects that decipher an answer, and of which endpoint; "Order" is a part of one.
+# The functions of exchange.protocol that decipher an answer, and of which endpoint; "Order" is a part of one.
 DECIPHERING = {
     "decipher_cancel": f"DELETE {_V2}/:order_id",
     "decipher_batch": f"DELETE {_V2}/batched",
@@ -49,7 +51,7 @@ class _Notes:
         self._within = False
         self._end = watch(self._sandbox_answered)
         for name, endpoint in DECIPHERING.items():
-            setattr(dialects, name, self._noting(getattr(dialects, name), endpoint))
+            setattr(protocol, name, self._noting(getattr(protocol, name), endpoint))
         self._note_limits()
         self._note_status()
 
@@ -79,31 +81,31 @@ class _Notes:
         return noted
 
     def _note_limits(self) -> None:
-        parse = pacing.Limits.parse
+        parse = rate_limits.Limits.parse
 
-        def noted(limits: Any, costs: Any) -> pacing.Limits | None:
+        def noted(limits: Any, costs: Any) -> rate_limits.Limits | None:
             meant = parse(limits, costs)
             self._made_up("GET /account/limits", limits, taken=meant is not None)
             self._made_up("GET /account/endpoint_costs", costs, taken=meant is not None)
             return meant
 
-        pacing.Limits.parse = noted  # type: ignore[method-assign, assignment]
+        rate_limits.Limits.parse = noted  # type: ignore[method-assign, assignment]
 
     def _note_status(self) -> None:
-        init = gate.Gate.__init__
+        init = breaker.Gate.__init__
 
-        def noted(own: gate.Gate, look: Callable[[Any], Any], *rest: Any) -> None:
+        def noted(own: breaker.Gate, look: Callable[[Any], Any], *rest: Any) -> None:
             init(own, lambda state: self._seen(look(state)), *rest)
 
-        gate.Gate.__init__ = noted  # type: ignore[method-assign, assignment]
+        breaker.Gate.__init__ = noted  # type: ignore[method-assign, assignment]
 
     def _seen(self, status: Any) -> Any:
-        if not isinstance(status, dialects.Trouble):
+        if not isinstance(status, protocol.Trouble):
             self._made_up("GET /exchange/status", status, taken=True)
         return status
 
     def _made_up(self, endpoint: str, answer: Any, *, taken: bool) -> None:
-        if isinstance(answer, dialects.Reply):
+        if isinstance(answer, protocol.Reply):
             status, body = answer.status, answer.body.decode(errors="replace")
         else:
             status, body = 200, json.dumps(answer, default=repr)
@@ -117,4 +119,4 @@ class _Notes:
 def _taken(meant: Any) -> bool:
     if isinstance(meant, dict):
         return any(_taken(each) for each in meant.values())
-    return isinstance(meant, dialects.Canceled | dialects.Page | dialects.Order)
+    return isinstance(meant, protocol.Canceled | protocol.Page | protocol.Order)

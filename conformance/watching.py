@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox.exchange import Exchange
-from sandbox.routes import PREFIX
-from sandbox.settings import Settings
-from sandbox.visit import Visit
-from sandbox.wire import Reply
+from kalshi_cancel.sandbox.exchange import Exchange
+from kalshi_cancel.sandbox.routes import PREFIX
+from kalshi_cancel.sandbox.settings import Settings
+from kalshi_cancel.sandbox.visit import Visit
+from kalshi_cancel.sandbox.wire import Reply
 
 # With these settings the sandbox plays what the document does not have: yesterday's dialects, other services.
 DIALECTS = ("order_form", "v1", "last_update_form", "empty_page", "error_shape")

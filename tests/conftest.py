@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from sandbox.control import Control
-from sandbox.stack import RedisServer, Stack
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.sandbox.control import Control
+from trials.stack import RedisServer, Stack
 
 READ_LAG_S = 0.5  # how long the workers here expect reads to lag; the sandbox lags less
 LOG_TAIL_CHARS = 6_000

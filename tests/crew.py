@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.control import Control
-from sandbox.stack import Part, Stack, wait_until
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.sandbox.control import Control
+from trials.stack import Part, Stack, wait_until
 
 PATIENCE_S = 30.0
 HANDS = 16  # of a worker, as celeryconfig has it

@@ -15,10 +15,10 @@ import redis
 from celery import Celery
 from test_readme import blocks, run_python, section
 
-from sandbox.stack import ROOT, RedisServer, Stack, wait_until
-from worker.client import CancelClient, NotSettled
-from worker.orders import Lane
-from worker.settings import RedisSettings
+from kalshi_cancel.client import CancelClient, NotSettled
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from trials.stack import ROOT, RedisServer, Stack, wait_until
 
 PATIENCE_S = 30.0
 ACL = ROOT / "deploy" / "redis"

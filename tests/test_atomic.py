@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 import pytest
 import redis
 from crew import PATIENCE_S
 
-from sandbox.stack import ROOT, RedisServer
-from worker import scripts
-from worker.audit import Trail
-from worker.book import (
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import scripts
+from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.cancels import (
     Book,
     Brought,
     Conclusion,
@@ -35,16 +37,13 @@ from worker.book import (
     Settle,
     Wish,
 )
-from worker.client import CancelClient
-from worker.fleet import Fleet
-from worker.lists import Lists
-from worker.mass_claim import MassClaim, MassClaims, Planned
-from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from worker.pacing import Limits, Pacer
-from worker.scripts import BookError, connect
-from worker.settings import RedisSettings
+from kalshi_cancel.store.lists import Lists
+from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_claim import MassClaim, MassClaims, Planned
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import BookError, connect
+from kalshi_cancel.store.stats import Fleet
+from trials.stack import ROOT, RedisServer
 
 PREFIX = "kalshi-cancel"
 RECORD = "celery-task-meta-cancel:"
@@ -941,7 +940,7 @@ def breaches(server: redis.Redis) -> set[str]:
 
 def test_every_script_has_a_case(scene):
     assert {each.script for each in CASES} == {each.name for each in scene.scripts}
-    files = {each.name.removesuffix(".lua") for each in resources.files("worker").joinpath("lua").iterdir()}
+    files = {each.name.removesuffix(".lua") for each in scripts.LUA.iterdir()}
     assert files == scene.lua_files
 
 
@@ -1198,7 +1197,7 @@ def spoilt(trial: Trial) -> Iterator[tuple[str, str, Callable[[redis.Redis], Any
 
 def test_what_comes_up_after_the_first_write_may_be_accepted(scene):
     text = "write('SET', prefix .. ':written', 1)\nflush()\nerror('ERR oops')"
-    gather = resources.files("worker").joinpath("lua", "gather.lua").read_text("utf-8")
+    gather = scripts.LUA.joinpath("gather.lua").read_text("utf-8")
     script = scene.admin.register_script(scripts.whole(gather + text))
     with pytest.raises(BookError, match=r"a script failed after it had written: .*oops") as raised:
         scripts.call(lambda: script(args=[PREFIX]), may_be_accepted=True)

@@ -23,15 +23,16 @@ import redis
 from crew import PATIENCE_S
 from pyarrow import parquet
 
-from sandbox.stack import ROOT, wait_until
-from worker import audit, cli
-from worker.audit import Trail, place
-from worker.book import Book, GiveUp, connect
-from worker.cli import exports
-from worker.cli.exits import Exit
-from worker.client import CancelClient
-from worker.orders import CancelRequest, Lane
-from worker.settings import RedisSettings
+from kalshi_cancel import cli
+from kalshi_cancel.cli import exports
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import audit
+from kalshi_cancel.store.audit import Trail, place
+from kalshi_cancel.store.cancels import Book, GiveUp, connect
+from trials.stack import ROOT, wait_until
 
 FORMATS = ("jsonl", "csv", "parquet")
 DAY_S = 86_400
@@ -395,7 +396,7 @@ def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
 def test_an_export_to_stdout_is_the_same(trail, client, key, env, tmp_path, kind):
     fill(trail, 1200, **NASTY)
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "audit", "export", "--format", kind],
+        [sys.executable, "-m", "kalshi_cancel.cli", "audit", "export", "--format", kind],
         env={"PATH": os.environ["PATH"], **env},
         cwd=ROOT,
         capture_output=True,
@@ -444,7 +445,9 @@ def test_an_export_that_is_killed_is_gone_on_with(trail, client, key, env, here,
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     growing = path if kind != "parquet" else path.with_name("trail.partial")
     running = subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", *command], env={"PATH": os.environ["PATH"], **env}, cwd=ROOT
+        [sys.executable, "-m", "kalshi_cancel.cli", *command],
+        env={"PATH": os.environ["PATH"], **env},
+        cwd=ROOT,
     )
 
     def has_grown():
@@ -528,7 +531,7 @@ def test_without_pyarrow_it_says_what_to_install(here, monkeypatch):
 def test_a_reader_that_goes_away_ends_an_export_which_then_does_not_count(trail, env):
     fill(trail, 1000, filler="x" * 3000)
     running = subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", "audit", "export"],
+        [sys.executable, "-m", "kalshi_cancel.cli", "audit", "export"],
         env={"PATH": os.environ["PATH"], **env},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -727,7 +730,7 @@ def run(crew, apart, *arguments):
     """A command of a process of its own, on the database of these workers."""
     database = apart.client._server.connection_pool.connection_kwargs["db"]
     url = crew.redis.url.removesuffix("/0") + f"/{database}"
-    command = [sys.executable, "-m", "worker.cli", *arguments]
+    command = [sys.executable, "-m", "kalshi_cancel.cli", *arguments]
     environment = {"PATH": os.environ["PATH"], "REDIS_URL": url}
     return subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

@@ -12,8 +12,8 @@ import pytest
 import requests
 from crew import PATIENCE_S, wait_ready
 
-from sandbox.stack import ROOT, Part, free_port, wait_until
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
+from trials.stack import ROOT, Part, free_port, wait_until
 
 PREFIX = "kalshi-cancel"
 
@@ -130,7 +130,7 @@ def test_what_a_stranger_says_among_the_workers_hides_none_of_them(watched):
 DIES = """
 import os, sys
 from worker.app import app
-from worker.roster import Roster
+from kalshi_cancel.store.workers import Roster
 
 show = Roster.show
 

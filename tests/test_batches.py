@@ -10,8 +10,8 @@ from decimal import Decimal
 import pytest
 from crew import HANDS, PATIENCE_S, ids
 
-from sandbox.stack import wait_until
-from worker.orders import Lane
+from kalshi_cancel.model.orders import Lane
+from trials.stack import wait_until
 
 BATCH_MOST = 100
 

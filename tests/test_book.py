@@ -23,12 +23,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sandbox.stack import wait_until
-from worker import records
-from worker.book import Book, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
-from worker.orders import CancelRequest, CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome, Problem
-from worker.roster import Roster, WorkerShown
-from worker.settings import RedisSettings
+from kalshi_cancel.model.orders import (
+    CancelRequest,
+    CancelResult,
+    ConfirmedBy,
+    Lane,
+    OrderStatus,
+    Outcome,
+    Problem,
+)
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import results
+from kalshi_cancel.store.cancels import Book, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
+from kalshi_cancel.store.workers import Roster, WorkerShown
+from trials.stack import wait_until
 
 LONG_S = 60.0  # a lease or a pause that does not end within a test
 BOTH = (Lane.RISK, Lane.STRATEGY)
@@ -226,7 +234,7 @@ def test_a_request_for_a_settled_order_is_answered_from_its_record(desk, outcome
     assert accepted.settled == {order_id: desk.book.record(order_id)}
     assert accepted.settled[order_id].outcome is outcome
     assert desk.claim() == []
-    reply = json.loads(desk.server.get(records.task_key(f"task-{order_id}", desk.celery_prefix)))
+    reply = json.loads(desk.server.get(results.task_key(f"task-{order_id}", desk.celery_prefix)))
     assert (reply["task_id"], reply["result"]["outcome"]) == (f"task-{order_id}", outcome.value)
 
 
@@ -245,7 +253,7 @@ def test_a_final_record_that_is_too_old_is_not_believed_and_the_order_is_cancele
     [order_id] = ids()
     desk.accept(order_id)
     desk.settle(desk.claim_one(), outcome)
-    key, life_s = records.record_key(order_id, desk.celery_prefix), desk.settings.result_expires_s
+    key, life_s = results.record_key(order_id, desk.celery_prefix), desk.settings.result_expires_s
     desk.server.expire(key, life_s - 30)  # as one that is 30 s old
     believed = desk.accept(order_id, records_older_than_s=40)
     assert list(believed.settled) == [order_id]
@@ -261,8 +269,8 @@ def test_a_record_is_not_believed_at_all_where_nothing_older_than_now_is(desk):
     for order_id in (fresh, for_ever, newer):
         desk.accept(order_id)
         desk.settle(desk.claim_one())
-    desk.server.persist(records.record_key(for_ever, desk.celery_prefix))
-    desk.server.expire(records.record_key(newer, desk.celery_prefix), desk.settings.result_expires_s * 2)
+    desk.server.persist(results.record_key(for_ever, desk.celery_prefix))
+    desk.server.expire(results.record_key(newer, desk.celery_prefix), desk.settings.result_expires_s * 2)
     assert desk.accept(fresh, for_ever, newer, records_older_than_s=0).settled == {}
     assert sorted(desk.open_ids()) == sorted([fresh, for_ever, newer])
 
@@ -435,7 +443,7 @@ def test_storing_the_record_and_removing_the_entry_are_one_step(desk):
                 entry, record = (
                     mine.pipeline(transaction=True)
                     .exists(f"{desk.prefix}:entry:{order_id}")
-                    .exists(records.record_key(order_id, desk.celery_prefix))
+                    .exists(results.record_key(order_id, desk.celery_prefix))
                     .execute()
                 )
                 if entry + record != 1:
@@ -458,9 +466,9 @@ def test_every_task_that_asked_gets_the_result_under_its_own_id(desk):
         desk.accept(order_id, reply_to=task, requested_by="raw")
     desk.accept(order_id, reply_to=tasks[0])
     desk.settle(desk.claim_one())
-    record = json.loads(desk.server.get(records.record_key(order_id, desk.celery_prefix)))
+    record = json.loads(desk.server.get(results.record_key(order_id, desk.celery_prefix)))
     for task in tasks:
-        reply = json.loads(desk.server.get(records.task_key(task, desk.celery_prefix)))
+        reply = json.loads(desk.server.get(results.task_key(task, desk.celery_prefix)))
         assert reply == {**record, "task_id": task}
 
 
@@ -522,7 +530,7 @@ def test_a_record_that_cannot_be_read_keeps_nobody_from_asking(desk):
     desk.accept("spoilt", "fine")
     for entry in desk.claim(2):
         desk.settle(entry)
-    key = records.record_key("spoilt", desk.celery_prefix)
+    key = results.record_key("spoilt", desk.celery_prefix)
     text = desk.server.get(key).replace('"status":"canceled"', '"status":"on_hold"')
     desk.server.set(key, text)
     accepted = desk.accept("fine", "spoilt", "new")
@@ -649,7 +657,7 @@ def test_an_overdue_entry_is_told_unresolved_once_and_stays_open(desk):
     assert desk.book.overdue(at_most=9) == []
     told = desk.book.record(late)
     assert (told.outcome, told.requested_by) == (Outcome.UNRESOLVED, ("mm",))
-    reply = json.loads(desk.server.get(records.task_key(f"task-{late}", desk.celery_prefix)))
+    reply = json.loads(desk.server.get(results.task_key(f"task-{late}", desk.celery_prefix)))
     assert (reply["task_id"], reply["result"]["outcome"]) == (f"task-{late}", "unresolved")
     assert desk.book.open_cancel(late).unresolved
     entry = next(each for each in desk.claim(2) if each.order_id == late)

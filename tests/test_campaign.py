@@ -12,16 +12,16 @@ from decimal import Decimal
 
 import pytest
 
-from sandbox.campaign.__main__ import Say, main
-from sandbox.campaign.judge import Evidence, Finding, Promise, contradictions, judge, removed_by_us
-from sandbox.campaign.kinds import KINDS, Kind
-from sandbox.campaign.plan import SORTS, draw
-from sandbox.campaign.relay import Relay
-from sandbox.campaign.report import document, table
-from sandbox.campaign.run import Campaign
-from sandbox.campaign.sweeps import Sweep, judge_sweep
-from sandbox.stack import wait_until
-from worker.orders import CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome
+from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome
+from trials.campaign.__main__ import Say, main
+from trials.campaign.judge import Evidence, Finding, Promise, contradictions, judge, removed_by_us
+from trials.campaign.kinds import KINDS, Kind
+from trials.campaign.plan import SORTS, draw
+from trials.campaign.relay import Relay
+from trials.campaign.report import document, table
+from trials.campaign.run import Campaign
+from trials.campaign.sweeps import Sweep, judge_sweep
+from trials.stack import wait_until
 
 SHORT = (
     "worker-kill-all",
@@ -483,7 +483,7 @@ def test_a_failing_run_prints_how_to_play_it_again(capsys):
     Say(quiet=False).run(Finding("redis-restart", 7, lost=["o: open in the book"]), cancels=500)
     printed = capsys.readouterr().out
     assert "lost: o: open in the book" in printed
-    assert "-m sandbox.campaign --only redis-restart --seed 7 --cancels 500" in printed
+    assert "-m trials.campaign --only redis-restart --seed 7 --cancels 500" in printed
 
 
 def test_the_table_adds_up_the_runs_of_a_kind_and_names_the_worst_and_the_median():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
@@ -17,18 +16,18 @@ from pathlib import Path
 import pytest
 from cutter import Cutter
 
-from sandbox.stack import ROOT, Keys, RedisServer, free_port, wait_until
-from worker import cli
-from worker.book import Book, GiveBack, GiveUp, connect
-from worker.cli import exits
-from worker.cli.exits import Exit
-from worker.cli.printing import duration
-from worker.doctor import Health, examine
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome
-from worker.roster import Roster, WorkerShown
-from worker.settings import RedisSettings
+from kalshi_cancel import cli
+from kalshi_cancel.cli import exits
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.cli.printing import duration
+from kalshi_cancel.doctor import Health, examine
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, connect
+from kalshi_cancel.store.workers import Roster, WorkerShown
+from trials.stack import ROOT, Keys, RedisServer, free_port, wait_until
 
-COMMAND = [sys.executable, "-m", "worker.cli"]
+COMMAND = [sys.executable, "-m", "kalshi_cancel.cli"]
 WITHIN_S = 60
 
 
@@ -647,10 +646,3 @@ def test_a_sandbox_whose_output_nobody_reads_any_more_ends(idle):
     assert running.stderr.read() == ""
     assert running.wait(WITHIN_S) == Exit.READER_GONE
     running.stderr.close()
-
-
-def test_an_installation_without_the_sandbox_says_so(here, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    code, _, err = here("sandbox")
-    assert err == "cancelctl: the sandbox is not installed here: it comes with the project's repository\n"
-    assert code == Exit.USAGE

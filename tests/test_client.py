@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 import pytest
 from crew import about_orders
 
-from sandbox.stack import free_port, wait_until
-from worker.client import BadRequest, BookError, CancelClient, NotSettled
-from worker.settings import SettingsError
+from kalshi_cancel.client import BadRequest, BookError, CancelClient, NotSettled
+from kalshi_cancel.settings.worker import SettingsError
+from trials.stack import free_port, wait_until
 
 PATIENCE_S = 20.0
 PROMISED_S = 2.0  # an answer from the client, whatever Redis does

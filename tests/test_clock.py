@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.clock import FORGOTTEN_AFTER_S, BoundedClock, Span
+from kalshi_cancel.exchange.clock import FORGOTTEN_AFTER_S, BoundedClock, Span
 
 OFFSET_MS = 3_200.0
 

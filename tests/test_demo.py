@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.demo import SCENES, differences_from_truth, table
-from sandbox.stack import ROOT, wait_until
-from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome
+from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome
+from trials.demo import SCENES, differences_from_truth, table
+from trials.stack import ROOT, wait_until
 
-COMMAND = [sys.executable, "-m", "sandbox.demo"]
+COMMAND = [sys.executable, "-m", "trials.demo"]
 LIMIT_S = 90.0  # it takes ten seconds; the machine may be busy
 
 

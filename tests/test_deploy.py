@@ -19,10 +19,10 @@ import requests
 import yaml
 from crew import PATIENCE_S, Crew
 
-from sandbox.stack import KEY_ID, ROOT, Part, RedisServer, free_port, wait_until
-from worker.book import Book, connect
-from worker.orders import CancelRequest, Lane
-from worker.settings import RedisSettings
+from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, connect
+from trials.stack import KEY_ID, ROOT, Part, RedisServer, free_port, wait_until
 
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent

@@ -11,7 +11,7 @@ from bodies import ORDER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.dialects import (
+from kalshi_cancel.exchange.protocol import (
     ACCOUNT_LIMITS,
     ENDPOINT_COSTS,
     EXCHANGE_STATUS,
@@ -35,7 +35,7 @@ from worker.dialects import (
     parse_order,
     server_time_s,
 )
-from worker.orders import Order, OrderStatus
+from kalshi_cancel.model.orders import Order, OrderStatus
 
 OURS = "0b0d8a5e-7c1f-4f7e-9a77-2f1c7c2f7d11"
 OTHER = "ffffffff-0000-4000-8000-00000000dead"

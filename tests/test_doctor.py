@@ -7,13 +7,13 @@ import signal
 import pytest
 import redis
 
-from sandbox.control import Control
-from sandbox.server import SandboxServer
-from sandbox.stack import KEY_ID, Keys, RedisServer, free_port
-from worker import doctor
-from worker.doctor import Finding, Health, examine
-from worker.exchange import Exchange
-from worker.settings import WorkerSettings
+from kalshi_cancel import doctor
+from kalshi_cancel.doctor import Finding, Health, examine
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.sandbox.control import Control
+from kalshi_cancel.sandbox.server import SandboxServer
+from kalshi_cancel.settings.worker import WorkerSettings
+from trials.stack import KEY_ID, Keys, RedisServer, free_port
 
 OK, WARNING, FAILED = Health.OK, Health.WARNING, Health.FAILED
 REDIS_CHECKS = ["redis", "redis version", "redis role", "persistence", "eviction", "memory"]

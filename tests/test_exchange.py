@@ -13,10 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from sandbox.control import Control
-from sandbox.server import SandboxServer
-from sandbox.stack import wait_until
-from worker.dialects import (
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import (
     ACCOUNT_LIMITS,
     ENDPOINT_COSTS,
     EXCHANGE_STATUS,
@@ -27,11 +25,13 @@ from worker.dialects import (
     Routing,
     Trouble,
 )
-from worker.exchange import Exchange
-from worker.orders import Order, OrderStatus
-from worker.settings import WorkerSettings
-from worker.signing import RequestSigner
-from worker.transport import Transport
+from kalshi_cancel.exchange.signing import RequestSigner
+from kalshi_cancel.exchange.transport import Transport
+from kalshi_cancel.model.orders import Order, OrderStatus
+from kalshi_cancel.sandbox.control import Control
+from kalshi_cancel.sandbox.server import SandboxServer
+from kalshi_cancel.settings.worker import WorkerSettings
+from trials.stack import wait_until
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()

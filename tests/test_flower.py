@@ -14,8 +14,8 @@ import requests
 from celery import Celery
 from test_security import PATIENCE_S, Guarded, place, url_of
 
-from sandbox.stack import ROOT, Part, free_port, wait_until
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
+from trials.stack import ROOT, Part, free_port, wait_until
 
 LOGIN = ("somebody", "secret")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from worker.dialects import Meaning, Trouble
-from worker.gate import FAILURES_TO_CLOSE, Gate, GateState
-from worker.orders import Problem
+from kalshi_cancel.exchange.protocol import Meaning, Trouble
+from kalshi_cancel.model.orders import Problem
+from worker.dispatch.breaker import FAILURES_TO_CLOSE, Gate, GateState
 
 ACTIVE = {"exchange_active": True, "trading_active": True}
 

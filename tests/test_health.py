@@ -14,9 +14,9 @@ from contextlib import closing
 import pytest
 import requests
 
-from sandbox.stack import ROOT, Part, Stack, free_port, wait_until
-from worker.client import CancelClient
-from worker.health import BEAT_OLD_S, Heartbeat, is_young
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.heartbeat import BEAT_OLD_S, Heartbeat, is_young
+from trials.stack import ROOT, Part, Stack, free_port, wait_until
 
 PATIENCE_S = 30.0
 # Well below what takes a worker for dead, and above each single wait of the main loop.
@@ -58,7 +58,7 @@ class Watched:
 
     def ctl(self, *arguments):
         return subprocess.run(
-            [sys.executable, "-m", "worker.cli", "health", *arguments],
+            [sys.executable, "-m", "kalshi_cancel.cli", "health", *arguments],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], "KALSHI_HEARTBEAT_FILE": str(self.file)},
             capture_output=True,

@@ -18,8 +18,8 @@ import pytest
 from celery.exceptions import NotRegistered, TaskRevokedError
 from crew import about_orders
 
-from sandbox.stack import wait_until
-from worker.orders import Lane
+from kalshi_cancel.model.orders import Lane
+from trials.stack import wait_until
 
 PATIENCE_S = 20.0
 PROMPT_S = 3.0  # for a fresh order while or after something hostile is dealt with

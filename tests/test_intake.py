@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 from crew import HANDS, PATIENCE_S
 
-from sandbox.stack import wait_until
-from worker import broker
+from trials.stack import wait_until
+from worker.broker import guard
 
 FLOOD = 400
 
@@ -71,8 +71,8 @@ def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, wish):
     with crew.redis.client() as server:
         timed, plain = (item.encode() for item in server.lrange("cancels", 0, -1))
         server.delete("cancels")
-    assert broker.plain_call(timed, "cancels") is None
-    call = broker.plain_call(plain, "cancels")
+    assert guard.plain_call(timed, "cancels") is None
+    call = guard.plain_call(plain, "cancels")
     assert call is not None
     assert (call.task, call.kwargs) == ("cancel_order", {"order_id": "x"})
-    assert broker.plain_call(b"not a message", "cancels") is None
+    assert guard.plain_call(b"not a message", "cancels") is None

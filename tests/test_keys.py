@@ -11,9 +11,9 @@ import pytest
 from celery import Celery
 from crew import PATIENCE_S, ids
 
-from sandbox.stack import ROOT, wait_until
-from worker.book import DEAD_LIFE_DAYS, Book, connect
-from worker.settings import RedisSettings
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, Book, connect
+from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"
 CELERYS = ("cancels", "risk", "unacked", "_kombu.")
@@ -66,7 +66,8 @@ def named(key, results="celery-task-meta-"):
 
 
 def test_every_key_that_the_code_spells_is_in_the_table():
-    sources = [*(ROOT / "worker").rglob("*.py"), *(ROOT / "worker/lua").glob("*.lua")]
+    packages = (ROOT / "kalshi_cancel", ROOT / "worker")
+    sources = [path for folder in packages for kind in ("*.py", "*.lua") for path in folder.rglob(kind)]
     spelled = {found for path in sources for found in SAYS_A_KEY.findall(path.read_text("utf-8"))}
     assert spelled
     assert spelled <= {re.split("[:{]", row.name)[1] for row in ROWS}

@@ -8,7 +8,7 @@ import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import InvalidTaskError
 
-from worker.links import followers
+from worker.broker.links import followers
 
 PATIENCE_S = 20.0
 FOLLOWS = "nothing can follow this task"

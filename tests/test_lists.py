@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pytest
 from crew import ids
 
-from worker import records
-from worker.book import Book, Settle, connect
-from worker.lists import Lists
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome
-from worker.settings import RedisSettings
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import results
+from kalshi_cancel.store.cancels import Book, Settle, connect
+from kalshi_cancel.store.lists import Lists
 
 
 class Desk:
@@ -53,7 +53,7 @@ class Desk:
     def results(self, task_id):
         """What the task is answered by now; None: nothing."""
         self.lists.answer()
-        text = self.server.get(records.task_key(task_id, self.settings.celery_prefix))
+        text = self.server.get(results.task_key(task_id, self.settings.celery_prefix))
         return (
             None
             if text is None
@@ -148,7 +148,7 @@ def test_an_order_whose_result_is_gone_does_not_keep_its_list_for_ever(desk):
     kept, gone = order_ids = ids(2)
     task_id = desk.wanted(order_ids)
     desk.settle(*order_ids)
-    desk.server.delete(records.record_key(gone, desk.settings.celery_prefix))
+    desk.server.delete(results.record_key(gone, desk.settings.celery_prefix))
     assert desk.results(task_id) == [(kept, "canceled"), (gone, "unresolved")]
 
 

@@ -14,10 +14,10 @@ from contextlib import closing
 
 import pytest
 
-from sandbox.stack import ROOT, Stack, wait_until
-from worker.client import CancelClient
-from worker.logs import JsonFormatter, about, is_json, set_format
-from worker.orders import Lane
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.logs import JsonFormatter, about, is_json, set_format
+from kalshi_cancel.model.orders import Lane
+from trials.stack import ROOT, Stack, wait_until
 
 PATIENCE_S = 30.0
 EVERYWHERE = ["at", "level", "logger", "process", "message"]

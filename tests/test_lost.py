@@ -12,12 +12,12 @@ from contextlib import closing
 import pytest
 from crew import ids
 
-from sandbox.stack import ROOT, RedisServer, wait_until
-from worker.book import Book, GiveUp, Settle, connect
-from worker.cli.exits import Exit
-from worker.client import BookError, CancelClient, Lost, NotSettled
-from worker.orders import CancelResult, Lane, Outcome
-from worker.settings import RedisSettings
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.client import BookError, CancelClient, Lost, NotSettled
+from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, GiveUp, Settle, connect
+from trials.stack import ROOT, RedisServer, wait_until
 
 PATIENCE_S = 30.0
 PREFIX = "kalshi-cancel"
@@ -200,7 +200,7 @@ def test_an_outage_that_loses_nothing_ends_no_wait(tmp_path, order_id):
 
 def command(server, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", *arguments],
+        [sys.executable, "-m", "kalshi_cancel.cli", *arguments],
         cwd=ROOT,
         env={"REDIS_URL": server.url},
         stdout=subprocess.PIPE,

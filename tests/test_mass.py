@@ -21,11 +21,11 @@ import pytest
 from celery import Celery
 from crew import PATIENCE_S, about_orders, ids
 
-from sandbox.control import ControlError
-from sandbox.stack import ROOT, wait_until
-from worker.cli.exits import Exit
-from worker.client import BadRequest, CancelClient
-from worker.orders import Lane
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.client import BadRequest, CancelClient
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.sandbox.control import ControlError
+from trials.stack import ROOT, wait_until
 
 EVERYTHING = {"everything": True}
 TICKERS = ("KXA-26NOV22-T1", "KXA-26NOV22-T2", "KXA-26DEC01-T1", "KXB-26NOV22-T1")
@@ -714,7 +714,7 @@ def ctl(crew):
 
     def run(*arguments, stdin=subprocess.DEVNULL):
         done = subprocess.run(
-            [sys.executable, "-m", "worker.cli", "mass", *arguments],
+            [sys.executable, "-m", "kalshi_cancel.cli", "mass", *arguments],
             env=environment(crew),
             cwd=ROOT,
             text=True,
@@ -739,7 +739,7 @@ def at_a_terminal(crew, *arguments, answer):
     """Runs `cancelctl mass` at a terminal of its own and answers its question; what was seen, the code."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", "mass", *arguments],
+        [sys.executable, "-m", "kalshi_cancel.cli", "mass", *arguments],
         env=environment(crew),
         cwd=ROOT,
         stdin=follower,
@@ -958,7 +958,7 @@ def test_interrupted_the_command_ends_and_the_mass_cancel_goes_on(crew):
     crew.place(60)
     crew.control.configure(latency_s=0.2)
     running = subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", "mass", "--everything", "--yes"],
+        [sys.executable, "-m", "kalshi_cancel.cli", "mass", "--everything", "--yes"],
         env=environment(crew),
         cwd=ROOT,
         text=True,

@@ -7,10 +7,10 @@ import time
 import pytest
 from crew import PATIENCE_S, about_orders, ids
 
-from sandbox.stack import KEY_ID, wait_until
-from worker.book import Book, Known, connect
-from worker.orders import CancelRequest, Lane
-from worker.settings import RedisSettings
+from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, Known, connect
+from trials.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}
 SOON_S = 2.0  # with room for a busy machine; what it must not wait for takes longer

@@ -12,17 +12,17 @@ import pytest
 from celery import Celery
 from crew import PATIENCE_S
 
-from sandbox.stack import wait_until
-from worker.book import Book, Fence, Fenced, GiveUp, Settle, connect
-from worker.mass_account import Account, Findings
-from worker.mass_claim import LEASE_MS, MassClaims, Planned
-from worker.mass_entering import Entering
-from worker.mass_means import Means
-from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome
-from worker.pacing import Limits, Pacer
-from worker.settings import RedisSettings
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, Fence, Fenced, GiveUp, Settle, connect
+from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from trials.stack import wait_until
+from worker.mass.account import Account, Findings
+from worker.mass.entering import Entering
+from worker.mass.means import Means
 
 EVERYTHING = {"everything": True}
 PREFIX = "kalshi-cancel"
@@ -327,8 +327,8 @@ def test_orders_are_entered_with_a_valid_claim_only(server, settings, request_id
 
 
 def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, settings, request_id):
-    from worker.mass_entering import _not_asked_for  # noqa: PLC0415
-    from worker.orders import Problem  # noqa: PLC0415
+    from kalshi_cancel.model.orders import Problem  # noqa: PLC0415
+    from worker.mass.entering import _not_asked_for  # noqa: PLC0415
 
     book = Book(server, settings)
     claim = take(server, settings, request_id)

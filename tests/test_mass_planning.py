@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from worker.mass_planning import CANCEL_ALL, GROUP_TRIGGER, Found, Start, fitting_command, plan
-from worker.mass_request import MassRequest
-from worker.pacing import Limits
+from kalshi_cancel.model.mass_request import CANCEL_ALL, GROUP_TRIGGER, MassRequest
+from kalshi_cancel.store.rate_limits import Limits
+from worker.mass.planning import Found, Start, fitting_command, plan
 
 LIMITS = Limits(read_refill=200, read_capacity=200, write_refill=100, write_capacity=100)
 READ_LAG_S = 2.0

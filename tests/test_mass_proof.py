@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S, ids
 
-from sandbox.stack import KEY_ID, wait_until
+from trials.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}
 

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from worker.mass_claim import Planned
-from worker.mass_report import End, pace_shown, report
-from worker.mass_request import MassRequest
-from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.store.mass_claim import Planned
+from worker.mass.report import End, pace_shown, report
 
 PLAN = {
     "started_s": 1_795_341_600.0,

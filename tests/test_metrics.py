@@ -14,21 +14,21 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.stack import ROOT, Stack, free_port, wait_until
-from worker.book import Book, GiveUp
-from worker.client import CancelClient
-from worker.dialects import Meaning, Trouble
-from worker.fleet import ENDS, Fleet
-from worker.mass_claim import MassClaims
-from worker.mass_report import in_short
-from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
-from worker.notices import CallMade, tell_all
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from worker.pacing import Limits, Pacer
-from worker.scripts import connect
-from worker.settings import RedisSettings
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.exchange.protocol import Meaning, Trouble
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, GiveUp
+from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_claim import MassClaims
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import connect
+from kalshi_cancel.store.stats import ENDS, Fleet
+from trials.stack import ROOT, Stack, free_port, wait_until
+from worker.dispatch.events import CallMade, tell_all
+from worker.mass.report import in_short
+from worker.telemetry.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
 
 PATIENCE_S = 30.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.near_misses import nearest
-from worker.settings import RedisSettings, SettingsError, foreign_variables
+from kalshi_cancel.settings.near_misses import nearest
+from kalshi_cancel.settings.worker import RedisSettings, SettingsError, foreign_variables
 
 QUEUES = ("risk", "cancels")
 

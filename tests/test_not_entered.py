@@ -11,15 +11,15 @@ import redis
 from celery import Celery
 from crew import PATIENCE_S, wait_ready
 
-from sandbox.stack import wait_until
-from worker.book import Book
-from worker.client import CancelClient
-from worker.desk import Desk
-from worker.exchange import Exchange
-from worker.orders import CancelRequest, Lane
-from worker.pacing import Limits, Pacer
-from worker.scripts import BookError, can_pass, connect
-from worker.settings import WorkerSettings
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.settings.worker import WorkerSettings
+from kalshi_cancel.store.cancels import Book
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import BookError, can_pass, connect
+from trials.stack import wait_until
+from worker.dispatch.dispatcher import Desk
 
 HANDS = 4
 MORE_THAN_THREADS = 40
@@ -186,7 +186,7 @@ def counted(error):
 
 
 def test_what_can_pass_is_tried_for_a_while_and_then_goes_back(desk, monkeypatch):
-    monkeypatch.setattr("worker.desk.PATIENT_S", 0.5)
+    monkeypatch.setattr("worker.dispatch.dispatcher.PATIENT_S", 0.5)
     ask, asked = counted(BookError("gone", may_be_accepted=False))
     with pytest.raises(BookError, match="gone"):
         desk.until_done(ask)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.orders import (
+from kalshi_cancel.model.orders import (
     DEADLINE_MAX_S,
     NUMBER_MAX,
     ORDER_ID_MAX_CHARS,

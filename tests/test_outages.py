@@ -9,8 +9,8 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S
 
-from sandbox.stack import free_port, wait_until
-from worker.client import BookError
+from kalshi_cancel.client import BookError
+from trials.stack import free_port, wait_until
 
 RESUMED_S = 3.0  # promised after Redis is back
 EXCHANGE_BACK_S = 2.0  # promised after the exchange is back

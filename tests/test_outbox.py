@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from sandbox.stack import wait_until
-from worker.outbox import TOGETHER_MOST, Outbox, Place
+from trials.stack import wait_until
+from worker.dispatch.completions import TOGETHER_MOST, Outbox, Place
 
 RISK, STRATEGY = "risk", "strategy"
 BOTH = frozenset((RISK, STRATEGY))
@@ -50,7 +50,7 @@ def in_line(outbox, *hands):
 @pytest.fixture
 def patient(monkeypatch):
     """Nobody gives up waiting."""
-    monkeypatch.setattr("worker.outbox.IN_LINE_MOST_S", PATIENCE_S)
+    monkeypatch.setattr("worker.dispatch.completions.IN_LINE_MOST_S", PATIENCE_S)
 
 
 def first_at_it(outbox, **how):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import outcomes
-from worker.clock import BoundedClock, Span
-from worker.dialects import Canceled, Meaning, Routing, Trouble
-from worker.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
-from worker.outcomes import (
+from kalshi_cancel.exchange.clock import BoundedClock, Span
+from kalshi_cancel.exchange.protocol import Canceled, Meaning, Routing, Trouble
+from kalshi_cancel.model.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
+from worker.dispatch import resolution
+from worker.dispatch.resolution import (
     KEY_REFUSALS_MOST,
     NOT_FOUND_READS_FOR_PROOF,
     UNDER_WAY_MOST_MS,
@@ -77,15 +77,15 @@ def engine_at(now_ms):
 
 
 def after_cancel(case, answer, now_ms, age_ms=None):
-    return outcomes.after_cancel(case, answer, at(now_ms, age_ms))
+    return resolution.after_cancel(case, answer, at(now_ms, age_ms))
 
 
 def after_lost_batch(case, answer, now_ms):
-    return outcomes.after_lost_batch(case, answer, at(now_ms))
+    return resolution.after_lost_batch(case, answer, at(now_ms))
 
 
 def after_read_at(case, answer, now_ms, age_ms=None):
-    return outcomes.after_read(case, answer, at(now_ms, age_ms), Lags(LAG_MS, DAY_MS))
+    return resolution.after_read(case, answer, at(now_ms, age_ms), Lags(LAG_MS, DAY_MS))
 
 
 def onward(learned):
@@ -442,7 +442,7 @@ def test_a_clock_that_is_known_worse_than_at_the_attempt_may_have_been_set_since
     lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
     now = Instant(T0 + 1_300, 1_300, Span(T0 - 13_700, T0 + 16_300))
     for ended_ms, outcome in ((T0 - 8_000, Outcome.CANCELED), (T0 - 20_000, Outcome.TOO_LATE)):
-        verdict = outcomes.after_read(
+        verdict = resolution.after_read(
             lost, order(CANCELED, last_update_ms=ended_ms), now, Lags(LAG_MS, DAY_MS)
         )
         assert isinstance(verdict, Verdict)
@@ -651,7 +651,7 @@ def missing():
 
 
 def after_search(case, found):
-    return outcomes.after_search(case, found, at(T0 + 5_000), Lags(LAG_MS, DAY_MS))
+    return resolution.after_search(case, found, at(T0 + 5_000), Lags(LAG_MS, DAY_MS))
 
 
 def test_once_enough_reads_over_the_lag_agree_the_archive_is_searched():
@@ -1093,14 +1093,14 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
             case = case.sending(moment)
             mishap = draw(st.sampled_from(mishaps), "mishap") if troubled else "none"
             answer = ask_to_cancel(truth, case.routing, mishap)
-            learned = outcomes.after_cancel(case, answer, moment)
+            learned = resolution.after_cancel(case, answer, moment)
         elif case.step is Step.READ_BACK:
             lag_ms = draw(st.integers(0, LAG_MS), "lag")
             mishap = draw(st.sampled_from(read_mishaps), "read mishap") if troubled else "none"
             answer = READ_MISHAPS[mishap] or truth.read(lag_ms)
-            learned = outcomes.after_read(case, answer, moment, Lags(LAG_MS, DAY_MS))
+            learned = resolution.after_read(case, answer, moment, Lags(LAG_MS, DAY_MS))
         else:
-            learned = outcomes.after_search(case, None, moment, Lags(LAG_MS, DAY_MS))
+            learned = resolution.after_search(case, None, moment, Lags(LAG_MS, DAY_MS))
         if isinstance(learned, Verdict):
             check_verdict(learned, truth)
             return

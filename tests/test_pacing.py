@@ -16,17 +16,19 @@ from crew import HANDS, PATIENCE_S, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.stack import wait_until
-from worker.book import Book, Known, Wish, connect
-from worker.client import BookError
-from worker.orders import CancelRequest, Lane
-from worker.pacing import Limits, Pacer
-from worker.pursuit import ReadSlots
-from worker.settings import RedisSettings
+from kalshi_cancel.client import BookError
+from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, Known, Wish, connect
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from trials.stack import wait_until
+from worker.dispatch.executor import ReadSlots
 
 LIMITS = Limits(200.0, 200.0, 300.0, 600.0)
 A_MS = 0.31  # tokens: waits are told in whole milliseconds, at 300 tokens a second
-ON_THE_WAY_S = 0.2  # worker/lua/buckets.lua: what a full bucket misses in this time is not counted on
+ON_THE_WAY_S = (
+    0.2  # kalshi_cancel/store/lua/buckets.lua: what a full bucket misses in this time is not counted on
+)
 HOLD_S = 0.25  # and for how long a corrected bucket stands still
 RESERVE = 0.2
 say = print  # figures for the reader; pytest -rA shows them

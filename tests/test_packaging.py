@@ -24,9 +24,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sandbox.stack import ROOT, Part
-from worker.client import CancelClient
-from worker.orders import Lane
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.orders import Lane
+from trials.stack import ROOT, Part
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -93,7 +93,7 @@ def wheel(tmp_path_factory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "celeryconfig.py"):
         shutil.copy(ROOT / name, source)
-    for name in ("worker", "sandbox"):
+    for name in ("kalshi_cancel", "worker", "trials"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
@@ -105,30 +105,30 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_wheel_holds_every_file_of_the_worker(wheel):
+def test_the_wheel_holds_every_file_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("**/*.py", "lua/*.lua", "py.typed")
-        for path in (ROOT / "worker").glob(pattern)
+        for pattern in ("**/*.py", "store/lua/*.lua", "py.typed")
+        for path in (ROOT / "kalshi_cancel").glob(pattern)
     }
     assert any(name.endswith(".lua") for name in wanted)
-    assert "worker/py.typed" in wanted
+    assert "kalshi_cancel/py.typed" in wanted
     assert wanted - names == set()
 
 
-def test_the_wheel_holds_no_tests_keys_or_settings(wheel):
-    assert [
-        name
-        for name in zipfile.ZipFile(wheel).namelist()
-        if name.startswith(("tests/", "bench/")) or re.search(r"\.pem$|\.env|secret", name)
-    ] == []
+def test_the_wheel_holds_nothing_but_the_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    [package, info] = sorted({name.split("/")[0] for name in names})
+    assert package == "kalshi_cancel"
+    assert info.endswith(".dist-info")
+    assert [name for name in names if re.search(r"\.pem$|\.env|secret", name)] == []
 
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel):
     archive = zipfile.ZipFile(wheel)
     [info] = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
-    assert "cancelctl = worker.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "cancelctl = kalshi_cancel.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "MIT License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
     for requirement in PROJECT["project"]["dependencies"]:
@@ -145,15 +145,17 @@ def installed(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_wheel_alone_is_enough_for_a_producer(installed, stack, control, order_id):
+def test_the_wheel_alone_is_enough_for_a_producer(installed, stack, control, order_id, tmp_path):
     control.place(order_id)
     script = (
-        "import sys, worker.client as c; assert c.__file__.startswith(sys.argv[1]), c.__file__;"
+        "import sys, kalshi_cancel as c; assert c.__file__.startswith(sys.argv[1]), c.__file__;"
         " print(c.CancelClient.from_env().cancel(sys.argv[2]).result(timeout=10).outcome)"
     )
+    for name in ("worker", "sandbox"):  # a strategy's own modules stand in nobody's way
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('not ours')\n")
     done = subprocess.run(
         [sys.executable, "-c", script, installed, order_id],
-        cwd=installed,
+        cwd=tmp_path,
         env={"PYTHONPATH": str(installed), "REDIS_URL": stack.redis.url},
         capture_output=True,
         text=True,
@@ -258,7 +260,9 @@ def test_honcho_runs_the_procfile_and_ends_it_in_good_order(start, stack, contro
 
 
 def test_the_images_command_starts_a_worker_that_a_signal_ends_in_good_order(start, installed, tmp_path):
-    shutil.copy(ROOT / "celeryconfig.py", tmp_path)  # as in the image: the wheel, and beside it this one file
+    # As in the image: the wheel, and beside it the service.
+    shutil.copy(ROOT / "celeryconfig.py", tmp_path)
+    shutil.copytree(ROOT / "worker", tmp_path / "worker", ignore=shutil.ignore_patterns("__pycache__"))
     in_app = ["env", "-C", str(tmp_path), f"PYTHONPATH={installed}"]
     part = start([*in_app, *command_of("CMD")])
     part.wait_ready(lambda: " ready." in part.log_text(), "the image's worker")
@@ -272,7 +276,7 @@ def test_the_image_is_built_in_two_stages_from_pinned_bases():
     assert len(froms) == 2
     assert all(re.match(r"python:3\.\d+\.\d+-slim-\w+( AS \w+)?$", each) for each in froms)
     copies = [arguments for word, arguments in last_stage() if word == "COPY"]
-    assert copies == ["--from=build /opt/venv /opt/venv", "celeryconfig.py ./"]
+    assert copies == ["--from=build /opt/venv /opt/venv", "celeryconfig.py ./", "worker worker"]
 
 
 def test_the_image_installs_only_what_the_lock_allows():

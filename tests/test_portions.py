@@ -9,15 +9,15 @@ from decimal import Decimal
 import pytest
 from crew import ids
 
-from worker import records
-from worker.book import Book, Settle, connect
-from worker.fleet import Fleet
-from worker.mass_claim import MassClaims, Planned
-from worker.mass_report import in_short
-from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.orders import TEXT_MAX_CHARS, CancelRequest, CancelResult, Lane, Outcome
-from worker.settings import BATCH_LIMIT, RedisSettings
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import TEXT_MAX_CHARS, CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import BATCH_LIMIT, RedisSettings
+from kalshi_cancel.store import results
+from kalshi_cancel.store.cancels import Book, Settle, connect
+from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_claim import MassClaims, Planned
+from kalshi_cancel.store.stats import Fleet
+from worker.mass.report import in_short
 
 # What one of these took before: 350 to 490 ms. Now it is 20 on a quiet machine; this one may be busy.
 STEP_MOST_MS = 100
@@ -88,7 +88,7 @@ def test_a_mass_cancel_of_very_many_ids_takes_small_steps(steps_of):
         claim.finish(report, in_short(report))
         assert Fleet(desk.server, desk.settings).look().masses["flat"] == 1
         assert desk.masses.report(request.request_id) == report
-        assert desk.server.get(records.task_key("a-task", desk.settings.celery_prefix)) is not None
+        assert desk.server.get(results.task_key("a-task", desk.settings.celery_prefix)) is not None
         assert desk.masses.open_ids() == []
 
     steps_of(work)

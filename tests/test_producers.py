@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from test_readme import DOCS, blocks
 
-from sandbox.stack import ROOT
+from trials.stack import ROOT
 
 [PROGRAM] = blocks(DOCS["docs/producers.md"], "js")
 CLIENT = "redis@5.9.0"

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sandbox.stack import ROOT, free_port, wait_until
-from worker import cli
-from worker.cli import exits, masses
-from worker.dialects import MEANINGS
-from worker.mass_request import MassRequest
-from worker.orders import REQUEST_FIELDS, CancelResult, Outcome
-from worker.scope import Scope
-from worker.settings import VARIABLES, Variable
-from worker.signing import permission_warning
+from kalshi_cancel import cli
+from kalshi_cancel.cli import exits, mass
+from kalshi_cancel.exchange.protocol import MEANINGS
+from kalshi_cancel.exchange.signing import permission_warning
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import REQUEST_FIELDS, CancelResult, Outcome
+from kalshi_cancel.model.scope import Scope
+from kalshi_cancel.settings.worker import VARIABLES, Variable
+from trials.stack import ROOT, free_port, wait_until
 
 README = (ROOT / "README.md").read_text()
 DOCS = {"README.md": README} | {
@@ -259,7 +259,7 @@ def test_the_scope_table_names_exactly_the_fields_of_a_scope_and_the_options_tha
     assert first_words(rows) == [each.name for each in fields(Scope)]
     options = {
         how.get("dest", option.removeprefix("--").replace("-", "_")): option
-        for option, _, _, how in masses.SCOPE_OPTIONS
+        for option, _, _, how in mass.SCOPE_OPTIONS
     }
     assert {name: code_words(row[2])[0] for name, row in zip(first_words(rows), rows, strict=True)} == options
     assert {name for name in options if f"`{name}`" not in MASS_CANCEL} == set()
@@ -313,7 +313,8 @@ def messages_of_the_log() -> set[str]:
     """What the code says to its log above the level of INFO, `...` for what differs."""
     calls = [
         node
-        for path in (ROOT / "worker").rglob("*.py")
+        for package in ("kalshi_cancel", "worker")
+        for path in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -339,7 +340,11 @@ def test_the_exit_codes_are_those_of_the_command():
 
 def test_the_commands_are_those_of_the_command_line():
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "kalshi_cancel.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     commands = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
     named = re.search(r"`cancelctl ([a-z |]+)`", CANCELCTL)[1].split(" | ")
@@ -368,11 +373,16 @@ def test_every_place_of_the_repository_is_listed():
     assert {path.split("/")[0] for path in tracked if (ROOT / path).exists()} - listed == set()
 
 
-def test_every_module_of_the_service_has_its_place():
-    [rows] = tables(section("Inside `worker/`", HOUSE))
-    listed = Counter(name for _, modules in rows for name in code_words(modules))
-    modules = {path.stem for path in (ROOT / "worker").glob("*.py")} - {"__init__"}
-    assert listed == Counter({*modules, "cli/", "lua/"})
+@pytest.mark.parametrize("package", ["kalshi_cancel", "worker"])
+def test_every_module_has_its_place(package):
+    [rows] = tables(section(f"Inside `{package}/`", HOUSE))
+    listed = {code_words(folder)[0].strip("./"): code_words(modules) for folder, _, modules in rows}
+    there = {}
+    for path in (ROOT / package).rglob("*.py"):
+        if path.stem not in ("__init__", "__main__"):
+            folder = path.parent.relative_to(ROOT / package).as_posix().strip(".")
+            there.setdefault(folder, []).append(path.stem)
+    assert listed == {folder: sorted(names) for folder, names in there.items()}
 
 
 def headings(text: str) -> set[str]:
@@ -395,7 +405,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", DOCS)
 def test_files_that_are_named_exist(page):
-    named = set(re.findall(r"`((?:worker|sandbox|tests|docs|bench|deploy)/[\w./-]+)`", DOCS[page]))
+    named = set(
+        re.findall(r"`((?:kalshi_cancel|worker|trials|tests|docs|bench|deploy)/[\w./-]+)`", DOCS[page])
+    )
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 

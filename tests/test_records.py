@@ -12,11 +12,11 @@ import pytest
 import redis
 from celery import Celery
 
-from sandbox.stack import RedisServer, wait_until
-from worker import records
-from worker.book import connect
-from worker.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
-from worker.settings import RedisSettings
+from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import results
+from kalshi_cancel.store.cancels import connect
+from trials.stack import RedisServer, wait_until
 
 DONE = "2026-11-22T13:00:01.250Z"
 RESULT = CancelResult(
@@ -54,7 +54,7 @@ def admin(own_redis):
 
 def text_of(result):
     """A record as the book writes it, put together from its parts."""
-    head, tail = records.record_parts(result, date_done=DONE)
+    head, tail = results.record_parts(result, date_done=DONE)
     who = json.dumps(list(result.requested_by)) + f',"requested_by_left_out":{result.requested_by_left_out}'
     return head + who + tail + json.dumps(f"cancel:{result.order_id}") + "}"
 
@@ -62,14 +62,14 @@ def text_of(result):
 def store(admin, order_id, *, tell=True, **changes):
     """Stores a record; whether anybody is told of it is what `tell` says."""
     result = replace(RESULT, order_id=order_id, **changes)
-    admin.set(records.record_key(order_id), text_of(result))
+    admin.set(results.record_key(order_id), text_of(result))
     if tell:
-        admin.publish(records.record_key(order_id), text_of(result))
+        admin.publish(results.record_key(order_id), text_of(result))
     return result
 
 
 def wait_for_a_waiter(admin, channel=None):
-    wanted = channel and records.record_key(channel)
+    wanted = channel and results.record_key(channel)
     wait_until(
         lambda: [each for each in admin.pubsub_channels() if wanted in (None, each)], what="a subscription"
     )
@@ -85,7 +85,7 @@ class Waiting:
         self._pool.shutdown(wait=False)
 
     def _wait(self, server, order_ids, timeout_s):
-        for result in records.await_each(server, order_ids, timeout_s=timeout_s):
+        for result in results.await_each(server, order_ids, timeout_s=timeout_s):
             self.early.append(result)
         return self.early
 
@@ -109,14 +109,14 @@ def test_a_record_is_json_in_celerys_result_format():
 
 
 def test_a_record_says_what_was_put_in():
-    assert records.parse_record(text_of(RESULT)) == RESULT
-    assert records.parse_record(text_of(RESULT).encode()) == RESULT
+    assert results.parse_record(text_of(RESULT)) == RESULT
+    assert results.parse_record(text_of(RESULT).encode()) == RESULT
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_a_record_of_little_knowledge_is_read_back_too(outcome):
     result = CancelResult("o", outcome)
-    assert records.parse_record(text_of(result)) == result
+    assert results.parse_record(text_of(result)) == result
 
 
 def test_celerys_own_async_result_reads_a_record(own_redis, admin):
@@ -168,17 +168,17 @@ GARBAGE = [
 @pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:60])
 def test_what_is_no_record_of_ours_is_a_value_error(text):
     with pytest.raises(ValueError):  # noqa: PT011 - JSON's own words are as good as ours
-        records.parse_record(text)
+        results.parse_record(text)
 
 
 def test_bytes_that_are_no_text_are_a_value_error():
     with pytest.raises(ValueError):  # noqa: PT011 - see above
-        records.parse_record(b'{"result": "\xff\xfe"}')
+        results.parse_record(b'{"result": "\xff\xfe"}')
 
 
 def test_a_spoilt_record_is_told_in_the_log_and_does_not_hide_the_others(server, admin, caplog):
-    admin.set(records.record_key("spoilt"), '{"result": {}}')
-    assert records.read(server, ["spoilt", "missing"]) == {}
+    admin.set(results.record_key("spoilt"), '{"result": {}}')
+    assert results.read(server, ["spoilt", "missing"]) == {}
     assert "spoilt: its record cannot be read" in caplog.text
 
 
@@ -187,17 +187,17 @@ def test_a_spoilt_record_is_told_in_the_log_and_does_not_hide_the_others(server,
 
 def test_reading_finds_the_records_there_are(server, admin):
     stored = {order_id: store(admin, order_id) for order_id in ("a", "b")}
-    assert records.read(server, ["a", "missing", "b"]) == stored
-    assert records.read(server, []) == {}
+    assert results.read(server, ["a", "missing", "b"]) == stored
+    assert results.read(server, []) == {}
 
 
 def test_reading_many_records_takes_several_portions(server, admin):
     ids = [f"o-{n}" for n in range(1_234)]
     with admin.pipeline(transaction=False) as pipeline:
         for order_id in ids[::2]:
-            pipeline.set(records.record_key(order_id), text_of(CancelResult(order_id, Outcome.CANCELED)))
+            pipeline.set(results.record_key(order_id), text_of(CancelResult(order_id, Outcome.CANCELED)))
         pipeline.execute()
-    assert list(records.read(server, ids)) == ids[::2]
+    assert list(results.read(server, ids)) == ids[::2]
 
 
 # -- waiting
@@ -206,17 +206,17 @@ def test_reading_many_records_takes_several_portions(server, admin):
 def test_waiting_for_records_that_are_there_takes_no_subscription(server, admin):
     stored = [store(admin, order_id) for order_id in ("a", "b")]
     admin.config_resetstat()
-    assert list(records.await_each(server, ["a", "b"], timeout_s=None)) == stored
+    assert list(results.await_each(server, ["a", "b"], timeout_s=None)) == stored
     assert "cmdstat_subscribe" not in admin.info("commandstats")
 
 
 def test_waiting_for_nothing_ends_at_once(server):
-    assert list(records.await_each(server, [], timeout_s=None)) == []
+    assert list(results.await_each(server, [], timeout_s=None)) == []
 
 
 def test_an_order_named_twice_is_told_once(server, admin):
     store(admin, "a")
-    assert len(list(records.await_each(server, ["a", "a"], timeout_s=5))) == 1
+    assert len(list(results.await_each(server, ["a", "a"], timeout_s=5))) == 1
 
 
 def test_a_record_that_comes_later_is_told_when_it_comes(server, admin):
@@ -271,19 +271,19 @@ def test_a_record_told_twice_is_one_result(server, admin):
 def test_waiting_ends_when_time_is_over_with_what_came(server, admin):
     stored = store(admin, "there")
     started = time.monotonic()
-    assert list(records.await_each(server, ["there", "never"], timeout_s=0.3)) == [stored]
+    assert list(results.await_each(server, ["there", "never"], timeout_s=0.3)) == [stored]
     assert 0.25 < time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])
 def test_without_time_there_is_one_look(server, admin, timeout_s):
     stored = store(admin, "there")
-    assert list(records.await_each(server, ["there", "never"], timeout_s=timeout_s)) == [stored]
+    assert list(results.await_each(server, ["there", "never"], timeout_s=timeout_s)) == [stored]
 
 
 def test_many_waiters_of_one_record_are_all_told(server, admin):
     waiting = [Waiting(server, ["shared"]) for _ in range(5)]
-    wait_until(lambda: admin.pubsub_numsub(records.record_key("shared"))[0][1] == 5, what="five waiters")
+    wait_until(lambda: admin.pubsub_numsub(results.record_key("shared"))[0][1] == 5, what="five waiters")
     stored = store(admin, "shared")
     assert [each.results() for each in waiting] == [[stored]] * 5
 
@@ -333,7 +333,7 @@ def test_what_was_stored_while_the_connection_was_gone_is_found(server, admin):
     with admin.pipeline(transaction=True) as pipeline:  # nobody hears the notice: it is gone in between
         for each in admin.client_list(_type="pubsub"):
             pipeline.client_kill_filter(_id=each["id"])
-        pipeline.set(records.record_key("a"), text_of(replace(RESULT, order_id="a")))
+        pipeline.set(results.record_key("a"), text_of(replace(RESULT, order_id="a")))
         pipeline.execute()
     assert [result.order_id for result in waiting.results()] == ["a"]
 
@@ -386,12 +386,12 @@ def test_a_server_that_stays_away_is_an_error_when_time_is_over(mortal, mortals_
     with pytest.raises(redis.ConnectionError):
         waiting.results()
     with pytest.raises(redis.ConnectionError):
-        records.read(mortals_client, ["a"])
+        results.read(mortals_client, ["a"])
 
 
 def test_a_waiter_that_leaves_early_leaves_no_subscription_behind(server, admin):
     there = store(admin, "there")
-    waiting = records.await_each(server, ["there", "later", "never"], timeout_s=30)
+    waiting = results.await_each(server, ["there", "later", "never"], timeout_s=30)
     assert next(waiting) == there
     later = store(admin, "later")
     assert next(waiting) == later

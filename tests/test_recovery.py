@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from crew import PATIENCE_S
 
-from sandbox.stack import wait_until
-from worker.book import Book, connect
-from worker.client import CancelClient, Lane, NotSettled
-from worker.orders import CancelRequest
-from worker.settings import RedisSettings
+from kalshi_cancel.client import CancelClient, Lane, NotSettled
+from kalshi_cancel.model.orders import CancelRequest
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.cancels import Book, connect
+from trials.stack import wait_until
 
 ROOT = Path(__file__).parent.parent
 WORST_S = 5.0  # promised after a worker's death

@@ -16,11 +16,11 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandbox.stack import Part, RedisServer, free_port, valkey_server, wait_until
-from worker import scripts
-from worker.client import BookError, CancelClient
-from worker.redis_errors import can_pass, words
-from worker.settings import RedisSettings
+from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import scripts
+from kalshi_cancel.store.redis_errors import can_pass, words
+from trials.stack import Part, RedisServer, free_port, valkey_server, wait_until
 
 PATIENCE_S = 20.0
 LINE_MOST = 250

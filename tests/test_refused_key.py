@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from crew import PATIENCE_S, wait_ready
 
-from sandbox.stack import wait_until
+from trials.stack import wait_until
 
 
 @contextmanager

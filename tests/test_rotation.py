@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 from crew import PATIENCE_S, Crew
 
-from sandbox.stack import KEY_ID, Keys, wait_until
+from trials.stack import KEY_ID, Keys, wait_until
 
 CALL_DEADLINE_S = 2.0
 NOTICED_S = 2.0  # promised: a look every second, and a read at the exchange

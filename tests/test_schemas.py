@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from jsonschema.validators import extend
 
-from sandbox.stack import ROOT, wait_until
-from worker import schemas
-from worker.mass_request import MassRequest
-from worker.orders import (
+from kalshi_cancel.model import schemas
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import (
     BadRequest,
     CancelRequest,
     CancelResult,
@@ -26,7 +25,8 @@ from worker.orders import (
     Outcome,
     Problem,
 )
-from worker.scope import Scope
+from kalshi_cancel.model.scope import Scope
+from trials.stack import ROOT, wait_until
 
 FOLDER = ROOT / "docs" / "schemas"
 PATIENCE_S = 30.0
@@ -71,7 +71,7 @@ def is_accepted(parse, message):
 def test_the_committed_files_are_what_the_code_says():
     expected = {f"{name}.json": schemas.text_of(schema) for name, schema in schemas.schemas().items()}
     found = {path.name: path.read_text() for path in FOLDER.iterdir()}
-    assert found == expected, "run: python -m worker.schemas docs/schemas"
+    assert found == expected, "run: python -m kalshi_cancel.model.schemas docs/schemas"
 
 
 def test_the_command_writes_the_files(tmp_path):

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dialects import parse_order
-from worker.judging import Judge
-from worker.orders import BadRequest
-from worker.scope import Scope
+from kalshi_cancel.exchange.protocol import parse_order
+from kalshi_cancel.model.orders import BadRequest
+from kalshi_cancel.model.scope import Scope
+from worker.mass.judging import Judge
 
 ORDER = {
     **bodies.ORDER,

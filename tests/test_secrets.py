@@ -18,16 +18,16 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sandbox.stack import RedisServer, Stack, free_port, wait_until
-from worker.book import Book
-from worker.client import BadRequest, BookError, CancelClient
-from worker.desk import Desk
-from worker.dialects import Routing
-from worker.exchange import Exchange
-from worker.pacing import Limits, Pacer
-from worker.scripts import connect
-from worker.settings import RedisSettings, SettingsError, WorkerSettings
-from worker.signing import KeyProblem, RequestSigner, load_private_key
+from kalshi_cancel.client import BadRequest, BookError, CancelClient
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import Routing
+from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key
+from kalshi_cancel.settings.worker import RedisSettings, SettingsError, WorkerSettings
+from kalshi_cancel.store.cancels import Book
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import connect
+from trials.stack import RedisServer, Stack, free_port, wait_until
+from worker.dispatch.dispatcher import Desk
 
 PASSPHRASE = "Zx9-passphrase-that-nobody-else-uses"
 PASSWORD = "Zx9-redis-password-that-nobody-else-uses"

@@ -23,15 +23,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from test_top import Terminal
 
-from sandbox.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
-from worker.audit import Trail
-from worker.book import Book, GiveUp
-from worker.cli.exits import Exit
-from worker.client import BookError, CancelClient, NotSettled
-from worker.fleet import Fleet
-from worker.orders import Lane
-from worker.scripts import connect
-from worker.settings import RedisSettings
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.client import BookError, CancelClient, NotSettled
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.cancels import Book, GiveUp
+from kalshi_cancel.store.scripts import connect
+from kalshi_cancel.store.stats import Fleet
+from trials.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 
 PATIENCE_S = 20.0
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
@@ -121,7 +121,7 @@ def cancelctl(stack, user, *arguments, folder=ROOT):
         "REDIS_URL": url_of(stack.redis, user),
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "worker.cli", *arguments]
+    command = [sys.executable, "-m", "kalshi_cancel.cli", *arguments]
     ran = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -369,7 +369,7 @@ def test_the_doctor_works_for_every_user_and_what_it_may_not_see_it_says(guarded
 
 def cancelctl_doctor(stack, user):
     environment = {"PATH": stack.environment["PATH"], "REDIS_URL": url_of(stack.redis, user)}
-    command = [sys.executable, "-m", "worker.cli", "doctor", "--producer"]
+    command = [sys.executable, "-m", "kalshi_cancel.cli", "doctor", "--producer"]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -737,7 +737,8 @@ def test_nothing_but_json_is_sent_or_accepted_anywhere(stack, client):
     assert {conf["task_serializer"], conf["result_serializer"], conf["event_serializer"]} == {"json"}
     assert client._app.conf.accept_content == ["json"]
     assert client._app.conf.task_serializer == "json"
-    sources = [*(ROOT / "worker").rglob("*.py"), ROOT / "celeryconfig.py"]
+    packages = (ROOT / "kalshi_cancel", ROOT / "worker")
+    sources = [*(path for folder in packages for path in folder.rglob("*.py")), ROOT / "celeryconfig.py"]
     imported = [
         path.name
         for path in sources

@@ -15,11 +15,11 @@ import redis
 from celery import Celery
 from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
 
-from sandbox.failover import DOWN_AFTER_MS, WatchedRedis
-from sandbox.stack import ROOT, Stack, wait_until
-from worker.client import BookError, CancelClient
-from worker.scripts import celery_options
-from worker.settings import RedisSettings
+from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.scripts import celery_options
+from trials.failover import DOWN_AFTER_MS, WatchedRedis
+from trials.stack import ROOT, Stack, wait_until
 
 # Measured: 2.5 to 5.5 s. Sentinels that get no time on a busy machine take the longer to agree.
 FAILOVER_S = DOWN_AFTER_MS / 1000 + 14.0
@@ -249,7 +249,7 @@ def test_the_command_line_finds_its_way(guarded):
         (["doctor", "--producer"], 0),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "worker.cli", *command],
+            [sys.executable, "-m", "kalshi_cancel.cli", *command],
             cwd=ROOT,
             env=guarded.stack.environment,
             capture_output=True,

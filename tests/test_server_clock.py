@@ -17,11 +17,11 @@ import pytest
 from celery import Celery
 from crew import PATIENCE_S
 
-from sandbox.stack import ROOT, RedisServer, wait_until
-from worker.client import CancelClient
-from worker.scripts import connect
-from worker.server_clock import HEARD_FOR_S, ServerClock
-from worker.settings import RedisSettings
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.scripts import connect
+from kalshi_cancel.store.server_clock import HEARD_FOR_S, ServerClock
+from trials.stack import ROOT, RedisServer, wait_until
 
 HOUR_S = 3600.0
 NEAR_S = 60.0  # patience, and nothing to an hour
@@ -57,7 +57,7 @@ def moments(value):
 
 def run(crew, off_s, off, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "worker.cli", *arguments],
+        [sys.executable, "-m", "kalshi_cancel.cli", *arguments],
         cwd=ROOT,
         env={**crew.stack.environment, **off(off_s)},
         capture_output=True,

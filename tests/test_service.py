@@ -17,10 +17,10 @@ from math import floor
 import pytest
 from crew import about_orders
 
-from sandbox.stack import wait_until
-from worker.client import CancelClient, Lane
-from worker.exchange import Exchange
-from worker.settings import WorkerSettings
+from kalshi_cancel.client import CancelClient, Lane
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.settings.worker import WorkerSettings
+from trials.stack import wait_until
 
 TICKER = "KXTEST-26NOV22-A"  # of the orders that the sandbox places
 PATIENCE_S = 20.0
@@ -859,7 +859,7 @@ def test_a_process_that_has_none_of_our_code_publishes_a_cancel_and_gets_its_res
         f"""
 import importlib.util, json, sys
 sys.path.append({sysconfig.get_path("purelib")!r})
-assert importlib.util.find_spec("worker") is None
+assert not any(map(importlib.util.find_spec, ("kalshi_cancel", "worker")))
 from celery import Celery
 app = Celery(broker={stack.redis.url!r}, backend={stack.redis.url!r})
 sent = app.send_task("cancel_order", kwargs={{"order_id": {order_id!r}}}, queue="cancels")

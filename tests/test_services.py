@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from sandbox.stack import wait_until
-from worker.notices import ServiceFailed, ServiceMoved, ServiceRestarted
-from worker.scripts import BookError
-from worker.services import Service, Services
+from kalshi_cancel.store.scripts import BookError
+from trials.stack import wait_until
+from worker.dispatch.events import ServiceFailed, ServiceMoved, ServiceRestarted
+from worker.dispatch.services import Service, Services
 
 WITHIN_S = 20.0
 

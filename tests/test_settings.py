@@ -17,7 +17,7 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.settings import (
+from kalshi_cancel.settings.worker import (
     VARIABLES,
     RedisSettings,
     Sentinels,

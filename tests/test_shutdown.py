@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from crew import PATIENCE_S
 
-from sandbox.stack import wait_until
+from trials.stack import wait_until
 
 SHUTDOWN_S = 8.0  # promised by default
 EXIT_S = 1.0  # of a process that has nothing left to do, on a busy machine

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, padding, rsa
 from cryptography.x509.oid import NameOID
 
-from worker.signing import (
+from kalshi_cancel.exchange.signing import (
     KeyProblem,
     RequestSigner,
     load_private_key,

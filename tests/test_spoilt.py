@@ -11,8 +11,8 @@ import redis
 from celery import Celery
 from crew import PATIENCE_S, ids
 
-from sandbox.stack import ROOT, wait_until
-from worker.orders import Lane
+from kalshi_cancel.model.orders import Lane
+from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"
 
@@ -194,7 +194,7 @@ def test_lists_show_what_cannot_be_read_beside_everything_else(crew, apart, serv
 
 
 def cancelctl(apart, *arguments):
-    command, env = [sys.executable, "-m", "worker.cli", *arguments], {"REDIS_URL": apart.url}
+    command, env = [sys.executable, "-m", "kalshi_cancel.cli", *arguments], {"REDIS_URL": apart.url}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=True)
 
 

@@ -23,20 +23,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.stack import ROOT, RedisServer, wait_until
-from worker.audit import Trail
-from worker.book import Book, GiveBack, GiveUp, Known, connect
-from worker.cli.exits import Exit
-from worker.cli.frame import frame
-from worker.cli.glance import LaneGlance
-from worker.cli.snapshot import MassShown, Rates, Snapshot, Watcher
-from worker.mass_claim import MassClaims
-from worker.mass_request import MassRequest
-from worker.masses import Masses
-from worker.orders import CancelRequest, CancelResult, Lane, Outcome
-from worker.pacing import Level, Limits, Pacer, levels_now
-from worker.roster import Roster, WorkerShown
-from worker.settings import RedisSettings
+from kalshi_cancel.cli.exits import Exit
+from kalshi_cancel.cli.frame import frame
+from kalshi_cancel.cli.glance import LaneGlance
+from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot, Watcher
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, Known, connect
+from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_claim import MassClaims
+from kalshi_cancel.store.rate_limits import Level, Limits, Pacer, levels_now
+from kalshi_cancel.store.workers import Roster, WorkerShown
+from trials.stack import ROOT, RedisServer, wait_until
 
 COLUMNS, LINES = 80, 24
 WITHIN_S = 30.0
@@ -336,7 +336,7 @@ def test_a_worker_that_says_nothing_any_more_is_forgotten(redis_client, settings
 
 def run(env, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "worker.cli", "top", *arguments],
+        [sys.executable, "-m", "kalshi_cancel.cli", "top", *arguments],
         env={"PATH": os.environ["PATH"], **env},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -377,7 +377,7 @@ def test_without_redis_it_says_so_in_one_line_and_takes_no_screen(tmp_path, env)
 AT_ITS_TERMINAL = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from worker.cli import main
+from kalshi_cancel.cli import main
 sys.exit(main())
 """
 
@@ -563,7 +563,7 @@ def test_a_real_service_is_seen_at_work_in_80_columns(stack, control):
         terminal.wait_for(r"risk\+strategy +\d+ hands  sends$")
         terminal.wait_for(r"^write +\[#+\.*\] ")
         started = subprocess.run(
-            [sys.executable, "-m", "worker.cli", "mass", "--everything", "--yes", "--json"],
+            [sys.executable, "-m", "kalshi_cancel.cli", "mass", "--everything", "--yes", "--json"],
             env=env,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,

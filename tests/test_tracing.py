@@ -16,10 +16,10 @@ import pytest
 from celery import Celery
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from sandbox.stack import ROOT, Stack, wait_until
-from worker.client import CancelClient
-from worker.orders import BadRequest, CancelRequest
-from worker.settings import read_traces_exporter
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.orders import BadRequest, CancelRequest
+from kalshi_cancel.settings.worker import read_traces_exporter
+from trials.stack import ROOT, Stack, wait_until
 
 PATIENCE_S = 30.0
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -122,7 +122,7 @@ def place(own, number=1):
 
 PRODUCER = """
 import sys
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
 print([r.outcome.value for r in CancelClient.from_env().cancel_many(sys.argv[1:]).results(30)])
 """
 
@@ -213,7 +213,7 @@ def test_a_dead_collector_delays_the_end_of_no_process(own, pool, listens):
         [order_id, other] = place(own, 2)
         produce(own, order_id, within_s=20, **environment)
         done = subprocess.run(
-            [sys.executable, "-m", "worker.cli", "cancel", other],
+            [sys.executable, "-m", "kalshi_cancel.cli", "cancel", other],
             cwd=ROOT,
             env={**own.environment, **environment},
             capture_output=True,
@@ -231,7 +231,7 @@ def test_a_dead_collector_delays_the_end_of_no_process(own, pool, listens):
 WITHOUT = """
 import sys
 sys.modules["opentelemetry"] = None  # as if it were not installed
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
 print(CancelClient.from_env().cancel(sys.argv[1]).result(30).outcome.value)
 """
 
@@ -270,7 +270,7 @@ def test_a_list_of_a_raw_producer_is_followed_and_what_is_no_traceparent_is_igno
 
 SWEEPER = """
 import sys
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
 pending = CancelClient.from_env().mass_cancel({"tickers": sys.argv[1:]})
 print(pending.request_id, pending.result(30)["flat"])
 """
@@ -330,7 +330,7 @@ import sys
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
 with trace.get_tracer("app").start_as_current_span("strategy") as span:
     CancelClient.from_env().cancel(sys.argv[1]).result(30)
 print(f"{span.get_span_context().trace_id:032x}")
@@ -346,7 +346,7 @@ def test_a_producer_that_traces_by_itself_is_joined(own, collector):
 
 UNTRACED = """
 import sys
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
 client = CancelClient.from_env()
 client.cancel(sys.argv[1]).result(30)
 # (redis-py looks for OpenTelemetry by itself, for metrics of its own.)

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandbox.stack import free_port
-from worker.dialects import Call
-from worker.transport import NoReply, NotSent, Transport, TransportError, UnusableEnvironment
+from kalshi_cancel.exchange.protocol import Call
+from kalshi_cancel.exchange.transport import NoReply, NotSent, Transport, TransportError, UnusableEnvironment
+from trials.stack import free_port
 
 CALL = Call("DELETE", "/trade-api/v2/portfolio/events/orders/abc-1", "exchange_index=2&market_ticker=A%3AB")
 SECRET = "c2lnbmF0dXJl"

@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S
 
-from sandbox.stack import wait_until
+from trials.stack import wait_until
 
 ZERO, WHOLE = Decimal(0), Decimal("10.00")
 

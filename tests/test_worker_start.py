@@ -15,8 +15,8 @@ from celery import Celery
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sandbox.stack import ROOT, Part, free_port, wait_until
-from worker.client import CancelClient
+from kalshi_cancel.client import CancelClient
+from trials.stack import ROOT, Part, free_port, wait_until
 
 PATIENCE_S = 20.0
 DOCUMENTED = ("celery", "-A", "worker.app", "worker")

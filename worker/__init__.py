@@ -1,4 +1,4 @@
-"""Kalshi order cancellation: requests in from a Redis queue, known outcomes out.
+"""The service: takes cancels in from Redis, and sees each through to a known outcome.
 
-Producers use :class:`worker.client.CancelClient`; workers run ``celery -A worker.app worker``.
+Started as ``celery -A worker.app worker`` in a clone or the image; producers use ``kalshi_cancel``.
 """

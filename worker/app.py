@@ -7,8 +7,8 @@ from typing import Any
 from celery import Celery
 from celery.app.control import Control
 
-import worker.lifecycle  # noqa: F401 - it takes part in a worker's life through Celery's signals
-from worker.consumer import Beat
+import worker.runtime.lifecycle  # noqa: F401 - it takes part in a worker's life through Celery's signals
+from worker.runtime.consumer import Beat
 
 
 class NoRemoteControl(Control):  # type: ignore[misc]  # Celery ships no types

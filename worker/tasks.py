@@ -15,14 +15,9 @@ from typing import Any, TypeVar
 from celery import Task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
-from worker.app import app
-from worker.bells import ENTERED_HEADER, TRACE_HEADER, ring_for
-from worker.broker import RESERVED_IDS
-from worker.links import LINKS_HEADER, Follower, followers, why_refused
-from worker.logs import about
-from worker.mass_request import MassRequest
-from worker.office import desk, intake, lists, mass_runner
-from worker.orders import (
+from kalshi_cancel.logs import about
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import (
     ORDER_ID_MAX_CHARS,
     BadRequest,
     CancelRequest,
@@ -33,7 +28,12 @@ from worker.orders import (
     is_order_id,
     is_traceparent,
 )
-from worker.scripts import BookError
+from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, ring_for
+from worker.app import app
+from worker.broker.guard import RESERVED_IDS
+from worker.broker.links import LINKS_HEADER, Follower, followers, why_refused
+from worker.runtime.context import desk, intake, lists, mass_runner
 
 log = logging.getLogger(__name__)
 

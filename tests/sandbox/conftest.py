@@ -8,8 +8,8 @@ from signed import Client, pem_of
 
 from conformance.answers import departures
 from conformance.watching import watch
-from sandbox.control import Control
-from sandbox.server import SandboxServer
+from kalshi_cancel.sandbox.control import Control
+from kalshi_cancel.sandbox.server import SandboxServer
 
 
 @pytest.fixture(scope="session")

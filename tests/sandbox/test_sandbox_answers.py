@@ -10,7 +10,7 @@ import pytest
 from signed import pem_of
 
 from conformance.answers import ANSWERS, differences
-from sandbox.routes import PREFIX, ROUTES
+from kalshi_cancel.sandbox.routes import PREFIX, ROUTES
 
 V2, V1, GROUPS = "/portfolio/events/orders", "/portfolio/orders", "/portfolio/order_groups"
 RETIRED = {f"DELETE {V1}/batched", f"DELETE {V1}/:order_id", f"POST {V1}", f"POST {V1}/batched"}

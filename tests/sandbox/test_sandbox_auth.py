@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from signed import Client, pem_of
 
-from sandbox.control import ControlError
+from kalshi_cancel.sandbox.control import ControlError
 
 PATH = "/portfolio/orders"
 FULL_PATH = "/trade-api/v2/portfolio/orders"

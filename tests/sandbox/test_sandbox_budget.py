@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.buckets import TIERS, Budget, TokenBucket
-from sandbox.control import ControlError
-from sandbox.stack import wait_until
+from kalshi_cancel.sandbox.buckets import TIERS, Budget, TokenBucket
+from kalshi_cancel.sandbox.control import ControlError
+from trials.stack import wait_until
 
 # Nothing refills: levels are exact.
 FROZEN = {"read": [0, 100], "write": [0, 100]}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sandbox.stack import wait_until
+from trials.stack import wait_until
 
 NOT_FOUND = b'{"error":{"code":"not_found","message":"not found"}}'
 V1 = "/portfolio/orders"

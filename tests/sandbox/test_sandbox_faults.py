@@ -14,13 +14,13 @@ import pytest
 import requests
 from signed import LIMIT_S, Client
 
-from sandbox import faults as sandbox_faults
-from sandbox.armed import Faults
-from sandbox.control import Control, ControlError
-from sandbox.faults import KINDS, OPERATIONS, STRANGER, Fault
-from sandbox.routes import ROUTES
-from sandbox.server import SandboxServer
-from sandbox.stack import wait_until
+from kalshi_cancel.sandbox import faults as sandbox_faults
+from kalshi_cancel.sandbox.armed import Faults
+from kalshi_cancel.sandbox.control import Control, ControlError
+from kalshi_cancel.sandbox.faults import KINDS, OPERATIONS, STRANGER, Fault
+from kalshi_cancel.sandbox.routes import ROUTES
+from kalshi_cancel.sandbox.server import SandboxServer
+from trials.stack import wait_until
 
 LOST = (http.client.HTTPException, OSError)
 

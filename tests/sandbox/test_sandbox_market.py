@@ -8,7 +8,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.market import Filter, Market, Moment, NewOrder
+from kalshi_cancel.sandbox.market import Filter, Market, Moment, NewOrder
 
 CENTS = st.integers(1, 2000).map(lambda n: Decimal(n) / 100)
 DEEDS = st.lists(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from signed import LIMIT_S
 
-from sandbox.control import ControlError
+from kalshi_cancel.sandbox.control import ControlError
 
 GROUPS = "/portfolio/order_groups"
 

@@ -11,8 +11,8 @@ import pytest
 import requests
 from signed import LIMIT_S
 
-from sandbox.control import ControlError
-from sandbox.stack import wait_until
+from kalshi_cancel.sandbox.control import ControlError
+from trials.stack import wait_until
 
 ORDERS = "/portfolio/orders"
 

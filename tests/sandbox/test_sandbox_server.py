@@ -16,9 +16,9 @@ from email.utils import parsedate_to_datetime
 import pytest
 from signed import Client, pem_of
 
-from sandbox.control import Control, ControlError
-from sandbox.server import SandboxServer
-from sandbox.stack import wait_until
+from kalshi_cancel.sandbox.control import Control, ControlError
+from kalshi_cancel.sandbox.server import SandboxServer
+from trials.stack import wait_until
 
 STATUS = "/trade-api/v2/exchange/status"
 
@@ -250,7 +250,7 @@ def public_key(tmp_path, rsa_key):
 
 def run(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "sandbox", *map(str, arguments)],
+        [sys.executable, "-m", "kalshi_cancel.sandbox", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,50 @@
+"""Cancels Kalshi orders through a service that sees each one through to a known outcome.
+
+    from kalshi_cancel import CancelClient
+
+    with closing(CancelClient.from_env()) as client:
+        print(client.cancel("3f2c...", requested_by="mm-btc").result(timeout=10).outcome)
+
+These names are the public face; each is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kalshi_cancel.client import BadRequest, BookError, CancelClient, Lost, NotSettled
+    from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
+    from kalshi_cancel.settings.worker import SettingsError
+
+__all__ = [
+    "BadRequest",
+    "BookError",
+    "CancelClient",
+    "CancelResult",
+    "Lane",
+    "Lost",
+    "NotSettled",
+    "Outcome",
+    "SettingsError",
+]
+
+_MODULES = {
+    "BadRequest": "model.orders",
+    "BookError": "client",
+    "CancelClient": "client",
+    "CancelResult": "model.orders",
+    "Lane": "model.orders",
+    "Lost": "client",
+    "NotSettled": "client",
+    "Outcome": "model.orders",
+    "SettingsError": "settings.worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name at its first use: ``import kalshi_cancel.sandbox`` needs no Celery."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Values without I/O: requests, orders, scopes, results and their schemas."""

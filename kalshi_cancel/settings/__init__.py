@@ -1,0 +1,1 @@
+"""The environment: only this folder reads it."""

@@ -1,0 +1,1 @@
+"""Redis, and nothing else is in here: every key and every script."""

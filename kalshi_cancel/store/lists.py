@@ -1,0 +1,121 @@
+"""The lists of results that bulk messages wait for, each answered once every order on it has a result.
+
+The scripts that tell an order's waiters strike it off (``lua/tell.lua``): among them a list is known
+by its task's id with ``list:`` before it. So only lists of which something was struck off are looked at.
+Their keys: docs/keys.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import redis
+
+from kalshi_cancel.model.orders import CancelResult, Outcome, Problem
+from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.store import results, scripts
+from kalshi_cancel.store.server_clock import ServerClock
+
+log = logging.getLogger(__name__)
+
+LIST_PREFIX = "list:"
+LIFE_S = 7 * 86_400  # whoever waits for longer has given up, as lua/accept.lua has it
+NOTE_AT_ONCE = 1_000
+LOOK_AT_ONCE = 100
+GONE = Problem("result_gone", "its result is not kept any more: ask again")
+
+
+class Lists:
+    """The lists under one prefix; safe to share between threads. Everything raises BookError."""
+
+    def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
+        self._server = server
+        self._prefix = settings.key_prefix
+        self._celery_prefix = settings.celery_prefix
+        self._life_s = settings.result_expires_s
+        self._clock = ServerClock(server)
+        self._complete = scripts.load(server, "gather", "lists_complete")
+        self._put_back = scripts.load(server, "gather", "list_put_back")
+
+    def note(self, task_id: str, order_ids: Sequence[str]) -> str:
+        """Notes a list before its orders are entered; the name under which it waits for each of them."""
+        for portion in _portions(order_ids):
+            pipeline = self._server.pipeline()
+            pipeline.sadd(self._left(task_id), *portion)
+            pipeline.expire(self._left(task_id), LIFE_S)
+            scripts.call(pipeline.execute)
+        return LIST_PREFIX + task_id
+
+    def close(
+        self,
+        task_id: str,
+        order_ids: Sequence[str],
+        refused: Sequence[object],
+        *,
+        not_entered: Collection[str],
+    ) -> None:
+        """Says that all is entered: what the list is of, and with which values it ends."""
+        pipeline = self._server.pipeline()
+        noted: dict[Any, Any] = {"orders": json.dumps(list(order_ids)), "refused": json.dumps(list(refused))}
+        pipeline.hset(self._key(task_id), mapping=noted)
+        pipeline.expire(self._key(task_id), LIFE_S)
+        if not_entered:
+            pipeline.srem(self._left(task_id), *not_entered)
+        pipeline.sadd(f"{self._prefix}:lists", task_id)
+        scripts.call(pipeline.execute)
+
+    def answer(self) -> None:
+        """Stores the list of results of every task whose orders all have one."""
+        touched = scripts.call(lambda: self._server.srandmember(f"{self._prefix}:lists", LOOK_AT_ONCE))
+        if not touched:
+            return
+        for task_id in scripts.call(lambda: self._complete(args=[self._prefix, *touched])):
+            noted = scripts.call(functools.partial(self._server.hgetall, self._key(task_id)))
+            try:
+                order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
+                values = self._values(task_id, order_ids)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning("%s: its list cannot be read and is dropped: %s", task_id, error)
+                self._end(task_id, None)
+            else:
+                if values is not None:
+                    self._end(task_id, [*values, *refused])
+
+    def _values(self, task_id: str, order_ids: Sequence[str]) -> list[object] | None:
+        """The results; None where an order has been asked for again meanwhile: that one is waited for."""
+        found: dict[str, CancelResult] = scripts.call(
+            lambda: results.read(self._server, order_ids, self._celery_prefix)
+        )
+        missing = [order_id for order_id in order_ids if order_id not in found]
+        for portion in _portions(missing):
+            args = [self._prefix, results.record_key("", self._celery_prefix), task_id, *portion]
+            if scripts.call(functools.partial(self._put_back, args=args)):
+                return None
+        gone = {each: CancelResult(each, Outcome.UNRESOLVED, error=GONE) for each in missing}
+        return [{**gone, **found}[order_id].to_json() for order_id in order_ids]
+
+    def _end(self, task_id: str, values: Sequence[object] | None) -> None:
+        """Answers a list, if there are values for it, and forgets it."""
+        pipeline = self._server.pipeline()
+        if values is not None:
+            record = results.task_record(task_id, values, date_done=self._clock.now())
+            key = results.task_key(task_id, self._celery_prefix)
+            pipeline.set(key, record, ex=self._life_s)
+            pipeline.publish(key, record)
+        pipeline.delete(self._key(task_id), self._left(task_id))
+        pipeline.srem(f"{self._prefix}:lists", task_id)
+        scripts.call(pipeline.execute)
+
+    def _key(self, task_id: str) -> str:
+        return f"{self._prefix}:list:{task_id}"
+
+    def _left(self, task_id: str) -> str:
+        return f"{self._key(task_id)}:left"
+
+
+def _portions(order_ids: Sequence[str]) -> list[Sequence[str]]:
+    return [order_ids[start : start + NOTE_AT_ONCE] for start in range(0, len(order_ids), NOTE_AT_ONCE)]

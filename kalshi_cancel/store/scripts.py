@@ -1,0 +1,193 @@
+"""Redis as the book and the buckets use it: a client that fails soon, Lua scripts, and one kind of error."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kalshi_cancel.settings.worker import RedisSettings, Sentinels
+from kalshi_cancel.store import primary
+from kalshi_cancel.store.redis_errors import HALF_DONE, can_pass, refused, words
+
+# Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
+SOCKET_TIMEOUT_S = 1.0
+CONNECT_TIMEOUT_S = 0.5
+# Sentinels are asked one after the other at each new connection; one that is gone must not use up the time.
+SENTINEL_TIMEOUT_S = 0.3
+# A replica at hand has it within a millisecond or two; producers are promised an answer within 2 s.
+REPLICATED_WITHIN_S = 0.5
+LUA = resources.files("kalshi_cancel.store").joinpath("lua")
+
+
+class BookError(Exception):
+    """Redis did not do what was asked; ``may_be_accepted``: it may have, and only the answer was lost.
+
+    ``can_pass``: the same may work later, as it is; otherwise somebody has to mend something first.
+    """
+
+    def __init__(self, message: str, *, may_be_accepted: bool, can_pass: bool = True) -> None:
+        super().__init__(message)
+        self.may_be_accepted = may_be_accepted
+        self.can_pass = can_pass
+
+
+def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:
+    """A client that fails within about a second instead of hanging, and asks nothing twice by itself.
+
+    It answers in text, or ``in_bytes``, as what others have put there is best looked at.
+    """
+    manner: dict[str, Any] = {
+        "decode_responses": not in_bytes,
+        "encoding_errors": "surrogateescape",
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+    }
+    group = settings.sentinels
+    if group is None:
+        return redis.Redis.from_url(settings.redis_url, **manner)
+    manner |= {**group.login, "db": group.database, "sentinel_kwargs": _sentinel_manner(group)}
+    return primary.connect(list(group.addresses), group.primary, **manner)
+
+
+def celery_options(settings: RedisSettings) -> dict[str, Any]:
+    """What Celery's broker and result backend have to be told besides the URL."""
+    options: dict[str, Any] = {"global_keyprefix": settings.celery_prefix}  # two accounts on one Redis
+    group = settings.sentinels
+    if group is not None:
+        options |= {"master_name": group.primary, "sentinel_kwargs": _sentinel_manner(group)}
+    return options
+
+
+def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
+    # Left to itself, redis-py tries a Sentinel that is gone three times more, for seconds, before the next.
+    return {
+        **group.sentinel_login,
+        "socket_timeout": SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
+    """What ``ask`` gets from Redis; raises BookError whatever is wrong with it.
+
+    ``may_be_accepted``: what is asked would accept something; it may have, unless Redis says that it refuses.
+    """
+    try:
+        return ask()
+    except redis.RedisError as error:
+        raise BookError(
+            words(error),
+            may_be_accepted=may_be_accepted and not refused(error),
+            can_pass=can_pass(error),
+        ) from None
+
+
+def surely(
+    server: redis.Redis,
+    script: Any,
+    args: Sequence[Any],
+    *,
+    then: Sequence[Sequence[Any]] = (),
+    replicas: int = 0,
+) -> Any:
+    """What a script answers, once so many replicas have what it wrote and no failover throws it away.
+
+    The commands of ``then`` follow it: for values that are too large for a script.
+
+    Raises BookError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it; also
+    when too few replicas have it in time, or a failover is under way.
+    """
+    pool = server.connection_pool
+    connection = call(pool.get_connection)
+    try:
+        answer = call(lambda: _run(connection, script, args), may_be_accepted=True)
+        for command in then:
+            call(functools.partial(_ask, connection, *command), may_be_accepted=True)
+        if replicas:  # WAIT is about what its own connection has written
+            _await(connection, replicas)
+        if why := call(lambda: primary.why_unsure(pool, connection), may_be_accepted=True):
+            pool.disconnect()
+            raise BookError(f"Redis has it, but {why}: ask again", may_be_accepted=True)
+        return answer
+    finally:
+        pool.release(connection)
+
+
+def _run(connection: Any, script: Any, args: Sequence[Any]) -> Any:
+    try:
+        return _ask(connection, "EVALSHA", script.sha, 0, *args)
+    except redis.exceptions.NoScriptError:
+        call(lambda: _ask(connection, "SCRIPT LOAD", script.script))
+        return _ask(connection, "EVALSHA", script.sha, 0, *args)
+
+
+def _await(connection: Any, replicas: int) -> None:
+    try:
+        kept_by = _ask(connection, "WAIT", replicas, round(REPLICATED_WITHIN_S * 1000))
+    except redis.RedisError as error:
+        raise BookError(
+            f"Redis has it, but whether replicas have it is not known: {words(error)}",
+            may_be_accepted=True,
+            can_pass=can_pass(error),
+        ) from None
+    if kept_by < replicas:
+        raise BookError(
+            f"Redis has it, but only {kept_by} of {replicas} replicas within {REPLICATED_WITHIN_S:g} s",
+            may_be_accepted=True,
+        )
+
+
+def _ask(connection: Any, *command: Any) -> Any:
+    try:
+        connection.send_command(*command)
+        return connection.read_response()
+    except redis.ResponseError:
+        raise
+    except BaseException:  # an interrupt too: an answer that still comes is not for whoever is next
+        connection.disconnect()
+        raise
+
+
+# Around every script: the book's prefix is always the first argument, and time is the server's. What goes
+# wrong before anything is written (lua/gather.lua) is answered as a refusal is: nothing was done. What
+# goes wrong after that is a kind of its own, because it may have been accepted: asking again settles it.
+_BEFORE = """local has_written = false
+local function run()
+local prefix = ARGV[1]
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
+"""
+_AFTER = f"""
+end
+local done, answer = pcall(run)
+if done then return answer end
+-- The kind of an error is its first word: where in the script it came up must not stand before that.
+local words = type(answer) == 'table' and answer.err or tostring(answer)
+words = string.gsub(words, '^user_script:%d+: ', '')
+if has_written then return redis.error_reply('{HALF_DONE} ' .. words) end
+return redis.error_reply(string.match(words, '^[A-Z]+ ') and words or 'ERR ' .. words)
+"""
+
+
+def load(server: redis.Redis, *names: str) -> Any:
+    """The Lua files of these names, in this order, as one script.
+
+    What writes by ``gather`` writes all or nothing, and says so (see above).
+    """
+    texts = [LUA.joinpath(f"{name}.lua").read_text("utf-8") for name in names]
+    return server.register_script(whole("\n".join(texts)))
+
+
+def whole(text: str) -> str:
+    """A script of this text, which tells whether it had written by ``gather`` when it failed."""
+    return _BEFORE + text + _AFTER

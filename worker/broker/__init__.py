@@ -1,0 +1,1 @@
+"""Celery's edge: what comes off the queues is checked and entered here."""

@@ -1,7 +1,0 @@
-"""Hides nothing: `python -m worker.cli` is `cancelctl`."""
-
-import sys
-
-from worker.cli import main
-
-sys.exit(main())

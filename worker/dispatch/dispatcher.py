@@ -1,0 +1,610 @@
+"""The desk: takes what is due out of the book, has it pursued, and puts it back concluded.
+
+A woken hand calls :meth:`Desk.work`: it claims one call's worth of what is due, risk first, and goes on until
+nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim, which is one
+step with putting down what the last one brought.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.logs import Lines, Seldom, about
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.store.cancels import (
+    Accepted,
+    Book,
+    Claim,
+    Conclusion,
+    Entry,
+    GiveBack,
+    GiveUp,
+    NothingClaimed,
+    Overdue,
+    Progress,
+    Settle,
+    Wish,
+)
+from kalshi_cancel.store.rate_limits import Pacer
+from kalshi_cancel.store.scripts import BookError
+from worker.dispatch.breaker import Gate, GateState
+from worker.dispatch.completions import Outbox, Place
+from worker.dispatch.events import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
+from worker.dispatch.executor import AnotherKey, Pursued, Pursuit, no_other
+from worker.dispatch.leases import LEASE_S, Leases
+
+log = logging.getLogger(__name__)
+
+# A hand with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
+LINGER_S = 1.0
+# Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
+GATHER_S = 0.01
+# A hand that was called comes at once; if none has come by then, the bell was lost.
+CALL_AGAIN_S = 0.25
+# What became claimable without anybody coming is noticed after this, by the next sweep.
+SWEEP_PATIENCE_S = 1.0
+REPORT_AT_ONCE = 100
+STORE_AGAIN_EVERY_S = 0.2
+STORE_WHEN_STOPPING_S = 3.0
+# So long a message waits in a thread until Redis takes it; then it goes back to its queue. Well within the
+# time after which it is delivered again anyway.
+PATIENT_S = 30.0
+NOT_STORED_MOST = 1000  # orders of which it is remembered that this was said
+KEPT_MOST_CHARS = 65_536
+REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
+
+# A hand in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
+_Place = Place[Pursued, tuple[Claim, float]]
+
+# What one hand at a time waits for: whether tokens, and of which lanes.
+_WaitsFor = tuple[bool, tuple[Lane, ...]]
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What entering the requests of a message came to; ``refused``: what Redis does not take, and why."""
+
+    accepted: Accepted
+    refused: tuple[tuple[CancelRequest, BookError], ...] = ()
+
+    def and_also(self, other: Entered) -> Entered:
+        """Both together."""
+        mine, more = self.accepted, other.accepted
+        accepted = Accepted(
+            mine.settled | more.settled,
+            heard=mine.heard and more.heard,
+            waiting_messages=max(mine.waiting_messages, more.waiting_messages),
+            joined=mine.joined | more.joined,
+        )
+        return Entered(accepted, self.refused + other.refused)
+
+
+_NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
+
+
+class Desk:
+    """Works the book's open cancels at the exchange; one per process, shared by its threads."""
+
+    def __init__(
+        self,
+        book: Book,
+        exchange: Exchange,
+        pacer: Pacer,
+        *,
+        cancel_deadline_s: float,
+        cancel_max_age_s: float,
+        read_lag_s: float,
+        record_life_s: float,
+        risk_reserve: float,
+        batch_most: int,
+        lanes: Sequence[Lane] = tuple(Lane),
+        hands: int = 1,
+        call_hand: Callable[[Lane], None] = lambda _lane: None,
+        outbox: Outbox | None = None,
+        gate_moved: Callable[[], None] = lambda: None,
+        others_serve: Callable[[], bool] = lambda: False,
+        another_key: AnotherKey = no_other,
+        tell: Tell = nobody,
+    ) -> None:
+        self._book = book
+        self._tell = tell
+        self._pacer = pacer
+        self._cancel_deadline_s = cancel_deadline_s
+        self._risk_reserve = risk_reserve
+        self._lanes = tuple(lanes)
+        self._outbox = outbox or Outbox()
+        self._room = _Room(hands)
+        self._call_hand = call_hand
+        self._gate_moved = gate_moved
+        self._others_serve = others_serve
+        self._stopping = threading.Event()
+        self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
+        self._called_at = -math.inf
+        self._mend_from = 0
+        self._no_book = Seldom()
+        self._not_entered = Seldom()
+        self._not_stored: set[str] = set()
+        self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
+        self._gate = Gate(
+            lambda state: exchange.warm_up() if state is GateState.KEY_REFUSED else exchange.status(),
+            self._show_gate,
+        )
+        self._pursuit = Pursuit(
+            exchange,
+            pacer,
+            self._gate,
+            self._leases,
+            self._stopping,
+            cancel_max_age_s=cancel_max_age_s,
+            read_lag_s=read_lag_s,
+            record_life_s=record_life_s,
+            risk_reserve=risk_reserve,
+            batch_most=batch_most,
+            hands=hands,
+            another_key=another_key,
+            tell=tell,
+        )
+
+    def enter(
+        self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: Sequence[str] = ()
+    ) -> Entered:
+        """Enters the requests of a message into the book, those that Redis takes.
+
+        Raises BookError for what can pass; then asking again changes nothing for those that are entered.
+        """
+        try:
+            accepted = self._book.accept(
+                requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
+            )
+        except BookError as error:
+            if error.can_pass:
+                raise
+            if len(requests) == 1:
+                return Entered(Accepted({}, heard=True, waiting_messages=0), ((requests[0], error),))
+        else:
+            return Entered(accepted)
+        half = len(requests) // 2  # one of them spoils the step: the others are entered without it
+        return self.enter(requests[:half], lane=lane, reply_to=reply_to[:half]).and_also(
+            self.enter(requests[half:], lane=lane, reply_to=reply_to[half:])
+        )
+
+    def until_done(self, ask: Callable[[], _Answer]) -> _Answer:
+        """What ``ask`` gets from Redis, asked again for a while where that can help; raises BookError."""
+        give_up = time.monotonic() + PATIENT_S
+        while True:
+            try:
+                return ask()
+            except BookError as error:
+                if not error.can_pass:
+                    raise
+                if (more := self._not_entered.now()) is not None:
+                    log.warning("a message cannot be entered yet: %s", f"{error}{more}")
+                if self._stopping.wait(STORE_AGAIN_EVERY_S) or time.monotonic() > give_up:
+                    raise
+
+    def refuse(self, result: CancelResult) -> None:
+        """Stores the outcome of a request that cannot be understood where its waiter looks, if it can."""
+        if result.order_id is not None and _can_be_looked_for(result.order_id):
+            self._book.refuse(result)
+
+    def now(self) -> str:
+        """The time by Redis' clock, ISO 8601 UTC."""
+        return self._book.clock.now()
+
+    def keep_unreadable(self, message: str) -> None:
+        """Keeps a message that nobody can understand, for inspection."""
+        self._book.keep_unreadable(message)
+
+    def set_aside(self, why: str, **what: Any) -> None:
+        """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
+        try:
+            self._book.keep_unreadable(
+                json.dumps({"at": self.now(), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
+            )
+        except BookError as error:
+            log.warning("it is only in this log: %s", error)
+
+    def work(self) -> None:
+        """Works as a message asks for it; see :meth:`serve`.
+
+        Returns at once when enough threads are at it: one stays free for messages that are to be entered.
+        """
+        with self._room.one_more() as wanted:
+            if not wanted:
+                return
+            try:
+                self.serve(self._lanes)
+            except BookError as error:  # the message has done its part, and nobody else is to fail of it
+                if (more := self._no_book.now()) is not None:
+                    log.warning("no work: %s", f"{error}{more}")
+
+    def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
+        """Claims and sees through what is due, risk first, until nothing is due or soon will be.
+
+        Calls ``beat`` again and again meanwhile.
+        """
+        try:
+            self._work(tuple(lanes), beat)
+        except BookError as error:  # the sweep wakes somebody up when Redis is back
+            if not error.can_pass:
+                raise
+            if (more := self._no_book.now()) is not None:
+                log.warning("no work without the book: %s", f"{error}{more}")
+
+    def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> None:
+        held = Pursued()
+        try:
+            while not self._stopping.is_set():
+                beat()
+                if not self._gate.is_open:
+                    held = self._put_down(held)
+                    if not self._gate.keep_watch(self._stopping, beat):
+                        return
+                place = _Place(held, len(held.conclusions), frozenset(lanes))
+                with self._outbox.at_it(place) as places:
+                    if places:
+                        self._turn(places, lanes)
+                    given, held = place.given(), place.held
+                    if given is None:
+                        continue  # another hand has put down what this one brought, and there is more
+                    claim, asked = given
+                    self._outbox.claimed(len(claim.entries), is_more=claim.is_more)
+                    if claim.entries:
+                        self._leases.hold(claim.entries, since=asked)
+                        self._tell(Claimed(claim.entries))
+                        held = self._pursue(claim, since=asked)
+                        continue
+                wait_s = _until_more(claim)
+                waits_for = (claim.tokens_in_s > 0, lanes)
+                if wait_s is None or not self._stay(wait_s, waits_for):
+                    return
+        finally:
+            self._put_down(held)
+
+    def _pursue(self, claim: Claim, *, since: float) -> Pursued:
+        """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
+        try:
+            return self._pursuit.pursue(claim, since=since)
+        except Exception:
+            log.exception("%d cancels in hand could not be pursued", len(claim.entries))
+            self._leases.release(claim.entries)
+            return Pursued()
+
+    def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
+        """Puts down what these hands bring and claims for each of them, in one step."""
+        claims: list[Claim] = []
+        asked = 0.0
+        try:
+            while not claims:
+                brought = [place.held for place in places]
+                asked = time.monotonic()
+                try:
+                    wish = self._wish(lanes, calls=len(places))
+                    done, claims = self._book.turn([held.brought for held in brought], wish)
+                except NothingClaimed as error:
+                    self._empty(places)
+                    self._tell_put(brought, error.done)
+                    raise
+                except BookError:
+                    if not any(held.conclusions for held in brought):
+                        raise
+                    for place in places:  # until that is done, the exchange will not say it twice
+                        place.held = self._put_down(place.held)
+                    continue
+                self._empty(places)
+            self._call_more(claims[0])
+        finally:
+            nothing = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
+            for place, claim in zip_longest(places, claims):
+                if claim:
+                    place.serve((claim, asked))
+                else:  # whether there is something in lanes that were not looked at, it finds out itself
+                    place.serve(nothing if place.takes == places[0].takes else None)
+        self._tell_put(brought, done)
+
+    def _empty(self, places: Sequence[_Place]) -> None:
+        """What these hands have brought is put down."""
+        self._release([place.held for place in places])
+        for place in places:
+            place.held = Pursued()
+
+    def _call_more(self, claim: Claim) -> None:
+        """Has a hand called where there is more than this claim and nobody comes for it."""
+        if not claim.entries or not claim.is_more or claim.coming or not self._room.any_idle:
+            return
+        now = time.monotonic()
+        if now - self._called_at > CALL_AGAIN_S:
+            self._called_at = now
+            self._call_hand(claim.entries[0].lane)
+
+    def _stay(self, seconds: float, waits_for: _WaitsFor) -> bool:
+        """Waits for what is due or paid for soon, as the one hand that does; False for the others.
+
+        One for each thing to wait for: a second's pause must not keep everybody from tokens due at once.
+        """
+        staying = self._staying[waits_for]
+        if not staying.acquire(blocking=False):
+            return False
+        try:
+            self._called_at = -math.inf
+            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
+        finally:
+            staying.release()
+        return True
+
+    def _wish(self, lanes: tuple[Lane, ...], *, calls: int) -> Wish:
+        limits = self._pacer.limits
+        return Wish(
+            lanes,
+            at_most=self._pursuit.batch_size.limit,
+            lease_s=LEASE_S,
+            exchange_ms=self._pursuit.engine_now(),
+            calls=calls,
+            risk_reserve=self._risk_reserve,
+            reads=self._pursuit.read_slots.free,
+            reads_after_s=self._pursuit.read_slots.after_s,
+            cancel_cost=limits.cancel_cost,
+            read_cost=limits.read_cost,
+            list_cost=limits.list_cost,
+        )
+
+    def mend(self) -> None:
+        """Looks at some more of the book for entries that nobody would ever come for."""
+        self._mend_from, _ = self._book.mend(self._mend_from)
+
+    def forget_dead(self) -> None:
+        """Forgets dead letters that nobody looks at any more."""
+        while forgotten := self._book.forget_dead():
+            log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
+
+    def tell_overdue(self) -> None:
+        """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
+
+        Where no worker's key works they are told that it is refused. Once one works, they are canceled.
+        """
+        while overdue := self._book.overdue(at_most=REPORT_AT_ONCE):
+            refused = self._refused_everywhere()
+            if refused is not None:
+                self._book.report([_refused(each, refused) for each in overdue])
+            else:
+                why = _NO_ANSWER_YET if self._gate.is_open else _held_back(self._gate.state)
+                self._book.report([_unresolved(each, why) for each in overdue])
+            if len(overdue) < REPORT_AT_ONCE:
+                break
+
+    def _refused_everywhere(self) -> Problem | None:
+        """What the exchange says to this worker's key, where no other worker can serve either."""
+        is_refused = self._gate.state is GateState.KEY_REFUSED
+        return self._gate.key_problem if is_refused and not self._others_serve() else None
+
+    def lanes_to_wake(self) -> dict[Lane, bool]:
+        """The lanes where something can be claimed and nobody was coming; see the book's."""
+        if not self._gate.is_open and self._gate.is_watched:
+            return {}  # the hand on watch goes on when the exchange is back
+        return self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
+
+    def stop(self) -> None:
+        """Ends every :meth:`work` after the call it is in; what is in hand goes back into the book."""
+        self._stopping.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether cancels go out of this process, as far as the exchange is concerned."""
+        return self._gate.is_open
+
+    @property
+    def gate_state(self) -> GateState:
+        """Whether they do, and if not, why."""
+        return self._gate.state
+
+    def extend_leases(self) -> None:
+        """Keeps what is in hand there; raises BookError."""
+        self._leases.extend()
+
+    def _show_gate(self, state: GateState) -> None:
+        self._tell(GateMoved(state))
+        self._gate_moved()
+
+    def _put_down(self, held: Pursued) -> Pursued:
+        """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
+        done: list[bool] | None = None
+        give_up = None
+        while held.conclusions and done is None:
+            try:
+                done, _ = self._book.turn([held.brought], None)
+            except BookError as error:
+                if not error.can_pass:
+                    return self._put_down_each(held, error)
+                log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
+                if self._stopping.is_set():
+                    give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
+                    if time.monotonic() > give_up:
+                        break  # still in the book: whoever claims it next finds out what became of it
+                time.sleep(STORE_AGAIN_EVERY_S)
+        self._release([held])
+        if done is not None:
+            self._tell_put([held], done)
+        return Pursued()
+
+    def _put_down_each(self, held: Pursued, error: BookError) -> Pursued:
+        """Puts down one by one what Redis does not take together: one that it refuses is kept as text."""
+        if len(held.conclusions) > 1:
+            for conclusion in held.conclusions:
+                self._put_down(replace(held, conclusions=(conclusion,)))
+            return Pursued()
+        [conclusion] = held.conclusions
+        order_id = conclusion.entry.order_id
+        if order_id not in self._not_stored:
+            if len(self._not_stored) < NOT_STORED_MOST:
+                self._not_stored.add(order_id)
+            log.error(
+                "%s: what became of it cannot be stored, and is tried again: %s",
+                order_id,
+                error,
+                extra=_about(conclusion.entry),
+            )
+            result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
+            self.set_aside(str(error), order_id=order_id, result=result)
+        self._release([held])
+        return Pursued()
+
+    def _release(self, helds: Sequence[Pursued]) -> None:
+        self._leases.release([each.entry for held in helds for each in held.conclusions])
+
+    def _tell_put(self, helds: Sequence[Pursued], done: Sequence[bool]) -> None:
+        """Tells what is out of the hands, of all at once: telling takes as long for one as for many."""
+        conclusions = [each for held in helds for each in held.conclusions]
+        if not conclusions:
+            return
+        now = time.monotonic()
+        ages_s = [each.entry.age_s + now - held.since for held in helds for each in held.conclusions]
+        self._call_others(conclusions)
+        self._tell(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
+        _log(zip(conclusions, done, ages_s, strict=True))
+
+    def _call_others(self, conclusions: Sequence[Conclusion]) -> None:
+        """Calls hands that have another key for what this worker's may not cancel."""
+        left = {
+            (each.for_key, each.entry.lane)
+            for each in conclusions
+            if isinstance(each, GiveBack) and each.for_key
+        }
+        for key_id, lane in left:
+            try:
+                self._book.ring_for(key_id, lane)
+            except BookError as error:  # the sweep finds what nobody comes for
+                log.warning("workers with another key could not be called: %s", error)
+
+
+def _until_more(claim: Claim) -> float | None:
+    """How long a hand that claimed nothing should stay; None: it is not worth while."""
+    if claim.tokens_in_s > 0:
+        return min(max(claim.tokens_in_s, GATHER_S), LINGER_S)
+    if claim.next_due_s is None or claim.next_due_s > LINGER_S:
+        return None
+    return max(claim.next_due_s, 0.001)
+
+
+def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
+    """One line for each outcome; False beside a conclusion: it was another hand's by then."""
+    usual = []
+    for conclusion, ours, age_s in concluded:
+        entry = conclusion.entry
+        if not ours:
+            known = _about(entry, attempts=_attempts(conclusion))
+            log.warning("%s: another hand has taken over", entry.order_id, extra=known)
+        elif isinstance(conclusion, Settle):
+            result = conclusion.result
+            why = f" ({result.error.code})" if result.error else ""
+            fields = _came_to(entry, result.outcome, result.attempts, result.error, age_s)
+            said = entry.order_id, result.outcome.value, result.attempts, why
+            if result.outcome.final:
+                usual.append(("{}: {} after {} attempts{}".format(*said), fields))
+            else:
+                log.warning("%s: %s after %d attempts%s", *said, extra=fields)
+        elif isinstance(conclusion, GiveUp):
+            learned = Progress.parse(conclusion.learned)
+            log.error(
+                "%s: given up unresolved after %.0f s",
+                entry.order_id,
+                age_s,
+                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, age_s),
+            )
+    if usual and log.isEnabledFor(logging.INFO):
+        log.info(Lines(usual))
+
+
+def _attempts(conclusion: Conclusion) -> int:
+    if isinstance(conclusion, Settle):
+        return conclusion.result.attempts
+    return Progress.parse(conclusion.learned).attempts
+
+
+def _came_to(
+    entry: Entry, outcome: Outcome, attempts: int, problem: Problem | None, age_s: float
+) -> dict[str, Any]:
+    return _about(
+        entry,
+        outcome=outcome.value,
+        attempts=attempts,
+        code=problem and problem.code,
+        age_s=round(age_s, 3),
+    )
+
+
+def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
+    asked = entry.request
+    return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
+
+
+def _held_back(state: GateState) -> Problem:
+    return Problem(f"exchange_{state}", f"the exchange is {state}: the cancel is held until it is back")
+
+
+def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
+    attempts = Progress.parse(overdue.learned).attempts
+    return CancelResult(
+        order_id=overdue.order_id,
+        outcome=Outcome.REFUSED,
+        attempts=attempts,
+        requested_at=overdue.requested_at,
+        error=problem,
+    )
+
+
+def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:
+    progress = Progress.parse(overdue.learned)
+    return CancelResult(
+        order_id=overdue.order_id,
+        outcome=Outcome.UNRESOLVED,
+        attempts=progress.attempts,
+        requested_at=overdue.requested_at,
+        error=progress.last_problem or nothing_yet,
+    )
+
+
+def _can_be_looked_for(order_id: str) -> bool:
+    """Whether an id, however ugly, can be part of a key: no megabytes, and no halves of characters."""
+    return len(order_id) <= REFUSED_ID_MAX_CHARS and not any(
+        "\ud800" <= each <= "\udfff" for each in order_id
+    )
+
+
+class _Room:
+    """How many of this process' threads may be at work in the book; one of several is kept free."""
+
+    def __init__(self, number: int) -> None:
+        self._most = max(number - 1, 1)
+        self._lock = threading.Lock()
+        self._busy = 0
+
+    @property
+    def any_idle(self) -> bool:
+        """Whether one more hand would be let in."""
+        return self._busy < self._most
+
+    @contextmanager
+    def one_more(self) -> Iterator[bool]:
+        """Counts the body's thread as busy, unless enough are: then it is given False."""
+        with self._lock:
+            wanted = self._busy < self._most
+            self._busy += wanted
+        try:
+            yield wanted
+        finally:
+            with self._lock:
+                self._busy -= wanted

@@ -1,0 +1,150 @@
+"""What a worker tells about its work, as values; who listens (log, metrics, traces) is decided elsewhere.
+
+A listener is called in the thread that does the work, so it must be quick and must not raise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kalshi_cancel.exchange.protocol import Trouble
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.store.cancels import Conclusion, Entry
+from worker.dispatch.breaker import GateState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Entries came into a hand, to be asked for now; each one's ``age_s`` is how long it had waited."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallMade:
+    """One signed HTTP exchange has ended, after ``duration_s``.
+
+    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it was done as asked.
+    ``tokens`` were paid from ``bucket``; ``lane`` None: it was not for any one order (a listing).
+    ``request_id``: of the mass cancel that made it, where no hand did.
+    """
+
+    operation: str
+    order_ids: tuple[str, ...]
+    lane: Lane | None
+    trouble: Trouble | None
+    duration_s: float
+    bucket: str
+    tokens: float
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """Entries are out of the hand, each at an age in seconds.
+
+    ``ours`` False: another hand had taken that one over.
+    """
+
+    conclusions: tuple[Conclusion, ...]
+    ours: tuple[bool, ...]
+    ages_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """So many entries in this process' hands turned out to be in another's."""
+
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class BellRung:
+    """The sweep found something claimable that nobody was coming for."""
+
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCorrected:
+    """A 429: the fleet's idea of a bucket was corrected."""
+
+    bucket: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateMoved:
+    """Cancels pass again, or are held back."""
+
+    state: GateState
+
+
+@dataclass(frozen=True, slots=True)
+class MassStep:
+    """A mass cancel is ``started``, ``planned`` (a dry run), ``flat``, ``not_flat`` or ``left`` to others."""
+
+    request_id: str
+    step: str
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceMoved:
+    """A background job is well (again), or is not."""
+
+    service: str
+    well: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFailed:
+    """A round of a background job went wrong."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRestarted:
+    """The thread of a background job had died, or hung, and another has taken its place."""
+
+    service: str
+
+
+Notice: TypeAlias = (
+    Claimed
+    | CallMade
+    | Concluded
+    | LeaseLost
+    | BellRung
+    | BucketCorrected
+    | GateMoved
+    | MassStep
+    | ServiceMoved
+    | ServiceFailed
+    | ServiceRestarted
+)
+Tell: TypeAlias = Callable[[Notice], None]
+
+
+def nobody(_notice: Notice) -> None:
+    """Listens to nothing."""
+
+
+def tell_all(listeners: Sequence[Tell]) -> Tell:
+    """One listener that tells them all; what goes wrong in one is logged and stops no work."""
+    if not listeners:
+        return nobody
+
+    def tell(notice: Notice) -> None:
+        for listener in listeners:
+            try:
+                listener(notice)
+            except Exception:
+                log.exception("what happened could not be noted")
+
+    return tell

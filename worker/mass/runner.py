@@ -1,0 +1,203 @@
+"""Runs mass cancels in this process: takes those that nobody is at, each in a thread of its own.
+
+Any worker can take one. Another goes on with it when the one that runs it vanishes; when that one comes back,
+it may not write any more (``mass_claim``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+
+from kalshi_cancel.logs import Seldom, about
+from kalshi_cancel.model.mass_request import MassRequest
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.store.cancels import Fenced
+from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
+from kalshi_cancel.store.scripts import BookError
+from worker.dispatch.events import MassStep
+from worker.dispatch.services import Service
+from worker.mass import report as mass_report
+from worker.mass.means import Means
+from worker.mass.run import STUMBLES_MOST, LeftToOthers, MassRun
+
+log = logging.getLogger(__name__)
+
+FIND_EVERY_S = 1.0  # mass cancels whose runner has vanished
+REDIS_AGAIN_S = 0.1
+AFTER_A_BUG_S = 1.0  # until it is tried again
+LEFT_FOR_S = 2.0  # what was left to others is left to them for so long
+UNREADABLE_FOR_S = 3.0  # until what nobody has taken is answered with that
+
+
+class MassRunner:
+    """Runs mass cancels for one process."""
+
+    def __init__(self, means: Means, claims: MassClaims) -> None:
+        self._means = means
+        self._claims = claims
+        self._running: dict[str, MassClaim] = {}
+        self._not_before: dict[str, float] = {}  # (monotonic)
+        self._unreadable_since: dict[str, float] = {}
+        self.service = Service("mass cancels", self._find, every_s=FIND_EVERY_S)
+
+    def stop(self) -> None:
+        """Leaves what is under way to others."""
+        self._means.stopping.set()
+
+    def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
+        """Accepts a mass cancel and looks at it at once; raises BookError."""
+        self._means.masses.enter(request, reply_to=reply_to)
+        self.service.wake()
+
+    def now_s(self) -> float:
+        """The time by Redis' clock, epoch seconds."""
+        return self._means.masses.now_s()
+
+    def look(self) -> None:
+        """Looks for mass cancels that nobody is at, now."""
+        self.service.wake()
+
+    def _find(self) -> None:
+        """Takes what nobody is at, and keeps what runs here: a step may take longer than the lease."""
+        for request_id in self._means.masses.open_ids():
+            if self._means.stopping.is_set():
+                return  # what runs here gives its lease back
+            try:
+                if request_id in self._running:
+                    self._running[request_id].keep()
+                elif time.monotonic() >= self._not_before.get(request_id, 0.0):
+                    self._take(request_id)
+            except (Fenced, KeyError):
+                continue  # it has ended just now, or its runner will notice
+            except Exception as error:  # one that goes wrong keeps nobody from the others
+                if isinstance(error, BookError) and error.can_pass:
+                    raise
+                said = {"request_id": request_id}
+                log.warning("mass cancel %s cannot be read: %s", request_id, error, extra=said)
+
+    def _take(self, request_id: str) -> None:
+        claim = self._claims.take(request_id)
+        if claim is None:
+            return
+        try:
+            request = MassRequest.from_json(json.loads(claim.request))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self._set_aside(claim, error)
+            return
+        self._running[request_id] = claim
+        runner = threading.Thread(
+            target=self._run, args=(request, claim), name=f"mass {request_id}", daemon=True
+        )
+        try:
+            runner.start()
+        except RuntimeError:  # no more threads: the next look tries again
+            self._running.pop(request_id, None)
+            raise
+
+    def _set_aside(self, claim: MassClaim, error: Exception) -> None:
+        """Answers what this version cannot read, unless another worker can: a newer one may know more."""
+        request_id, now = claim.fence.request_id, time.monotonic()
+        since = self._unreadable_since.setdefault(request_id, now)
+        if now - since < UNREADABLE_FOR_S:
+            claim.leave()
+            return
+        said = {"request_id": request_id}
+        log.error("mass cancel %s cannot be read and is set aside: %s", request_id, error, extra=said)
+        self._means.book.keep_unreadable(json.dumps({"mass_cancel": request_id, "request": claim.request}))
+        report = mass_report.refused(request_id, f"its request cannot be read: {error}")
+        claim.finish(report, report)
+
+    def _run(self, request: MassRequest, claim: MassClaim) -> None:
+        try:
+            self._see_through(request, claim)
+        finally:
+            self._running.pop(request.request_id, None)
+
+    def _see_through(self, request: MassRequest, claim: MassClaim) -> None:
+        said = about(Lane.RISK, request.request_id, request.traceparent)
+        if request.dry_run:
+            log.info("mass cancel %s by %s is planned", request.request_id, request.requested_by, extra=said)
+        else:
+            log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
+        self._means.tell(MassStep(request.request_id, "started", request.traceparent))
+        run, seldom, stumbles = None, Seldom(), 0
+        while not self._means.stopping.is_set():
+            try:
+                run = run or MassRun(request, claim, self._means)
+                report = run.to_the_end()
+                claim.finish(report, mass_report.in_short(report))
+            except BookError as error:
+                if (more := seldom.now()) is not None:
+                    log.warning("mass cancel %s: %s", request.request_id, f"{error}{more}", extra=said)
+                self._means.stopping.wait(REDIS_AGAIN_S)
+            except LeftToOthers:
+                break
+            except Fenced:
+                if self._is_put_back(claim):
+                    continue
+                log.warning("mass cancel %s is in other hands, or done", request.request_id, extra=said)
+                self._means.tell(MassStep(request.request_id, "left"))
+                return
+            except Exception:
+                # A defect of ours: not one mass cancel may stay without a report for ever.
+                log.exception("mass cancel %s: a step failed", request.request_id, extra=said)
+                stumbles += 1
+                if run is not None:
+                    run.stumbled()
+                self._means.stopping.wait(AFTER_A_BUG_S)
+                if stumbles > 2 * STUMBLES_MOST:
+                    self._give_up(claim)
+                    return
+            else:
+                self._tell_end(request, report)
+                return
+        self._leave(claim)
+
+    def _is_put_back(self, claim: MassClaim) -> bool:
+        """Whether it only looked as if somebody else had it: Redis had lost it."""
+        try:
+            claim.keep()
+        except Fenced:
+            return False
+        except BookError:
+            pass  # the next step tells
+        return True
+
+    def _give_up(self, claim: MassClaim) -> None:
+        """Answers one that cannot even be reported about."""
+        try:
+            report = mass_report.refused(
+                claim.fence.request_id, "a step failed unexpectedly: see the worker's log"
+            )
+            claim.finish(report, report)
+        except (BookError, Fenced) as error:
+            log.warning("mass cancel %s: %s", claim.fence.request_id, error)
+
+    def _tell_end(self, request: MassRequest, report: dict[str, object]) -> None:
+        said = about(Lane.RISK, request.request_id, request.traceparent)
+        if request.dry_run:
+            log.info("mass cancel %s: planned only", request.request_id, extra=said)
+        else:
+            level = logging.WARNING if report["flat"] else logging.ERROR
+            why = "" if report["flat"] else f": {report['why_not_flat']}"
+            log.log(level, "mass cancel %s: flat %s%s", request.request_id, report["flat"], why, extra=said)
+        step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
+        self._means.tell(MassStep(request.request_id, step))
+
+    def _leave(self, claim: MassClaim) -> None:
+        request_id = claim.fence.request_id
+        self._not_before[request_id] = time.monotonic() + LEFT_FOR_S
+        log.warning("mass cancel %s is left to another worker", request_id, extra={"request_id": request_id})
+        self._means.tell(MassStep(request_id, "left"))
+        try:
+            claim.leave()
+        except (BookError, Fenced) as error:
+            log.warning(
+                "mass cancel %s: its lease runs out by itself: %s",
+                request_id,
+                error,
+                extra={"request_id": request_id},
+            )

@@ -1,0 +1,122 @@
+"""Sends the exchange's own mass command: one signed call, paid for, and only under a valid claim."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Meaning, Trouble, compose_trigger
+from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
+from kalshi_cancel.model.orders import Lane, utc_text
+from kalshi_cancel.store.cancels import Fenced
+from kalshi_cancel.store.mass_claim import MassClaim
+from worker.dispatch.events import CallMade
+from worker.mass.means import Means
+from worker.mass.planning import Command
+
+log = logging.getLogger(__name__)
+
+CANCEL_ALL_TAIL_S = 60.0  # new orders are canceled for so long
+TOKENS_WITHIN_S = 1.0  # longer, and order by order is as good
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an order group is; a command for the whole account has none."""
+
+    subaccount: int | None = None
+    exchange_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What has become of the command so far, as it is stored and reported.
+
+    ``sent`` times; ``answer``: "done", the code of what was answered last, or why it was not sent; None: none
+    yet. ``sent_ms``: when it was first sent, on the exchange's clock.
+    """
+
+    sent: int = 0
+    sent_ms: int | None = None
+    answer: str | None = None
+    may_have_worked: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "sent": self.sent,
+            "sent_ms": self.sent_ms,
+            "answer": self.answer,
+            "may_have_worked": self.may_have_worked,
+        }
+
+    def told(self, what: str) -> dict[str, Any]:
+        """What the report says of it."""
+        until = None
+        if self.may_have_worked and self.sent_ms is not None and what == CANCEL_ALL_WORD:
+            until = utc_text(self.sent_ms / 1000 + CANCEL_ALL_TAIL_S)
+        return {
+            "what": what,
+            "sent": self.sent,
+            "sent_at": None if self.sent_ms is None else utc_text(self.sent_ms / 1000),
+            "answer": self.answer,
+            "in_force_until": until,
+        }
+
+
+class CommandSender:
+    """Sends the command, paid for and under the claim; tells about each call."""
+
+    def __init__(self, command: Command, claim: MassClaim, means: Means) -> None:
+        self._command = command
+        self._claim = claim
+        self._exchange = means.exchange
+        self._pacer = means.pacer
+        self._tell = means.tell
+
+    def pays(self) -> bool:
+        """Takes the tokens of one call; False: they are not there in time."""
+        cost = self._pacer.limits.cancel_cost
+        give_up = time.monotonic() + TOKENS_WITHIN_S
+        while (wait_s := self._pacer.take("write", cost)) > 0:
+            if time.monotonic() + wait_s > give_up:
+                return False
+            time.sleep(wait_s)
+        return True
+
+    def send(self, address: Address, given: Given) -> Trouble | None:
+        """Gives the command once, which makes it ``given``; what stood in the way. Raises Fenced."""
+        cost, fence = self._pacer.limits.cancel_cost, self._claim.fence
+        self._claim.note(command=given.to_json())
+        self._claim.keep()
+        if not self._claim.is_surely_held:  # stopped in between: somebody else may have finished
+            raise Fenced(fence)
+        started = time.monotonic()
+        trouble = self._exchange.command(self._call(address))
+        took_s = time.monotonic() - started
+        self._tell(CallMade("command", (), Lane.RISK, trouble, took_s, "write", cost, fence.request_id))
+        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
+            self._claim.spend(cost)
+        code = trouble and trouble.problem.code
+        self._claim.tell_trail("command", what=self._command.what, error=code)
+        if trouble is not None:
+            log.warning(
+                "mass cancel %s: its command was not done: %s",
+                fence.request_id,
+                trouble.problem.message,
+                extra={"request_id": fence.request_id, "code": code},
+            )
+            if trouble.meaning is Meaning.BUSY:
+                self._pacer.correct("write", cost, taken_at=started)
+        return trouble
+
+    def _call(self, address: Address) -> Call:
+        if self._command.order_group_id is None:
+            return CANCEL_ALL
+        return compose_trigger(
+            self._command.order_group_id,
+            subaccount=address.subaccount,
+            exchange_index=address.exchange_index,
+        )

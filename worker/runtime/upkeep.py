@@ -1,0 +1,122 @@
+"""The background jobs of a worker: the limits, the audit trail, and the sweep over the book."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from kalshi_cancel import wake_ups
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
+from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.lists import Lists
+from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.redis_errors import words
+from kalshi_cancel.store.scripts import BookError
+from worker.dispatch.dispatcher import Desk
+from worker.dispatch.events import BellRung, Tell
+from worker.dispatch.senders import Hands
+from worker.dispatch.services import Service
+
+log = logging.getLogger(__name__)
+
+LIMITS_EVERY_S = 15.0  # which keeps a connection warm as well
+LIMITS_AGAIN_S = 5.0  # when they could not be read, or not be shared
+LIMITS_LEAST_S = 1.0  # between two questions, however many 429s come
+TRIM_EVERY_S = 60.0
+FORGET_EVERY_S = 600.0
+SHOW_EVERY_S = 1.0
+# What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
+SWEEP_EVERY_S = 0.25
+MEND_EVERY_S = 1.0  # a look at some two hundred keys
+EARS_EVERY_S = 1.0  # well within the life of what is said
+
+
+def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
+    """Asks the exchange for the account's limits again and again, and at once when woken.
+
+    Has the configured ones count at once: hands begin while the exchange is still being asked, and without
+    any limits the first flood is not paced.
+    """
+    try:
+        _share(pacer.set_limits_unless_known)
+    except BookError as error:
+        log.warning("limits cannot be shared: %s", error)
+
+    asked_at = -math.inf
+
+    def ask() -> float:
+        nonlocal asked_at
+        early_s = asked_at + LIMITS_LEAST_S - time.monotonic()
+        if early_s > 0:
+            return early_s
+        asked_at = time.monotonic()
+        answers = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
+        limits, costs = answers
+        known = (
+            None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
+        )
+        if known is None:
+            trouble = next((each for each in answers if isinstance(each, Trouble)), None)
+            why = trouble.problem.message if trouble else "their answer cannot be understood"
+            log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
+            _share(pacer.set_limits_unless_known)
+            return LIMITS_AGAIN_S
+        return LIMITS_EVERY_S if _share(lambda: pacer.set_limits(known)) else LIMITS_AGAIN_S
+
+    return Service("limits", ask, every_s=LIMITS_EVERY_S)
+
+
+def _share(set_limits: Callable[[], None]) -> bool:
+    try:
+        set_limits()
+    except BookError as error:
+        if not error.can_pass:
+            raise
+        log.warning("limits cannot be shared: %s", error)
+        return False
+    return True
+
+
+def trimmed_trail(trail: Trail, *, max_age_s: float, max_entries: int) -> Service:
+    """Trims the audit trail now and again; that several workers do so costs next to nothing."""
+
+    def trim() -> None:
+        trail.trim(max_age_s=max_age_s, max_entries=max_entries)
+
+    return Service("audit trail", trim, every_s=TRIM_EVERY_S)
+
+
+def sweep(app: Celery, desk: Desk, hands: Hands, lists: Lists, tell: Tell) -> list[Service]:
+    """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
+
+    def wake_lanes() -> None:
+        for lane, heard in desk.lanes_to_wake().items():
+            log.info("waking up for the %s lane", lane.value)
+            tell(BellRung(lane))
+            if not heard:
+                ring(wake_ups.wake_up, app, lane)
+
+    return [
+        Service("tell overdue", desk.tell_overdue, every_s=SWEEP_EVERY_S),
+        Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
+        Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
+        Service("mend the book", desk.mend, every_s=MEND_EVERY_S),
+        Service("forget the dead", desk.forget_dead, every_s=FORGET_EVERY_S),
+        Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),
+    ]
+
+
+def ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
+    """Publishes a bell, if that can be done; the sweep rings again."""
+    try:
+        bell(app, lane, **how)
+    except (OperationalError, OSError) as error:
+        log.warning("nobody could be woken up: %s", words(error))

@@ -1,0 +1,1 @@
+"""How a worker is watched: metrics, spans, heartbeat, readiness and the port for them."""
