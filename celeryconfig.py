@@ -9,12 +9,9 @@ import sys
 from kombu.entity import Exchange, Queue
 
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.worker import (
-    RedisSettings,
-    SettingsError,
-    WorkerSettings,
-    refuse_celery_overrides,
-)
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.scripts import celery_options
 from worker.broker.guard import use_checked_transport
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kalshi_cancel.client import BadRequest, BookError, CancelClient, Lost, NotSettled
     from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
-    from kalshi_cancel.settings.worker import SettingsError
+    from kalshi_cancel.settings.reader import SettingsError
 
 __all__ = [
     "BadRequest",
@@ -37,7 +37,7 @@ _MODULES = {
     "Lost": "client",
     "NotSettled": "client",
     "Outcome": "model.orders",
-    "SettingsError": "settings.worker",
+    "SettingsError": "settings.reader",
 }
 
 

@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 from kalshi_cancel import wake_ups
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import BadRequest, CancelRequest, CancelResult, Lane
-from kalshi_cancel.settings.worker import RedisSettings, refuse_celery_overrides
+from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.store.audit import Trail
 from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel, Standing
 from kalshi_cancel.store.mass_cancels import Masses

@@ -28,13 +28,10 @@ from kalshi_cancel.exchange.protocol import (
     Trouble,
 )
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
-from kalshi_cancel.settings.worker import (
-    RedisSettings,
-    SettingsError,
-    WorkerSettings,
-    foreign_variables,
-    refuse_celery_overrides,
-)
+from kalshi_cancel.settings.foreign import foreign_variables
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import connect
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kalshi_cancel.settings.worker import read_traces_exporter
+from kalshi_cancel.settings.foreign import read_traces_exporter
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext, Tracer

@@ -17,7 +17,7 @@ from test_readme import blocks, run_python, section
 
 from kalshi_cancel.client import CancelClient, NotSettled
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from trials.stack import ROOT, RedisServer, Stack, wait_until
 
 PATIENCE_S = 30.0

@@ -28,7 +28,7 @@ from kalshi_cancel.cli import exports
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.orders import CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
 from kalshi_cancel.store.audit import Trail, place
 from kalshi_cancel.store.cancels import Book, GiveUp, connect

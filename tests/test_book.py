@@ -32,7 +32,7 @@ from kalshi_cancel.model.orders import (
     Outcome,
     Problem,
 )
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import Book, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
 from kalshi_cancel.store.workers import Roster, WorkerShown

@@ -22,7 +22,7 @@ from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.cli.printing import duration
 from kalshi_cancel.doctor import Health, examine
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, connect
 from kalshi_cancel.store.workers import Roster, WorkerShown
 from trials.stack import ROOT, Keys, RedisServer, free_port, wait_until

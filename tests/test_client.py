@@ -13,7 +13,7 @@ import pytest
 from crew import about_orders
 
 from kalshi_cancel.client import BadRequest, BookError, CancelClient, NotSettled
-from kalshi_cancel.settings.worker import SettingsError
+from kalshi_cancel.settings.reader import SettingsError
 from trials.stack import free_port, wait_until
 
 PATIENCE_S = 20.0

@@ -20,7 +20,7 @@ import yaml
 from crew import PATIENCE_S, Crew
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, connect
 from trials.stack import KEY_ID, ROOT, Part, RedisServer, free_port, wait_until
 

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from crew import PATIENCE_S, ids
 
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, Book, connect
 from trials.stack import ROOT, wait_until
 

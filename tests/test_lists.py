@@ -10,7 +10,7 @@ import pytest
 from crew import ids
 
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import Book, Settle, connect
 from kalshi_cancel.store.lists import Lists

@@ -15,7 +15,7 @@ from crew import ids
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import BookError, CancelClient, Lost, NotSettled
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, GiveUp, Settle, connect
 from trials.stack import ROOT, RedisServer, wait_until
 

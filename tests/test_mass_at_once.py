@@ -8,7 +8,7 @@ import pytest
 from crew import PATIENCE_S, about_orders, ids
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, Known, connect
 from trials.stack import KEY_ID, wait_until
 

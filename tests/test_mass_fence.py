@@ -14,7 +14,7 @@ from crew import PATIENCE_S
 
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, Fence, Fenced, GiveUp, Settle, connect
 from kalshi_cancel.store.mass_cancels import Masses
 from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned

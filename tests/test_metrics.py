@@ -18,7 +18,7 @@ from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.protocol import Meaning, Trouble
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, GiveUp
 from kalshi_cancel.store.mass_cancels import Masses
 from kalshi_cancel.store.mass_claim import MassClaims

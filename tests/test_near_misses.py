@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from kalshi_cancel.settings.foreign import foreign_variables
 from kalshi_cancel.settings.near_misses import nearest
-from kalshi_cancel.settings.worker import RedisSettings, SettingsError, foreign_variables
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.redis import RedisSettings
 
 QUEUES = ("risk", "cancels")
 

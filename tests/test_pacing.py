@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kalshi_cancel.client import BookError
 from kalshi_cancel.model.orders import CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, Known, Wish, connect
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from trials.stack import wait_until

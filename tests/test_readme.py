@@ -25,7 +25,7 @@ from kalshi_cancel.exchange.signing import permission_warning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import REQUEST_FIELDS, CancelResult, Outcome
 from kalshi_cancel.model.scope import Scope
-from kalshi_cancel.settings.worker import VARIABLES, Variable
+from kalshi_cancel.settings.variables import VARIABLES, Variable
 from trials.stack import ROOT, free_port, wait_until
 
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 
 from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import connect
 from trials.stack import RedisServer, wait_until

@@ -15,7 +15,7 @@ from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient, Lane, NotSettled
 from kalshi_cancel.model.orders import CancelRequest
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, connect
 from trials.stack import wait_until
 

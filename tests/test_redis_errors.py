@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kalshi_cancel.client import BookError, CancelClient
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.redis_errors import can_pass, words
 from trials.stack import Part, RedisServer, free_port, valkey_server, wait_until

@@ -22,7 +22,9 @@ from kalshi_cancel.client import BadRequest, BookError, CancelClient
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Routing
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key
-from kalshi_cancel.settings.worker import RedisSettings, SettingsError, WorkerSettings
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.redis import RedisSettings
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import Book
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect

@@ -26,7 +26,7 @@ from test_top import Terminal
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import BookError, CancelClient, NotSettled
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import Trail
 from kalshi_cancel.store.cancels import Book, GiveUp
 from kalshi_cancel.store.scripts import connect

@@ -18,7 +18,7 @@ from celery import Celery
 from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.server_clock import HEARD_FOR_S, ServerClock
 from trials.stack import ROOT, RedisServer, wait_until

@@ -17,15 +17,10 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kalshi_cancel.settings.worker import (
-    VARIABLES,
-    RedisSettings,
-    Sentinels,
-    SettingsError,
-    WorkerSettings,
-    _shown,
-    refuse_celery_overrides,
-)
+from kalshi_cancel.settings.reader import SettingsError, shown
+from kalshi_cancel.settings.redis import RedisSettings, Sentinels, refuse_celery_overrides
+from kalshi_cancel.settings.variables import VARIABLES
+from kalshi_cancel.settings.worker import WorkerSettings
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIsecretsecretsecret\n-----END PRIVATE KEY-----"
 PASSWORD = "hunter2hunter2"
@@ -615,7 +610,7 @@ def test_no_text_as_redis_url_does_anything_but_fail_clearly_or_become_a_url_tha
 
 
 @pytest.mark.parametrize("key_id", ["a b", "a\nb", "é", "x" * 257])
-def test_a_key_id_that_could_not_travel_in_a_header_is_refused_without_being_shown(key_id):
+def test_a_key_id_that_could_not_travel_in_a_header_is_refused_without_beingshown(key_id):
     found = only_problem(KALSHI_API_KEY_ID=key_id)
     assert "printable ASCII" in found
     assert key_id not in found
@@ -630,7 +625,7 @@ def test_a_key_id_comes_out_of_a_file_without_its_line_end(tmp_path):
         "KALSHI_API_KEY_ID_PATH and KALSHI_API_KEY_ID are both set: set one of them",
     )
     file.write_text(" \n")
-    assert problems(env) == (f"KALSHI_API_KEY_ID_PATH: the file {_shown(str(file))} is empty",)
+    assert problems(env) == (f"KALSHI_API_KEY_ID_PATH: the file {shown(str(file))} is empty",)
     file.write_text(PEM)  # the wrong one of two files
     [found] = problems(env)
     assert "printable ASCII" in found
@@ -766,7 +761,7 @@ def test_a_key_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monke
         "MIIE\n" + "secret" * 10,
     ],
 )
-def test_a_key_given_where_its_path_belongs_is_recognised_and_not_shown(key):
+def test_a_key_given_where_its_path_belongs_is_recognised_and_notshown(key):
     assert problems(with_key_path(key)) == (
         "KALSHI_PRIVATE_KEY_PATH holds a key, not a path: put it into KALSHI_PRIVATE_KEY",
     )
@@ -792,10 +787,10 @@ def test_no_secret_is_in_the_repr_of_settings():
             "KALSHI_HTTP_PROXY": f"http://u:{PASSWORD}@proxy:3128",
         }
     )
-    for shown in (repr(settings), str(settings), repr(settings.redis), f"{settings}"):
-        assert PASSWORD not in shown
-        assert "secret" not in shown
-        assert "BEGIN" not in shown
+    for text in (repr(settings), str(settings), repr(settings.redis), f"{settings}"):
+        assert PASSWORD not in text
+        assert "secret" not in text
+        assert "BEGIN" not in text
     assert MINIMAL["KALSHI_API_KEY_ID"] in repr(settings)
 
 

@@ -29,7 +29,7 @@ from kalshi_cancel.cli.glance import LaneGlance
 from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot, Watcher
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import Trail
 from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, Known, connect
 from kalshi_cancel.store.mass_cancels import Masses

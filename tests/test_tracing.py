@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.orders import BadRequest, CancelRequest
-from kalshi_cancel.settings.worker import read_traces_exporter
+from kalshi_cancel.settings.foreign import read_traces_exporter
 from trials.stack import ROOT, Stack, wait_until
 
 PATIENCE_S = 30.0

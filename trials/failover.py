@@ -25,7 +25,7 @@ from typing import Any, Self
 import redis
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import Book, BookError, connect
 from trials.stack import NotReady, Part, RedisServer, free_port, valkey_server, wait_until
 

@@ -18,7 +18,7 @@ from kalshi_cancel.cli import audit, cancels, dead, doctor, health, mass, sandbo
 from kalshi_cancel.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from kalshi_cancel.cli.line import Subparsers
 from kalshi_cancel.client import BadRequest, BookError
-from kalshi_cancel.settings.worker import SettingsError
+from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.store.redis_errors import words
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import redis
 
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 
 AT_MOST = 250  # entries at either end of each index: the next due, and those that wait longest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kalshi_cancel.cli.glance import LaneGlance, glance
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import Noted, Trail
 from kalshi_cancel.store.cancels import connect
 from kalshi_cancel.store.mass_cancels import Masses

@@ -19,7 +19,7 @@ from kalshi_cancel.cli.frame import frame
 from kalshi_cancel.cli.line import Subparsers, add_command, add_json
 from kalshi_cancel.cli.printing import print_json
 from kalshi_cancel.cli.snapshot import Snapshot, Watcher
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import BookError
 
 REFRESH_S = 1.0

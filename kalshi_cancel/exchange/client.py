@@ -46,7 +46,8 @@ from kalshi_cancel.exchange.signing import RequestSigner, load_private_key
 from kalshi_cancel.exchange.transport import NotSent, Transport, TransportError, UnusableEnvironment
 from kalshi_cancel.logs import Seldom
 from kalshi_cancel.model.orders import Problem
-from kalshi_cancel.settings.worker import SettingsError, WorkerSettings
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.worker import WorkerSettings
 
 log = logging.getLogger(__name__)
 

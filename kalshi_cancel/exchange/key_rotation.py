@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from kalshi_cancel.exchange.client import Exchange, signer_from
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
-from kalshi_cancel.settings.worker import SettingsError, WorkerSettings
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.worker import WorkerSettings
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from kalshi_cancel.logs import Seldom
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.scripts import BookError
 

@@ -32,7 +32,7 @@ from kalshi_cancel.model.orders import (
     utc_text,
     write_path,
 )
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import BookError, connect

@@ -17,7 +17,7 @@ import redis
 
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import BadRequest, utc_text
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import Trail
 from kalshi_cancel.store.server_clock import ServerClock

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from kalshi_cancel.model.orders import CancelResult, count_text, utc_text
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import Trail
 from kalshi_cancel.store.cancels import Fence, Fenced

@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kalshi_cancel.settings.worker import RedisSettings, Sentinels
+from kalshi_cancel.settings.redis import RedisSettings, Sentinels
 from kalshi_cancel.store import primary
 from kalshi_cancel.store.redis_errors import HALF_DONE, can_pass, refused, words
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import redis
 
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 
 # Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.

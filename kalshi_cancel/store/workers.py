@@ -21,7 +21,7 @@ from typing import Any
 import redis
 
 from kalshi_cancel.model.orders import Problem
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 
 WORKER_LIFE_S = 5.0  # since it last said that it runs

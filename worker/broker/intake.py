@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import redis
 
 from kalshi_cancel.model.orders import BadRequest, CancelRequest, Lane
-from kalshi_cancel.settings.worker import RedisSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.scripts import BookError
 from kalshi_cancel.wake_ups import ENTERED_HEADER

@@ -18,7 +18,8 @@ from celery import signals
 from kalshi_cancel import logs
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
-from kalshi_cancel.settings.worker import SettingsError, WorkerSettings, read_log_format
+from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.settings.worker import WorkerSettings, read_log_format
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.cancels import Book
 from kalshi_cancel.store.scripts import BookError

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
-from kalshi_cancel.settings.worker import count_in_files
+from kalshi_cancel.settings.foreign import count_in_files
 from kalshi_cancel.store.cancels import GiveUp, Settle
 from kalshi_cancel.store.scripts import BookError
 from kalshi_cancel.store.stats import Fleet, FleetState
