@@ -1,4 +1,4 @@
-"""Queue policy: how Celery is set up for work whose truth lives in the book, every value with its reason.
+"""Queue policy: how Celery is set up for work whose truth lives in the store, every value with its reason.
 
 Measured behaviour behind these values: Celery on Redis loses about one message per killed worker and
 redelivers late, so messages only wake workers up (see kalshi_cancel/store/cancels.py).
@@ -46,7 +46,7 @@ task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
 broker_transport_options = {
     **celery_options(_redis),
     "queue_order_strategy": "priority",  # queues in the order above, always; the default rotates them
-    "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the book anyway
+    "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the store anyway
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 5,  # a worker killed while restoring must not block the others for 5 minutes
@@ -61,11 +61,11 @@ worker_consumer = "worker.runtime.consumer:CancelConsumer"
 worker_pool = (
     "threads"  # one key, one connection pool, least memory; leases and HTTP deadlines bound the work
 )
-# Hands, most of which wait for answers: at 20 ms each, 450 single calls a second take ten.
+# Senders, most of which wait for answers: at 20 ms each, 450 single calls a second take ten.
 worker_concurrency = 16
 worker_prefetch_multiplier = 1  # more would hide urgent messages behind waiting ones
-task_acks_late = True  # a raw message is ours only once its order is in the book
-worker_cancel_long_running_tasks_on_connection_loss = False  # the book decides who works on what
+task_acks_late = True  # a raw message is ours only once its order is in the store
+worker_cancel_long_running_tasks_on_connection_loss = False  # the store decides who works on what
 worker_enable_remote_control = False  # it can shut workers down; who may write to Redis should not
 worker_send_task_events = False  # a fifth of the throughput
 task_track_started = False
@@ -77,7 +77,7 @@ worker_redirect_stdouts = False
 # -- when Redis is away -------------------------------------------------------------------------------------
 broker_connection_retry_on_startup = False  # refuse to start without Redis, in one line
 broker_connection_max_retries = None  # later: for ever; the default gives up after 100
-task_publish_retry = False  # a bell that cannot be rung must not keep a hand: the sweep rings again
+task_publish_retry = False  # a bell that cannot be rung must not keep a sender: the sweep rings again
 broker_channel_error_retry = True  # NOREPLICAS, READONLY and OOM would end the worker
 redis_socket_timeout = 5  # the defaults wait two minutes for a host that is gone
 redis_socket_connect_timeout = 1

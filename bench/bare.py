@@ -1,4 +1,4 @@
-"""Single cancels and nothing else: signed, sent, and their answers understood, without a book and results.
+"""Single cancels and nothing else: signed, sent, and their answers understood, without a store and results.
 
     python -m bench.bare FILE
 

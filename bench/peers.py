@@ -222,7 +222,7 @@ def _publish(bench: Bench, session: Session) -> None:
 
 
 def watching(bench: Bench) -> None:
-    """What the audit trail and the metrics cost: the same backlog without and with both, in turn."""
+    """What the audit log and the metrics cost: the same backlog without and with both, in turn."""
     with bench.session(OURS_UNWATCHED) as without, bench.session(OURS_WATCHED) as both:
         for session in (without, both, both, without) * 2:
             drain(bench, session, count=bench.size.backlog, measure="watching")

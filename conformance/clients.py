@@ -81,7 +81,7 @@ REFUSALS: dict[str, tuple[int, Callable[[Control, str], object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What became of a play (`about` its endpoint) or of a refusal; no `trouble` means that it went well."""
+    """What became of a play (`about` its endpoint) or of a refusal; no `failure` means that it went well."""
 
     about: str
     play: str

@@ -92,15 +92,15 @@ class _Notes:
         rate_limits.Limits.parse = noted  # type: ignore[method-assign, assignment]
 
     def _note_status(self) -> None:
-        init = breaker.Gate.__init__
+        init = breaker.CircuitBreaker.__init__
 
-        def noted(own: breaker.Gate, look: Callable[[Any], Any], *rest: Any) -> None:
+        def noted(own: breaker.CircuitBreaker, look: Callable[[Any], Any], *rest: Any) -> None:
             init(own, lambda state: self._seen(look(state)), *rest)
 
-        breaker.Gate.__init__ = noted  # type: ignore[method-assign, assignment]
+        breaker.CircuitBreaker.__init__ = noted  # type: ignore[method-assign, assignment]
 
     def _seen(self, status: Any) -> Any:
-        if not isinstance(status, protocol.Trouble):
+        if not isinstance(status, protocol.Failure):
             self._made_up("GET /exchange/status", status, taken=True)
         return status
 

@@ -12,13 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kalshi_cancel.client import BadRequest, BookError, CancelClient, Lost, NotSettled
+    from kalshi_cancel.client import BadRequest, CancelClient, Lost, NotSettled, StoreError
     from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
     from kalshi_cancel.settings.reader import SettingsError
 
 __all__ = [
     "BadRequest",
-    "BookError",
     "CancelClient",
     "CancelResult",
     "Lane",
@@ -26,11 +25,12 @@ __all__ = [
     "NotSettled",
     "Outcome",
     "SettingsError",
+    "StoreError",
 ]
 
 _MODULES = {
     "BadRequest": "model.orders",
-    "BookError": "client",
+    "StoreError": "client",
     "CancelClient": "client",
     "CancelResult": "model.orders",
     "Lane": "model.orders",

@@ -4,7 +4,7 @@
     pending = client.cancel("3f2c...", requested_by="mm-btc")
     print(pending.result(timeout=10).outcome)
 
-A cancel is accepted when its entry is in the book; from then on it survives whatever happens to this
+A cancel is accepted when its entry is in the store; from then on it survives whatever happens to this
 process. The message published after that only wakes a worker up.
 """
 
@@ -26,23 +26,22 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import BadRequest, CancelRequest, CancelResult, Lane
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
-from kalshi_cancel.store.audit import Trail
-from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, Book, DeadLetter, OpenCancel, Standing
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.audit import AuditLog
+from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, CancelStore, DeadLetter, OpenCancel, Standing
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import (
     CONNECT_TIMEOUT_S,
     SOCKET_TIMEOUT_S,
-    BookError,
+    StoreError,
     celery_options,
     connect,
 )
-from kalshi_cancel.store.workers import Roster, WorkerShown
+from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from kalshi_cancel.tracing import asking, open_tracer
 
 __all__ = [
     "BadRequest",
-    "BookError",
     "CancelClient",
     "Lost",
     "NotSettled",
@@ -50,6 +49,7 @@ __all__ = [
     "PendingCancels",
     "PendingMass",
     "Status",
+    "StoreError",
 ]
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class NotSettled(TimeoutError):  # noqa: N818 - reads as what it says
         super().__init__("; ".join(words))
 
 
-class Lost(BookError):  # noqa: N818 - named after what has happened
+class Lost(StoreError):  # noqa: N818 - named after what has happened
     """Of cancels that were accepted Redis has no result, no entry and no dead letter: nobody works on them.
 
     Ask again for ``order_ids``, which is always safe. (A result whose life is over looks the same.)
@@ -95,7 +95,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An order's record, where there is one, and its entry in the book while it is being worked on.
+    """An order's record, where there is one, and its entry in the store while it is being worked on.
 
     ``dead``: it was given up, and nobody works on it until somebody asks again.
     """
@@ -160,7 +160,7 @@ class PendingCancels:
                     missing.pop(str(result.order_id), None)
                     yield result
                 standing = self._client.standing(tuple(missing))
-            except BookError as error:
+            except StoreError as error:
                 if not error.can_pass or time.monotonic() >= give_up:
                     raise
                 time.sleep(LOOK_AGAIN_S)
@@ -202,8 +202,8 @@ class PendingMass:
         """How far it has got, whenever that changes (``orders``, ``settled``, ``open``), the report last.
 
         Ends early when the time is over, or when nothing has changed for ``silence`` seconds. An outage of
-        Redis is waited out while there is time; raises BookError when there is none left, and Lost when Redis
-        has lost it.
+        Redis is waited out while there is time; raises StoreError when there is none left, and Lost when
+        Redis has lost it.
         """
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         last: dict[str, Any] | None = None
@@ -214,7 +214,7 @@ class PendingMass:
             try:
                 shown = self._client.mass_status(self.request_id)
                 is_there = shown is not None or self._client.knows_mass_cancel(self.request_id)
-            except BookError:
+            except StoreError:
                 if over:
                     raise
                 is_there = True  # or not: nobody can tell
@@ -244,10 +244,10 @@ class CancelClient:
         self._requested_by = requested_by
         self._tracer = open_tracer("kalshi-cancel-producer")
         self._server: redis.Redis = connect(redis_url)
-        self._book = Book(self._server, redis_url)
-        self._roster = Roster(self._server, redis_url)
-        self._masses = Masses(self._server, redis_url)
-        self._trail = Trail(self._server, redis_url)
+        self._store = CancelStore(self._server, redis_url)
+        self._registry = WorkerRegistry(self._server, redis_url)
+        self._mass_cancels = MassCancels(self._server, redis_url)
+        self._audit_log = AuditLog(self._server, redis_url)
         self._app = Celery("cancel-client", set_as_current=False)
         self._app.conf.update(
             broker_url=redis_url.celery_url,
@@ -287,7 +287,7 @@ class CancelClient:
         ``again``: the exchange is asked even if a result is stored that is final. You have seen the order
         rest after that.
 
-        Raises BadRequest for fields that cannot be meant, and BookError when it was not accepted (or when
+        Raises BadRequest for fields that cannot be meant, and StoreError when it was not accepted (or when
         it may have been: asking again is always safe).
         """
         fields = {
@@ -335,18 +335,18 @@ class CancelClient:
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             try:
-                accepted = self._book.accept(
+                accepted = self._store.accept(
                     portion,
                     lane=lane,
                     default_deadline_s=DEFAULT_DEADLINE_S,
                     records_older_than_s=0.0 if again else None,
                 )
-            except BookError as error:
+            except StoreError as error:
                 error.may_be_accepted = error.may_be_accepted or start > 0  # those before it are
                 raise
             fresh = [request for request in portion if request.order_id not in accepted.settled]
-            # The first portion calls the hands, the others see to it that one is there: all at the end would
-            # leave the work lying until the last is accepted.
+            # The first portion calls the senders, the others see to it that one is there: all at the end
+            # would leave the work lying until the last is accepted.
             if not accepted.heard:
                 self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
 
@@ -365,7 +365,7 @@ class CancelClient:
 
         ``dry_run`` only plans; ``deadline_s`` counts beyond the predicted time to flat; with
         ``allow_side_effects`` the exchange's own cancel-all or an order group's trigger may be used (see
-        :class:`~.model.mass_request.MassRequest`). Raises BadRequest naming the bad fields, and BookError as
+        :class:`~.model.mass_request.MassRequest`). Raises BadRequest naming the bad fields, and StoreError as
         :meth:`cancel` does.
         """
         request = MassRequest.parse(
@@ -378,10 +378,10 @@ class CancelClient:
                 "deadline_s": deadline_s,
                 "allow_side_effects": allow_side_effects,
             },
-            now_s=self._masses.now_s(),
+            now_s=self._mass_cancels.now_s(),
         )
         with asking(self._tracer, "mass cancel", request_id=request.request_id) as traceparent:
-            self._masses.enter(replace(request, traceparent=traceparent))
+            self._mass_cancels.enter(replace(request, traceparent=traceparent))
             try:
                 wake_ups.start_mass_cancel(self._app, request.request_id)
             except (OperationalError, redis.RedisError, OSError) as error:
@@ -392,56 +392,56 @@ class CancelClient:
 
     def mass_status(self, request_id: str) -> dict[str, Any] | None:
         """The report of a mass cancel, or how far it has got; None when there is none of that id."""
-        return self._masses.report(request_id) or self._masses.progress(request_id)
+        return self._mass_cancels.report(request_id) or self._mass_cancels.progress(request_id)
 
     def knows_mass_cancel(self, request_id: str) -> bool:
         """Whether a mass cancel of that id was accepted, and is not forgotten."""
-        return self._masses.is_known(request_id)
+        return self._mass_cancels.is_known(request_id)
 
     def mass_plan(self, request_id: str) -> dict[str, Any] | None:
         """The plan of a mass cancel, once it is made."""
-        return self._masses.plan(request_id)
+        return self._mass_cancels.plan(request_id)
 
     def mass_cancels(self, *, at_most: int = 100) -> list[tuple[str, str, dict[str, Any] | None]]:
         """The latest mass cancels: id, when accepted, and the report or progress there is."""
-        return list(self._masses.listed(at_most=at_most))
+        return list(self._mass_cancels.listed(at_most=at_most))
 
     def results(self, order_ids: Sequence[str], *, timeout: float | None = None) -> Iterator[CancelResult]:
         """The results of these orders as they come; ends early when ``timeout`` seconds are over."""
-        return self._book.await_records(order_ids, timeout_s=timeout)
+        return self._store.await_records(order_ids, timeout_s=timeout)
 
     def standing(self, order_ids: Sequence[str]) -> Standing:
         """Where each of these orders is: its result, whether it is open, given up, or not there at all."""
-        return self._book.standing(order_ids)
+        return self._store.standing(order_ids)
 
     def status(self, order_id: str) -> Status:
         """What is known about an order's cancel now; all parts are None when nobody ever asked."""
-        result, entry = self._book.record(order_id), self._book.open_cancel(order_id)
+        result, entry = self._store.record(order_id), self._store.open_cancel(order_id)
         may_be_dead = entry is None and (result is None or not result.outcome.final)
-        dead = self._book.dead_letter(order_id) if may_be_dead else None
+        dead = self._store.dead_letter(order_id) if may_be_dead else None
         return Status(order_id, result, entry, dead)
 
     def open_cancels(self) -> Iterator[OpenCancel]:
         """Everything that is accepted and not settled, risk first, in the order it is due."""
-        return self._book.open_cancels()
+        return self._store.open_cancels()
 
     def held_back(self) -> dict[str, str]:
         """The workers that hold cancels back at this moment, and why."""
-        return self._roster.held_back()
+        return self._registry.held_back()
 
     def workers(self) -> list[WorkerShown]:
         """The workers that run at this moment, as far as they have said so within the last seconds."""
-        return self._roster.workers()
+        return self._registry.workers()
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up unresolved, oldest first."""
-        return self._book.dead_letters()
+        return self._store.dead_letters()
 
     def retry(self, order_ids: Sequence[str], *, by: str | None = None, why: str | None = None) -> list[str]:
-        """Has dead letters worked on again; the ids of those that were dead. The trail keeps who and why."""
+        """Has dead letters worked on again; the ids of those that were dead. The audit log says by whom."""
         deed = {"action": "retry", "who": by or self._requested_by, "why": why, "orders": list(order_ids)}
-        self._trail.append("operator", deed)
-        revived = self._book.retry(order_ids, deadline_s=DEFAULT_DEADLINE_S)
+        self._audit_log.append("operator", deed)
+        revived = self._store.retry(order_ids, deadline_s=DEFAULT_DEADLINE_S)
         self._ring(Lane.STRATEGY, [CancelRequest(order_id) for order_id in revived], waiting=0)
         return revived
 

@@ -24,8 +24,8 @@ from kalshi_cancel.exchange.protocol import (
     ENDPOINT_COSTS,
     LIST_ONE_ORDER,
     RETIRED_CODE,
+    Failure,
     Meaning,
-    Trouble,
 )
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
 from kalshi_cancel.settings.foreign import foreign_variables
@@ -308,7 +308,7 @@ def _examine_exchange(
     exchange: Exchange, settings: WorkerSettings, redis_ahead_ms: float | None
 ) -> Iterator[Finding]:
     status = exchange.status()
-    if not isinstance(status, Trouble):
+    if not isinstance(status, Failure):
         yield _examine_status(settings.base_url, status)
     elif status.problem.http_status is None:
         yield _failed(
@@ -324,10 +324,10 @@ def _examine_exchange(
             "check that KALSHI_BASE_URL is the exchange's; if so, wait: it is not well",
         )
     read = exchange.fetch(LIST_ONE_ORDER)
-    if isinstance(read, Trouble) and read.meaning is Meaning.CLOCK:
+    if isinstance(read, Failure) and read.meaning is Meaning.CLOCK:
         read = exchange.fetch(LIST_ONE_ORDER)  # signed by the exchange's clock this time, as workers do
     yield _examine_clock(exchange, redis_ahead_ms)  # (only an answer to a signed call tells the time)
-    if isinstance(read, Trouble):
+    if isinstance(read, Failure):
         yield _failed("signed read", _words(read), _read_advice(read))
         return
     yield _ok("signed read", f"key {settings.api_key_id} and its signature are accepted")
@@ -404,11 +404,11 @@ _READ_ADVICE = (
 )
 
 
-def _read_advice(trouble: Trouble) -> str:
-    words = f"{trouble.problem.code} {trouble.problem.message}"
+def _read_advice(failure: Failure) -> str:
+    words = f"{failure.problem.code} {failure.problem.message}"
     permanent = "check the key's scope and state at the exchange"
     passing = "run this again; if it stays so, see whether the exchange is well"
-    default = permanent if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) else passing
+    default = permanent if failure.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED) else passing
     return next((advice for sign, advice in _READ_ADVICE if sign in words), default)
 
 
@@ -416,7 +416,7 @@ def _examine_rights(exchange: Exchange, key_id: str) -> Finding:
     """What the key may do and see. The doctor cancels nothing, so it asks the exchange."""
     answer = exchange.fetch(API_KEYS)
     unknown = "run this again; while this is not known, no mass cancel is called flat"
-    if isinstance(answer, Trouble):
+    if isinstance(answer, Failure):
         return _warning("key rights", f"what this key may do cannot be read: {_words(answer)}", unknown)
     rights = rights_of(key_id, answer)
     if rights is None:
@@ -440,10 +440,10 @@ def _examine_rights(exchange: Exchange, key_id: str) -> Finding:
 def _examine_limits(exchange: Exchange) -> Finding:
     limits, costs = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
     for answer in (limits, costs):
-        if isinstance(answer, Trouble):
+        if isinstance(answer, Failure):
             return _warning("limits", _words(answer), "run this again; without them the budget is unknown")
-    assert not isinstance(limits, Trouble)
-    assert not isinstance(costs, Trouble)
+    assert not isinstance(limits, Failure)
+    assert not isinstance(costs, Failure)
     read, write = _bucket(limits.get("read")), _bucket(limits.get("write"))
     cost = _cost_of_a_cancel(costs)
     if read is None or write is None or cost is None:
@@ -489,8 +489,8 @@ def _number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _words(trouble: Trouble) -> str:
-    problem = trouble.problem
+def _words(failure: Failure) -> str:
+    problem = failure.problem
     status = "" if problem.http_status is None else f"HTTP {problem.http_status}, "
     return f"{status}{problem.code}: {problem.message}"
 

@@ -28,7 +28,7 @@ FIELDS = (
     "trace_id",
 )
 
-SELDOM_S = 10.0  # between two lines that say the same trouble again
+SELDOM_S = 10.0  # between two lines that say the same again
 
 
 def about(lane: Lane, request_id: str | None, traceparent: str | None, **fields: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Wakes workers up: publishes messages that say "there is work in the book".
+"""Wakes workers up: publishes messages that say "there is work in the store".
 
-The book holds the work, so a message is a bell: when enough of them wait in a queue, ringing once more adds
+The store holds the work, so a message is a bell: when enough of them wait in a queue, ringing once more adds
 nothing, and one that gets lost costs a second (the sweep rings again).
 """
 
@@ -13,11 +13,11 @@ from celery import Celery
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 
-# With this header a message says that its orders are in the book: the worker need not enter them.
+# With this header a message says that its orders are in the store: the worker need not enter them.
 ENTERED_HEADER = "kalshi_entered"
 TRACE_HEADER = "traceparent"  # W3C's, as every instrumented producer sends it
-# Messages waiting in a queue from which on another bell adds nothing: each wakes a hand that works on
-# until nothing is due, and a worker has about as many hands.
+# Messages waiting in a queue from which on another bell adds nothing: each wakes a sender that works on
+# until nothing is due, and a worker has about as many senders.
 BELLS_ENOUGH = 8
 
 
@@ -47,5 +47,5 @@ def wake_up_all(app: Celery, lane: Lane, *, waiting: int) -> None:
 
 
 def _publish(app: Celery, task: str, lane: Lane, **message: Any) -> None:
-    # ignore_result: the book stores the results; asking for one would subscribe first, and hang with Redis.
+    # ignore_result: the store keeps the results; asking for one would subscribe first, and hang with Redis.
     app.send_task(task, queue=lane.queue, ignore_result=True, **message)

@@ -24,10 +24,10 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import (
-    Book,
     Brought,
+    CancelStore,
     Conclusion,
     Entry,
     GiveBack,
@@ -38,11 +38,11 @@ from kalshi_cancel.store.cancels import (
     Wish,
 )
 from kalshi_cancel.store.lists import Lists
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims, Planned
 from kalshi_cancel.store.rate_limits import Limits, Pacer
-from kalshi_cancel.store.scripts import BookError, connect
-from kalshi_cancel.store.stats import Fleet
+from kalshi_cancel.store.scripts import StoreError, connect
+from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, RedisServer
 
 PREFIX = "kalshi-cancel"
@@ -162,17 +162,17 @@ class Parts:
     def __init__(self, url: str) -> None:
         settings = RedisSettings.from_env({"REDIS_URL": url})
         self.server = server = connect(settings)
-        self.book = Book(server, settings, name="a worker")
-        self.trail = Trail(server, settings)
+        self.store = CancelStore(server, settings, name="a worker")
+        self.audit_log = AuditLog(server, settings)
         self.lists = Lists(server, settings)
-        self.masses = Masses(server, settings)
+        self.mass_cancels = MassCancels(server, settings)
         self.claims = MassClaims(server, settings, name="a runner")
         self.pacer = Pacer(server, PREFIX, Limits(100, 100, 100, 100))
-        self.fleet = Fleet(server, settings)
+        self.stats = Stats(server, settings)
 
     def accept(self, *order_ids: str, lane: Lane = Lane.STRATEGY, reply_to: str = "", **how: Any) -> None:
         known = {name: how.pop(name) for name in ("known", "fence", "records_older_than_s") if name in how}
-        self.book.accept(
+        self.store.accept(
             [CancelRequest(order_id, **how) for order_id in order_ids],
             lane=lane,
             default_deadline_s=LONG_S,
@@ -181,25 +181,25 @@ class Parts:
         )
 
     def claim(self, **wish: Any) -> list[Entry]:
-        claims = self.book.turn((), a_wish(**wish))[1]
+        claims = self.store.turn((), a_wish(**wish))[1]
         return [entry for claim in claims for entry in claim.entries]
 
     def put_down(self, conclusions: Sequence[Conclusion], wish: Wish | None = None) -> None:
-        self.book.turn([Brought(conclusions)], wish)
+        self.store.turn([Brought(conclusions)], wish)
 
     def tell_overdue(self) -> None:
-        self.book.report(
+        self.store.report(
             [
                 a_result(each, Outcome.UNRESOLVED) for each in sorted(self._overdue())
             ]  # (some are due together)
         )
 
     def _overdue(self) -> list[str]:
-        return [each.order_id for each in self.book.overdue(at_most=10)]
+        return [each.order_id for each in self.store.overdue(at_most=10)]
 
     def mass(self, *, task_id: str = "") -> None:
         request = MassRequest.parse({"request_id": MASS, "scope": {"order_ids": ["a", "b"]}})
-        self.masses.enter(request, reply_to=task_id)
+        self.mass_cancels.enter(request, reply_to=task_id)
 
     def limit(self, tokens: float) -> None:
         self.pacer.set_limits(Limits(tokens, tokens, tokens, tokens))
@@ -232,7 +232,7 @@ def nothing(_parts: Parts) -> None:
 
 
 def a_listener(parts: Parts) -> None:
-    parts.book.show_ears(BOTH, life_s=LONG_S)
+    parts.store.show_ears(BOTH, life_s=LONG_S)
 
 
 def an_entry(parts: Parts) -> None:
@@ -409,7 +409,7 @@ def nobody_comes(parts: Parts) -> None:
     parts.in_line("a", at_ms=1)
     parts.accept("b", lane=Lane.RISK)
     parts.in_line("b", at_ms=1, lane=Lane.RISK)
-    parts.book.show_ears([Lane.RISK], life_s=LONG_S)
+    parts.store.show_ears([Lane.RISK], life_s=LONG_S)
 
 
 def limited(parts: Parts) -> None:
@@ -423,9 +423,9 @@ def corrected(parts: Parts) -> None:
     parts.correct()
 
 
-def a_trail(parts: Parts) -> None:
+def an_audit_log(parts: Parts) -> None:
     for number in range(5):
-        parts.trail.append("mass", {"number": number})
+        parts.audit_log.append("mass", {"number": number})
 
 
 def a_runner(parts: Parts) -> MassClaim:
@@ -571,23 +571,23 @@ CASES = [
             "a", "b", lane=Lane.RISK, fence=held.fence, known=READ, request_id=MASS
         ),
     ),
-    # The other scripts of the book.
+    # The other scripts of the store.
     Case(
         *("learn", "of what no hand has had", entries_of_risk),
-        lambda parts, held: parts.book.learn(
+        lambda parts, held: parts.store.learn(
             [CancelRequest("a"), CancelRequest("b")], READ, lane=Lane.RISK, fence=held.fence
         ),
     ),
     Case(
         *("extend", "of this hand, and of another", one_taken_over),
-        lambda parts, held: parts.book.extend(held, lease_s=2 * LONG_S),
+        lambda parts, held: parts.store.extend(held, lease_s=2 * LONG_S),
     ),
-    Case("mend", "without a place", without_a_place, lambda parts, _: parts.book.mend()),
-    Case("mend", "in an unknown lane", in_an_unknown_lane, lambda parts, _: parts.book.mend()),
-    Case("mend", "on a path that nobody looks at", without_its_path, lambda parts, _: parts.book.mend()),
+    Case("mend", "without a place", without_a_place, lambda parts, _: parts.store.mend()),
+    Case("mend", "in an unknown lane", in_an_unknown_lane, lambda parts, _: parts.store.mend()),
+    Case("mend", "on a path that nobody looks at", without_its_path, lambda parts, _: parts.store.mend()),
     Case(
         *("refuse", "what nobody knows", nothing),
-        lambda parts, _: parts.book.refuse(a_result("a", Outcome.REFUSED)),
+        lambda parts, _: parts.store.refuse(a_result("a", Outcome.REFUSED)),
     ),
     Case("turn", "claims a batch", lambda parts: parts.accept("a", "b"), lambda parts, _: parts.claim()),
     Case("turn", "claims for several hands", many_paths, lambda parts, _: parts.claim(at_most=1, calls=3)),
@@ -645,37 +645,37 @@ CASES = [
         "overdue",
         "without a place, and without an entry",
         overdue,
-        lambda parts, _: parts.book.overdue(at_most=9),
+        lambda parts, _: parts.store.overdue(at_most=9),
     ),
     Case(
         *("report", "with waiters", with_waiters),
-        lambda parts, _: parts.book.report([a_result(each, Outcome.UNRESOLVED) for each in ("a", "b")]),
+        lambda parts, _: parts.store.report([a_result(each, Outcome.UNRESOLVED) for each in ("a", "b")]),
     ),
     Case(
-        "tell_rest", "of each kind", untold, lambda parts, _: parts.book._tell_the_rest(["a", "c", "d", "e"])
+        "tell_rest", "of each kind", untold, lambda parts, _: parts.store._tell_the_rest(["a", "c", "d", "e"])
     ),
-    Case("set_aside", "in no hand", spoilt_and_text, lambda parts, _: parts.book.overdue(at_most=9)),
+    Case("set_aside", "in no hand", spoilt_and_text, lambda parts, _: parts.store.overdue(at_most=9)),
     Case("set_aside", "in a hand, and what is no entry", spoilt_and_text, lambda parts, _: parts.claim()),
     Case(
         *("retry", "a dead letter, one set aside, one that is open, and nothing", dead_and_aside),
-        lambda parts, _: parts.book.retry(["a", "b", "c", "d"], deadline_s=LONG_S),
+        lambda parts, _: parts.store.retry(["a", "b", "c", "d"], deadline_s=LONG_S),
         BOTH_USERS,
     ),
     Case(
         *("retry", "the same twice", dead_and_aside),
-        lambda parts, _: parts.book.retry(["a", "a", "c", "c"], deadline_s=LONG_S),
+        lambda parts, _: parts.store.retry(["a", "a", "c", "c"], deadline_s=LONG_S),
         BOTH_USERS,
     ),
     Case(
         *("retry", "on a path that nobody looks at", a_dead_letter_of_a_shard),
-        lambda parts, _: parts.book.retry(["a"], deadline_s=LONG_S),
+        lambda parts, _: parts.store.retry(["a"], deadline_s=LONG_S),
         BOTH_USERS,
     ),
     Case(
         "sweep",
         "nobody comes",
         nobody_comes,
-        lambda parts, _: parts.book.lanes_to_wake(BOTH, patience_s=60.0),
+        lambda parts, _: parts.store.lanes_to_wake(BOTH, patience_s=60.0),
     ),
     # The buckets, and the fleet.
     Case("take", "from a bucket that is known", limited, lambda parts, _: parts.pacer.take("write", 2.0)),
@@ -685,24 +685,29 @@ CASES = [
     Case("limits", "as they were", limited, lambda parts, _: parts.limit(100)),
     Case("limits", "others, after a 429", corrected, lambda parts, _: parts.limit(50)),
     Case("levels", "of two buckets", limited, lambda parts, _: parts.pacer.tokens_now([0, 2])),
-    Case("fleet", "as it stands", limited, lambda parts, _: parts.fleet.look()),
+    Case("fleet", "as it stands", limited, lambda parts, _: parts.stats.look()),
     # The audit log.
     Case(
         "note",
         "a step",
-        a_trail,
-        lambda parts, _: parts.trail.append("operator", {"what": "drill"}),
+        an_audit_log,
+        lambda parts, _: parts.audit_log.append("operator", {"what": "drill"}),
         BOTH_USERS,
     ),
-    Case("forget", "what is old", old_dead_letters, lambda parts, _: parts.book.forget_dead()),
-    Case("trim", "all but two", a_trail, lambda parts, _: parts.trail.trim(max_age_s=LONG_S, max_entries=2)),
+    Case("forget", "what is old", old_dead_letters, lambda parts, _: parts.store.forget_dead()),
+    Case(
+        "trim",
+        "all but two",
+        an_audit_log,
+        lambda parts, _: parts.audit_log.trim(max_age_s=LONG_S, max_entries=2),
+    ),
     # Mass cancels.
     Case("enter", "new, for a task", nothing, lambda parts, _: parts.mass(task_id="task")),
     Case("enter", "new", nothing, lambda parts, _: parts.mass(), BOTH_USERS),
     Case("enter", "the same again", lambda parts: parts.mass(), lambda parts, _: parts.mass(), BOTH_USERS),
     Case("mass_claim", "a new one", lambda parts: parts.mass(), lambda parts, _: parts.claims.take(MASS)),
     Case("mass_claim", "one that is done", finished_but_listed, lambda parts, _: parts.claims.take(MASS)),
-    Case("mass_end", "of one that is done", finished, lambda parts, _: parts.fleet.look()),
+    Case("mass_end", "of one that is done", finished, lambda parts, _: parts.stats.look()),
     Case("mass_keep", "its lease runs anew", a_runner, lambda _, held: held.keep()),
     Case("mass_keep", "its lease ends", a_runner, lambda _, held: held.leave()),
     Case("mass_note", "of each kind", a_runner, lambda _, held: note_facts(held)),
@@ -1070,14 +1075,14 @@ class Trial:
     def keys(self) -> list[str]:
         return sorted({key for _, key in self.ran if key})
 
-    def call(self) -> tuple[Any, BookError | None]:
+    def call(self) -> tuple[Any, StoreError | None]:
         """What the script answers, as far as it decides anything; or the error."""
         script = self.seen.script
         try:
             answer = scripts.call(
                 lambda: script(args=self.seen.args, client=self.scene.limited), may_be_accepted=True
             )
-        except BookError as error:
+        except StoreError as error:
             return None, error
         if self.case.script == "turn" and len(answer) > 2:  # what was put down is done, and nothing else
             return None, NothingClaimed(answer[2], answer[0])
@@ -1199,7 +1204,7 @@ def test_what_comes_up_after_the_first_write_may_be_accepted(scene):
     text = "write('SET', prefix .. ':written', 1)\nflush()\nerror('ERR oops')"
     gather = scripts.LUA.joinpath("gather.lua").read_text("utf-8")
     script = scene.admin.register_script(scripts.whole(gather + text))
-    with pytest.raises(BookError, match=r"a script failed after it had written: .*oops") as raised:
+    with pytest.raises(StoreError, match=r"a script failed after it had written: .*oops") as raised:
         scripts.call(lambda: script(args=[PREFIX]), may_be_accepted=True)
     assert (raised.value.may_be_accepted, raised.value.can_pass) == (True, False)
     assert scene.admin.get(f"{PREFIX}:written") == "1"
@@ -1215,7 +1220,7 @@ def test_whatever_a_producer_lacks_what_it_is_told_is_true_and_what_it_asks_for_
         let(admin, "short", rights)
         address = apart.url.removeprefix("redis://")
         told: dict[str, set[str]] = {}
-        unsure: list[BookError] = []
+        unsure: list[StoreError] = []
         with closing(CancelClient(f"redis://short:pw@{address}", requested_by="short")) as short:
             for at, pattern in lacks:
                 new, known = crew.place(2)
@@ -1225,7 +1230,7 @@ def test_whatever_a_producer_lacks_what_it_is_told_is_true_and_what_it_asks_for_
                 for order_id in (new, known):
                     try:
                         short.cancel(order_id, lane=Lane.RISK, exchange_index=0)
-                    except BookError as error:
+                    except StoreError as error:
                         unsure += [error] * error.may_be_accepted
                         told.setdefault(pattern, set()).add(order_id)
                     entry = apart.client.status(order_id).open

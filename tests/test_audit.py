@@ -1,4 +1,4 @@
-"""The audit trail: what is appended fits together, what is changed shows, and all of it can be taken out."""
+"""The audit log: what is appended fits together, what is changed shows, and all of it can be taken out."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
-from kalshi_cancel.store.audit import Trail, place
-from kalshi_cancel.store.cancels import Book, GiveUp, connect
+from kalshi_cancel.store.audit import AuditLog, place
+from kalshi_cancel.store.cancels import CancelStore, GiveUp, connect
 from trials.stack import ROOT, wait_until
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -56,23 +56,23 @@ def key(env):
 
 
 @pytest.fixture
-def trail(env):
-    return open_trail(env)
+def audit_log(env):
+    return open_audit_log(env)
 
 
-def open_trail(env):
+def open_audit_log(env):
     settings = RedisSettings.from_env(env)
-    return Trail(connect(settings), settings)
+    return AuditLog(connect(settings), settings)
 
 
-def fill(trail, number, **fields):
+def fill(audit_log, number, **fields):
     """So many entries, of which each says which one it is."""
     for n in range(number):
-        trail.append("operator", {"n": n, **fields})
+        audit_log.append("operator", {"n": n, **fields})
 
 
 def backdate(client, key, age_s):
-    """The same trail, as if it had been written that much earlier."""
+    """The same audit log, as if it had been written that much earlier."""
     entries = client.xrange(key)
     client.delete(key)
     for entry_id, fields in entries:
@@ -100,10 +100,10 @@ def here(env, monkeypatch, capsysbinary):
 # -- appending
 
 
-def test_an_entry_is_hashed_over_the_one_before_it_and_says_when_it_was(trail, client, key):
+def test_an_entry_is_hashed_over_the_one_before_it_and_says_when_it_was(audit_log, client, key):
     before_ms = time.time() * 1000
-    trail.append("operator", {"action": "retry", "who": "Zoë"})
-    trail.append("mass", {})
+    audit_log.append("operator", {"action": "retry", "who": "Zoë"})
+    audit_log.append("mass", {})
     (first_id, first), (_, second) = client.xrange(key)
     assert first["hash"] == hashlib.sha1(b"operator" + first["body"].encode()).hexdigest()
     assert second["hash"] == hashlib.sha1((first["hash"] + "mass" + second["body"]).encode()).hexdigest()
@@ -114,35 +114,35 @@ def test_an_entry_is_hashed_over_the_one_before_it_and_says_when_it_was(trail, c
     assert list(json.loads(second["body"])) == ["at"]
 
 
-def test_entries_of_many_at_once_make_one_chain(trail, env):
-    writers = [threading.Thread(target=fill, args=(open_trail(env), 200)) for _ in range(4)]
+def test_entries_of_many_at_once_make_one_chain(audit_log, env):
+    writers = [threading.Thread(target=fill, args=(open_audit_log(env), 200)) for _ in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    verdict = trail.verify()
+    verdict = audit_log.verify()
     assert (verdict.entries, verdict.problem, verdict.trimmed) == (800, None, False)
 
 
-def test_without_a_trail_nothing_is_written(env, client, key):
-    fill(open_trail({**env, "KALSHI_AUDIT": "off"}), 3)
+def test_without_an_audit_log_nothing_is_written(env, client, key):
+    fill(open_audit_log({**env, "KALSHI_AUDIT": "off"}), 3)
     assert client.keys(f"{key}*") == []
 
 
 # -- verifying
 
 
-def test_an_empty_trail_and_a_long_one_fit(trail, client, key, monkeypatch):
+def test_an_empty_audit_log_and_a_long_one_fit(audit_log, client, key, monkeypatch):
     monkeypatch.setattr(audit, "READ_AT_ONCE", 7)  # a whole number of pages, and one more
     for entries in (0, 7, 14, 15):
-        fill(trail, entries - client.xlen(key))
-        verdict = trail.verify()
+        fill(audit_log, entries - client.xlen(key))
+        verdict = audit_log.verify()
         assert (verdict.entries, verdict.problem) == (entries, None)
         assert verdict.head == (client.get(f"{key}:head") or "")
 
 
 def rewritten(client, key, change):
-    """The trail after its list of (id, fields) was changed by somebody who knows no better."""
+    """The audit log after its list of (id, fields) was changed by somebody who knows no better."""
     entries = client.xrange(key)
     changed = change(entries) or entries
     client.delete(key)
@@ -169,11 +169,11 @@ def swapped(entries):
     ],
     ids=["body", "kind", "hash", "field", "gap", "beginning", "order", "repetition"],
 )
-def test_an_edit_or_a_gap_is_found_where_it_is(trail, client, key, here, change, fitting):
-    fill(trail, 10)
+def test_an_edit_or_a_gap_is_found_where_it_is(audit_log, client, key, here, change, fitting):
+    fill(audit_log, 10)
     rewritten(client, key, change)
     ids = [entry_id for entry_id, _ in client.xrange(key)]
-    verdict = trail.verify()
+    verdict = audit_log.verify()
     assert verdict.entries == fitting
     assert verdict.problem.startswith(f"{ids[fitting]} does not fit")
     code, out, err = here("audit", "verify")
@@ -182,28 +182,28 @@ def test_an_edit_or_a_gap_is_found_where_it_is(trail, client, key, here, change,
 
 
 @pytest.mark.parametrize("gone", [1, 3, 10])
-def test_an_end_that_is_missing_is_found(trail, client, key, gone):
-    fill(trail, 10)
+def test_an_end_that_is_missing_is_found(audit_log, client, key, gone):
+    fill(audit_log, 10)
     client.xdel(key, *[entry_id for entry_id, _ in client.xrange(key)[-gone:]])
-    verdict = trail.verify()
+    verdict = audit_log.verify()
     assert (verdict.entries, verdict.problem) == (
         10 - gone,
         "the end is missing: what was appended last is not there",
     )
 
 
-def test_what_is_trimmed_by_hand_shows(trail, client, key):
-    fill(trail, 10)
+def test_what_is_trimmed_by_hand_shows(audit_log, client, key):
+    fill(audit_log, 10)
     client.xtrim(key, maxlen=4, approximate=False)
-    assert trail.verify().entries == 0
-    assert "does not fit" in trail.verify().problem
+    assert audit_log.verify().entries == 0
+    assert "does not fit" in audit_log.verify().problem
 
 
-def test_the_verdict_is_told_for_eyes_and_for_machines(trail, client, key, here):
-    fill(trail, 3)
+def test_the_verdict_is_told_for_eyes_and_for_machines(audit_log, client, key, here):
+    fill(audit_log, 3)
     head = client.get(f"{key}:head")
     assert here("audit", "verify") == (0, f"every entry fits: 3; the last hash is {head}\n", "")
-    trail.trim(max_age_s=DAY_S, max_entries=2)
+    audit_log.trim(max_age_s=DAY_S, max_entries=2)
     _, out, _ = here("audit", "verify", "--json")
     told = {"entries": 2, "trimmed": True, "head": head, "problem": None, "gaps": 0, "missing": 0}
     assert json.loads(out) == told
@@ -213,35 +213,35 @@ def test_the_verdict_is_told_for_eyes_and_for_machines(trail, client, key, here)
 # -- trimming
 
 
-def test_what_is_too_many_or_too_old_goes_and_the_rest_fits(trail, client, key, monkeypatch):
+def test_what_is_too_many_or_too_old_goes_and_the_rest_fits(audit_log, client, key, monkeypatch):
     monkeypatch.setattr(audit, "TRIM_AT_ONCE", 4)
-    fill(trail, 30)
+    fill(audit_log, 30)
     backdate(client, key, 3600)
-    fill(trail, 20)
-    assert trail.trim(max_age_s=7200, max_entries=50) == 0
-    assert trail.trim(max_age_s=7200, max_entries=41) == 9
-    assert (client.xlen(key), trail.verify().problem) == (41, None)
-    assert trail.trim(max_age_s=1800, max_entries=41) == 21
-    assert (client.xlen(key), trail.verify().problem, trail.verify().trimmed) == (20, None, True)
+    fill(audit_log, 20)
+    assert audit_log.trim(max_age_s=7200, max_entries=50) == 0
+    assert audit_log.trim(max_age_s=7200, max_entries=41) == 9
+    assert (client.xlen(key), audit_log.verify().problem) == (41, None)
+    assert audit_log.trim(max_age_s=1800, max_entries=41) == 21
+    assert (client.xlen(key), audit_log.verify().problem, audit_log.verify().trimmed) == (20, None, True)
     assert json.loads(client.xrange(key)[0][1]["body"])["n"] == 0
     backdate(client, key, 3600)
-    assert trail.trim(max_age_s=1800, max_entries=41) == 20
-    assert trail.verify() == audit.Verdict(0, trimmed=True, head=client.get(f"{key}:head"), problem=None)
-    fill(trail, 1)
-    assert (trail.verify().entries, trail.verify().problem) == (1, None)
+    assert audit_log.trim(max_age_s=1800, max_entries=41) == 20
+    assert audit_log.verify() == audit.Verdict(0, trimmed=True, head=client.get(f"{key}:head"), problem=None)
+    fill(audit_log, 1)
+    assert (audit_log.verify().entries, audit_log.verify().problem) == (1, None)
 
 
-def test_a_walk_among_writers_and_trimmers_finds_nothing_wrong(trail, env, monkeypatch):
+def test_a_walk_among_writers_and_trimmers_finds_nothing_wrong(audit_log, env, monkeypatch):
     monkeypatch.setattr(audit, "READ_AT_ONCE", 5)
     over = threading.Event()
 
     def write():
-        mine = open_trail(env)
+        mine = open_audit_log(env)
         while not over.is_set():
             fill(mine, 5)
 
     def trim():
-        mine = open_trail(env)
+        mine = open_audit_log(env)
         for keep in itertools.cycle((40, 3, 0, 20)):
             if over.is_set():
                 return
@@ -251,14 +251,14 @@ def test_a_walk_among_writers_and_trimmers_finds_nothing_wrong(trail, env, monke
     for other in others:
         other.start()
     try:
-        verdicts = [trail.verify() for _ in range(300)]
+        verdicts = [audit_log.verify() for _ in range(300)]
     finally:
         over.set()
         for other in others:
             other.join()
     assert {verdict.problem for verdict in verdicts} == {None}
     assert sum(verdict.entries for verdict in verdicts) > 0
-    assert trail.verify().problem is None
+    assert audit_log.verify().problem is None
 
 
 def warnings_of(caplog):
@@ -268,43 +268,43 @@ def warnings_of(caplog):
 
 
 def test_it_is_warned_before_anything_unexported_is_trimmed_and_not_again_and_again(
-    trail, client, key, caplog
+    audit_log, client, key, caplog
 ):
-    fill(trail, 80)
-    assert trail.trim(max_age_s=DAY_S, max_entries=100) == 0
+    fill(audit_log, 80)
+    assert audit_log.trim(max_age_s=DAY_S, max_entries=100) == 0
     assert warnings_of(caplog) == []
-    fill(trail, 10)
+    fill(audit_log, 10)
     [first_id, *_] = [entry_id for entry_id, _ in client.xrange(key)]
-    assert trail.trim(max_age_s=DAY_S, max_entries=100) == 0
+    assert audit_log.trim(max_age_s=DAY_S, max_entries=100) == 0
     [warning] = warnings_of(caplog)
     assert warning == f"the audit trail is not exported from {first_id} on, and is about to be trimmed there"
-    trail.trim(max_age_s=DAY_S, max_entries=100)
+    audit_log.trim(max_age_s=DAY_S, max_entries=100)
     assert warnings_of(caplog) == []
 
 
-def test_what_is_old_is_warned_of_too(trail, client, key, caplog):
-    fill(trail, 3)
+def test_what_is_old_is_warned_of_too(audit_log, client, key, caplog):
+    fill(audit_log, 3)
     backdate(client, key, 3000)
-    trail.trim(max_age_s=3600, max_entries=MANY)
+    audit_log.trim(max_age_s=3600, max_entries=MANY)
     assert warnings_of(caplog) == []
     backdate(client, key, 300)
-    assert trail.trim(max_age_s=3600, max_entries=MANY) == 0
+    assert audit_log.trim(max_age_s=3600, max_entries=MANY) == 0
     assert len(warnings_of(caplog)) == 1
 
 
-def test_limits_that_were_lowered_are_warned_of_before_they_trim(trail, client, key, caplog):
-    fill(trail, 10)
-    assert trail.trim(max_age_s=DAY_S, max_entries=4) == 6
+def test_limits_that_were_lowered_are_warned_of_before_they_trim(audit_log, client, key, caplog):
+    fill(audit_log, 10)
+    assert audit_log.trim(max_age_s=DAY_S, max_entries=4) == 6
     assert len(warnings_of(caplog)) == 1
 
 
-def test_what_is_exported_goes_without_a_word(trail, client, key, caplog, here, tmp_path):
-    fill(trail, 95)
+def test_what_is_exported_goes_without_a_word(audit_log, client, key, caplog, here, tmp_path):
+    fill(audit_log, 95)
     assert here("audit", "export", "--out", str(tmp_path / "x"))[0] == 0
-    assert trail.trim(max_age_s=DAY_S, max_entries=50) == 45
+    assert audit_log.trim(max_age_s=DAY_S, max_entries=50) == 45
     assert warnings_of(caplog) == []
-    fill(trail, 1)
-    trail.trim(max_age_s=DAY_S, max_entries=51)
+    fill(audit_log, 1)
+    audit_log.trim(max_age_s=DAY_S, max_entries=51)
     assert warnings_of(caplog) == [], "the oldest are exported: there is time"
 
 
@@ -316,30 +316,30 @@ def numbers(entries):
 
 
 def test_reading_is_from_a_time_before_a_time_after_an_entry_in_order_and_ends(
-    trail, client, key, monkeypatch
+    audit_log, client, key, monkeypatch
 ):
     monkeypatch.setattr(audit, "READ_AT_ONCE", 3)
-    assert list(trail.read()) == []
-    fill(trail, 4)
+    assert list(audit_log.read()) == []
+    fill(audit_log, 4)
     ids = ("999700-0", "999800-0", "999900-0", "1000000-1")
     rewritten(
         client, key, lambda entries: [(new, fields) for new, (_, fields) in zip(ids, entries, strict=True)]
     )
-    assert numbers(trail.read()) == [0, 1, 2, 3]
-    assert numbers(trail.read(since_ms=999_800)) == [1, 2, 3]
-    assert numbers(trail.read(since_ms=999_800, until_ms=999_900)) == [1]
-    assert numbers(trail.read(until_ms=1_000_000)) == [0, 1, 2]
-    assert numbers(trail.read(until_ms=1_000_001)) == [0, 1, 2, 3]
-    assert numbers(trail.read(after_id="999900-0")) == [3]
-    assert numbers(trail.read(after_id="1000000-1")) == []
+    assert numbers(audit_log.read()) == [0, 1, 2, 3]
+    assert numbers(audit_log.read(since_ms=999_800)) == [1, 2, 3]
+    assert numbers(audit_log.read(since_ms=999_800, until_ms=999_900)) == [1]
+    assert numbers(audit_log.read(until_ms=1_000_000)) == [0, 1, 2]
+    assert numbers(audit_log.read(until_ms=1_000_001)) == [0, 1, 2, 3]
+    assert numbers(audit_log.read(after_id="999900-0")) == [3]
+    assert numbers(audit_log.read(after_id="1000000-1")) == []
 
 
-def test_reading_ends_at_what_was_last_when_it_began(trail, monkeypatch):
+def test_reading_ends_at_what_was_last_when_it_began(audit_log, monkeypatch):
     monkeypatch.setattr(audit, "READ_AT_ONCE", 2)
-    fill(trail, 5)
+    fill(audit_log, 5)
     seen = 0
-    for _ in trail.read():
-        fill(trail, 1)
+    for _ in audit_log.read():
+        fill(audit_log, 1)
         seen += 1
     assert seen == 5
 
@@ -373,18 +373,18 @@ NASTY = {"why": 'said "no", \n then\r\n=1+1 \x00 Zoë', "who": "\\"}
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
-    trail, client, key, here, tmp_path, kind
+    audit_log, client, key, here, tmp_path, kind
 ):
     path = tmp_path / "trail"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     assert here(*command) == (0, "", "cancelctl: there was nothing to export\n")
     for _ in range(3):
-        fill(trail, 700, **NASTY)
+        fill(audit_log, 700, **NASTY)
         code, out, err = here(*command)
         last_id = client.xrevrange(key, count=1)[0][0]
         assert (code, out, err) == (0, "", f"cancelctl: exported up to {last_id}\n")
         assert exported(path, kind) == expected(client, key)
-        assert trail.exported() == last_id
+        assert audit_log.exported() == last_id
         here(*command)  # again, with nothing new
         assert exported(path, kind) == expected(client, key)
     assert [each.name for each in tmp_path.iterdir()] == ["trail"]
@@ -393,8 +393,8 @@ def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_an_export_to_stdout_is_the_same(trail, client, key, env, tmp_path, kind):
-    fill(trail, 1200, **NASTY)
+def test_an_export_to_stdout_is_the_same(audit_log, client, key, env, tmp_path, kind):
+    fill(audit_log, 1200, **NASTY)
     done = subprocess.run(
         [sys.executable, "-m", "kalshi_cancel.cli", "audit", "export", "--format", kind],
         env={"PATH": os.environ["PATH"], **env},
@@ -407,8 +407,8 @@ def test_an_export_to_stdout_is_the_same(trail, client, key, env, tmp_path, kind
     assert exported(tmp_path / "piped", kind) == expected(client, key)
 
 
-def test_the_hashes_of_an_export_can_be_checked_by_anybody(trail, here, tmp_path):
-    fill(trail, 20, **NASTY)
+def test_the_hashes_of_an_export_can_be_checked_by_anybody(audit_log, here, tmp_path):
+    fill(audit_log, 20, **NASTY)
     for kind in FORMATS:
         path = tmp_path / kind
         here("audit", "export", "--format", kind, "--out", str(path))
@@ -427,10 +427,10 @@ def test_the_hashes_of_an_export_can_be_checked_by_anybody(trail, here, tmp_path
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 @pytest.mark.parametrize("kept", [0, 1, 40, -1, -30])
 def test_a_file_that_was_cut_off_anywhere_is_completed(
-    trail, client, key, here, tmp_path, kind, kept, monkeypatch
+    audit_log, client, key, here, tmp_path, kind, kept, monkeypatch
 ):
     monkeypatch.setattr(exports, "_TAIL_BYTES", 16)
-    fill(trail, 30)
+    fill(audit_log, 30)
     path = tmp_path / "trail"
     here("audit", "export", "--format", kind, "--out", str(path))
     path.write_bytes(path.read_bytes()[:kept])
@@ -439,8 +439,10 @@ def test_a_file_that_was_cut_off_anywhere_is_completed(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_an_export_that_is_killed_is_gone_on_with(trail, client, key, env, here, tmp_path, kind):
-    fill(trail, 6000, filler="x" * 1000)  # three groups of rows: the first is written long before the last
+def test_an_export_that_is_killed_is_gone_on_with(audit_log, client, key, env, here, tmp_path, kind):
+    fill(
+        audit_log, 6000, filler="x" * 1000
+    )  # three groups of rows: the first is written long before the last
     path = tmp_path / "trail"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     growing = path if kind != "parquet" else path.with_name("trail.partial")
@@ -460,11 +462,11 @@ def test_an_export_that_is_killed_is_gone_on_with(trail, client, key, env, here,
     running.wait()
     assert here(*command)[0] == 0
     assert exported(path, kind) == expected(client, key)
-    assert trail.exported() == client.xrevrange(key, count=1)[0][0]
+    assert audit_log.exported() == client.xrevrange(key, count=1)[0][0]
 
 
-def test_a_part_that_leaves_a_gap_does_not_count_as_exported(trail, client, key, here, tmp_path):
-    fill(trail, 4)
+def test_a_part_that_leaves_a_gap_does_not_count_as_exported(audit_log, client, key, here, tmp_path):
+    fill(audit_log, 4)
     rewritten(
         client, key, lambda entries: [(f"{1000 * n}-1", fields) for n, (_, fields) in enumerate(entries, 1)]
     )
@@ -473,14 +475,14 @@ def test_a_part_that_leaves_a_gap_does_not_count_as_exported(trail, client, key,
         return here("audit", "export", "--out", str(tmp_path / name), *arguments)
 
     code, _, err = export("late", "--since", "1970-01-01T00:00:02")
-    assert (code, trail.exported()) == (0, "")
+    assert (code, audit_log.exported()) == (0, "")
     assert "what is older, and not exported, is left out" in err
     assert numbers_in(tmp_path / "late") == [1, 2, 3]
-    assert (export("early", "--until", "1970-01-01T00:00:02.500Z")[0], trail.exported()) == (0, "2000-1")
-    assert (export("more", "--since", "1970-01-01T01:00:03+01:00")[0], trail.exported()) == (0, "4000-1")
+    assert (export("early", "--until", "1970-01-01T00:00:02.500Z")[0], audit_log.exported()) == (0, "2000-1")
+    assert (export("more", "--since", "1970-01-01T01:00:03+01:00")[0], audit_log.exported()) == (0, "4000-1")
     assert numbers_in(tmp_path / "more") == [2, 3]
     export("again", "--until", "1970-01-01T00:00:02")
-    assert trail.exported() == "4000-1", "it does not go back"
+    assert audit_log.exported() == "4000-1", "it does not go back"
 
 
 def numbers_in(path):
@@ -488,8 +490,8 @@ def numbers_in(path):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_is_no_export_in_this_format_is_left_alone(trail, here, tmp_path, kind):
-    fill(trail, 1)
+def test_what_is_no_export_in_this_format_is_left_alone(audit_log, here, tmp_path, kind):
+    fill(audit_log, 1)
     path = tmp_path / "notes"
     for text in ("my notes\n", "id,notes\n1-1,x\n", '{"id":1}\n'):
         path.write_text(text)
@@ -512,8 +514,8 @@ def test_what_is_no_export_in_this_format_is_left_alone(trail, here, tmp_path, k
         ([], "required: verify | export"),
     ],
 )
-def test_wrong_usage_says_what_was_expected(here, trail, arguments, words):
-    fill(trail, 1)
+def test_wrong_usage_says_what_was_expected(here, audit_log, arguments, words):
+    fill(audit_log, 1)
     code, out, err = here("audit", *arguments)
     assert (code, out) == (Exit.USAGE, "")
     assert words in err.splitlines()[-1]
@@ -528,8 +530,8 @@ def test_without_pyarrow_it_says_what_to_install(here, monkeypatch):
     )
 
 
-def test_a_reader_that_goes_away_ends_an_export_which_then_does_not_count(trail, env):
-    fill(trail, 1000, filler="x" * 3000)
+def test_a_reader_that_goes_away_ends_an_export_which_then_does_not_count(audit_log, env):
+    fill(audit_log, 1000, filler="x" * 3000)
     running = subprocess.Popen(
         [sys.executable, "-m", "kalshi_cancel.cli", "audit", "export"],
         env={"PATH": os.environ["PATH"], **env},
@@ -542,19 +544,19 @@ def test_a_reader_that_goes_away_ends_an_export_which_then_does_not_count(trail,
     assert running.stderr.read() == b""
     assert running.wait(60) == Exit.READER_GONE
     running.stderr.close()
-    assert trail.exported() == ""
+    assert audit_log.exported() == ""
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_somebody_has_spoilt_is_exported_too(trail, client, key, here, tmp_path, kind):
-    fill(trail, 1)
+def test_what_somebody_has_spoilt_is_exported_too(audit_log, client, key, here, tmp_path, kind):
+    fill(audit_log, 1)
     client.xadd(key, {"kind": "x\n", "body": "no\nJSON"})
     client.xadd(key, {b"kind": b"x", b"body": b"\xff", b"hash": b"y"})
     client.xadd(key, {"other": "field"})
     path = tmp_path / "trail"
     assert here("audit", "export", "--format", kind, "--out", str(path))[0] == 0
     assert [row["kind"].strip() for row in rows(path, kind)] == ["operator", "x", "x", ""]
-    fill(trail, 1)
+    fill(audit_log, 1)
     assert here("audit", "export", "--format", kind, "--out", str(path), "--resume")[0] == 0
     assert len(rows(path, kind)) == 5
 
@@ -572,9 +574,9 @@ CALL = {
 }
 
 
-def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trail, here):
+def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audit_log, here):
     def request(*orders, lane="strategy"):
-        trail.append("request", {"lane": lane, "orders": list(orders)})
+        audit_log.append("request", {"lane": lane, "orders": list(orders)})
 
     request(
         {"order_id": "o-1", "requested_by": "mm-btc", "reason": "quote \x1b[2Jpulled"}, {"order_id": "o-2"}
@@ -590,21 +592,21 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trai
         "tokens": 2.0,
     }
     other = {**CALL, "operation": "cancel", "orders": ["o-2"]}
-    trail.append(
+    audit_log.append(
         "work", {"worker": "h:1", "calls": [lost, other], "orders": {"o-1": ["open", 1500, "timeout"]}}
     )
-    trail.append("lost", {"orders": ["o-1"]})
-    trail.append("unresolved", {"orders": ["o-1", "o-2"]})
-    trail.append("work", {"worker": "h:2", "calls": [CALL], "orders": {"o-1": ["dead", "timeout"]}})
-    trail.append("operator", {"action": "retry", "who": "ann", "why": "back", "orders": ["o-1"]})
-    trail.append("mass", {"request_id": "m-1", "step": "accepted", "scope": {"order_ids": ["o-1"]}})
-    trail.append("mass", {"request_id": "m-1", "step": "planned", "orders": 1})
+    audit_log.append("lost", {"orders": ["o-1"]})
+    audit_log.append("unresolved", {"orders": ["o-1", "o-2"]})
+    audit_log.append("work", {"worker": "h:2", "calls": [CALL], "orders": {"o-1": ["dead", "timeout"]}})
+    audit_log.append("operator", {"action": "retry", "who": "ann", "why": "back", "orders": ["o-1"]})
+    audit_log.append("mass", {"request_id": "m-1", "step": "accepted", "scope": {"order_ids": ["o-1"]}})
+    audit_log.append("mass", {"request_id": "m-1", "step": "planned", "orders": 1})
     read = {**CALL, "operation": "read_back", "orders": 1, "tokens": 2, "bucket": "read"}
-    trail.append(
+    audit_log.append(
         "work",
         {"calls": [read], "orders": {"o-1": ["settled", "canceled", "7.00", 3], "o-2": ["open", 0, None]}},
     )
-    trail.append("work", {"calls": [], "orders": {"o-1": "spoilt"}})
+    audit_log.append("work", {"calls": [], "orders": {"o-1": "spoilt"}})
     code, out, err = here("history", "o-1")
     stamps, told = zip(*(line.split("  ", 1) for line in out.splitlines()), strict=True)
     assert list(told) == [
@@ -629,7 +631,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(trai
     assert (first["kind"], first["told"][0][:11]) == ("request", "asked for b")
 
 
-def test_an_order_that_the_trail_does_not_know_has_an_exit_code_of_its_own(here):
+def test_an_order_that_the_audit_log_does_not_know_has_an_exit_code_of_its_own(here):
     assert here("history", "o") == (
         Exit.NOT_KNOWN_HERE,
         "",
@@ -640,18 +642,18 @@ def test_an_order_that_the_trail_does_not_know_has_an_exit_code_of_its_own(here)
 # -- what operators do
 
 
-def test_a_retry_is_noted_with_who_and_why(trail, env, here):
+def test_a_retry_is_noted_with_who_and_why(audit_log, env, here):
     settings = RedisSettings.from_env(env)
-    book = Book(connect(settings), settings)
+    store = CancelStore(connect(settings), settings)
     for order_id in ("a", "b"):
-        book.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
-    claimed = book.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
-    book.conclude([GiveUp(entry, "") for entry in claimed.entries])
+        store.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
+    claimed = store.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
+    store.conclude([GiveUp(entry, "") for entry in claimed.entries])
     assert (
         here("retry", "a", "nobody", "--by", "ann", "--why", "the exchange is back")[0] == Exit.NOT_KNOWN_HERE
     )
     assert here("retry", "--all")[0] == 0
-    first, second = [each.fields() for each in trail.read() if each.kind == "operator"]
+    first, second = [each.fields() for each in audit_log.read() if each.kind == "operator"]
     assert {**first, "at": 0} == {
         "at": 0,
         "action": "retry",
@@ -667,12 +669,12 @@ def test_a_retry_is_noted_with_who_and_why(trail, env, here):
 # -- through real workers
 
 
-def trail_of(client: CancelClient):
-    return client._trail
+def audit_log_of(client: CancelClient):
+    return client._audit_log
 
 
 def steps(client, request_id):
-    bodies = [each.fields() for each in trail_of(client).read() if each.kind == "mass"]
+    bodies = [each.fields() for each in audit_log_of(client).read() if each.kind == "mass"]
     return [body for body in bodies if body["request_id"] == request_id]
 
 
@@ -698,7 +700,7 @@ def test_every_step_of_a_mass_cancel_is_noted_with_who_and_why(crew):
             "planned",
             "finished",
         ]
-        assert trail_of(apart.client).verify().problem is None
+        assert audit_log_of(apart.client).verify().problem is None
 
 
 def test_orders_that_come_meanwhile_are_a_step_of_their_own(crew):
@@ -717,12 +719,12 @@ def test_orders_that_come_meanwhile_are_a_step_of_their_own(crew):
         assert noted[-1]["step"] == "finished"
 
 
-def test_a_worker_trims_the_trail(crew):
+def test_a_worker_trims_the_audit_log(crew):
     with crew.apart(KALSHI_AUDIT_MAX_ENTRIES="10") as apart:
-        trail = trail_of(apart.client)
-        fill(trail, 50)
+        audit_log = audit_log_of(apart.client)
+        fill(audit_log, 50)
         [worker] = apart.start()
-        wait_until(lambda: trail.verify().entries == 10, what="the trail is trimmed")
+        wait_until(lambda: audit_log.verify().entries == 10, what="the trail is trimmed")
         assert "is about to be trimmed there" in worker.log_text()
 
 
@@ -755,7 +757,7 @@ def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew
     assert told[-1] == f"settled: canceled, {removed}attempts: {result.attempts}"
 
 
-def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, tmp_path):
+def test_the_audit_log_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, tmp_path):
     with crew.apart(workers=2, KALSHI_BATCH_MOST="50") as apart:
         placed = crew.place(1000)
         for order_id in placed[:10]:
@@ -765,7 +767,7 @@ def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, 
         pending = apart.client.mass_cancel({"everything": True}, requested_by="ann", reason="drill")
         report = pending.result(timeout=PATIENCE_S)
         assert report["flat"]
-        assert trail_of(apart.client).verify().problem is None
+        assert audit_log_of(apart.client).verify().problem is None
         for kind in FORMATS:
             path = tmp_path / kind
             run(crew, apart, "audit", "export", "--format", kind, "--out", str(path))
@@ -773,7 +775,7 @@ def test_the_trail_of_a_mass_cancel_adds_up_to_its_report_in_every_format(crew, 
 
 
 def adds_up(entries, report, placed):
-    """What the trail's rows say of each order, against the report."""
+    """What the audit log's rows say of each order, against the report."""
     asked, fates, lost = Counter(), {}, set()
     for entry in entries:
         body = json.loads(entry["body"])
@@ -798,32 +800,32 @@ def adds_up(entries, report, placed):
 # -- what only observes decides nothing
 
 
-TRAIL_KEY = "kalshi-cancel:audit"
+AUDIT_KEY = "kalshi-cancel:audit"
 FULL = "18446744073709551615-18446744073709551615"
-ALL_BUT_THE_TRAIL = ("resetkeys", "~kalshi-cancel:[^a]*", "~kalshi-cancel:a[^u]*", "~[^k]*")
-# How the trail cannot be written, and how an operator mends it.
+ALL_BUT_THE_AUDIT_LOG = ("resetkeys", "~kalshi-cancel:[^a]*", "~kalshi-cancel:a[^u]*", "~[^k]*")
+# How the audit log cannot be written, and how an operator mends it.
 BROKEN = {
     "no permission": (
-        lambda server: server.execute_command("ACL", "SETUSER", "default", *ALL_BUT_THE_TRAIL),
+        lambda server: server.execute_command("ACL", "SETUSER", "default", *ALL_BUT_THE_AUDIT_LOG),
         lambda server: server.execute_command("ACL", "SETUSER", "default", "allkeys"),
     ),
     "a stream at its highest id": (
-        lambda server: server.xadd(TRAIL_KEY, {"kind": "x", "body": "{}", "hash": "x"}, id=FULL),
-        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+        lambda server: server.xadd(AUDIT_KEY, {"kind": "x", "body": "{}", "hash": "x"}, id=FULL),
+        lambda server: server.delete(AUDIT_KEY, f"{AUDIT_KEY}:head"),
     ),
     "a text instead": (
-        lambda server: server.set(TRAIL_KEY, "what is this?"),
-        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+        lambda server: server.set(AUDIT_KEY, "what is this?"),
+        lambda server: server.delete(AUDIT_KEY, f"{AUDIT_KEY}:head"),
     ),
     "a list instead of the last hash": (
-        lambda server: (server.delete(f"{TRAIL_KEY}:head"), server.rpush(f"{TRAIL_KEY}:head", "a")),
-        lambda server: server.delete(TRAIL_KEY, f"{TRAIL_KEY}:head"),
+        lambda server: (server.delete(f"{AUDIT_KEY}:head"), server.rpush(f"{AUDIT_KEY}:head", "a")),
+        lambda server: server.delete(AUDIT_KEY, f"{AUDIT_KEY}:head"),
     ),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_trail_that_cannot_be_written_keeps_nobody_from_anything_and_tells_of_its_gap(crew, what):
+def test_an_audit_log_that_cannot_be_written_keeps_nobody_from_anything_and_tells_of_its_gap(crew, what):
     spoil, mend = BROKEN[what]
     with crew.apart(KALSHI_CANCEL_MAX_AGE_S="1") as apart, connected(apart.url) as server:
         order_ids, swept, [late, given_up] = crew.place(20), crew.place(20), crew.place(2)
@@ -849,14 +851,14 @@ def test_a_trail_that_cannot_be_written_keeps_nobody_from_anything_and_tells_of_
             wait_until(lambda: crew.effective().total() == 42, within_s=PATIENCE_S, what="each is done once")
         finally:
             mend(server)
-        gap = lambda: [each for each in trail_of(apart.client).read() if each.kind == "gap"]  # noqa: E731
+        gap = lambda: [each for each in audit_log_of(apart.client).read() if each.kind == "gap"]  # noqa: E731
         [marked] = wait_until(gap, within_s=PATIENCE_S, what="the trail tells of it")
         missed = int(server.hget("kalshi-cancel:counts", "audit_missed"))
         assert marked.missed == missed > 3
         assert marked.fields()["why"]
         [more] = crew.place()
         assert apart.client.cancel(more).result(timeout=PATIENCE_S).outcome == "canceled"
-        verdict = trail_of(apart.client).verify()
+        verdict = audit_log_of(apart.client).verify()
         assert (verdict.problem, verdict.gaps, verdict.missing) == (None, 1, missed)
         told = run(crew, apart, "audit", "verify")
         assert told.endswith(f"missing: {missed}, which could not be written; gaps: 1\n")
@@ -868,16 +870,16 @@ def connected(url):
         yield server
 
 
-def test_what_is_missing_is_told_before_the_trail_can_tell_of_it(trail, client, key, here):
-    fill(trail, 2)
+def test_what_is_missing_is_told_before_the_audit_log_can_tell_of_it(audit_log, client, key, here):
+    fill(audit_log, 2)
     client.rename(key, f"{key}-away")
     client.set(key, "what is this?")
-    fill(trail, 3)
+    fill(audit_log, 3)
     client.delete(key)
     client.rename(f"{key}-away", key)
-    verdict = trail.verify()
+    verdict = audit_log.verify()
     assert (verdict.entries, verdict.problem, verdict.gaps, verdict.missing) == (2, None, 0, 3)
-    fill(trail, 1)
-    verdict = trail.verify()
+    fill(audit_log, 1)
+    verdict = audit_log.verify()
     assert (verdict.entries, verdict.problem, verdict.gaps, verdict.missing) == (4, None, 1, 3)
     assert here("audit", "verify")[1].endswith("missing: 3, which could not be written; gaps: 1\n")

@@ -130,16 +130,16 @@ def test_what_a_stranger_says_among_the_workers_hides_none_of_them(watched):
 DIES = """
 import os, sys
 from worker.app import app
-from kalshi_cancel.store.workers import Roster
+from kalshi_cancel.store.workers import WorkerRegistry
 
-show = Roster.show
+show = WorkerRegistry.show
 
 def dies(self, worker):
     if os.path.exists(os.environ["DEADLY"]):
         sys.exit()  # as nothing that is guarded does: the thread ends
     return show(self, worker)
 
-Roster.show = dies
+WorkerRegistry.show = dies
 """
 
 

@@ -66,7 +66,7 @@ def test_nothing_is_lost_and_nothing_misreported_under(campaign, name):
 # -- it sees what is wrong
 
 
-def test_cancels_that_vanish_from_the_book_are_found_lost(campaign):
+def test_cancels_that_vanish_from_the_store_are_found_lost(campaign):
     def play(scene):
         for worker in scene.crew.workers:
             worker.signal(signal.SIGSTOP)

@@ -23,8 +23,8 @@ from kalshi_cancel.cli.printing import duration
 from kalshi_cancel.doctor import Health, examine
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, connect
-from kalshi_cancel.store.workers import Roster, WorkerShown
+from kalshi_cancel.store.cancels import CancelStore, GiveBack, GiveUp, connect
+from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import ROOT, Keys, RedisServer, free_port, wait_until
 
 COMMAND = [sys.executable, "-m", "kalshi_cancel.cli"]
@@ -90,10 +90,10 @@ def idle(idle_env):
 
 
 @pytest.fixture
-def book(idle_env):
-    """The book that `idle` writes into."""
+def store(idle_env):
+    """The store that `idle` writes into."""
     settings = RedisSettings.from_env(idle_env)
-    return Book(connect(settings), settings)
+    return CancelStore(connect(settings), settings)
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def here(idle_env, monkeypatch, capsys):
     return run
 
 
-def claim_one(book):
-    [entry] = book.claim(tuple(Lane), at_most=1, lease_s=60, exchange_ms=None).entries
+def claim_one(store):
+    [entry] = store.claim(tuple(Lane), at_most=1, lease_s=60, exchange_ms=None).entries
     return entry
 
 
@@ -223,12 +223,12 @@ def test_every_option_reaches_the_request(ctl, control, client, order_id):
         assert part in call["query"]
 
 
-def test_the_risk_lane_deadline_and_reason_are_in_the_book(idle, book, order_id):
+def test_the_risk_lane_deadline_and_reason_are_in_the_store(idle, store, order_id):
     idle("cancel", "--no-wait", "--risk", "--reason", "limit", "--deadline", "7", order_id)
-    entry = book.open_cancel(order_id)
+    entry = store.open_cancel(order_id)
     assert entry.lane is Lane.RISK
     assert entry.request.reason == "limit"
-    [claimed] = book.claim([Lane.RISK], at_most=1, lease_s=1, exchange_ms=None).entries
+    [claimed] = store.claim([Lane.RISK], at_most=1, lease_s=1, exchange_ms=None).entries
     assert 0 < claimed.deadline_left_s <= 7
 
 
@@ -264,14 +264,14 @@ def test_what_is_not_settled_in_time_is_named_and_still_worked_on(here, order_id
     assert code == Exit.NOT_SETTLED
 
 
-def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_accepted(idle, book, order_id):
+def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_accepted(idle, store, order_id):
     running = idle.start("cancel", order_id)
     assert running.stdout.readline().startswith("ORDER")  # accepted, and waiting now
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=WITHIN_S)
     assert err == "cancelctl: interrupted, which ends the waiting only: what was accepted stays accepted\n"
     assert running.returncode == Exit.INTERRUPTED
-    assert book.open_cancel(order_id) is not None
+    assert store.open_cancel(order_id) is not None
 
 
 # --- what is wrong, in one line ---------------------------------------------------------------------------
@@ -296,11 +296,11 @@ def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_acce
         (["massacre"], "invalid choice: 'massacre'"),
     ],
 )
-def test_wrong_usage_exits_2_and_says_what_was_expected(here, book, arguments, words):
+def test_wrong_usage_exits_2_and_says_what_was_expected(here, store, arguments, words):
     code, out, err = here(*arguments)
     assert (code, out) == (Exit.USAGE, "")
     assert words in err.splitlines()[-1]
-    assert list(book.open_cancels()) == [], "nothing is asked for unless all of it is right"
+    assert list(store.open_cancels()) == [], "nothing is asked for unless all of it is right"
 
 
 def test_missing_settings_exit_2_in_one_line(idle):
@@ -362,16 +362,16 @@ def test_who_waits_while_no_worker_runs_is_told_so(idle, order_id):
     assert done.stderr.startswith(NOBODY_WORKS)
 
 
-def test_with_a_worker_nobody_is_told_that_there_is_none(here, idle_env, book):
+def test_with_a_worker_nobody_is_told_that_there_is_none(here, idle_env, store):
     settings = RedisSettings.from_env(idle_env)
-    Roster(connect(settings), settings).show(WorkerShown("worker1@host", ("risk", "strategy"), 16))
+    WorkerRegistry(connect(settings), settings).show(WorkerShown("worker1@host", ("risk", "strategy"), 16))
     here("cancel", "--no-wait", "waits")
     assert here("open")[2] == ""
 
 
-def test_what_was_given_up_is_not_said_to_be_worked_on(here, book, order_id):
+def test_what_was_given_up_is_not_said_to_be_worked_on(here, store, order_id):
     here("cancel", "--no-wait", order_id)
-    book.conclude([GiveUp(claim_one(book), LEARNED)])
+    store.conclude([GiveUp(claim_one(store), LEARNED)])
     code, out, _ = here("status", order_id)
     assert re.search(r" 4 +- +never +given up +http_502", out)
     assert code == Exit.REFUSED
@@ -392,18 +392,18 @@ def test_an_order_that_nobody_asked_for_has_an_exit_code_of_its_own(here, order_
     assert code == Exit.NOT_KNOWN_HERE
 
 
-def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
+def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
     assert here("open") == (0, "nothing is open\n", "")
     assert here("open", "--json") == (0, "", "")
     for order_id, *options in (["waits"], ["tried", "--deadline", "0.001"], ["held", "--risk"]):
         here("cancel", "--no-wait", order_id, *options, "--requested-by", f"desk of {order_id}")
-    held = claim_one(book)
+    held = claim_one(store)
     assert held.order_id == "held"
-    for entry in book.claim([Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
+    for entry in store.claim([Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
         learned, pause_s = (LEARNED, 90) if entry.order_id == "tried" else ("", 0)
-        book.conclude([GiveBack(entry, learned, pause_s)])
+        store.conclude([GiveBack(entry, learned, pause_s)])
     unresolved = CancelResult("tried", Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")
-    wait_until(lambda: book.report([unresolved]), what="its deadline to pass")
+    wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
 
     code, out, err = here("open")
     titles, *lines = out.splitlines()
@@ -448,7 +448,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, book):
 def test_open_says_which_workers_hold_cancels_back(here, idle_env):
     settings = RedisSettings.from_env(idle_env)
     held = WorkerShown("worker1@host", ("risk",), 2, gate="paused")
-    Roster(connect(settings), settings).show(held)
+    WorkerRegistry(connect(settings), settings).show(held)
     assert here("open") == (
         0,
         "nothing is open\n",
@@ -456,11 +456,11 @@ def test_open_says_which_workers_hold_cancels_back(here, idle_env):
     )
 
 
-def test_dead_letters_are_listed_and_put_back(here, book):
+def test_dead_letters_are_listed_and_put_back(here, store):
     assert here("dead") == (0, "nothing was given up\n", "")
     assert here("retry", "--all") == (0, "nothing was given up\n", "")
-    book.accept([CancelRequest("gone", requested_by="desk 7")], lane=Lane.RISK, default_deadline_s=1)
-    book.conclude([GiveUp(claim_one(book), LEARNED)])
+    store.accept([CancelRequest("gone", requested_by="desk 7")], lane=Lane.RISK, default_deadline_s=1)
+    store.conclude([GiveUp(claim_one(store), LEARNED)])
 
     code, out, _ = here("dead")
     titles, line = out.splitlines()
@@ -479,9 +479,9 @@ def test_dead_letters_are_listed_and_put_back(here, book):
         ("other", "no dead letter"),
     ]
     assert code == Exit.NOT_KNOWN_HERE
-    assert book.open_cancel("gone").lane is Lane.RISK
+    assert store.open_cancel("gone").lane is Lane.RISK
 
-    book.conclude([GiveUp(claim_one(book), "")])
+    store.conclude([GiveUp(claim_one(store), "")])
     code, out, _ = here("retry", "--all", "--json")
     assert json.loads(out) == {"order_id": "gone", "retried": True}
     assert code == 0
@@ -506,9 +506,9 @@ def test_durations_are_written_for_eyes(seconds, text):
 # --- as a good citizen of a shell -------------------------------------------------------------------------
 
 
-def test_a_reader_that_goes_away_ends_it_without_a_word(idle, book):
+def test_a_reader_that_goes_away_ends_it_without_a_word(idle, store):
     requests = [CancelRequest(f"order-{n}", reason="x" * 500) for n in range(600)]
-    book.accept(requests, lane=Lane.STRATEGY, default_deadline_s=600)
+    store.accept(requests, lane=Lane.STRATEGY, default_deadline_s=600)
     running = idle.start("open", "--json")
     assert running.stdout.readline().startswith("{")
     running.stdout.close()

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 from crew import about_orders
 
-from kalshi_cancel.client import BadRequest, BookError, CancelClient, NotSettled
+from kalshi_cancel.client import BadRequest, CancelClient, NotSettled, StoreError
 from kalshi_cancel.settings.reader import SettingsError
 from trials.stack import free_port, wait_until
 
@@ -253,12 +253,12 @@ def test_an_environment_without_redis_is_refused_by_name(monkeypatch):
 def test_a_redis_that_refuses_connections_is_told_at_once_and_nothing_can_have_been_accepted(order_id):
     client = CancelClient(f"redis://127.0.0.1:{free_port()}/0")
     asked = time.monotonic()
-    with pytest.raises(BookError) as raised:
+    with pytest.raises(StoreError) as raised:
         client.cancel(order_id)
     assert time.monotonic() - asked < PROMISED_S
     assert not raised.value.may_be_accepted
     for ask in (lambda: client.status(order_id), lambda: list(client.results([order_id], timeout=1))):
-        with pytest.raises(BookError):
+        with pytest.raises(StoreError):
             ask()
 
 
@@ -269,12 +269,12 @@ def test_a_redis_that_is_silent_is_told_in_time_and_asking_again_is_safe(own_red
         client.cancel(str(uuid.uuid4()))
     with silent(own_redis):
         asked = time.monotonic()
-        with pytest.raises(BookError) as raised:
+        with pytest.raises(StoreError) as raised:
             client.cancel(order_id)
         assert time.monotonic() - asked < PROMISED_S
         assert raised.value.may_be_accepted == connected
         asked = time.monotonic()
-        with pytest.raises(BookError):
+        with pytest.raises(StoreError):
             client.status(order_id) if connected else list(client.results([order_id], timeout=1))
         assert time.monotonic() - asked < PROMISED_S
     client.cancel(order_id)

@@ -21,7 +21,7 @@ from crew import PATIENCE_S, Crew
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, connect
+from kalshi_cancel.store.cancels import CancelStore, connect
 from trials.stack import KEY_ID, ROOT, Part, RedisServer, free_port, wait_until
 
 DEPLOY = ROOT / "deploy"
@@ -95,7 +95,7 @@ class Watched:
         found = [float(each["value"][1]) for each in self.ask("query", query=query)["result"]]
         return [value for value in found if not math.isnan(value)]
 
-    def trouble(self) -> None:
+    def failure(self) -> None:
         """Cancels of both lanes, and everything that can happen to one."""
         crew, control = self.crew, self.crew.control
         refused, limited, lost, dead, stuck = crew.place(5)
@@ -114,7 +114,7 @@ class Watched:
         settings = RedisSettings.from_env({"REDIS_URL": crew.redis.url})
         with connect(settings) as server:  # accepted, but nobody is told
             [order_id] = crew.place()
-            Book(server, settings).accept(
+            CancelStore(server, settings).accept(
                 [CancelRequest(order_id)], lane=Lane.STRATEGY, default_deadline_s=10
             )
 
@@ -146,7 +146,7 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
     watched = Watched(tmp_path_factory.mktemp("watched"))
     try:
         wait_until(lambda: watched.values('sum(up{job="kalshi-cancel"})') == [2], what="both workers scraped")
-        watched.trouble()
+        watched.failure()
         yield watched
     finally:
         watched.close()
@@ -187,8 +187,8 @@ def test_prometheus_evaluates_every_rule_without_an_error(watched):
     assert [rule["name"] for rule in rules()] == [rule["alert"] for rule in RULES]
 
 
-def test_alerts_fire_on_real_trouble(watched):
-    """Those that need not wait for long; the others' troubles are in tests/alerts.yml."""
+def test_alerts_fire_on_real_failure(watched):
+    """Those that need not wait for long; the others' failures are in tests/alerts.yml."""
 
     def firing():
         return {

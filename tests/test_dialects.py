@@ -19,11 +19,11 @@ from kalshi_cancel.exchange.protocol import (
     Call,
     Canceled,
     Dialect,
+    Failure,
     Meaning,
     Page,
     Reply,
     Routing,
-    Trouble,
     compose_batch,
     compose_cancel,
     compose_read,
@@ -212,7 +212,7 @@ def test_a_count_as_a_json_fraction_is_taken_by_its_digits_never_by_its_binary_v
         Decimal("10.1"), 1_715_793_660_456, None
     )
     unclear = cancel(200, {**V2_CANCELED, "reduced_by": 0.1 + 0.2})
-    assert isinstance(unclear, Trouble)
+    assert isinstance(unclear, Failure)
     assert unclear.meaning is Meaning.UNCLEAR
 
 
@@ -242,7 +242,7 @@ def test_an_unusable_ts_ms_is_no_reason_to_doubt_the_cancel(ts_ms):
 )
 def test_a_200_that_describes_another_order_is_accepted_but_unclear(body):
     answer = cancel(200, body)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNCLEAR, "wrong_order")
 
 
@@ -259,7 +259,7 @@ def test_a_200_that_describes_another_order_is_accepted_but_unclear(body):
 )
 def test_a_v1_answer_whose_order_is_not_zeroed_contradicts_itself(change):
     answer = cancel(200, {**V1_CANCELED, "order": {**ORDER_IN_INTEGERS, **change}})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNCLEAR, "contradiction")
 
 
@@ -271,14 +271,14 @@ def test_a_v1_answer_whose_order_is_not_zeroed_contradicts_itself(change):
 @pytest.mark.parametrize("body", [V2_CANCELED, V1_CANCELED], ids=["v2", "v1"])
 def test_a_reduced_by_that_is_no_count_is_accepted_but_unclear(body, reduced_by):
     answer = cancel(200, {**body, "reduced_by": reduced_by})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNCLEAR, "no_count")
 
 
 @pytest.mark.parametrize("body", [V2_CANCELED, V1_CANCELED], ids=["v2", "v1"])
 def test_a_missing_reduced_by_is_accepted_but_unclear(body):
     answer = cancel(200, {name: value for name, value in body.items() if name != "reduced_by"})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNCLEAR, "no_count")
 
 
@@ -286,7 +286,7 @@ def test_a_missing_reduced_by_is_accepted_but_unclear(body):
 @pytest.mark.parametrize("body", [V2_CANCELED, V1_CANCELED], ids=["v2", "v1"])
 def test_a_cancel_that_removed_nothing_is_no_cancellation(body, reduced_by):
     answer = cancel(200, {**body, "reduced_by": reduced_by})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.NOT_FOUND, "nothing_removed")
 
 
@@ -318,7 +318,7 @@ def test_a_cancel_that_removed_nothing_is_no_cancellation(body, reduced_by):
 )
 def test_a_200_that_is_no_answer_of_the_exchange_may_have_taken_effect(body):
     for answer in (cancel(200, body), read(200, body), batch(200, body)):
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert answer.meaning is Meaning.UNANSWERED
         assert answer.may_have_taken_effect
 
@@ -366,7 +366,7 @@ FLAT = {"code": "CODE", "message": "words", "details": "more"}
 def test_each_answer_of_the_table_means_what_it_says_in_every_shape_with_a_code(status, code, meaning, shape):
     body = json.loads(json.dumps(shape).replace("CODE", code))
     for answer in (cancel(status, body), read(status, body), decipher_object(reply(status, body))):
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert answer.meaning is meaning
         assert answer.problem.code == code
         assert answer.problem.message == "words (more)"
@@ -375,7 +375,7 @@ def test_each_answer_of_the_table_means_what_it_says_in_every_shape_with_a_code(
 
 def test_a_code_means_the_same_whatever_its_case():
     answer = cancel(409, {"error": {"code": "EXCHANGE_IS_PAUSED", "message": "words"}})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.PAUSED
 
 
@@ -400,15 +400,15 @@ def test_a_code_means_the_same_whatever_its_case():
 )
 def test_in_the_bare_shape_the_status_decides_and_the_words_are_kept(status, meaning):
     answer = cancel(status, {"msg": "words"})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is meaning
     assert (answer.problem.code, answer.problem.message) == (f"http_{status}", "words")
 
 
 def test_the_429s_string_is_the_exchanges_own_shape_for_that_status_only():
     busy, forbidden = (cancel(status, {"error": "words"}) for status in (429, 403))
-    assert isinstance(busy, Trouble)
-    assert isinstance(forbidden, Trouble)
+    assert isinstance(busy, Failure)
+    assert isinstance(forbidden, Failure)
     assert (busy.meaning, busy.problem.message) == (Meaning.BUSY, "words")
     assert (forbidden.meaning, forbidden.problem.code) == (Meaning.UNANSWERED, "gateway")
 
@@ -432,7 +432,7 @@ OF_A_GATEWAY = {
 @pytest.mark.parametrize("body", OF_A_GATEWAY.values(), ids=OF_A_GATEWAY)
 def test_the_page_of_a_gateway_says_nothing_about_an_order_whatever_its_status(status, body):
     for answer in (cancel(status, body, server="edge-7"), read(status, body, server="edge-7")):
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert answer.meaning is Meaning.UNANSWERED
         assert answer.may_have_taken_effect
         assert answer.no_usable_answer
@@ -446,14 +446,14 @@ def test_the_page_of_a_gateway_says_nothing_about_an_order_whatever_its_status(s
 @pytest.mark.parametrize("body", [b"", b" \r\n"])
 def test_an_empty_body_says_nothing_about_an_order(body):
     answer = cancel(403, body)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNANSWERED, "http_403")
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 206, 226])
 def test_a_success_other_than_200_is_not_taken_for_a_cancellation(status):
     answer = cancel(status, V2_CANCELED)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.UNANSWERED
 
 
@@ -466,11 +466,11 @@ def test_the_recorded_bodies_of_401_are_told_apart():
         }
     }
     answer = cancel(401, wrong_signature)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.KEY_REFUSED
     assert answer.problem.message == "authentication_error (INCORRECT_API_KEY_SIGNATURE)"
     late = cancel(401, {"error": {"code": "header_timestamp_expired", "message": "header timestamp expired"}})
-    assert isinstance(late, Trouble)
+    assert isinstance(late, Failure)
     assert late.meaning is Meaning.CLOCK
 
 
@@ -486,7 +486,7 @@ def test_the_recorded_bodies_of_401_are_told_apart():
 )
 def test_a_404_is_proof_only_in_the_exchanges_own_shapes(body, proof):
     answer = read(404, body)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.NOT_FOUND
     assert answer.proof is proof
 
@@ -498,7 +498,7 @@ def test_the_words_of_a_stranger_are_cut_short():
         {"error": {"code": "y" * 9999, "message": "x" * 9999}},
     ):
         answer = cancel(500, body)
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert len(answer.problem.message) <= 300
         assert len(answer.problem.code) <= 300
 
@@ -525,9 +525,9 @@ def test_each_order_of_a_batch_has_its_own_answer_matched_by_id_whatever_the_ord
     )
     assert isinstance(answers, dict)
     assert answers[OURS] == Canceled(Decimal(5), 1_715_793_660_456, None)
-    assert isinstance(answers[OTHER], Trouble)
+    assert isinstance(answers[OTHER], Failure)
     assert (answers[OTHER].meaning, answers[OTHER].problem.code) == (Meaning.UNANSWERED, "unmentioned")
-    assert isinstance(answers[THIRD], Trouble)
+    assert isinstance(answers[THIRD], Failure)
     assert (answers[THIRD].meaning, answers[THIRD].problem.code) == (Meaning.NOT_FOUND, "not_found")
     assert list(answers) == [OURS, OTHER, THIRD]
 
@@ -567,7 +567,7 @@ def test_a_v1_batch_brings_whole_orders(entry):
 def test_an_error_in_a_batch_means_that_it_was_not_applied(error, meaning, count):
     answers = batch(200, {"orders": [{"order_id": OURS, **count, "error": error}]})
     assert isinstance(answers, dict)
-    assert isinstance(answers[OURS], Trouble)
+    assert isinstance(answers[OURS], Failure)
     assert answers[OURS].meaning is meaning
     assert not answers[OURS].may_have_taken_effect
 
@@ -576,7 +576,7 @@ def test_an_error_in_a_batch_means_that_it_was_not_applied(error, meaning, count
 def test_an_error_in_a_batch_beside_a_count_contradicts_itself(error):
     answers = batch(200, {"orders": [{"order_id": OURS, "reduced_by": "5.00", "error": error}]})
     assert isinstance(answers, dict)
-    assert isinstance(answers[OURS], Trouble)
+    assert isinstance(answers[OURS], Failure)
     assert answers[OURS].meaning is Meaning.UNCLEAR
     assert answers[OURS].may_have_taken_effect
 
@@ -592,7 +592,7 @@ def test_a_field_for_errors_that_is_empty_is_no_error(error):
 @pytest.mark.parametrize("body", [b"", HTML, b"[]", {}, {"orders": None}, {"orders": {}}, b'{"orders":[' * 9])
 def test_a_batch_answer_that_is_no_list_of_orders_is_unanswered_as_a_whole(body):
     answer = batch(200, body)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.UNANSWERED
 
 
@@ -601,7 +601,7 @@ def test_a_batch_answer_that_is_no_list_of_orders_is_unanswered_as_a_whole(body)
 )
 def test_a_batch_can_fail_as_a_whole(status, meaning):
     answer = batch(status, {"error": {"code": "some_code", "message": "words"}})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is meaning
 
 
@@ -632,7 +632,7 @@ def test_a_batch_can_fail_as_a_whole(status, meaning):
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_retry_after_is_honoured_as_far_as_it_is_believed(status, header, seconds):
     answer = cancel(status, {"code": "too_many_requests", "message": "words"}, retry_after=header)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.retry_after_s == seconds
 
 
@@ -648,7 +648,7 @@ def test_a_retry_after_that_is_a_date_counts_from_the_answers_own_date(until, se
     answer = cancel(
         429, {"error": "too many requests"}, retry_after=until, date="Sun, 22 Nov 2026 13:00:00 GMT"
     )
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.retry_after_s == seconds
 
 
@@ -657,13 +657,13 @@ def test_a_retry_after_that_is_a_date_counts_from_the_known_clock_where_the_answ
         until = {"retry-after": "Sun, 22 Nov 2026 13:00:04 GMT"}
         busy = Reply(429, {**headers, **until}, b'{"error": "too many requests"}', clock_s=1_795_352_402.5)
         answer = decipher_cancel(OURS, busy)
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert answer.retry_after_s == 1.5
 
 
 def test_without_a_retry_after_there_is_no_wish():
     answer = cancel(429, {"error": "too many requests"})
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.retry_after_s is None
 
 
@@ -730,7 +730,7 @@ def test_a_read_shows_the_order():
 )
 def test_a_read_without_our_order_in_it_is_unanswered_and_says_what_is_wrong(body, why):
     answer = read(200, body)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert (answer.meaning, answer.problem.code) == (Meaning.UNANSWERED, "garbage")
     assert answer.problem.message.startswith(why)
 
@@ -769,7 +769,7 @@ def test_a_listing_without_a_list_and_without_a_cursor_is_an_empty_page(body):
 )
 def test_what_is_no_page_of_a_listing_is_never_an_empty_one(body):
     answer = decipher_list(reply(200, body))
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.UNANSWERED
 
 
@@ -952,7 +952,7 @@ def test_no_reply_makes_deciphering_raise_or_report_a_cancellation_that_it_does_
         assert answer.reduced_by in proves_a_cancellation(received)
         assert answer.order is None or answer.order.order_id == OURS
     else:
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, Failure)
         assert len(answer.problem.message) <= 300
     shown = decipher_read(OURS, received)
     if isinstance(shown, Order):
@@ -960,9 +960,9 @@ def test_no_reply_makes_deciphering_raise_or_report_a_cancellation_that_it_does_
         assert shown.order_id == OURS
         json.dumps(shown.fields(), allow_nan=False)
     else:
-        assert isinstance(shown, Trouble)
+        assert isinstance(shown, Failure)
     facts = decipher_object(received)
-    assert isinstance(facts, Trouble | dict)
+    assert isinstance(facts, Failure | dict)
     server_time_s(compose_read(OURS), received)
 
 
@@ -976,7 +976,7 @@ entries = (
 @given(st.lists(entries, max_size=4), st.sampled_from([200, 200, 200, 201, 404, 429, 500]))
 def test_no_batch_reply_makes_deciphering_raise_or_report_a_cancellation_that_no_entry_proves(shown, status):
     answers = batch(status, {"orders": shown})
-    if isinstance(answers, Trouble):
+    if isinstance(answers, Failure):
         return  # an answer that is unreadable somewhere is unreadable as a whole
     assert set(answers) == {OURS, OTHER, THIRD}
     answer = answers[OURS]

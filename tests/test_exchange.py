@@ -21,9 +21,9 @@ from kalshi_cancel.exchange.protocol import (
     LIST_ONE_ORDER,
     Canceled,
     Dialect,
+    Failure,
     Meaning,
     Routing,
-    Trouble,
 )
 from kalshi_cancel.exchange.signing import RequestSigner
 from kalshi_cancel.exchange.transport import Transport
@@ -91,7 +91,7 @@ def canceled(exchange, order_id, routing=HERE):
 
 def troubled(exchange, order_id, routing=HERE, *, time_left_s=TIME_LEFT_S):
     answer = exchange.cancel(order_id, routing, time_left_s=time_left_s)
-    assert isinstance(answer, Trouble), answer
+    assert isinstance(answer, Failure), answer
     return answer
 
 
@@ -177,7 +177,7 @@ def test_a_read_shows_the_order_in_either_generation_of_fields(connect, control)
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else value.name,
 )
-def test_whatever_goes_wrong_is_a_trouble_with_a_meaning_and_is_not_asked_twice(
+def test_whatever_goes_wrong_is_a_failure_with_a_meaning_and_is_not_asked_twice(
     connect, control, fault, meaning
 ):
     control.place("o-1")
@@ -203,7 +203,7 @@ def test_a_call_has_a_deadline_of_its_own_however_much_time_is_left(connect, con
     started = time.monotonic()
     assert troubled(exchange, "o-1", time_left_s=float("inf")).meaning is Meaning.UNANSWERED
     fetched = exchange.fetch(ACCOUNT_LIMITS)
-    assert isinstance(fetched, Trouble)
+    assert isinstance(fetched, Failure)
     assert time.monotonic() - started < 9.0, "without that two calls would take 10 s"
     control.clear_faults()
 
@@ -257,7 +257,7 @@ def test_an_order_whose_entry_of_a_batch_is_spoilt_is_never_called_canceled(conn
     control.fault(**fault, order_id="o-1", times=1)
     answers = connect().cancel_batch([("o-1", HERE), ("o-2", HERE)], time_left_s=TIME_LEFT_S)
     assert isinstance(answers, dict)
-    assert isinstance(answers["o-1"], Trouble)
+    assert isinstance(answers["o-1"], Failure)
     assert answers["o-1"].meaning is meaning
     assert isinstance(answers["o-2"], Canceled)
 
@@ -271,7 +271,7 @@ def test_a_v1_batch_speaks_v1_and_moves_on_when_it_is_retired(connect, control, 
     assert all(isinstance(answer, Canceled) for answer in answers.values())
     control.configure(v1="retired")
     retired = exchange.cancel_batch([("o-2", HERE)], time_left_s=TIME_LEFT_S)
-    assert isinstance(retired, Trouble)
+    assert isinstance(retired, Failure)
     assert (retired.meaning, exchange.dialect) == (Meaning.RETIRED, Dialect.V2)
     assert len(loud(caplog)) == 1
 
@@ -291,7 +291,7 @@ def test_a_batch_can_fail_as_a_whole(connect, control, fault, meaning):
     control.place("o-1")
     control.fault(**fault, operation="batch", times=1)
     answer = connect().cancel_batch([("o-1", HERE)], time_left_s=TIME_LEFT_S)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is meaning
 
 
@@ -506,9 +506,9 @@ def test_a_warm_up_opens_a_connection_and_measures_the_clock(connect, control):
     assert len({call["connection"] for call in control.calls()}) == 1
 
 
-def test_a_warm_up_of_an_exchange_that_is_away_is_a_trouble(connect):
+def test_a_warm_up_of_an_exchange_that_is_away_is_a_failure(connect):
     answer = connect(url="http://127.0.0.1:9").warm_up()
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.NOT_SENT
 
 

@@ -598,7 +598,7 @@ def test_a_priority_of_the_producers_own_is_served(worker, control, celery_produ
     assert sent.get(timeout=PATIENCE_S)["outcome"] == "canceled"
 
 
-def test_a_forged_sign_that_an_order_is_in_the_book_invents_nothing(push, control, client, order_id):
+def test_a_forged_sign_that_an_order_is_in_the_store_invents_nothing(push, control, client, order_id):
     control.place(order_id)
     push(envelope([[], {"order_id": order_id}, {}], headers={"kalshi_entered": 1, "ignore_result": True}))
     serves(control, client)  # which was pushed later
@@ -606,7 +606,7 @@ def test_a_forged_sign_that_an_order_is_in_the_book_invents_nothing(push, contro
     assert control.calls(order_id=order_id) == []
 
 
-def test_a_forged_sign_that_an_order_is_in_the_book_leaves_no_waiter_without_an_answer(
+def test_a_forged_sign_that_an_order_is_in_the_store_leaves_no_waiter_without_an_answer(
     push, control, celery_producer, order_id
 ):
     control.place(order_id)

@@ -12,7 +12,7 @@ from celery import Celery
 from crew import PATIENCE_S, ids
 
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, Book, connect
+from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, CancelStore, connect
 from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"
@@ -181,15 +181,15 @@ def test_what_was_given_up_is_forgotten_when_it_is_old_and_nothing_else(own_redi
         {"REDIS_URL": own_redis.url, "KALSHI_KEY_PREFIX": f"t-{uuid.uuid4().hex}"}
     )
     with connect(settings) as server:
-        book, prefix = Book(server, settings), settings.key_prefix
+        store, prefix = CancelStore(server, settings), settings.key_prefix
         now_ms = time.time() * 1000
         life_s = DEAD_LIFE_DAYS * 86_400
         for at, age_s in enumerate((life_s + 60, life_s - 60)):
             for kind in ("dead", "aside"):
                 server.zadd(f"{prefix}:{kind}", {f"{kind}-{at}": now_ms - age_s * 1000})
                 server.hset(f"{prefix}:{kind}:{kind}-{at}", "request", "{}")
-        assert (book.forget_dead(), book.forget_dead()) == (2, 0)
+        assert (store.forget_dead(), store.forget_dead()) == (2, 0)
         left = {key.removeprefix(f"{prefix}:") for key in server.scan_iter(f"{prefix}:*")}
         assert left == {"dead", "dead:dead-1", "aside", "aside:aside-1"}
         assert server.zrange(f"{prefix}:dead", 0, -1) == ["dead-1"]
-        assert [each.order_id for each in book.dead_letters()] == ["dead-1", "aside-1"]
+        assert [each.order_id for each in store.dead_letters()] == ["dead-1", "aside-1"]

@@ -13,10 +13,10 @@ import pytest
 from crew import ids
 
 from kalshi_cancel.cli.exits import Exit
-from kalshi_cancel.client import BookError, CancelClient, Lost, NotSettled
+from kalshi_cancel.client import CancelClient, Lost, NotSettled, StoreError
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, GiveUp, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, GiveUp, Settle, connect
 from trials.stack import ROOT, RedisServer, wait_until
 
 PATIENCE_S = 30.0
@@ -39,9 +39,9 @@ def client(forgetful):
 
 
 @pytest.fixture
-def book(forgetful):
+def store(forgetful):
     settings = RedisSettings.at(forgetful.url)
-    return Book(connect(settings), settings)
+    return CancelStore(connect(settings), settings)
 
 
 def flush(server):
@@ -61,7 +61,7 @@ def waiting(wait):
     def run():
         try:
             told.append(wait())
-        except (BookError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             told.append(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -115,12 +115,12 @@ def test_a_wait_that_has_no_time_looks_all_the_same(forgetful, client):
         assert told.value.order_ids == pending.order_ids
 
 
-def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(forgetful, client, book):
+def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(forgetful, client, store):
     gone, settled, rests = ids(3)
     pending = client.cancel_many([gone, settled, rests])
-    for entry in book.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
+    for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == settled:
-            book.conclude([Settle(entry, CancelResult(settled, Outcome.CANCELED))])
+            store.conclude([Settle(entry, CancelResult(settled, Outcome.CANCELED))])
     with forgetful.client() as redis:
         redis.delete(f"{PREFIX}:entry:{gone}")
     got = []
@@ -136,12 +136,12 @@ def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(for
     assert open_still.value.order_ids == (gone, rests)
 
 
-def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, book):
+def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, store):
     dead, rests = ids(2)
     pending = client.cancel_many([dead, rests])
-    for entry in book.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
+    for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == dead:
-            book.conclude([GiveUp(entry, "")])
+            store.conclude([GiveUp(entry, "")])
     with forgetful.client() as redis:
         redis.delete(f"celery-task-meta-cancel:{dead}")  # as after its life
     with pytest.raises(NotSettled) as told:
@@ -171,7 +171,7 @@ def test_redis_away_at_the_end_of_a_wait_is_told_as_that(forgetful, client, orde
     pending = client.cancel(order_id)
     forgetful.kill()
     try:
-        with pytest.raises(BookError) as told:
+        with pytest.raises(StoreError) as told:
             pending.result(timeout=0.5)
     finally:
         forgetful.start()
@@ -190,9 +190,9 @@ def test_an_outage_that_loses_nothing_ends_no_wait(tmp_path, order_id):
             wait_until(lambda: time.monotonic() - down > 4.0, what="longer than between two looks")
             server.start()
             settings = RedisSettings.at(server.url)
-            book = Book(connect(settings), settings)
-            [entry] = book.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
-            book.conclude([Settle(entry, CancelResult(order_id, Outcome.CANCELED))])
+            store = CancelStore(connect(settings), settings)
+            [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
+            store.conclude([Settle(entry, CancelResult(order_id, Outcome.CANCELED))])
             assert told().outcome == "canceled"
     finally:
         server.stop()

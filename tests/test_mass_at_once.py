@@ -9,7 +9,7 @@ from crew import PATIENCE_S, about_orders, ids
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, Known, connect
+from kalshi_cancel.store.cancels import CancelStore, Known, connect
 from trials.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}
@@ -262,7 +262,7 @@ def test_a_listing_does_not_wait_for_the_read_backs_of_thousands(crew):
     with crew.apart() as apart:
         settings = RedisSettings.from_env({"REDIS_URL": apart.url})
         with connect(settings) as server:
-            Book(server, settings).accept(
+            CancelStore(server, settings).accept(
                 [CancelRequest(each) for each in executed],
                 lane=Lane.RISK,
                 default_deadline_s=600,

@@ -15,8 +15,8 @@ from crew import PATIENCE_S
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, Fence, Fenced, GiveUp, Settle, connect
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, GiveUp, Settle, connect
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from trials.stack import wait_until
@@ -208,7 +208,7 @@ def server(own_redis):
 @pytest.fixture
 def request_id(server, settings):
     request = MassRequest.parse({"scope": EVERYTHING})
-    Masses(server, settings).enter(request)
+    MassCancels(server, settings).enter(request)
     return request.request_id
 
 
@@ -269,7 +269,7 @@ def test_a_report_is_written_once(server, settings, request_id):
     claim = take(server, settings, request_id)
     claim.finish({"flat": True}, {})
     claim.finish({"flat": False}, {})  # as after a lost answer
-    assert Masses(server, settings).report(request_id) == {"flat": True}
+    assert MassCancels(server, settings).report(request_id) == {"flat": True}
     assert MassClaims(server, settings, name="host:2").take(request_id) is None
 
 
@@ -294,14 +294,14 @@ def test_a_token_is_never_given_out_twice_even_if_redis_forgets(server, settings
 
 
 def test_what_redis_loses_between_two_looks_counts_as_open_again(server, settings, request_id):
-    claim, book = take(server, settings, request_id), Book(server, settings)
+    claim, store = take(server, settings, request_id), CancelStore(server, settings)
     request = MassRequest.parse({"request_id": request_id, "scope": {"order_ids": ["order-1", "order-2"]}})
     means = Means(
-        book=book,
-        masses=Masses(server, settings),
+        store=store,
+        mass_cancels=MassCancels(server, settings),
         exchange=None,
         pacer=None,
-        call_hands=lambda _lane, _messages: None,
+        call_senders=lambda _lane, _messages: None,
         read_lag_s=0.5,
         stopping=threading.Event(),
     )
@@ -311,51 +311,51 @@ def test_what_redis_loses_between_two_looks_counts_as_open_again(server, setting
     server.delete(*server.scan_iter(f"{settings.key_prefix}:*"))
     assert (claim.still_open(), claim.has_lost) == ((0, 0), True), "put back, and no order has an entry"
     entering.lost(but=["order-2"])
-    assert book.open_cancel("order-1") is not None
+    assert store.open_cancel("order-1") is not None
     assert claim.still_open() == (1, 0)
 
 
 def test_orders_are_entered_with_a_valid_claim_only(server, settings, request_id):
-    book = Book(server, settings)
+    store = CancelStore(server, settings)
     claim = take(server, settings, request_id)
     request = CancelRequest("order-1", request_id=request_id)
     with pytest.raises(Fenced):
-        book.accept([request], lane=Lane.RISK, default_deadline_s=1.0, fence=Fence(request_id, "0"))
-    assert book.open_cancel("order-1") is None
-    book.accept([request], lane=Lane.RISK, default_deadline_s=1.0, fence=claim.fence)
-    assert book.open_cancel("order-1") is not None
+        store.accept([request], lane=Lane.RISK, default_deadline_s=1.0, fence=Fence(request_id, "0"))
+    assert store.open_cancel("order-1") is None
+    store.accept([request], lane=Lane.RISK, default_deadline_s=1.0, fence=claim.fence)
+    assert store.open_cancel("order-1") is not None
 
 
 def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, settings, request_id):
     from kalshi_cancel.model.orders import Problem  # noqa: PLC0415
     from worker.mass.entering import _not_asked_for  # noqa: PLC0415
 
-    book = Book(server, settings)
+    store = CancelStore(server, settings)
     claim = take(server, settings, request_id)
     mine = [CancelRequest(name, request_id=request_id, requested_by="risk") for name in ("free", "wanted")]
-    book.accept(mine, lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
+    store.accept(mine, lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
     other = CancelRequest("wanted", requested_by="mm")
     foreign = CancelRequest("foreign", requested_by="mm")
-    book.accept([other, foreign], lane=Lane.STRATEGY, default_deadline_s=9.0)
+    store.accept([other, foreign], lane=Lane.STRATEGY, default_deadline_s=9.0)
     in_hand = CancelRequest("in-hand", request_id=request_id)
-    book.accept([in_hand], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
+    store.accept([in_hand], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
     names = ("free", "wanted", "foreign", "gone")
     done = claim.withdraw([_not_asked_for(each, Problem("forbidden", "no", 403)) for each in names])
     assert done == 1
-    result = book.record("free")
+    result = store.record("free")
     assert (result.outcome, result.attempts, result.error.code) == ("refused", 0, "forbidden")
     assert result.requested_by == ("risk",)
-    assert book.open_cancel("free") is None
+    assert store.open_cancel("free") is None
     for still in ("wanted", "foreign", "in-hand"):
-        assert book.open_cancel(still) is not None
+        assert store.open_cancel(still) is not None
     assert server.zscore(f"{settings.key_prefix}:deadline", "free") is None
 
 
 # -- what is settled, and what is lost, while the report is made
 
 
-class SettledMeanwhile(Book):
-    """A book in which somebody else settles an order between two looks."""
+class SettledMeanwhile(CancelStore):
+    """A store in which somebody else settles an order between two looks."""
 
     settle = staticmethod(lambda: None)
 
@@ -368,31 +368,31 @@ class SettledMeanwhile(Book):
 def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_open(own_redis):
     settings = RedisSettings.from_env({"REDIS_URL": own_redis.url, "KALSHI_KEY_PREFIX": "report"})
     server = connect(settings)
-    book, masses = SettledMeanwhile(server, settings), Masses(server, settings)
+    store, mass_cancels = SettledMeanwhile(server, settings), MassCancels(server, settings)
     request = MassRequest.parse({"scope": {"order_ids": ["late", "dead", "lost"]}})
-    masses.enter(request)
+    mass_cancels.enter(request)
     claim = MassClaims(server, settings, name="a-runner").take(request.request_id)
     claim.add_orders(dict.fromkeys(("late", "dead", "lost"), Planned(Decimal(10), Decimal(0))))
-    book.accept([CancelRequest("late"), CancelRequest("dead")], lane=Lane.RISK, default_deadline_s=60)
+    store.accept([CancelRequest("late"), CancelRequest("dead")], lane=Lane.RISK, default_deadline_s=60)
     entries = {
         each.order_id: each
-        for each in book.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
+        for each in store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
     }
-    book.conclude([GiveUp(entries.pop("dead"), "")])
+    store.conclude([GiveUp(entries.pop("dead"), "")])
     result = CancelResult("late", Outcome.CANCELED, reduced_by=Decimal(10))
     pacer = Pacer(server, settings.key_prefix, Limits(100, 200, 100, 200))
     means = Means(
-        book=book,
-        masses=masses,
+        store=store,
+        mass_cancels=mass_cancels,
         exchange=None,
         pacer=pacer,
-        call_hands=lambda _lane, _waiting: None,
+        call_senders=lambda _lane, _waiting: None,
         read_lag_s=0.5,
         stopping=threading.Event(),
     )
     account = Account(request, claim, means)
     account.make_plan(None, after_s=0.0, command=None)
-    book.settle = lambda: entries and book.conclude([Settle(entries.pop("late"), result)])
+    store.settle = lambda: entries and store.conclude([Settle(entries.pop("late"), result)])
     report = account.report(Findings("its time was over"))
     assert report["affected"] == [{"order_id": "late", "reduced_by": "10.00"}]
     assert {each["order_id"]: each["reason"] for each in report["not_affected"]} == {

@@ -15,18 +15,18 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.exchange.protocol import Meaning, Trouble
+from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, GiveUp
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.cancels import CancelStore, GiveUp
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect
-from kalshi_cancel.store.stats import ENDS, Fleet
+from kalshi_cancel.store.stats import ENDS, Stats
 from trials.stack import ROOT, Stack, free_port, wait_until
-from worker.dispatch.events import CallMade, tell_all
+from worker.dispatch.events import CallMade, emit_to_all
 from worker.mass.report import in_short
 from worker.telemetry.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
 
@@ -165,7 +165,7 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     own.control.fault("drop_before", how="reset")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many(ids(10))
-        wait_until(lambda: Scrape(port).value("gate_state", state="unreachable") == 1, what="a closed gate")
+        wait_until(lambda: Scrape(port).value("gate_state", state="unreachable") == 1, what="an open breaker")
         assert Scrape(port).value("gate_open") == 0
         ready = requests.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S)
         assert (ready.status_code, ready.json()["breaker"]) == (503, "unreachable")
@@ -250,111 +250,114 @@ def settings(own_redis):
 
 
 @pytest.fixture
-def book(settings):
+def store(settings):
     with connect(settings) as client:
-        yield Book(client, settings)
+        yield CancelStore(client, settings)
 
 
 @pytest.fixture
-def fleet(settings):
+def stats(settings):
     with connect(settings) as client:
-        yield Fleet(client, settings)
+        yield Stats(client, settings)
 
 
-def enter(book, number, lane=Lane.STRATEGY, deadline_s=60.0):
+def enter(store, number, lane=Lane.STRATEGY, deadline_s=60.0):
     order_ids = ids(number)
-    book.accept([CancelRequest(each) for each in order_ids], lane=lane, default_deadline_s=deadline_s)
+    store.accept([CancelRequest(each) for each in order_ids], lane=lane, default_deadline_s=deadline_s)
     return order_ids
 
 
-def make_older(book, order_id, *, by_s):
+def make_older(store, order_id, *, by_s):
     """Has the entry be older than it is."""
-    key = f"{book._prefix}:entry:{order_id}"
-    book._server.hset(key, "accepted_ms", int(book._server.hget(key, "accepted_ms")) - by_s * 1000)
+    key = f"{store._prefix}:entry:{order_id}"
+    store._server.hset(key, "accepted_ms", int(store._server.hget(key, "accepted_ms")) - by_s * 1000)
 
 
-def take(book, at_most):
-    return book.claim([Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
+def take(store, at_most):
+    return store.claim([Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
 
 
-def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_in_a_hand(book, fleet):
-    assert all((lane.open, lane.oldest_age_s) == (0, 0) for lane in fleet.look().lanes.values())
-    waiting = enter(book, 3)
-    enter(book, 2, Lane.RISK)
-    make_older(book, waiting[0], by_s=100)
-    lanes = fleet.look().lanes
+def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_in_a_hand(store, stats):
+    assert all((lane.open, lane.oldest_age_s) == (0, 0) for lane in stats.look().lanes.values())
+    waiting = enter(store, 3)
+    enter(store, 2, Lane.RISK)
+    make_older(store, waiting[0], by_s=100)
+    lanes = stats.look().lanes
     assert (lanes[Lane.STRATEGY].open, lanes[Lane.RISK].open) == (3, 2)
     assert 100 <= lanes[Lane.STRATEGY].oldest_age_s < 100 + PATIENCE_S
     assert lanes[Lane.RISK].oldest_age_s < PATIENCE_S
-    assert len(take(book, 3)) == 3
-    enter(book, 2 * ENDS)
-    lanes = fleet.look().lanes
+    assert len(take(store, 3)) == 3
+    enter(store, 2 * ENDS)
+    lanes = stats.look().lanes
     assert lanes[Lane.STRATEGY].open == 2 * ENDS + 3
     assert lanes[Lane.STRATEGY].oldest_age_s >= 100
 
 
-def test_what_is_accepted_is_read_where_it_is_counted(book, fleet):
-    book._server.hset(f"{book._prefix}:counts", mapping={"accepted:risk": 3})
-    lanes = fleet.look().lanes
+def test_what_is_accepted_is_read_where_it_is_counted(store, stats):
+    store._server.hset(f"{store._prefix}:counts", mapping={"accepted:risk": 3})
+    lanes = stats.look().lanes
     assert (lanes[Lane.RISK].accepted, lanes[Lane.STRATEGY].accepted) == (3, 0)
 
 
-def test_those_whose_waiters_were_told_are_unresolved_and_what_is_given_up_is_a_dead_letter(book, fleet):
-    enter(book, 4)
-    [entry] = take(book, 1)
-    enter(book, 1, deadline_s=0.001)
-    overdue = wait_until(lambda: book.overdue(at_most=9), what="an overdue one")
-    assert book.report([CancelResult(each.order_id, Outcome.UNRESOLVED) for each in overdue]) == 1
-    state = fleet.look()
+def test_those_whose_waiters_were_told_are_unresolved_and_what_is_given_up_is_a_dead_letter(store, stats):
+    enter(store, 4)
+    [entry] = take(store, 1)
+    enter(store, 1, deadline_s=0.001)
+    overdue = wait_until(lambda: store.overdue(at_most=9), what="an overdue one")
+    assert store.report([CancelResult(each.order_id, Outcome.UNRESOLVED) for each in overdue]) == 1
+    state = stats.look()
     assert (state.unresolved, state.dead_letters) == (1, 0)
-    book._server.zrem(f"{book._prefix}:deadline", entry.order_id)  # as if its waiters had been told
-    book.conclude([GiveUp(entry, "")])
-    state = fleet.look()
+    store._server.zrem(f"{store._prefix}:deadline", entry.order_id)  # as if its waiters had been told
+    store.conclude([GiveUp(entry, "")])
+    state = stats.look()
     assert (state.unresolved, state.dead_letters, state.lanes[Lane.STRATEGY].open) == (1, 1, 4)
 
 
-def test_the_buckets_are_those_of_the_account_and_of_the_shards_in_use(book, fleet, settings):
-    assert fleet.look().buckets == {}  # nobody knows the limits yet
-    pacer = Pacer(book._server, settings.key_prefix, Limits(200, 200, 100, 100))
+def test_the_buckets_are_those_of_the_account_and_of_the_shards_in_use(store, stats, settings):
+    assert stats.look().buckets == {}  # nobody knows the limits yet
+    pacer = Pacer(store._server, settings.key_prefix, Limits(200, 200, 100, 100))
     pacer.set_limits(pacer.limits)
-    book.accept([CancelRequest("a", exchange_index=3)], lane=Lane.RISK, default_deadline_s=9)
+    store.accept([CancelRequest("a", exchange_index=3)], lane=Lane.RISK, default_deadline_s=9)
     assert pacer.take("write", 50) == 0
     pacer.correct("read", 2, taken_at=time.monotonic())
-    buckets = fleet.look().buckets
+    buckets = stats.look().buckets
     assert sorted(buckets) == ["read", "write", "write:3"]
     assert buckets["write"].tokens < buckets["write"].capacity == 80
     assert buckets["write:3"].tokens == buckets["write:3"].capacity
     assert (buckets["read"].refused, buckets["write"].refused) == (1, 0)
 
 
-def test_waiting_messages_are_counted_whatever_their_priority(book, fleet, settings):
-    before = fleet.look().queues
-    book._server.lpush(f"{settings.celery_prefix}risk", "m")
-    book._server.lpush(f"{settings.celery_prefix}risk\x06\x166", "m", "m")
-    after = fleet.look().queues
+def test_waiting_messages_are_counted_whatever_their_priority(store, stats, settings):
+    before = stats.look().queues
+    store._server.lpush(f"{settings.celery_prefix}risk", "m")
+    store._server.lpush(f"{settings.celery_prefix}risk\x06\x166", "m", "m")
+    after = stats.look().queues
     assert (after["risk"] - before["risk"], after["cancels"] - before["cancels"]) == (3, 0)
 
 
-def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(book, fleet, settings):
-    masses, claims = Masses(book._server, settings), MassClaims(book._server, settings, name="host:1")
+def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(store, stats, settings):
+    mass_cancels, claims = (
+        MassCancels(store._server, settings),
+        MassClaims(store._server, settings, name="host:1"),
+    )
     wish = {"scope": {"everything": True}, "reason": '"flat": true'}
     running, *ended = (MassRequest.parse(wish) for _ in range(4))
     for request in (running, *ended):
-        masses.enter(request)
-    assert fleet.look().masses == {"running": 4, "flat": 0, "not_flat": 0}
+        mass_cancels.enter(request)
+    assert stats.look().mass_cancels == {"running": 4, "flat": 0, "not_flat": 0}
     for request, flat, dry in zip(ended, (True, False, False), (False, False, True), strict=True):
         report = {**request.to_json(), "dry_run": dry, "flat": flat}
         claims.take(request.request_id).finish(report, in_short(report))
     for _ in range(2):  # also from memory
-        assert fleet.look().masses == {"running": 1, "flat": 1, "not_flat": 1}
+        assert stats.look().mass_cancels == {"running": 1, "flat": 1, "not_flat": 1}
 
 
 # -- in small
 
 
 def call(code):
-    trouble = Trouble(Meaning.UNCLEAR, Problem(code, "", 418))
-    return CallMade("cancel", ("a",), Lane.RISK, trouble, 0.01, "write", 2.0)
+    failure = Failure(Meaning.UNCLEAR, Problem(code, "", 418))
+    return CallMade("cancel", ("a",), Lane.RISK, failure, 0.01, "write", 2.0)
 
 
 def test_a_strangers_codes_do_not_become_ever_more_series():
@@ -373,10 +376,10 @@ def test_a_strangers_codes_do_not_become_ever_more_series():
 def test_a_listener_that_fails_stops_neither_the_work_nor_the_others(caplog):
     heard = []
 
-    def fail(_notice):
+    def fail(_event):
         raise OSError("the disk is gone")
 
-    tell_all([fail, heard.append])(call("x"))
+    emit_to_all([fail, heard.append])(call("x"))
     assert heard == [call("x")]
     assert "what happened could not be noted" in caplog.text
 

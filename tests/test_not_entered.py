@@ -15,11 +15,11 @@ from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.worker import WorkerSettings
-from kalshi_cancel.store.cancels import Book
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.rate_limits import Limits, Pacer
-from kalshi_cancel.store.scripts import BookError, can_pass, connect
+from kalshi_cancel.store.scripts import StoreError, can_pass, connect
 from trials.stack import wait_until
-from worker.dispatch.dispatcher import Desk
+from worker.dispatch.dispatcher import Dispatcher
 
 HANDS = 4
 MORE_THAN_THREADS = 40
@@ -158,13 +158,13 @@ def test_results_that_are_never_taken_keep_no_other_from_being_stored_and_are_ke
 
 
 @pytest.fixture
-def desk(stack):
-    """A desk whose Redis is gone."""
+def dispatcher(stack):
+    """A dispatcher whose Redis is gone."""
     environment = {**stack.environment, "REDIS_URL": "redis://127.0.0.1:1/0"}
     settings = WorkerSettings.from_env(environment)
     server = connect(settings.redis)
-    return Desk(
-        Book(server, settings.redis),
+    return Dispatcher(
+        CancelStore(server, settings.redis),
         Exchange.from_settings(settings),
         Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
         cancel_deadline_s=1,
@@ -185,30 +185,30 @@ def counted(error):
     return ask, asked
 
 
-def test_what_can_pass_is_tried_for_a_while_and_then_goes_back(desk, monkeypatch):
+def test_what_can_pass_is_tried_for_a_while_and_then_goes_back(dispatcher, monkeypatch):
     monkeypatch.setattr("worker.dispatch.dispatcher.PATIENT_S", 0.5)
-    ask, asked = counted(BookError("gone", may_be_accepted=False))
-    with pytest.raises(BookError, match="gone"):
-        desk.until_done(ask)
+    ask, asked = counted(StoreError("gone", may_be_accepted=False))
+    with pytest.raises(StoreError, match="gone"):
+        dispatcher.until_done(ask)
     assert len(asked) > 2
     request = CancelRequest("an-order")
-    with pytest.raises(BookError) as gone:
-        desk.until_done(lambda: desk.enter([request], lane=Lane.RISK))
+    with pytest.raises(StoreError) as gone:
+        dispatcher.until_done(lambda: dispatcher.enter([request], lane=Lane.RISK))
     assert gone.value.can_pass
 
 
-def test_what_cannot_pass_is_tried_once(desk):
-    ask, asked = counted(BookError("no", may_be_accepted=False, can_pass=False))
-    with pytest.raises(BookError, match="no"):
-        desk.until_done(ask)
+def test_what_cannot_pass_is_tried_once(dispatcher):
+    ask, asked = counted(StoreError("no", may_be_accepted=False, can_pass=False))
+    with pytest.raises(StoreError, match="no"):
+        dispatcher.until_done(ask)
     assert len(asked) == 1
 
 
-def test_a_worker_that_ends_waits_for_nothing(desk):
-    ask, asked = counted(BookError("gone", may_be_accepted=False))
-    desk.stop()
-    with pytest.raises(BookError, match="gone"):
-        desk.until_done(ask)
+def test_a_worker_that_ends_waits_for_nothing(dispatcher):
+    ask, asked = counted(StoreError("gone", may_be_accepted=False))
+    dispatcher.stop()
+    with pytest.raises(StoreError, match="gone"):
+        dispatcher.until_done(ask)
     assert len(asked) == 1
 
 

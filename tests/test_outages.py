@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S
 
-from kalshi_cancel.client import BookError
+from kalshi_cancel.client import StoreError
 from trials.stack import free_port, wait_until
 
 RESUMED_S = 3.0  # promised after Redis is back
@@ -44,7 +44,7 @@ def one_more_within(crew, seconds):
         try:
             pending = crew.client.cancel(order_id)
             break
-        except BookError:
+        except StoreError:
             assert time.monotonic() - asked < seconds
     assert pending.result(timeout=PATIENCE_S).outcome == "canceled"
     took_s = time.monotonic() - asked
@@ -78,7 +78,7 @@ def test_redis_silent_for_three_seconds_loses_nothing_and_work_resumes(crew):
     crew.wait_many_sent(10)
     with crew.frozen(crew.redis.part):
         silent = time.monotonic()
-        with pytest.raises(BookError) as told:
+        with pytest.raises(StoreError) as told:
             crew.client.cancel(order_ids[0])
         assert told.value.may_be_accepted
         assert time.monotonic() - silent <= PRODUCER_S
@@ -113,7 +113,7 @@ def test_a_redis_that_refuses_writes_is_told_to_producers_and_waited_out_by_work
         else:
             server.replicaof("127.0.0.1", free_port())
         refused = time.monotonic()
-        with pytest.raises(BookError) as told:
+        with pytest.raises(StoreError) as told:
             crew.client.cancel(fresh)
         assert not told.value.may_be_accepted
         assert time.monotonic() - refused <= PRODUCER_S
@@ -180,7 +180,7 @@ def test_an_exchange_that_is_gone_is_not_hammered_and_work_resumes_within_two_se
     crew.stack.exchange.kill()
     try:
         crew.client.cancel_many(patient(order_ids))
-        wait_until(lambda: held_back(crew) == {"unreachable"}, within_s=PATIENCE_S, what="the gate closed")
+        wait_until(lambda: held_back(crew) == {"unreachable"}, within_s=PATIENCE_S, what="the breaker opened")
         held = wait_while_held(crew.client, seconds=5.0)
         assert len(held) == 50
         assert max(each.progress.attempts for each in held) <= 12
@@ -199,13 +199,13 @@ def test_a_paused_exchange_is_asked_for_its_status_and_cancels_go_on_in_order_wh
     crew, pause_status
 ):
     order_ids = sorted(crew.place(60))  # accepted in one step, so equally old, they are served by their ids
-    with crew.apart("-c", "1") as apart:  # one hand: what it claims in order, it sends in order
+    with crew.apart("-c", "1") as apart:  # one sender: what it claims in order, it sends in order
         apart.start()
         client = apart.client
         crew.control.configure(exchange_paused=True, pause_status=pause_status)
         pending = client.cancel_many(patient(order_ids))
         closed = lambda: set(client.held_back().values()) == {"paused"}  # noqa: E731 - a condition
-        wait_until(closed, within_s=PATIENCE_S, what="the gate closed")
+        wait_until(closed, within_s=PATIENCE_S, what="the breaker opened")
         before = len(crew.cancels())
         [impatient] = crew.place()
         told = client.cancel(impatient, deadline_s=0.1).result(PATIENCE_S)

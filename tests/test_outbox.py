@@ -1,4 +1,4 @@
-"""The line on the way out: one hand at a time, which serves those behind it; nobody is left standing."""
+"""The line on the way out: one sender at a time, which serves those behind it; nobody is left standing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from trials.stack import wait_until
-from worker.dispatch.completions import TOGETHER_MOST, Outbox, Place
+from worker.dispatch.completions import TOGETHER_MOST, Completions, Place
 
 RISK, STRATEGY = "risk", "strategy"
 BOTH = frozenset((RISK, STRATEGY))
@@ -17,16 +17,16 @@ PATIENCE_S = 20.0
 class Hand(threading.Thread):
     """Stands in line once; at its turn it serves, and goes on, when it is told to."""
 
-    def __init__(self, outbox, takes=BOTH, orders=1):
+    def __init__(self, completions, takes=BOTH, orders=1):
         super().__init__(daemon=True)
-        self.outbox, self.place = outbox, Place(None, orders, takes)
+        self.completions, self.place = completions, Place(None, orders, takes)
         self.served = None  # the places it served, once its turn has come
         self.given = None
         self.may_serve, self.may_go_on = threading.Event(), threading.Event()
         self.start()
 
     def run(self):
-        with self.outbox.at_it(self.place) as places:
+        with self.completions.at_it(self.place) as places:
             self.served = places
             if places:
                 assert self.may_serve.wait(PATIENCE_S)
@@ -43,8 +43,8 @@ class Hand(threading.Thread):
         return self
 
 
-def in_line(outbox, *hands):
-    wait_until(lambda: [hand.place for hand in hands] == outbox._line, what="they stand in line")
+def in_line(completions, *hands):
+    wait_until(lambda: [hand.place for hand in hands] == completions._line, what="they stand in line")
 
 
 @pytest.fixture
@@ -53,25 +53,25 @@ def patient(monkeypatch):
     monkeypatch.setattr("worker.dispatch.completions.IN_LINE_MOST_S", PATIENCE_S)
 
 
-def first_at_it(outbox, **how):
-    hand = Hand(outbox, **how)
+def first_at_it(completions, **how):
+    hand = Hand(completions, **how)
     wait_until(lambda: hand.served is not None, what="it is its turn")
     return hand
 
 
-def next_two(outbox):
+def next_two(completions):
     """Two that have come while one was at it, which is gone now."""
-    first = first_at_it(outbox)
-    second = Hand(outbox)
-    in_line(outbox, second)
-    third = Hand(outbox)
-    in_line(outbox, second, third)
+    first = first_at_it(completions)
+    second = Hand(completions)
+    in_line(completions, second)
+    third = Hand(completions)
+    in_line(completions, second, third)
     assert first.ended().given == first.name
     return second, third
 
 
 def test_those_who_come_while_one_is_at_it_are_served_together_by_the_next(patient):
-    second, third = next_two(Outbox())
+    second, third = next_two(Completions())
     wait_until(lambda: second.served is not None, what="the next is at it")
     second.ended()
     third.join(PATIENCE_S)
@@ -80,7 +80,7 @@ def test_those_who_come_while_one_is_at_it_are_served_together_by_the_next(patie
 
 
 def test_a_hand_that_was_served_goes_on_while_the_one_that_served_it_is_still_at_it(patient):
-    second, third = next_two(Outbox())
+    second, third = next_two(Completions())
     second.may_serve.set()
     third.join(PATIENCE_S)
     assert third.given == second.name
@@ -89,16 +89,16 @@ def test_a_hand_that_was_served_goes_on_while_the_one_that_served_it_is_still_at
 
 
 def test_who_takes_risk_only_is_not_served_by_one_that_takes_both_but_serves_it(patient):
-    outbox = Outbox()
-    first = first_at_it(outbox)
-    both = Hand(outbox)
-    in_line(outbox, both)
-    risk_only = Hand(outbox, takes=frozenset((RISK,)))
-    in_line(outbox, both, risk_only)
+    completions = Completions()
+    first = first_at_it(completions)
+    both = Hand(completions)
+    in_line(completions, both)
+    risk_only = Hand(completions, takes=frozenset((RISK,)))
+    in_line(completions, both, risk_only)
     first.ended()
     wait_until(lambda: both.served is not None, what="the next is at it")
-    another = Hand(outbox)
-    in_line(outbox, risk_only, another)
+    another = Hand(completions)
+    in_line(completions, risk_only, another)
     assert both.ended().served == [both.place]
     wait_until(lambda: risk_only.served is not None, what="the next is at it")
     assert risk_only.ended().served == [risk_only.place, another.place]
@@ -107,12 +107,12 @@ def test_who_takes_risk_only_is_not_served_by_one_that_takes_both_but_serves_it(
 
 
 def test_one_step_puts_down_so_many_orders_at_most(patient):
-    outbox = Outbox()
-    first = first_at_it(outbox)
+    completions = Completions()
+    first = first_at_it(completions)
     hands = []
     for _ in range(3):
-        hands.append(Hand(outbox, orders=TOGETHER_MOST // 2))
-        in_line(outbox, *hands)
+        hands.append(Hand(completions, orders=TOGETHER_MOST // 2))
+        in_line(completions, *hands)
     first.ended()
     wait_until(lambda: hands[0].served is not None, what="the next is at it")
     assert hands[0].ended().served == [hands[0].place, hands[1].place]
@@ -120,25 +120,25 @@ def test_one_step_puts_down_so_many_orders_at_most(patient):
 
 
 def test_a_hand_that_is_held_up_does_not_keep_the_others():
-    outbox = Outbox()
-    held_up = first_at_it(outbox)
-    other = Hand(outbox)
+    completions = Completions()
+    held_up = first_at_it(completions)
+    other = Hand(completions)
     wait_until(lambda: other.served is not None, what="the other does not wait any longer")
     assert other.ended().given == other.name
     assert held_up.is_alive()
     held_up.ended()
-    assert first_at_it(outbox).ended().served, "the line is in order afterwards"
+    assert first_at_it(completions).ended().served, "the line is in order afterwards"
 
 
 def test_everybody_is_served_once_and_one_is_at_it_at_a_time_however_many_come(patient):
-    outbox, each, rounds = Outbox(), 12, 200
+    completions, each, rounds = Completions(), 12, 200
     given = [0] * each
     at_it, most_at_it, lock = [0], [0], threading.Lock()
 
     def hand(number):
         for _ in range(rounds):
             place = Place(number, 1, BOTH)
-            with outbox.at_it(place) as places:
+            with completions.at_it(place) as places:
                 with lock:
                     at_it[0] += bool(places)
                     most_at_it[0] = max(most_at_it[0], at_it[0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kalshi_cancel.exchange.clock import BoundedClock, Span
-from kalshi_cancel.exchange.protocol import Canceled, Meaning, Routing, Trouble
+from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning, Routing
 from kalshi_cancel.model.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 from worker.dispatch import resolution
 from worker.dispatch.resolution import (
@@ -46,12 +46,12 @@ def sent(case=None, at_ms=T0):
     return (case or case_of()).sending(at(at_ms))
 
 
-def trouble(meaning, code="some_code", retry_after_s=None, *, proof=True, status=500):
-    return Trouble(meaning, Problem(code, "some words", status), retry_after_s, proof)
+def failure(meaning, code="some_code", retry_after_s=None, *, proof=True, status=500):
+    return Failure(meaning, Problem(code, "some words", status), retry_after_s, proof)
 
 
-NOT_FOUND = trouble(Meaning.NOT_FOUND, "not_found")
-LOST = trouble(Meaning.UNANSWERED)
+NOT_FOUND = failure(Meaning.NOT_FOUND, "not_found")
+LOST = failure(Meaning.UNANSWERED)
 
 
 def order(status, **known):
@@ -136,7 +136,7 @@ def test_the_rules_and_the_table_of_answers_agree_on_what_may_have_taken_effect(
 
 @pytest.mark.parametrize("meaning", [*NOT_APPLIED, *PERHAPS_APPLIED])
 def test_an_answer_that_asks_for_patience_is_followed_up_after_a_pause(meaning):
-    learned = after_cancel(sent(), trouble(meaning), T0 + 70)
+    learned = after_cancel(sent(), failure(meaning), T0 + 70)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.0)
     assert learned.case.step is (Step.CANCEL if meaning in NOT_APPLIED else Step.READ_BACK)
@@ -147,18 +147,18 @@ def test_an_answer_that_asks_for_patience_is_followed_up_after_a_pause(meaning):
 
 @pytest.mark.parametrize("meaning", NOT_APPLIED)
 def test_what_was_not_applied_leaves_no_doubt_behind(meaning):
-    case = onward(after_cancel(sent(), trouble(meaning), T0 + 70))
+    case = onward(after_cancel(sent(), failure(meaning), T0 + 70))
     assert (case.unanswered_age_ms, case.accepted_age_ms, case.not_found_age_ms) == (None, None, None)
     assert case.first_doubt is None
 
 
 def test_a_call_that_never_left_us_is_no_attempt():
-    case = onward(after_cancel(sent(), trouble(Meaning.NOT_SENT), T0 + 70))
+    case = onward(after_cancel(sent(), failure(Meaning.NOT_SENT), T0 + 70))
     assert case.attempts == 0
 
 
 def test_only_attempts_that_may_have_taken_effect_count_as_the_first():
-    paused = onward(after_cancel(sent(), trouble(Meaning.PAUSED), T0 + 70))
+    paused = onward(after_cancel(sent(), failure(Meaning.PAUSED), T0 + 70))
     lost = onward(after_cancel(paused.sending(at(T0 + 6_000)), LOST, T0 + 6_200))
     assert lost.first_doubt == Attempt(6_000, engine_at(T0 + 6_000))
     elsewhere = order(CANCELED, last_update_ms=T0 + 5_000)
@@ -169,7 +169,7 @@ def test_only_attempts_that_may_have_taken_effect_count_as_the_first():
 
 @pytest.mark.parametrize("meaning", PERHAPS_APPLIED)
 def test_after_a_lost_answer_reads_and_cancels_take_turns(meaning):
-    failed = after_cancel(sent(), trouble(meaning), T0 + 70)
+    failed = after_cancel(sent(), failure(meaning), T0 + 70)
     assert isinstance(failed, Next)
     assert (failed.pause, failed.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
     resting = after_read_at(failed.case, order(RESTING), T0 + 100)
@@ -178,19 +178,19 @@ def test_after_a_lost_answer_reads_and_cancels_take_turns(meaning):
     unread = after_read_at(failed.case, LOST, T0 + 100)
     assert isinstance(unread, Next)
     assert (unread.pause, unread.case.step) == (Pause.BACK_OFF, Step.CANCEL)
-    again = after_cancel(resting.case.sending(at(T0 + 200)), trouble(meaning), T0 + 270)
+    again = after_cancel(resting.case.sending(at(T0 + 200)), failure(meaning), T0 + 270)
     assert isinstance(again, Next)
     assert again.case.step is Step.READ_BACK
 
 
 @pytest.mark.parametrize("meaning", [*PERHAPS_APPLIED, Meaning.UNCLEAR])
 def test_what_may_have_been_applied_is_remembered_with_its_moment(meaning):
-    assert onward(after_cancel(sent(), trouble(meaning), T0 + 70)).unanswered_age_ms == 70
+    assert onward(after_cancel(sent(), failure(meaning), T0 + 70)).unanswered_age_ms == 70
 
 
 @pytest.mark.parametrize("meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.PAUSED])
 def test_a_retry_after_is_the_least_pause(meaning):
-    learned = after_cancel(sent(), trouble(meaning, retry_after_s=1.5), T0)
+    learned = after_cancel(sent(), failure(meaning, retry_after_s=1.5), T0)
     assert isinstance(learned, Next)
     assert learned.at_least_s == 1.5
 
@@ -198,7 +198,7 @@ def test_a_retry_after_is_the_least_pause(meaning):
 def test_back_offs_are_counted_over_all_answers():
     case = case_of()
     for n in range(5):
-        case = onward(after_cancel(case.sending(at(T0 + n)), trouble(Meaning.BUSY), T0 + n))
+        case = onward(after_cancel(case.sending(at(T0 + n)), failure(Meaning.BUSY), T0 + n))
     assert (case.back_offs, case.attempts, case.first_doubt) == (5, 5, None)
 
 
@@ -211,14 +211,14 @@ def test_a_404_is_no_outcome_but_is_read_back_at_once():
 
 
 def test_an_answer_about_another_order_is_read_back_at_once():
-    learned = after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
+    learned = after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
     assert isinstance(learned, Next)
     assert learned.pause is Pause.NONE
     assert (learned.case.step, learned.case.accepted_age_ms) == (Step.READ_BACK, 100)
 
 
-def test_a_refused_key_is_its_workers_trouble_until_it_is_refused_for_this_order_alone():
-    case, refusal = case_of(), trouble(Meaning.KEY_REFUSED, status=401)
+def test_a_refused_key_is_its_workers_failure_until_it_is_refused_for_this_order_alone():
+    case, refusal = case_of(), failure(Meaning.KEY_REFUSED, status=401)
     for n in range(KEY_REFUSALS_MOST - 1):
         learned = after_cancel(case.sending(at(T0 + n)), refusal, T0 + n)
         assert isinstance(learned, Next)
@@ -230,13 +230,13 @@ def test_a_refused_key_is_its_workers_trouble_until_it_is_refused_for_this_order
 
 
 def test_a_key_that_may_not_cancel_is_the_outcome_when_no_answer_was_lost():
-    refusal = trouble(Meaning.REFUSED, status=403)
+    refusal = failure(Meaning.REFUSED, status=403)
     assert after_cancel(sent(), refusal, T0) == Verdict(Outcome.REFUSED, problem=refusal.problem)
 
 
 @pytest.mark.parametrize("status", [400, 409, 413, 422])
 def test_before_a_request_is_called_refused_the_order_is_read_once(status):
-    refusal = trouble(Meaning.REFUSED, status=status)
+    refusal = failure(Meaning.REFUSED, status=status)
     learned = after_cancel(sent(), refusal, T0)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
@@ -252,7 +252,7 @@ def test_before_a_request_is_called_refused_the_order_is_read_once(status):
 
 
 def test_a_refused_cancel_whose_order_rests_elsewhere_is_asked_for_there():
-    refused = onward(after_cancel(sent(), trouble(Meaning.REFUSED, status=400), T0))
+    refused = onward(after_cancel(sent(), failure(Meaning.REFUSED, status=400), T0))
     learned = after_read_at(refused, order(RESTING, exchange_index=2), T0 + 50)
     assert isinstance(learned, Next)
     assert (learned.case.step, learned.case.routing) == (Step.CANCEL, Routing(TICKER, 2, 0))
@@ -261,7 +261,7 @@ def test_a_refused_cancel_whose_order_rests_elsewhere_is_asked_for_there():
 
 def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reported():
     lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
-    learned = after_cancel(lost.sending(at(T0 + 1_100)), trouble(Meaning.REFUSED), T0 + 1_200)
+    learned = after_cancel(lost.sending(at(T0 + 1_100)), failure(Meaning.REFUSED), T0 + 1_200)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
     canceled = after_read_at(learned.case, order(CANCELED, fill_count=Decimal(4)), T0 + 1_300)
@@ -271,7 +271,7 @@ def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reporte
 
 def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
     lost = onward(after_cancel(sent(), LOST, T0))
-    refused = onward(after_cancel(lost.sending(at(T0 + 10)), trouble(Meaning.REFUSED), T0 + 20))
+    refused = onward(after_cancel(lost.sending(at(T0 + 10)), failure(Meaning.REFUSED), T0 + 20))
     early = after_read_at(refused, order(RESTING), T0 + LAG_MS - 1)
     assert isinstance(early, Next)
     assert (early.case.step, early.pause) == (Step.READ_BACK, Pause.BACK_OFF)
@@ -296,8 +296,8 @@ def test_a_batch_that_was_not_applied_leaves_no_doubt_behind():
 
 def test_every_meaning_has_a_rule():
     for meaning in Meaning:
-        assert isinstance(after_cancel(sent(), trouble(meaning), T0), Verdict | Next)
-        assert isinstance(after_read_at(a_404(), trouble(meaning), T0), Verdict | Next)
+        assert isinstance(after_cancel(sent(), failure(meaning), T0), Verdict | Next)
+        assert isinstance(after_read_at(a_404(), failure(meaning), T0), Verdict | Next)
 
 
 # -- a read-back that shows a terminal order
@@ -372,7 +372,7 @@ def test_what_was_removed_is_null_when_the_order_does_not_tell_or_contradicts_it
 def test_what_was_removed_is_null_when_it_was_shown_resting_after_the_doubtful_attempt():
     lost = onward(after_cancel(sent(), LOST, T0 + 100))
     rested = onward(after_read_at(lost, order(RESTING), T0 + 100 + LAG_MS))
-    paused = onward(after_cancel(rested.sending(at(T0 + 1_200)), trouble(Meaning.PAUSED), T0 + 1_250))
+    paused = onward(after_cancel(rested.sending(at(T0 + 1_200)), failure(Meaning.PAUSED), T0 + 1_250))
     case = replace(paused, step=Step.READ_BACK)
     verdict = after_read_at(case, order(CANCELED, last_update_ms=T0 + 2_000), T0 + 3_000)
     assert isinstance(verdict, Verdict)
@@ -390,7 +390,7 @@ def test_what_was_removed_is_null_when_it_ended_while_no_attempt_was_under_way(a
 def test_what_was_removed_is_null_when_it_ended_after_the_attempt_was_given_up_on():
     lost = onward(after_cancel(sent(), LOST, T0 + 40))
     lost = onward(after_read_at(lost, order(RESTING), T0 + 50))
-    paused = onward(after_cancel(lost.sending(at(T0 + 60)), trouble(Meaning.PAUSED), T0 + 90))
+    paused = onward(after_cancel(lost.sending(at(T0 + 60)), failure(Meaning.PAUSED), T0 + 90))
     case = replace(paused, step=Step.READ_BACK)
     verdict = after_read_at(case, order(CANCELED, last_update_ms=T0 + 100), T0 + 300)
     assert isinstance(verdict, Verdict)
@@ -485,7 +485,7 @@ def test_a_status_that_nobody_knows_is_named_and_the_order_is_canceled_like_a_re
 
 
 def test_a_200_about_another_order_is_ours_once_the_order_reads_canceled():
-    case = onward(after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
+    case = onward(after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
     verdict = after_read_at(case, order(CANCELED, fill_count=Decimal(1)), T0 + 200)
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
@@ -618,7 +618,7 @@ def test_a_stale_read_that_turns_canceled_settles():
 
 
 def test_an_accepted_cancel_makes_every_resting_read_within_the_lag_stale_even_elsewhere():
-    case = onward(after_cancel(sent(), trouble(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
+    case = onward(after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
     learned = after_read_at(case, order(RESTING, exchange_index=2), T0 + 200)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
@@ -674,7 +674,7 @@ def test_an_order_in_the_archive_ended_as_that_says():
 
 
 def test_an_archive_that_cannot_be_searched_leaves_it_open():
-    learned = after_search(missing(), trouble(Meaning.UNANSWERED, "gateway"))
+    learned = after_search(missing(), failure(Meaning.UNANSWERED, "gateway"))
     assert isinstance(learned, Next)
     assert (learned.case.step, learned.pause) == (Step.SEARCH_ARCHIVE, Pause.BACK_OFF)
 
@@ -698,7 +698,7 @@ def test_many_404s_within_the_lag_are_no_proof():
 def test_a_404_that_is_not_the_exchanges_own_is_no_proof_however_often():
     case = a_404()
     for n in range(10):
-        case = onward(after_read_at(case, trouble(Meaning.NOT_FOUND, proof=False), T0 + n * LAG_MS))
+        case = onward(after_read_at(case, failure(Meaning.NOT_FOUND, proof=False), T0 + n * LAG_MS))
     assert case.step is Step.READ_BACK
 
 
@@ -721,7 +721,7 @@ def test_an_order_that_is_seen_makes_earlier_404s_void():
     "meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.UNANSWERED, Meaning.NOT_SENT, Meaning.CLOCK]
 )
 def test_a_read_that_fails_is_asked_again_as_a_read(meaning):
-    learned = after_read_at(a_404(), trouble(meaning, retry_after_s=0.5), T0 + 200)
+    learned = after_read_at(a_404(), failure(meaning, retry_after_s=0.5), T0 + 200)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.5)
     assert learned.case.step is Step.READ_BACK
@@ -729,15 +729,15 @@ def test_a_read_that_fails_is_asked_again_as_a_read(meaning):
 
 
 def test_a_read_that_is_refused_settles_only_when_no_answer_was_lost():
-    verdict = after_read_at(a_404(), trouble(Meaning.REFUSED), T0 + 200)
+    verdict = after_read_at(a_404(), failure(Meaning.REFUSED), T0 + 200)
     assert isinstance(verdict, Verdict)
     assert verdict.outcome is Outcome.REFUSED
-    learned = after_read_at(lost_then_404(), trouble(Meaning.REFUSED), T0 + 1_300)
+    learned = after_read_at(lost_then_404(), failure(Meaning.REFUSED), T0 + 1_300)
     assert isinstance(learned, Next)
     assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
 
 
-# -- what the book keeps between two hands
+# -- what the store keeps between two hands
 
 moments = st.none() | st.integers(0, 10**14)
 counts = st.none() | st.decimals(0, 100, places=2)
@@ -969,15 +969,15 @@ MISHAPS = {
     "none": (True, None),
     "lost before": (False, LOST),
     "lost after": (True, LOST),
-    "wrong body": (True, trouble(Meaning.UNCLEAR, "wrong_order")),
-    "refused": (False, trouble(Meaning.REFUSED)),
-    "busy": (False, trouble(Meaning.BUSY)),
+    "wrong body": (True, failure(Meaning.UNCLEAR, "wrong_order")),
+    "refused": (False, failure(Meaning.REFUSED)),
+    "busy": (False, failure(Meaning.BUSY)),
 }
 READ_MISHAPS = {
     "none": None,
     "lost": LOST,
-    "refused": trouble(Meaning.REFUSED),
-    "not ours": trouble(Meaning.NOT_FOUND, proof=False),
+    "refused": failure(Meaning.REFUSED),
+    "not ours": failure(Meaning.NOT_FOUND, proof=False),
 }
 EVENTS = ("none", "fill", "execute", "foreign", "decrease", "clock", "another cancel")
 JUMPS_MS = [-120_000, -30_000, -3_200, 3_200, 120_000]

@@ -16,10 +16,10 @@ from crew import HANDS, PATIENCE_S, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kalshi_cancel.client import BookError
+from kalshi_cancel.client import StoreError
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, Known, Wish, connect
+from kalshi_cancel.store.cancels import CancelStore, Known, Wish, connect
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from trials.stack import wait_until
 from worker.dispatch.executor import ReadSlots
@@ -208,7 +208,7 @@ def test_configured_limits_count_until_true_ones_are_known(shared_crew):
 def test_an_outage_of_redis_is_an_error_for_who_asks_and_none_for_who_reports_a_429(shared_crew):
     settings = RedisSettings.from_env({"REDIS_URL": "redis://127.0.0.1:1/0"})
     pacer = Pacer(connect(settings), "p", LIMITS)
-    with pytest.raises(BookError):
+    with pytest.raises(StoreError):
         pacer.take("write", 1)
     pacer.correct("write", 1, taken_at=time.monotonic())
 
@@ -224,32 +224,32 @@ def test_strategy_cannot_take_the_last_fifth_and_risk_can(account):
     assert account.pacer.take("write", 30) > 0
 
 
-def claimed(account, book, lane, at_most=1000):
-    return book.claim(
+def claimed(account, store, lane, at_most=1000):
+    return store.claim(
         [lane], at_most=at_most, lease_s=60, exchange_ms=None, risk_reserve=RESERVE, cancel_cost=CANCEL_COST
     )
 
 
 def test_a_claim_takes_as_many_orders_as_there_are_tokens_above_the_reserve(account):
-    book = Book(account.server, account.settings)
+    store = CancelStore(account.server, account.settings)
     for lane in Lane:
-        book.accept([CancelRequest(each) for each in ids(400)], lane=lane, default_deadline_s=60)
-    strategy = claimed(account, book, Lane.STRATEGY)
+        store.accept([CancelRequest(each) for each in ids(400)], lane=lane, default_deadline_s=60)
+    strategy = claimed(account, store, Lane.STRATEGY)
     above = (1 - RESERVE) * usable(600, 300) / CANCEL_COST
     assert above <= len(strategy.entries) <= above + 5
     assert (strategy.bucket, strategy.tokens) == ("write", len(strategy.entries) * CANCEL_COST)
-    held_up = claimed(account, book, Lane.STRATEGY)
+    held_up = claimed(account, store, Lane.STRATEGY)
     if not held_up.entries:
         assert 0 < held_up.tokens_in_s <= CANCEL_COST / 300 + 0.001
-    risk = claimed(account, book, Lane.RISK)
+    risk = claimed(account, store, Lane.RISK)
     kept = RESERVE * usable(600, 300) / CANCEL_COST
     assert kept - 3 <= len(risk.entries) <= kept + 10
-    assert claimed(account, book, Lane.STRATEGY).tokens_in_s > 0
+    assert claimed(account, store, Lane.STRATEGY).tokens_in_s > 0
 
 
 def test_a_claim_that_finds_nothing_due_takes_no_tokens(account):
-    book = Book(account.server, account.settings)
-    claim = claimed(account, book, Lane.RISK)
+    store = CancelStore(account.server, account.settings)
+    claim = claimed(account, store, Lane.RISK)
     assert (claim.entries, claim.tokens) == ((), 0)
     assert account.tokens() == pytest.approx(usable(600, 300), abs=1)
 
@@ -259,18 +259,18 @@ def test_a_claim_that_finds_nothing_due_takes_no_tokens(account):
 
 @pytest.fixture
 def shards(account):
-    """A book with risk cancels of shards from 1, and how hands claim them."""
+    """A store with risk cancels of shards from 1, and how hands claim them."""
 
     class Shards:
-        book = Book(account.server, account.settings)
+        store = CancelStore(account.server, account.settings)
 
         def accept(self, shard, number):
             requests = [CancelRequest(each, exchange_index=shard) for each in ids(number)]
-            self.book.accept(requests, lane=Lane.RISK, default_deadline_s=60)
+            self.store.accept(requests, lane=Lane.RISK, default_deadline_s=60)
 
         def claims(self, calls, at_most=1):
             wish = Wish((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
-            return self.book.turn((), wish)[1]
+            return self.store.turn((), wish)[1]
 
     return Shards()
 
@@ -685,33 +685,33 @@ def test_new_cancels_do_not_wait_behind_the_read_backs_of_hundreds_of_unknown_or
 
 
 def test_read_backs_leave_the_tokens_of_a_listing(account):
-    book = Book(account.server, account.settings)
+    store = CancelStore(account.server, account.settings)
     requests = [CancelRequest(each) for each in ids(400)]
     known = Known("", "read", 0.0)
-    book.accept(requests, lane=Lane.RISK, default_deadline_s=60, known=known)
-    while claimed(account, book, Lane.RISK).entries:
+    store.accept(requests, lane=Lane.RISK, default_deadline_s=60, known=known)
+    while claimed(account, store, Lane.RISK).entries:
         pass
     assert account.pacer.take("read", LIST_COST) == 0.0
 
 
 def test_what_was_never_sent_is_claimed_before_what_is_to_be_read_back(account):
-    book = Book(account.server, account.settings)
+    store = CancelStore(account.server, account.settings)
     [old], [new] = ids(1), ids(1)
-    book.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
-    book.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
+    store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
+    store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
     wish = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
-    assert [each.order_id for each in book.claim([Lane.RISK], **wish).entries] == [new]
-    nothing = book.claim([Lane.RISK], **wish, reads=0)
+    assert [each.order_id for each in store.claim([Lane.RISK], **wish).entries] == [new]
+    nothing = store.claim([Lane.RISK], **wish, reads=0)
     assert (nothing.entries, nothing.is_more, nothing.next_due_s) == ((), False, pytest.approx(60, abs=5))
-    assert [each.order_id for each in book.claim([Lane.RISK], **wish, reads=1).entries] == [old]
+    assert [each.order_id for each in store.claim([Lane.RISK], **wish, reads=1).entries] == [old]
 
 
 def test_a_read_back_that_has_waited_for_long_goes_first(account):
-    book = Book(account.server, account.settings)
+    store = CancelStore(account.server, account.settings)
     [old], [new] = ids(1), ids(1)
-    book.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", -9.0))
-    book.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
-    claim = book.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None, reads_after_s=1.0)
+    store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", -9.0))
+    store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
+    claim = store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None, reads_after_s=1.0)
     assert [each.order_id for each in claim.entries] == [old]
 
 
@@ -756,14 +756,14 @@ def test_a_waiting_strategy_cancel_that_risk_asks_for_is_sent_before_the_others(
 
 
 def test_a_decision_costs_a_few_milliseconds_at_most(account):
-    book = Book(account.server, account.settings)
+    store = CancelStore(account.server, account.settings)
     account.pacer.set_limits(Limits(1e9, 1e9, 1e9, 1e9))
     for lane in Lane:
         for shard in range(4):
             requests = [CancelRequest(each, exchange_index=shard) for each in ids(400)]
-            book.accept(requests, lane=lane, default_deadline_s=600)
+            store.accept(requests, lane=lane, default_deadline_s=600)
     decisions = {
-        "claim": lambda: claimed(account, book, Lane.RISK, at_most=1),
+        "claim": lambda: claimed(account, store, Lane.RISK, at_most=1),
         "take": lambda: account.pacer.take("write", 2),
     }
     for name, decide in decisions.items():
@@ -801,8 +801,8 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
     assert {"write:1", "write:2", "write:3"} & {call["bucket"] for call in crew.cancels()}
     # Several hands' results may be stored in one step; still each is told with the call that it is from.
     with connect(RedisSettings.from_env({"REDIS_URL": apart.url})) as server:
-        trail = [fields for _, fields in server.xrange("kalshi-cancel:audit")]
-    stories = [json.loads(fields["body"]) for fields in trail if fields["kind"] == "work"]
+        audit_log = [fields for _, fields in server.xrange("kalshi-cancel:audit")]
+    stories = [json.loads(fields["body"]) for fields in audit_log if fields["kind"] == "work"]
     assert sum(len(body["orders"]) for body in stories) == len(orders)
     assert all(sum(call["orders"] for call in body["calls"]) == len(body["orders"]) for body in stories)
     assert [call for call in crew.control.calls() if call["status"] == 429] == []

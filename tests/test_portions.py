@@ -14,10 +14,10 @@ from kalshi_cancel.model.orders import TEXT_MAX_CHARS, CancelRequest, CancelResu
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.worker import BATCH_LIMIT
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import Book, Settle, connect
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.cancels import CancelStore, Settle, connect
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims, Planned
-from kalshi_cancel.store.stats import Fleet
+from kalshi_cancel.store.stats import Stats
 from worker.mass.report import in_short
 
 # What one of these took before: 350 to 490 ms. Now it is 20 on a quiet machine; this one may be busy.
@@ -25,7 +25,7 @@ STEP_MOST_MS = 100
 IDS = 100_000
 
 
-class Desk:
+class Dispatcher:
     """What workers and producers do with Redis, under a prefix of a test's own."""
 
     def __init__(self, server):
@@ -33,8 +33,8 @@ class Desk:
             {"REDIS_URL": server.url, "KALSHI_KEY_PREFIX": f"t-{uuid.uuid4().hex}"}
         )
         self.server = connect(self.settings)
-        self.book = Book(self.server, self.settings)
-        self.masses = Masses(self.server, self.settings)
+        self.store = CancelStore(self.server, self.settings)
+        self.mass_cancels = MassCancels(self.server, self.settings)
         self.claims = MassClaims(self.server, self.settings, name="a-runner")
 
     def too_long(self):
@@ -46,60 +46,62 @@ class Desk:
 
 @pytest.fixture
 def steps_of(own_redis):
-    """Has a desk do some work, once more where a step of it took long: the machine may have been busy."""
-    desks = []
+    """Has a dispatcher do some work, once more where a step took long: the machine may have been busy."""
+    dispatchers = []
 
     def see(work):
         for _ in range(4):
-            desks.append(desk := Desk(own_redis))
-            desk.server.config_set("slowlog-log-slower-than", 5_000)
-            desk.server.slowlog_reset()
-            work(desk)
-            if not (found := desk.too_long()):
+            dispatchers.append(dispatcher := Dispatcher(own_redis))
+            dispatcher.server.config_set("slowlog-log-slower-than", 5_000)
+            dispatcher.server.slowlog_reset()
+            work(dispatcher)
+            if not (found := dispatcher.too_long()):
                 return
         assert found == []
 
     yield see
-    for desk in desks:
-        desk.server.close()
+    for dispatcher in dispatchers:
+        dispatcher.server.close()
 
 
 @pytest.fixture
-def desk(own_redis):
-    desk = Desk(own_redis)
-    yield desk
-    desk.server.close()
+def dispatcher(own_redis):
+    dispatcher = Dispatcher(own_redis)
+    yield dispatcher
+    dispatcher.server.close()
 
 
 def test_a_mass_cancel_of_very_many_ids_takes_small_steps(steps_of):
     order_ids = ids(IDS)
     request = MassRequest.parse({"scope": {"order_ids": order_ids}})
 
-    def work(desk):
-        desk.masses.enter(request)
-        desk.masses.enter(request, reply_to="a-task")
-        claim = desk.claims.take(request.request_id)
+    def work(dispatcher):
+        dispatcher.mass_cancels.enter(request)
+        dispatcher.mass_cancels.enter(request, reply_to="a-task")
+        claim = dispatcher.claims.take(request.request_id)
         claim.add_orders(dict.fromkeys(order_ids, Planned(Decimal(10), Decimal(0))))
         claim.leave()
-        claim = desk.claims.take(request.request_id)  # as another runner does
+        claim = dispatcher.claims.take(request.request_id)  # as another runner does
         assert len(claim.orders()) == IDS
         while claim.still_open()[0]:
             pass
         report = {**request.to_json(), "flat": True, "affected": [{"order_id": each} for each in order_ids]}
         claim.finish(report, in_short(report))
-        assert Fleet(desk.server, desk.settings).look().masses["flat"] == 1
-        assert desk.masses.report(request.request_id) == report
-        assert desk.server.get(results.task_key("a-task", desk.settings.celery_prefix)) is not None
-        assert desk.masses.open_ids() == []
+        assert Stats(dispatcher.server, dispatcher.settings).look().mass_cancels["flat"] == 1
+        assert dispatcher.mass_cancels.report(request.request_id) == report
+        assert (
+            dispatcher.server.get(results.task_key("a-task", dispatcher.settings.celery_prefix)) is not None
+        )
+        assert dispatcher.mass_cancels.open_ids() == []
 
     steps_of(work)
 
 
-def test_the_trail_says_of_very_many_ids_how_many_they_are(desk):
+def test_the_audit_log_says_of_very_many_ids_how_many_they_are(dispatcher):
     few, many = ids(3), ids(2_000)
     for order_ids in (few, many):
-        desk.masses.enter(MassRequest.parse({"scope": {"order_ids": order_ids}}))
-    said = [json.loads(each.body)["scope"]["order_ids"] for each in desk.claims.trail.read()]
+        dispatcher.mass_cancels.enter(MassRequest.parse({"scope": {"order_ids": order_ids}}))
+    said = [json.loads(each.body)["scope"]["order_ids"] for each in dispatcher.claims.audit_log.read()]
     assert said[0] == few
     assert said[1]["number"] == 2_000
     assert len(said[1]["sha256"]) == 64
@@ -111,14 +113,14 @@ def test_many_requesters_with_long_names_take_small_steps(steps_of):
         f"trader {at}" for at in range(300)
     ]
 
-    def work(desk):
+    def work(dispatcher):
         for name in names:
             requests = [CancelRequest(each, requested_by=name) for each in order_ids]
-            desk.book.accept(requests, lane=Lane.RISK, default_deadline_s=600)
-        claim = desk.book.claim([Lane.RISK], at_most=BATCH_LIMIT, lease_s=60, exchange_ms=None)
+            dispatcher.store.accept(requests, lane=Lane.RISK, default_deadline_s=600)
+        claim = dispatcher.store.claim([Lane.RISK], at_most=BATCH_LIMIT, lease_s=60, exchange_ms=None)
         done = [Settle(each, CancelResult(each.order_id, Outcome.CANCELED)) for each in claim.entries]
-        assert desk.book.conclude(done) == [True] * 100
-        result = desk.book.record(order_ids[0])
+        assert dispatcher.store.conclude(done) == [True] * 100
+        result = dispatcher.store.record(order_ids[0])
         assert result.requested_by == tuple(names[: len(result.requested_by)])
         assert len(result.requested_by) + result.requested_by_left_out == len(names)
 
@@ -128,24 +130,26 @@ def test_many_requesters_with_long_names_take_small_steps(steps_of):
 @pytest.mark.parametrize(
     "name", ['say "a"', 'a","b', ",", "x,", '",', "caf\u00e9 / \u6f22", "back\\slash", "["]
 )
-def test_a_name_is_listed_once_whatever_is_in_it(desk, name):
+def test_a_name_is_listed_once_whatever_is_in_it(dispatcher, name):
     [order_id] = ids(1)
     for each in ("a", name, "b", name, "a"):
-        desk.book.accept([CancelRequest(order_id, requested_by=each)], lane=Lane.RISK, default_deadline_s=600)
-    assert desk.book.open_cancel(order_id).requested_by == ("a", name, "b")
+        dispatcher.store.accept(
+            [CancelRequest(order_id, requested_by=each)], lane=Lane.RISK, default_deadline_s=600
+        )
+    assert dispatcher.store.open_cancel(order_id).requested_by == ("a", name, "b")
 
 
-def test_a_mass_cancel_whose_request_has_not_come_yet_is_left_alone_and_forgotten_in_the_end(desk):
+def test_a_mass_cancel_whose_request_has_not_come_yet_is_left_alone_and_forgotten_in_the_end(dispatcher):
     request = MassRequest.parse({"scope": {"everything": True}})
-    desk.masses.enter(request)
-    key = f"{desk.settings.key_prefix}:mass:{request.request_id}"
-    text = desk.server.hget(key, "request")
-    desk.server.hdel(key, "request")
-    assert desk.claims.take(request.request_id) is None
-    assert desk.masses.open_ids() == [request.request_id]
-    desk.server.hset(key, "entered_ms", 1)
-    assert desk.claims.take(request.request_id) is None
-    assert (desk.masses.open_ids(), desk.server.ttl(key) > 0) == ([], True)
-    desk.masses.enter(request)
-    desk.server.hset(key, "request", text)
-    assert desk.claims.take(request.request_id) is not None
+    dispatcher.mass_cancels.enter(request)
+    key = f"{dispatcher.settings.key_prefix}:mass:{request.request_id}"
+    text = dispatcher.server.hget(key, "request")
+    dispatcher.server.hdel(key, "request")
+    assert dispatcher.claims.take(request.request_id) is None
+    assert dispatcher.mass_cancels.open_ids() == [request.request_id]
+    dispatcher.server.hset(key, "entered_ms", 1)
+    assert dispatcher.claims.take(request.request_id) is None
+    assert (dispatcher.mass_cancels.open_ids(), dispatcher.server.ttl(key) > 0) == ([], True)
+    dispatcher.mass_cancels.enter(request)
+    dispatcher.server.hset(key, "request", text)
+    assert dispatcher.claims.take(request.request_id) is not None

@@ -277,7 +277,7 @@ def test_the_mass_cancels_lines_print_what_is_shown_and_its_report_has_the_field
     report_rows, plan_rows, progress_rows = tables(section("The report of a mass cancel", MESSAGES))
     assert sorted(first_words(report_rows)) == sorted(report)
     assert sorted(first_words(plan_rows)) == sorted(report["plan"])
-    assert sorted(first_words(progress_rows)) == sorted(client._masses.progress(request_id))
+    assert sorted(first_words(progress_rows)) == sorted(client._mass_cancels.progress(request_id))
 
 
 def test_every_mass_cancel_that_is_shown_can_be_typed():

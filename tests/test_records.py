@@ -53,7 +53,7 @@ def admin(own_redis):
 
 
 def text_of(result):
-    """A record as the book writes it, put together from its parts."""
+    """A record as the store writes it, put together from its parts."""
     head, tail = results.record_parts(result, date_done=DONE)
     who = json.dumps(list(result.requested_by)) + f',"requested_by_left_out":{result.requested_by_left_out}'
     return head + who + tail + json.dumps(f"cancel:{result.order_id}") + "}"

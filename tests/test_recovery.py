@@ -16,7 +16,7 @@ from crew import PATIENCE_S
 from kalshi_cancel.client import CancelClient, Lane, NotSettled
 from kalshi_cancel.model.orders import CancelRequest
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, connect
+from kalshi_cancel.store.cancels import CancelStore, connect
 from trials.stack import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def test_an_entry_whose_message_was_never_published_is_noticed(crew):
     [order_id] = crew.place()
     settings = RedisSettings.from_env({"REDIS_URL": crew.redis.url})
     with connect(settings) as server:
-        Book(server, settings).accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=10)
+        CancelStore(server, settings).accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=10)
     started = time.monotonic()
     assert next(crew.client.results([order_id], timeout=PATIENCE_S)).outcome == "canceled"
     assert time.monotonic() - started <= LOST_WAKE_UP_S + PROCESSING_S

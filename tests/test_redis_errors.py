@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.redis_errors import can_pass, words
@@ -62,7 +62,7 @@ def guarded(tmp_path_factory):
 
 
 def refusal(url, *, ask=lambda client: client.cancel(str(uuid.uuid4()))):
-    with closing(CancelClient(url)) as client, pytest.raises(BookError) as told:
+    with closing(CancelClient(url)) as client, pytest.raises(StoreError) as told:
         ask(client)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < LINE_MOST
@@ -273,7 +273,7 @@ def test_of_a_long_list_what_came_before_the_failure_may_be_accepted(own_redis):
 def test_an_error_out_of_a_script_that_has_written_leaves_it_open(own_redis):
     server = scripts.connect(RedisSettings.at(own_redis.url))
     half = server.register_script("redis.call('SET', ARGV[1], 1) error({err = 'ERR halfway'})")
-    with pytest.raises(BookError, match="halfway") as told:
+    with pytest.raises(StoreError, match="halfway") as told:
         scripts.surely(server, half, [f"half-{uuid.uuid4()}"])
     assert told.value.may_be_accepted
 

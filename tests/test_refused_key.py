@@ -29,7 +29,7 @@ def register(crew, key_id):
     crew.control.register_key(key_id, crew.stack.keys.public_path.read_text())
 
 
-def test_a_revoked_key_of_one_worker_is_not_the_orders_trouble(crew):
+def test_a_revoked_key_of_one_worker_is_not_the_orders_failure(crew):
     order_ids = crew.place(100)
     with crew.apart() as apart, worker_with_a_key_of_its_own(crew, apart) as (key_id, worker):
         apart.start()

@@ -320,6 +320,6 @@ def test_the_reports_and_the_progress_of_a_mass_cancel_are_valid(control, client
     refused = celery_producer.send_task("mass_cancel", kwargs={"scope": {}}, queue="risk").get(PATIENCE_S)
     REPORT.validate(refused)
     assert not MASS.is_valid({"scope": {}})
-    progress = client._masses.progress(done["request_id"])
+    progress = client._mass_cancels.progress(done["request_id"])
     PROGRESS.validate(progress)
     assert set(progress) == set(PROGRESS.schema["properties"])

@@ -18,18 +18,18 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kalshi_cancel.client import BadRequest, BookError, CancelClient
+from kalshi_cancel.client import BadRequest, CancelClient, StoreError
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Routing
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.worker import WorkerSettings
-from kalshi_cancel.store.cancels import Book
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect
 from trials.stack import RedisServer, Stack, free_port, wait_until
-from worker.dispatch.dispatcher import Desk
+from worker.dispatch.dispatcher import Dispatcher
 
 PASSPHRASE = "Zx9-passphrase-that-nobody-else-uses"
 PASSWORD = "Zx9-redis-password-that-nobody-else-uses"
@@ -189,7 +189,7 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
     guarded.redis.kill()
     shown.append(pages_of(worker))
     assert all('"exchange": "not_sent' in each for each in shown[-2:])
-    with pytest.raises(BookError) as raised:
+    with pytest.raises(StoreError) as raised:
         client.cancel(str(uuid.uuid4()))
     shown += traceback.format_exception(raised.value)
     wait_until(lambda: len(worker.log_text()) > calls_gone + 500, what="the worker misses Redis")
@@ -227,9 +227,9 @@ def test_no_object_shows_a_secret(environment, secrets, key):
     settings = WorkerSettings.from_env(environment)
     exchange = Exchange.from_settings(settings)
     server = connect(settings.redis)
-    desk_book = Book(server, settings.redis)
-    desk = Desk(
-        desk_book,
+    dispatcher_store = CancelStore(server, settings.redis)
+    dispatcher = Dispatcher(
+        dispatcher_store,
         exchange,
         Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
         cancel_deadline_s=1,
@@ -246,8 +246,8 @@ def test_no_object_shows_a_secret(environment, secrets, key):
         RedisSettings.from_env(environment),
         RequestSigner("key-id", key),
         exchange,
-        desk_book,
-        desk,
+        dispatcher_store,
+        dispatcher,
         exchange.cancel("order", Routing(), time_left_s=2),  # the proxy is not there
     ]
     for each in objects:
@@ -277,10 +277,10 @@ def test_no_error_and_no_traceback_shows_a_secret(environment, secrets, encrypte
         lambda: WorkerSettings.from_env({**environment, "KALSHI_HTTP_PROXY": f"ftp://u:{PASSWORD}@h"}),
         lambda: WorkerSettings.from_env({**environment, "KALSHI_PRIVATE_KEY_PATH": plain.decode()}),
         lambda: WorkerSettings.from_env({**environment, "KALSHI_API_KEY_ID": plain.decode()}),
-        lambda: Book(connect(nowhere), nowhere).ping(),
+        lambda: CancelStore(connect(nowhere), nowhere).ping(),
     ]
     for attempt in attempts:
-        with pytest.raises((KeyProblem, SettingsError, BookError)) as raised:
+        with pytest.raises((KeyProblem, SettingsError, StoreError)) as raised:
             attempt()
         told = io.StringIO()
         traceback.print_exception(raised.value, file=told)

@@ -24,13 +24,13 @@ from redis.retry import Retry
 from test_top import Terminal
 
 from kalshi_cancel.cli.exits import Exit
-from kalshi_cancel.client import BookError, CancelClient, NotSettled
+from kalshi_cancel.client import CancelClient, NotSettled, StoreError
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.audit import Trail
-from kalshi_cancel.store.cancels import Book, GiveUp
+from kalshi_cancel.store.audit import AuditLog
+from kalshi_cancel.store.cancels import CancelStore, GiveUp
 from kalshi_cancel.store.scripts import connect
-from kalshi_cancel.store.stats import Fleet
+from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 
 PATIENCE_S = 20.0
@@ -202,9 +202,9 @@ def test_the_worker_sees_how_the_fleet_stands_without_one_denial(guarded, as_pro
     assert as_producer.mass_cancel({"order_ids": place(guarded)}).result(timeout=PATIENCE_S)["flat"] is True
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with closing(connect(settings)) as server:
-        state = Fleet(server, settings).look()
+        state = Stats(server, settings).look()
     assert state.lanes[Lane.STRATEGY].open == 1
-    assert state.masses["flat"] >= 1
+    assert state.mass_cancels["flat"] >= 1
     assert {"read", "write"} < set(state.buckets)
     assert guarded.denials() == set()
     guarded.control.clear_faults()
@@ -218,9 +218,9 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with frozen(worker), as_user(guarded.redis, "worker") as server:
         as_producer.cancel(order_id)
-        book = Book(server, settings)  # in a worker's hands, and with its permissions
-        claim = book.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
-        assert book.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
+        store = CancelStore(server, settings)  # in a worker's hands, and with its permissions
+        claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
+        assert store.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
         assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
         assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
     assert as_producer.retry([order_id]) == [order_id]
@@ -229,7 +229,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     assert guarded.denials() == set()
 
 
-def test_the_trail_is_appended_to_read_exported_and_trimmed_without_one_denial(
+def test_the_audit_log_is_appended_to_read_exported_and_trimmed_without_one_denial(
     guarded, as_producer, tmp_path
 ):
     guarded.denials()
@@ -237,7 +237,7 @@ def test_the_trail_is_appended_to_read_exported_and_trimmed_without_one_denial(
     as_producer.mass_cancel({"order_ids": ["nobody"]}, dry_run=True).result(timeout=PATIENCE_S)
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with as_user(guarded.redis, "worker") as server:
-        Trail(server, settings).trim(max_age_s=3600, max_entries=1_000_000)
+        AuditLog(server, settings).trim(max_age_s=3600, max_entries=1_000_000)
     for user in ("monitor", "auditor"):
         assert "every entry fits" in cancelctl(guarded, user, "audit", "verify").stdout
         assert "retry by test: drill" in cancelctl(guarded, user, "history", "nobody").stdout
@@ -245,7 +245,7 @@ def test_the_trail_is_appended_to_read_exported_and_trimmed_without_one_denial(
     done = cancelctl(guarded, "auditor", "audit", "export", "--out", str(exported))
     assert (done.returncode, exported.stat().st_size > 0) == (0, True)
     with as_user(guarded.redis, "admin") as admin:
-        assert admin.get(f"{TRAIL}:exported")
+        assert admin.get(f"{AUDIT_LOG}:exported")
     assert guarded.denials() == set()
 
 
@@ -310,7 +310,7 @@ def test_the_live_view_runs_at_a_terminal_as_the_user_that_may_only_look(guarded
     terminal = Terminal({"REDIS_URL": url_of(guarded.redis, "monitor")})
     try:
         terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
-        terminal.wait_for_frames(2)  # which go on where the first look at the trail has ended
+        terminal.wait_for_frames(2)  # which go on where the first look at the audit log has ended
         assert "\nOLD: " not in terminal.text
         assert terminal.text.startswith(f"cancelctl top  kalshi-cancel at 127.0.0.1:{guarded.redis.port}/0  ")
         terminal.type(b"q")
@@ -380,7 +380,7 @@ def cancelctl_doctor(stack, user):
 
 ENTRY = "kalshi-cancel:entry:x"
 RECORD = "celery-task-meta-cancel:x"
-TRAIL = "kalshi-cancel:audit"
+AUDIT_LOG = "kalshi-cancel:audit"
 DENIED_TO_ALL = (
     ("FLUSHALL",),
     ("FLUSHDB",),
@@ -411,7 +411,7 @@ DENIED_TO_ALL = (
     ("PSUBSCRIBE", "*"),
 )
 DENIED_TO = {
-    "worker": (("SUBSCRIBE", "celery-task-meta-x"), ("XDEL", TRAIL, "1-1")),
+    "worker": (("SUBSCRIBE", "celery-task-meta-x"), ("XDEL", AUDIT_LOG, "1-1")),
     "producer": (
         ("BRPOP", "cancels", "1"),
         ("RPOP", "cancels"),
@@ -438,20 +438,20 @@ DENIED_TO = {
         ("LRANGE", "kalshi-cancel:unreadable", "0", "-1"),
         ("INFO",),
         ("SCAN", "0"),
-        ("XRANGE", TRAIL, "-", "+"),
-        ("XDEL", TRAIL, "1-1"),
-        ("XTRIM", TRAIL, "MAXLEN", "0"),
-        ("DEL", TRAIL),
-        ("SET", f"{TRAIL}:base", "x"),
-        ("SET", f"{TRAIL}:exported", "1-1"),
+        ("XRANGE", AUDIT_LOG, "-", "+"),
+        ("XDEL", AUDIT_LOG, "1-1"),
+        ("XTRIM", AUDIT_LOG, "MAXLEN", "0"),
+        ("DEL", AUDIT_LOG),
+        ("SET", f"{AUDIT_LOG}:base", "x"),
+        ("SET", f"{AUDIT_LOG}:exported", "1-1"),
     ),
     "auditor": (
-        ("XADD", TRAIL, "*", "kind", "x"),
-        ("XDEL", TRAIL, "1-1"),
-        ("XTRIM", TRAIL, "MAXLEN", "0"),
-        ("DEL", TRAIL),
-        ("SET", f"{TRAIL}:head", "x"),
-        ("SET", f"{TRAIL}:base", "x"),
+        ("XADD", AUDIT_LOG, "*", "kind", "x"),
+        ("XDEL", AUDIT_LOG, "1-1"),
+        ("XTRIM", AUDIT_LOG, "MAXLEN", "0"),
+        ("DEL", AUDIT_LOG),
+        ("SET", f"{AUDIT_LOG}:head", "x"),
+        ("SET", f"{AUDIT_LOG}:base", "x"),
         ("GET", RECORD),
         ("HGETALL", ENTRY),
         ("LPUSH", "cancels", "x"),
@@ -492,8 +492,8 @@ DENIED_TO = {
         ("SREM", "_kombu.binding.risk", "x"),
         ("LPUSH", "celeryev.x", "x"),
         ("PUBLISH", "/0.celeryev/worker.heartbeat", "x"),
-        ("XADD", TRAIL, "*", "kind", "x"),
-        ("SET", f"{TRAIL}:exported", "1-1"),
+        ("XADD", AUDIT_LOG, "*", "kind", "x"),
+        ("SET", f"{AUDIT_LOG}:exported", "1-1"),
     ),
 }
 
@@ -519,17 +519,17 @@ def test_scripts_have_no_more_permissions_than_their_user(guarded):
     guarded.denials()
 
 
-def test_a_book_in_a_producers_hands_claims_and_settles_nothing(guarded, as_producer):
+def test_a_store_in_a_producers_hands_claims_and_settles_nothing(guarded, as_producer):
     guarded.control.configure(exchange_paused=True)
     [order_id] = place(guarded)
     as_producer.cancel(order_id)
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "producer")})
     with as_user(guarded.redis, "producer") as server:
-        book = Book(server, settings)
-        with pytest.raises(BookError, match=DENIED):
-            book.claim([Lane.STRATEGY], at_most=1, lease_s=1, exchange_ms=None)
-        with pytest.raises(BookError, match=DENIED):
-            book.keep_unreadable("x")
+        store = CancelStore(server, settings)
+        with pytest.raises(StoreError, match=DENIED):
+            store.claim([Lane.STRATEGY], at_most=1, lease_s=1, exchange_ms=None)
+        with pytest.raises(StoreError, match=DENIED):
+            store.keep_unreadable("x")
     guarded.control.configure(exchange_paused=False)
     wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
     guarded.denials()
@@ -587,7 +587,7 @@ def test_the_file_does_not_load_before_its_passwords_are_set(tmp_path, program):
 
 def test_a_client_whose_user_may_not_do_it_says_so_and_what_it_wanted_was_not_accepted(guarded):
     with closing(CancelClient(url_of(guarded.redis, "monitor"))) as client:
-        with pytest.raises(BookError, match=DENIED) as refused:
+        with pytest.raises(StoreError, match=DENIED) as refused:
             client.cancel(str(uuid.uuid4()))
         assert refused.value.may_be_accepted is False
     guarded.denials()
@@ -685,7 +685,7 @@ def test_a_worker_refuses_a_certificate_that_it_cannot_verify_and_says_so_in_one
 @pytest.mark.parametrize(("host", "query"), UNTRUSTED.values(), ids=UNTRUSTED)
 def test_a_client_refuses_a_certificate_that_it_cannot_verify(door, certificate, order_id, host, query):
     url = f"rediss://{host}:{door.port}/{DATABASE}" + query.format(trusted=certificate[1])
-    with closing(CancelClient(url)) as client, pytest.raises(BookError, match=r"(?i)certificate"):
+    with closing(CancelClient(url)) as client, pytest.raises(StoreError, match=r"(?i)certificate"):
         client.cancel(order_id)
     assert door.opened == 0
 

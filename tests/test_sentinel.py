@@ -15,7 +15,7 @@ import redis
 from celery import Celery
 from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.scripts import celery_options
 from trials.failover import DOWN_AFTER_MS, WatchedRedis
@@ -57,7 +57,7 @@ class Guarded:
         while True:
             try:
                 return self.client.cancel(order_id)
-            except BookError:
+            except StoreError:
                 assert time.monotonic() < give_up
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ def test_a_failover_that_is_not_coordinated_loses_nothing_accepted_and_makes_no_
             try:
                 guarded.client.cancel(order_id, deadline_s=PATIENCE_S)
                 break
-            except BookError:
+            except StoreError:
                 first_refused = first_refused or time.monotonic()
         if first_refused is not None:
             longest_s, first_refused = max(longest_s, time.monotonic() - first_refused), None
@@ -175,11 +175,11 @@ def test_what_no_replica_has_is_not_called_accepted(guarded):
     for replica in replicas:
         replica.part.signal(signal.SIGSTOP)
     asked = time.monotonic()
-    with pytest.raises(BookError, match="only 0 of 1 replicas") as told:
+    with pytest.raises(StoreError, match="only 0 of 1 replicas") as told:
         guarded.client.cancel(order_id)
     assert told.value.may_be_accepted
     assert time.monotonic() - asked <= PRODUCER_S
-    with pytest.raises(BookError, match="only 0 of 1 replicas"):
+    with pytest.raises(StoreError, match="only 0 of 1 replicas"):
         guarded.client.mass_cancel({"order_ids": [other]})
     replicas[0].part.signal(signal.SIGCONT)
     assert guarded.accept(order_id).result(PATIENCE_S).outcome == "canceled"
@@ -204,7 +204,7 @@ def test_without_any_sentinel_everybody_says_so_in_time(guarded, tmp_path):
     with closing(CancelClient(guarded.settings)) as client:
         asked = time.monotonic()
         with pytest.raises(
-            BookError, match=r"^not all Sentinels answer, and none has a primary 'cancels'"
+            StoreError, match=r"^not all Sentinels answer, and none has a primary 'cancels'"
         ) as told:
             client.cancel(*ids(1))
         assert not told.value.may_be_accepted

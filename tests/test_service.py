@@ -759,7 +759,7 @@ def test_a_deadline_of_its_own_is_kept_while_others_wait_longer(control, client)
     control.place_many([{"order_id": patient}, {"order_id": hasty}])
     control.configure(exchange_paused=True)
     asked = time.monotonic()
-    pending = client.cancel(hasty, deadline_s=0.5)  # first: the pause that it hears closes the gate
+    pending = client.cancel(hasty, deadline_s=0.5)  # first: the pause that it hears opens the breaker
     waiting = client.cancel(patient, deadline_s=30)
     value = pending.result(timeout=PATIENCE_S).to_json()
     assert 0.45 <= time.monotonic() - asked < 5
@@ -778,8 +778,8 @@ def test_an_order_asked_for_many_times_is_canceled_once_and_everybody_is_named(
 ):
     control.place(order_id)
     control.fault("slow", order_id=order_id, operation="cancel", seconds=2.0, effect="after", times=1)
-    desks = [CancelClient(stack.redis.url, requested_by=f"desk-{n % 3}") for n in range(5)]
-    pending = [desk.cancel(order_id) for desk in desks]
+    dispatchers = [CancelClient(stack.redis.url, requested_by=f"desk-{n % 3}") for n in range(5)]
+    pending = [dispatcher.cancel(order_id) for dispatcher in dispatchers]
     raw = [
         celery_producer.send_task("cancel_order", kwargs=fields, queue=queue)
         for queue in ("cancels", "risk")

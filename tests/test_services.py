@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from trials.stack import wait_until
 from worker.dispatch.events import ServiceFailed, ServiceMoved, ServiceRestarted
 from worker.dispatch.services import Service, Services
@@ -54,8 +54,8 @@ def wait_for(what, condition):
     wait_until(condition, within_s=WITHIN_S, what=what)
 
 
-def trouble(services):
-    return {state.name: state.trouble for state in services.state() if state.trouble}
+def failure(services):
+    return {state.name: state.failure for state in services.state() if state.failure}
 
 
 def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and_heals_it(
@@ -64,10 +64,10 @@ def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and
     going_on = threading.Event()
     job = Job(raising(KeyError("spoilt")), then=going_on.wait)
     services.start(Service("registry", job, every_s=0.01))
-    wait_for("the failure shown", lambda: trouble(services) == {"registry": "failed: KeyError('spoilt')"})
+    wait_for("the failure shown", lambda: failure(services) == {"registry": "failed: KeyError('spoilt')"})
     wait_for("the next round", lambda: job.rounds == 2)
     going_on.set()
-    wait_for("it is well again", lambda: trouble(services) == {} and job.rounds > 2)
+    wait_for("it is well again", lambda: failure(services) == {} and job.rounds > 2)
     [failed] = [line for line in caplog.records if "background job registry failed" in line.message]
     assert failed.levelno == logging.ERROR
     assert failed.exc_info
@@ -79,19 +79,19 @@ def test_one_failing_job_never_keeps_another_from_running(services):
     bad, good = Job(then=raising(ValueError("always"))), Job()
     services.start(Service("bad", bad, every_s=0.01), Service("good", good, every_s=0.01))
     wait_for("both again and again", lambda: good.rounds > 50 and bad.rounds > 1)
-    assert trouble(services).keys() == {"bad"}
+    assert failure(services).keys() == {"bad"}
     [well] = [state for state in services.state() if state.name == "good"]
     assert well.good_s < WITHIN_S
 
 
-def test_a_redis_that_is_away_is_no_trouble_of_the_job(services, told):
-    away = BookError("Redis: gone", may_be_accepted=False)
-    refuses = BookError("Redis refuses: WRONGTYPE", may_be_accepted=False, can_pass=False)
+def test_a_redis_that_is_away_is_no_failure_of_the_job(services, told):
+    away = StoreError("Redis: gone", may_be_accepted=False)
+    refuses = StoreError("Redis refuses: WRONGTYPE", may_be_accepted=False, can_pass=False)
     job, other = Job(raising(away)), Job(raising(refuses), then=threading.Event().wait)
     services.start(Service("waits", job, every_s=0.01), Service("refused", other))
-    wait_for("what Redis refuses shown", lambda: "refused" in trouble(services))
+    wait_for("what Redis refuses shown", lambda: "refused" in failure(services))
     wait_for("more rounds", lambda: job.rounds > 2)
-    assert trouble(services) == {"refused": "failed: Redis refuses: WRONGTYPE"}
+    assert failure(services) == {"refused": "failed: Redis refuses: WRONGTYPE"}
     assert ServiceFailed("waits") not in told
 
 
@@ -100,11 +100,11 @@ def test_a_thread_that_dies_is_said_loudly_shown_and_replaced(services, told, ca
     going_on = threading.Event()
     job = Job(sys.exit, then=going_on.wait)
     services.start(Service("wake-ups", job, every_s=0.01))
-    wait_for("it has died", lambda: "has died" in trouble(services).get("wake-ups", ""))
+    wait_for("it has died", lambda: "has died" in failure(services).get("wake-ups", ""))
     wait_for("another round", lambda: job.rounds == 2)
-    assert trouble(services) == {"wake-ups": "has died"}, "until a round is good"
+    assert failure(services) == {"wake-ups": "has died"}, "until a round is good"
     going_on.set()
-    wait_for("it is well again", lambda: trouble(services) == {})
+    wait_for("it is well again", lambda: failure(services) == {})
     assert told.count(ServiceRestarted("wake-ups")) == 1
     assert [line.levelname for line in caplog.records if "wake-ups is started again" in line.message] == [
         "CRITICAL"
@@ -121,7 +121,7 @@ def test_a_thread_that_hangs_is_replaced_and_is_not_the_one_that_counts_when_it_
     hanging.set()
     first.join(WITHIN_S)
     assert not first.is_alive()
-    assert trouble(services) == {}
+    assert failure(services) == {}
 
 
 def hanging_in(thread, event):
@@ -176,7 +176,7 @@ def test_a_stop_ends_each_after_its_round_but_for_those_that_are_still_needed(se
     assert names & {"others", "slow"} == set()
     before = needed.rounds
     wait_for("the needed one goes on", lambda: needed.rounds > before + 5)
-    assert trouble(services) == {}, "what was stopped has not died"
+    assert failure(services) == {}, "what was stopped has not died"
     assert not [each for each in told if isinstance(each, ServiceRestarted)]
     services.stop()
     services.join({"leases"}, WITHIN_S)

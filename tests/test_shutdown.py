@@ -115,7 +115,7 @@ def test_a_worker_that_holds_everything_back_ends_at_once(crew):
     order_ids = crew.place(10)
     crew.control.configure(exchange_paused=True)
     crew.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in order_ids])
-    wait_until(crew.client.held_back, within_s=PATIENCE_S, what="the gate closed")
+    wait_until(crew.client.held_back, within_s=PATIENCE_S, what="the breaker opened")
     terminate(worker, within_s=3.0)
     assert len(all_given_back(crew)) == 10
     crew.control.configure(exchange_paused=False)

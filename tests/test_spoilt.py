@@ -1,4 +1,4 @@
-"""What somebody else, or a newer version, has put into the book harms nobody else; and many who wait."""
+"""What somebody else, or a newer version, has put into the store harms nobody else; and many who wait."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot, Watcher
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.audit import Trail
-from kalshi_cancel.store.cancels import Book, GiveBack, GiveUp, Known, connect
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.audit import AuditLog
+from kalshi_cancel.store.cancels import CancelStore, GiveBack, GiveUp, Known, connect
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Level, Limits, Pacer, levels_now
-from kalshi_cancel.store.workers import Roster, WorkerShown
+from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import ROOT, RedisServer, wait_until
 
 COLUMNS, LINES = 80, 24
@@ -115,7 +115,7 @@ def test_a_bucket_with_a_little_less_than_nothing_has_nothing():
 
 
 def test_an_old_snapshot_says_so_and_why():
-    assert frame(BUSY, COLUMNS, LINES, trouble="Redis: gone").splitlines()[1] == "OLD: Redis: gone"
+    assert frame(BUSY, COLUMNS, LINES, failure="Redis: gone").splitlines()[1] == "OLD: Redis: gone"
 
 
 def test_what_is_too_much_is_left_out_from_the_longest_list_and_counted():
@@ -141,15 +141,15 @@ TEXTS = st.text(max_size=30) | st.sampled_from(["日本語のデスク" * 5, "\x
     who=TEXTS,
     why=TEXTS,
     names=st.lists(TEXTS, max_size=40),
-    trouble=TEXTS,
+    failure=TEXTS,
 )
-def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, why, names, trouble):
+def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, why, names, failure):
     mass = MassShown(who, who, why, {"settled": 1, "orders": 0, "unresolved": 2})
     workers = tuple(WorkerShown(name, ("risk",), 1) for name in names)
     snapshot = replace(
         BUSY, where=who, masses=(mass,) * len(names), workers=workers, held_back=dict.fromkeys(names, why)
     )
-    text = frame(snapshot, width, height, trouble=trouble)
+    text = frame(snapshot, width, height, failure=failure)
     screen = pyte.Screen(width + 1, height + 1)  # one more, in which nothing may ever stand
     pyte.Stream(screen).feed(text.replace("\n", "\r\n"))
     assert all(line[width:].strip() == "" for line in screen.display)
@@ -177,29 +177,29 @@ def redis_client(settings):
 
 
 @pytest.fixture
-def book(redis_client, settings):
-    return Book(redis_client, settings)
+def store(redis_client, settings):
+    return CancelStore(redis_client, settings)
 
 
-def accept(book, number, lane=Lane.STRATEGY, deadline_s=60.0, **fields):
+def accept(store, number, lane=Lane.STRATEGY, deadline_s=60.0, **fields):
     requests = [CancelRequest(str(uuid.uuid4()), **fields) for _ in range(number)]
-    book.accept(requests, lane=lane, default_deadline_s=deadline_s)
+    store.accept(requests, lane=lane, default_deadline_s=deadline_s)
     return [request.order_id for request in requests]
 
 
-def wait_for_age(book, order_id):
+def wait_for_age(store, order_id):
     """Waits until the order is older than what comes next, by an age to be told apart."""
-    wait_until(lambda: book.open_cancel(order_id).age_s >= 0.3, what="its age")
+    wait_until(lambda: store.open_cancel(order_id).age_s >= 0.3, what="its age")
 
 
-def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(book, settings):
-    [late] = accept(book, 1, deadline_s=0.001)
-    wait_for_age(book, late)
-    accept(book, 2, exchange_index=1)
-    accept(book, 3, lane=Lane.RISK)
-    held = book.claim((Lane.RISK,), at_most=2, lease_s=60, exchange_ms=None).entries
+def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(store, settings):
+    [late] = accept(store, 1, deadline_s=0.001)
+    wait_for_age(store, late)
+    accept(store, 2, exchange_index=1)
+    accept(store, 3, lane=Lane.RISK)
+    held = store.claim((Lane.RISK,), at_most=2, lease_s=60, exchange_ms=None).entries
     unresolved = CancelResult(late, Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")
-    wait_until(lambda: book.report([unresolved]), what="its deadline to pass")
+    wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
     snapshot = Watcher(settings).snapshot()
     risk, strategy = snapshot.lanes
     assert (risk.lane, risk.open, risk.in_hand, risk.unresolved) == (Lane.RISK, 3, len(held), 0)
@@ -207,28 +207,28 @@ def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(book, settings):
     assert 0.3 <= strategy.oldest_s < 10
     assert strategy.median_s < strategy.oldest_s
     assert abs(snapshot.now_s - time.time()) < 1
-    book.conclude([GiveUp(entry, "") for entry in held])
+    store.conclude([GiveUp(entry, "") for entry in held])
     assert Watcher(settings).snapshot().dead_letters == len(held)
 
 
 def test_a_long_lane_is_counted_whole_and_looked_at_where_it_is_next_due_and_where_it_waits_longest(
-    book, settings
+    store, settings
 ):
-    accept(book, 1)
-    [entry] = book.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
-    book.conclude([GiveBack(entry, "", pause_s=3600)])  # at the very end of the line
-    wait_for_age(book, entry.order_id)
-    accept(book, 2000)
+    accept(store, 1)
+    [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
+    store.conclude([GiveBack(entry, "", pause_s=3600)])  # at the very end of the line
+    wait_for_age(store, entry.order_id)
+    accept(store, 2000)
     [_, lane] = Watcher(settings).snapshot().lanes
     assert (lane.open, lane.looked_at) == (2001, 500)
     assert lane.oldest_s >= 0.3
 
 
-def test_the_levels_are_those_that_the_scripts_spend_from(redis_client, settings, book):
+def test_the_levels_are_those_that_the_scripts_spend_from(redis_client, settings, store):
     pacer = Pacer(redis_client, settings.key_prefix, Limits(100, 1000, 50, 500))
     pacer.set_limits(pacer.limits)
-    accept(book, 1, exchange_index=2)
-    book.accept(  # its path is paid for from the bucket of reads, and has none of its own
+    accept(store, 1, exchange_index=2)
+    store.accept(  # its path is paid for from the bucket of reads, and has none of its own
         [CancelRequest("swept")],
         lane=Lane.RISK,
         default_deadline_s=60,
@@ -264,19 +264,19 @@ CALL = {
 }
 
 
-def test_rates_are_those_of_the_last_ten_seconds_of_the_trail(redis_client, settings):
-    trail, watcher = Trail(redis_client, settings), Watcher(settings)
-    trail.append("request", {"lane": "risk", "orders": [{"order_id": "a"}, {"order_id": "b"}]})
+def test_rates_are_those_of_the_last_ten_seconds_of_the_audit_log(redis_client, settings):
+    audit_log, watcher = AuditLog(redis_client, settings), Watcher(settings)
+    audit_log.append("request", {"lane": "risk", "orders": [{"order_id": "a"}, {"order_id": "b"}]})
     calls = [CALL, {**CALL, "status": 404, "code": "not_found", "ms": 30}, {**CALL, "status": None, "ms": 20}]
     fates = {"a": ["settled", "canceled", "1.00", 1], "b": ["open", 100, None]}
-    trail.append("work", {"calls": calls, "orders": fates})
-    trail.append("work", {"spoilt": 1})
+    audit_log.append("work", {"calls": calls, "orders": fates})
+    audit_log.append("work", {"spoilt": 1})
     redis_client.xadd(f"{settings.key_prefix}:audit", {"kind": "work", "body": "no JSON"})
     rates = watcher.snapshot().rates
     assert rates == Rates(
         {"risk": 0.2}, {"canceled": 0.1}, {"200": 0.1, "not_found": 0.1, "None": 0.1}, 0.3, 20.0, 30.0
     )
-    trail.append("request", {"lane": "risk", "orders": [{"order_id": "c"}]})
+    audit_log.append("request", {"lane": "risk", "orders": [{"order_id": "c"}]})
     assert watcher.snapshot().rates.accepted == {"risk": pytest.approx(0.3)}
     assert (
         Watcher(RedisSettings.from_env({**env_of(settings), "KALSHI_AUDIT": "off"})).snapshot().rates is None
@@ -288,8 +288,8 @@ def env_of(settings):
 
 
 def test_what_is_older_than_the_window_counts_no_more(redis_client, settings):
-    trail = Trail(redis_client, settings)
-    trail.append("request", {"lane": "risk", "orders": [{"order_id": "a"}]})
+    audit_log = AuditLog(redis_client, settings)
+    audit_log.append("request", {"lane": "risk", "orders": [{"order_id": "a"}]})
     [(entry_id, fields)] = redis_client.xrange(f"{settings.key_prefix}:audit")
     redis_client.delete(f"{settings.key_prefix}:audit")
     redis_client.xadd(
@@ -300,8 +300,8 @@ def test_what_is_older_than_the_window_counts_no_more(redis_client, settings):
     wait_until(lambda: watcher.snapshot().rates.accepted == {}, within_s=5, what="it is old")
 
 
-def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, settings):
-    masses = Masses(redis_client, settings)
+def test_running_mass_cancels_workers_and_breakers_are_listed(redis_client, settings):
+    masses = MassCancels(redis_client, settings)
     first = MassRequest.parse({"scope": {"everything": True}, "requested_by": "ann", "reason": "limit"})
     done = MassRequest.parse({"scope": {"everything": True}})
     for request in (first, done):
@@ -310,10 +310,10 @@ def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, setting
     claims.take(first.request_id).note(progress={"settled": 1, "orders": 2})
     claims.take(done.request_id).finish({"flat": True}, {})
     redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
-    roster = Roster(redis_client, settings)
-    roster.show(WorkerShown("host:1", ("risk",), 2, "a"))
+    registry = WorkerRegistry(redis_client, settings)
+    registry.show(WorkerShown("host:1", ("risk",), 2, "a"))
     held = WorkerShown("host:1", ("risk",), 2, "a", gate="paused")
-    roster.show(held)
+    registry.show(held)
     snapshot = Watcher(settings).snapshot()
     assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
     assert snapshot.workers == (held,)
@@ -321,13 +321,13 @@ def test_running_mass_cancels_workers_and_gates_are_listed(redis_client, setting
 
 
 def test_a_worker_that_says_nothing_any_more_is_forgotten(redis_client, settings):
-    roster = Roster(redis_client, settings)
-    roster.show(WorkerShown("gone:1", ("risk",), 2))
+    registry = WorkerRegistry(redis_client, settings)
+    registry.show(WorkerShown("gone:1", ("risk",), 2))
     [(member, at_ms)] = redis_client.zrange(f"{settings.key_prefix}:workers", 0, -1, withscores=True)
     redis_client.zadd(f"{settings.key_prefix}:workers", {member: at_ms - 6_000})
     assert Watcher(settings).snapshot().workers == ()
     redis_client.zadd(f"{settings.key_prefix}:workers", {member: at_ms - 61_000})
-    roster.show(WorkerShown("here:1", ("risk",), 2))
+    registry.show(WorkerShown("here:1", ("risk",), 2))
     assert redis_client.zcard(f"{settings.key_prefix}:workers") == 1
 
 
@@ -348,8 +348,8 @@ def run(env, *arguments):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--once",)])
-def test_in_a_pipe_it_is_one_plain_frame(env, book, arguments):
-    accept(book, 7)
+def test_in_a_pipe_it_is_one_plain_frame(env, store, arguments):
+    accept(store, 7)
     done = run(env, *arguments)
     assert (done.returncode, done.stderr) == (Exit.SETTLED, "")
     assert "\x1b" not in done.stdout
@@ -358,8 +358,8 @@ def test_in_a_pipe_it_is_one_plain_frame(env, book, arguments):
     assert re.search(r"^strategy +7 ", done.stdout, re.MULTILINE)
 
 
-def test_as_json_it_is_the_snapshot(env, book):
-    accept(book, 7)
+def test_as_json_it_is_the_snapshot(env, store):
+    accept(store, 7)
     value = json.loads(run(env, "--json").stdout)
     assert [(lane["lane"], lane["open"]) for lane in value["lanes"]] == [("risk", 0), ("strategy", 7)]
     assert set(value) == set(Snapshot.__dataclass_fields__)
@@ -460,33 +460,33 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(env, book):
+def terminal(env, store):
     terminal = Terminal(env)
     terminal.wait_for("^cancelctl top ")
     yield terminal
     terminal.close()
 
 
-def test_it_shows_what_changes(terminal, book):
+def test_it_shows_what_changes(terminal, store):
     terminal.wait_for(r"^strategy +0 ")
-    accept(book, 7)
+    accept(store, 7)
     terminal.wait_for(r"^strategy +7 ")
     terminal.wait_for(r"^ACCEPTED 0\.7/s: strategy 0\.7$")
-    book.claim((Lane.STRATEGY,), at_most=4, lease_s=60, exchange_ms=None)
+    store.claim((Lane.STRATEGY,), at_most=4, lease_s=60, exchange_ms=None)
     terminal.wait_for(r"^strategy +7 +4 ")
 
 
-def test_it_draws_over_what_is_there_without_flicker(terminal, book):
+def test_it_draws_over_what_is_there_without_flicker(terminal, store):
     terminal.wait_for("^WORKERS ")
     seen = len(terminal.torn)
-    accept(book, 1)
+    accept(store, 1)
     terminal.wait_for(r"^strategy +1 ")
     terminal.wait_for_frames(2)
     assert len(terminal.torn) > seen
     assert set(terminal.torn[seen:]) == {"cancelctl top"}, "the first line is never gone"
     assert b"\x1b[2J" not in terminal.raw
-    book_line = [line for line in terminal.text.splitlines() if line.startswith("cancelctl top")]
-    assert len(book_line) == 1
+    store_line = [line for line in terminal.text.splitlines() if line.startswith("cancelctl top")]
+    assert len(store_line) == 1
 
 
 @pytest.mark.parametrize("key", [b"q", b"Q", b"xq", b"\x03"], ids=["q", "Q", "others first", "Ctrl-C"])
@@ -517,7 +517,7 @@ def test_a_supervisor_s_word_ends_it_and_the_terminal_is_as_it_was(terminal):
 
 
 def test_a_terminal_of_another_size_is_used_as_it_is(terminal, redis_client, settings):
-    masses = Masses(redis_client, settings)
+    masses = MassCancels(redis_client, settings)
     for _ in range(30):
         masses.enter(MassRequest.parse({"scope": {"everything": True}}))
     terminal.wait_for(r"MASS CANCELS  30 running\n(.*\n)*\.\.\. and \d+ more$")
@@ -527,7 +527,7 @@ def test_a_terminal_of_another_size_is_used_as_it_is(terminal, redis_client, set
     terminal.wait_for(r"\Acancelctl top .* UTC\n(.*\n)*strategy +0 (.*\n)*MASS CANCELS  30 running$")
 
 
-def test_once_at_a_terminal_it_leaves_the_frame_there(env, book):
+def test_once_at_a_terminal_it_leaves_the_frame_there(env, store):
     terminal = Terminal(env, "--once")
     assert terminal.process.wait(WITHIN_S) == Exit.SETTLED
     terminal.wait_for("^WORKERS ")

@@ -80,7 +80,7 @@ class Collector:
         )
 
     def settled(self, order_id):
-        """The span of an order that a hand has settled."""
+        """The span of an order that a sender has settled."""
         spans = self.wait(
             lambda span: (
                 span.name == "settle"

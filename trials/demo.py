@@ -2,7 +2,7 @@
 
     python -m trials.demo        (or: make demo)
 
-Starts everything it needs on loopback in a temporary folder, asks for a mixed book of orders to be canceled
+Starts everything it needs on loopback in a temporary folder, asks for a mixed store of orders to be canceled
 (by the client, and by a process that knows nothing but Celery), prints what became of each, and compares
 every line with the exchange's own state. Exit codes: 0 all the same, 1 something differs or did not start,
 130 Ctrl-C.
@@ -26,7 +26,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Outcome
 from kalshi_cancel.sandbox.control import Control, ControlError, Json
 from trials.stack import NotReady, Part, Stack
@@ -111,7 +111,7 @@ def main() -> int:
                 code = _show(stack, interrupts)
             except NotReady as part:  # says itself what the part printed last
                 print(f"\nThe demo could not start: {part}", file=sys.stderr)
-            except (BookError, ControlError, OSError, subprocess.SubprocessError) as error:
+            except (StoreError, ControlError, OSError, subprocess.SubprocessError) as error:
                 print(f"\nThe demo could not finish: {error}", file=sys.stderr)
                 _show_logs(stack.workers)
             finally:

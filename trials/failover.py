@@ -26,7 +26,7 @@ import redis
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import Book, BookError, connect
+from kalshi_cancel.store.cancels import CancelStore, StoreError, connect
 from trials.stack import NotReady, Part, RedisServer, free_port, valkey_server, wait_until
 
 PRIMARY = "cancels"  # what the Sentinels call it
@@ -191,14 +191,14 @@ class Round:
     lost: int = 0
     took_s: list[float] = field(default_factory=list)
 
-    def accept_until(self, stop: threading.Event, book: Book, *, pause_s: float) -> None:
+    def accept_until(self, stop: threading.Event, store: CancelStore, *, pause_s: float) -> None:
         """One producer: one cancel after the other, each noted with what was said of it."""
         while not stop.is_set():
             order_id = str(uuid.uuid4())
             asked = time.perf_counter()
             try:
-                book.accept([CancelRequest(order_id)], lane=Lane.STRATEGY, default_deadline_s=600)
-            except BookError:
+                store.accept([CancelRequest(order_id)], lane=Lane.STRATEGY, default_deadline_s=600)
+            except StoreError:
                 self.refused += 1
                 time.sleep(0.01)
             else:
@@ -225,7 +225,7 @@ def measure(folder: Path, *, delay_s: float, wait: int, min_replicas: int, cut_o
         producers = [
             threading.Thread(
                 target=found.accept_until,
-                args=(stop, Book(connect(settings), settings)),
+                args=(stop, CancelStore(connect(settings), settings)),
                 kwargs={"pause_s": pause_s},
             )
             for _ in range(4)

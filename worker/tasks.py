@@ -1,7 +1,7 @@
 """The queue's surface: messages in, results out.
 
-A message from our own producers only wakes a worker up: its order is in the book already. A raw message,
-from anybody who speaks Celery, is entered into the book first, and its own task id gets the result too.
+A message from our own producers only wakes a worker up: its order is in the store already. A raw message,
+from anybody who speaks Celery, is entered into the store first, and its own task id gets the result too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from kalshi_cancel.model.orders import (
     is_order_id,
     is_traceparent,
 )
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, ring_for
 from worker.app import app
 from worker.broker.guard import RESERVED_IDS
 from worker.broker.links import LINKS_HEADER, Follower, followers, why_refused
-from worker.runtime.context import desk, intake, lists, mass_runner
+from worker.runtime.context import dispatcher, intake, lists, mass_runner
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class CannotBeAnswered(Exception):  # noqa: N818 - what whoever waits is told
 def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | None:
     """Cancels one order; fields as in CancelRequest. The value is the order's result."""
     if _entered(self):
-        desk().work()
+        dispatcher().work()
         return None  # (not Ignore: Celery would write a traceback, and nobody wants this message's result)
     with _set_aside_when_it_fails(self, args, fields):
         lane, message, why = _lane(self), _one_message(args, fields), _refused_links(self)
@@ -58,15 +58,15 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
         if isinstance(parsed, CancelResult):
             return _refused(parsed, lane)
         reply_to = "" if self.request.ignore_result else self.request.id
-        entered = _until_done(lambda: desk().enter([parsed], lane=lane, reply_to=[reply_to]))
+        entered = _until_done(lambda: dispatcher().enter([parsed], lane=lane, reply_to=[reply_to]))
         for request, error in entered.refused:
             return _not_entered(self, request, error)
         intake().take_in(lane)  # where one comes raw, more may be waiting
     if parsed.order_id in entered.accepted.settled:
         return entered.accepted.settled[parsed.order_id].to_json()
     if not entered.accepted.heard:
-        desk().work()
-    raise Ignore  # the book stores the result under this task's id when the order is settled
+        dispatcher().work()
+    raise Ignore  # the store keeps the result under this task's id when the order is settled
 
 
 @app.task(bind=True, name="cancel_orders")
@@ -81,7 +81,7 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
         ids = list(dict.fromkeys(each.order_id for each in named))
         listed = _noted(self, ids)
         reply_to = [listed] * len(requests)
-        entered = _until_done(lambda: desk().enter(requests, lane=lane, reply_to=reply_to))
+        entered = _until_done(lambda: dispatcher().enter(requests, lane=lane, reply_to=reply_to))
         bad = {request.order_id for request, _ in entered.refused}
         accepted = entered.accepted
         fresh = [each for each in requests if each.order_id not in {*accepted.settled, *bad}]
@@ -93,7 +93,7 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
             wanted = [each for each in ids if each not in bad]
             with _list_may_fail(self, ids):
                 _until_done(lambda: lists().close(self.request.id, wanted, refused, not_entered=bad))
-    desk().work()
+    dispatcher().work()
     raise Ignore  # the sweep stores the list under this task's id when all orders are settled
 
 
@@ -115,7 +115,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
     except BadRequest as bad:
         log.warning("mass cancel refused: %s", bad, extra=told)
         return {"request_id": given, "flat": False, "error": str(bad)}
-    except BookError as error:
+    except StoreError as error:
         log.warning("mass cancel not entered: %s", error, extra={**told, "code": NOT_ENTERED})
         _set_aside(self, str(error), kwargs=fields)
         return {"request_id": known_by, "flat": False, "error": f"not entered: {error}"}
@@ -127,7 +127,7 @@ def wake_up(self: Task, /, *_args: Any, **_fields: Any) -> None:
     """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
     if why := _refused_links(self):
         log.warning("refused: %s", why)
-    desk().work()
+    dispatcher().work()
 
 
 def _noted(task: Task, order_ids: Sequence[str]) -> str:
@@ -143,7 +143,7 @@ def _list_may_fail(task: Task, order_ids: Sequence[str]) -> Iterator[None]:
     """Where Redis does not take a list, its waiter is told; the orders are worked on."""
     try:
         yield
-    except BookError as error:
+    except StoreError as error:
         log.warning("%s: its list cannot be noted, the orders are worked on: %s", task.request.id, error)
         _set_aside(task, str(error), orders=order_ids)
         app.backend.mark_as_failure(task.request.id, CannotBeAnswered(str(error)))
@@ -152,8 +152,8 @@ def _list_may_fail(task: Task, order_ids: Sequence[str]) -> Iterator[None]:
 def _until_done(ask: Callable[[], _Done]) -> _Done:
     """Does it, waiting out what can pass; a message that has waited for too long goes back to its queue."""
     try:
-        return desk().until_done(ask)
-    except BookError as error:
+        return dispatcher().until_done(ask)
+    except StoreError as error:
         if error.can_pass:
             raise Reject(str(error), requeue=True) from None  # not ours yet: it must not be lost
         raise
@@ -164,7 +164,7 @@ def _set_aside_when_it_fails(task: Task, args: tuple[Any, ...], fields: Mapping[
     """Keeps the text of a message that fails for good; whoever waits for it is told by what is raised."""
     try:
         yield
-    except (Reject, BadRequest, BookError):  # these are answered
+    except (Reject, BadRequest, StoreError):  # these are answered
         raise
     except Exception as error:
         log.exception("a message cannot be handled and is set aside: %s", f"{task.name} {task.request.id}")
@@ -174,12 +174,12 @@ def _set_aside_when_it_fails(task: Task, args: tuple[Any, ...], fields: Mapping[
 
 def _set_aside(task: Task, why: str, **message: Any) -> None:
     queue = (task.request.delivery_info or {}).get("routing_key")
-    desk().set_aside(why, task=task.name, task_id=task.request.id, queue=queue, **message)
+    dispatcher().set_aside(why, task=task.name, task_id=task.request.id, queue=queue, **message)
 
 
-def _not_entered(task: Task, request: CancelRequest, error: BookError) -> dict[str, Any]:
+def _not_entered(task: Task, request: CancelRequest, error: StoreError) -> dict[str, Any]:
     """The value that says that Redis does not take this request, which is kept as text."""
-    now = desk().now()
+    now = dispatcher().now()
     perhaps = "; it may be accepted all the same" if error.may_be_accepted else ""
     result = CancelResult(
         order_id=request.order_id,
@@ -233,7 +233,7 @@ def _parse(message: object) -> CancelRequest | CancelResult:
 
 def _refusal(message: object, why: str) -> CancelResult:
     """The answer to a message that is not carried out."""
-    now = desk().now()
+    now = dispatcher().now()
     order_id = message.get("order_id") if isinstance(message, Mapping) else None
     return CancelResult(
         order_id=order_id if isinstance(order_id, str) else None,
@@ -297,7 +297,7 @@ def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
         },
     )
     try:
-        desk().refuse(result)
-    except BookError as error:  # who waits for this message has it as its value
+        dispatcher().refuse(result)
+    except StoreError as error:  # who waits for this message has it as its value
         log.warning("%s: its refusal cannot be stored: %s", result.order_id, error)
     return result.to_json()

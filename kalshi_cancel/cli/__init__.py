@@ -17,7 +17,7 @@ import redis
 from kalshi_cancel.cli import audit, cancels, dead, doctor, health, mass, sandbox, top
 from kalshi_cancel.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from kalshi_cancel.cli.line import Subparsers
-from kalshi_cancel.client import BadRequest, BookError
+from kalshi_cancel.client import BadRequest, StoreError
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.store.redis_errors import words
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(str(error), Exit.USAGE)
     except BadRequest as bad:
         return complain(words_of(bad), Exit.USAGE)
-    except BookError as error:
+    except StoreError as error:
         return complain(str(error), Exit.REDIS)
     except redis.RedisError as error:
         return complain(words(error), Exit.REDIS)

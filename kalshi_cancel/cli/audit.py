@@ -1,4 +1,4 @@
-"""Hides how the audit trail is read: `cancelctl audit` and `cancelctl history`."""
+"""Hides how the audit log is read: `cancelctl audit` and `cancelctl history`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kalshi_cancel.cli.line import Subparsers, add_command, add_json
 from kalshi_cancel.cli.printing import duration, print_json, print_line
 from kalshi_cancel.model.orders import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.audit import Noted, Trail
-from kalshi_cancel.store.cancels import BookError, connect
+from kalshi_cancel.store.audit import AuditLog, Noted
+from kalshi_cancel.store.cancels import StoreError, connect
 
 
-def _trail() -> Trail:
+def _audit_log() -> AuditLog:
     settings = RedisSettings.from_env()
-    return Trail(connect(settings), settings)
+    return AuditLog(connect(settings), settings)
 
 
 # --- audit ------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _moment_ms(text: str) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    verdict = _trail().verify()
+    verdict = _audit_log().verify()
     if arguments.json:
         print_json(asdict(verdict))
     elif verdict.problem is None:
@@ -95,15 +95,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume needs --out: only a file can be gone on with")
-    trail = _trail()
+    audit_log = _audit_log()
     with opened(arguments.format, arguments.out, resume=arguments.resume) as export:
-        export.write(trail.read(since_ms=arguments.since, until_ms=arguments.until, after_id=export.last_id))
+        export.write(
+            audit_log.read(since_ms=arguments.since, until_ms=arguments.until, after_id=export.last_id)
+        )
     if not export.last_id:
         print("cancelctl: there was nothing to export", file=sys.stderr)
         return Exit.SETTLED
     try:
-        whole = trail.note_exported(export.first_id, export.last_id)
-    except BookError as error:
+        whole = audit_log.note_exported(export.first_id, export.last_id)
+    except StoreError as error:
         return complain(f"exported, but that cannot be noted: {error}", Exit.REDIS)
     gap = "" if whole else "; what is older, and not exported, is left out"
     print(f"cancelctl: exported up to {export.last_id}{gap}", file=sys.stderr)
@@ -128,7 +130,7 @@ def add_history(commands: Subparsers) -> None:
 
 def _history(arguments: argparse.Namespace) -> int:
     order_id, known = arguments.order_id, False
-    for noted in _trail().read():
+    for noted in _audit_log().read():
         if order_id not in noted.body:  # most are about others: only what may be meant is parsed
             continue
         lines = list(_story(noted, order_id))

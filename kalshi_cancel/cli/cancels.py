@@ -30,7 +30,7 @@ from kalshi_cancel.cli.printing import (
     problem_text,
     progress_json,
 )
-from kalshi_cancel.client import DEFAULT_DEADLINE_S, BookError, CancelClient, Lost, Status
+from kalshi_cancel.client import DEFAULT_DEADLINE_S, CancelClient, Lost, Status, StoreError
 from kalshi_cancel.model.orders import CancelResult, Lane, count_text
 from kalshi_cancel.store.cancels import OpenCancel
 
@@ -95,7 +95,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     client = CancelClient.from_env()
     try:
         pending = client.cancel_many(orders, lane=lane, again=arguments.again)
-    except BookError as error:
+    except StoreError as error:
         if not error.may_be_accepted:
             return complain(f"not accepted: {error}", Exit.REDIS)
         happened = "it was" if len(orders) == 1 else "all were"
@@ -105,7 +105,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     try:
         with told_when_nobody_works(client):
             return _show_outcomes(client, pending.as_settled(_wait_s(arguments)), order_ids, arguments)
-    except BookError as error:
+    except StoreError as error:
         return complain(f"accepted, but the outcomes cannot be read: {error}", Exit.REDIS)
 
 

@@ -16,16 +16,16 @@ BAR_CHARS = 20
 NAMES_SHOWN = 4  # outcomes and answers in a line
 
 
-def frame(snapshot: Snapshot, width: int, height: int | None = None, *, trouble: str = "") -> str:
+def frame(snapshot: Snapshot, width: int, height: int | None = None, *, failure: str = "") -> str:
     """Lines of at most ``width`` columns, and at most ``height`` of them (None: all).
 
-    Where they do not fit, the longest list is cut first, and it is said how much is left out. ``trouble``
+    Where they do not fit, the longest list is cut first, and it is said how much is left out. ``failure``
     says why it is an old snapshot.
     """
     at = utc_text(snapshot.now_s)[:19].replace("T", " ")
     head = [_ends(f"cancelctl top  {snapshot.where}", f"{at} UTC", width)]
-    if trouble:
-        head.append(f"OLD: {trouble}")
+    if failure:
+        head.append(f"OLD: {failure}")
     for section in (_lanes(snapshot), _rates(snapshot.rates)):
         head += ["", *section]
     lists = [_buckets(snapshot.buckets), _masses(snapshot.masses), _workers(snapshot)]

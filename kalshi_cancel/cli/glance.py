@@ -1,4 +1,4 @@
-"""Hides how full the book is, and how old what is in it, behind one look that costs the same however full."""
+"""One look at how full the store is and how old its entries are, at the same cost however full."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LaneGlance:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The book at a glance, at ``now_s`` by the server's clock (epoch seconds)."""
+    """The store at a glance, at ``now_s`` by the server's clock (epoch seconds)."""
 
     now_s: float
     lanes: tuple[LaneGlance, ...]
@@ -41,7 +41,7 @@ class Glance:
 
 
 def glance(server: redis.Redis, settings: RedisSettings) -> Glance:
-    """How full the lanes are and how old what is in them; raises BookError."""
+    """How full the lanes are and how old what is in them; raises StoreError."""
     prefix = settings.key_prefix
     paths = sorted(scripts.call(lambda: server.smembers(f"{prefix}:paths")))
     homes = [(lane, path) for lane in Lane for path in paths]

@@ -15,7 +15,7 @@ from kalshi_cancel.cli.line import DEFAULT_REQUESTER, Subparsers, add_command, a
 from kalshi_cancel.cli.nobody import told_when_nobody_works
 from kalshi_cancel.cli.printing import duration, print_json, print_lines, print_table
 from kalshi_cancel.cli.reports import exit_of_mass, mass_state, show_report
-from kalshi_cancel.client import BookError, CancelClient, Lost, PendingMass
+from kalshi_cancel.client import CancelClient, Lost, PendingMass, StoreError
 
 MASS_DEADLINE_S = 60.0  # beyond the predicted time to flat
 MASS_SILENCE_S = 30.0  # a runner tells its progress ten times a second; only long listings take longer
@@ -202,14 +202,14 @@ def _see_through(client: CancelClient, pending: PendingMass, arguments: argparse
             bar.show(shown)
     except KeyboardInterrupt:
         bar.end()
-        with suppress(BookError):
+        with suppress(StoreError):
             if client.knows_mass_cancel(request_id):
                 return complain(f"interrupted; mass cancel {request_id} goes on; {look}", Exit.INTERRUPTED)
         return complain(f"interrupted, which ends the waiting only; {look}", Exit.INTERRUPTED)
     except Lost as lost:
         bar.end()
         return complain(str(lost), Exit.REDIS)
-    except BookError as error:
+    except StoreError as error:
         bar.end()
         return complain(f"it cannot be followed: {error}; {look}", Exit.REDIS)
     bar.end()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 
 TOLD_AFTER_S = 1.5  # most are answered before that
 
@@ -17,7 +17,7 @@ def say_when_nobody_works(client: CancelClient) -> None:
     try:
         if client.workers():
             return
-    except BookError:
+    except StoreError:
         return
     print(
         "cancelctl: no worker runs: what is accepted waits for one (celery -A worker.app worker)",

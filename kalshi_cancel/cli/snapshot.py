@@ -9,18 +9,18 @@ from typing import Any
 
 from kalshi_cancel.cli.glance import LaneGlance, glance
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.audit import Noted, Trail
+from kalshi_cancel.store.audit import AuditLog, Noted
 from kalshi_cancel.store.cancels import connect
-from kalshi_cancel.store.mass_cancels import Masses
+from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.rate_limits import Level, levels_now
-from kalshi_cancel.store.workers import Roster, WorkerShown
+from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 
 WINDOW_S = 10.0  # over which rates are told
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What happened within the last ``WINDOW_S``, each a second, out of the audit trail.
+    """What happened within the last ``WINDOW_S``, each a second, out of the audit log.
 
     ``accepted`` by lane, ``settled`` by outcome, ``answers`` by status or code of the exchange's answers;
     ``call_ms`` and ``slowest_ms`` are the median and the longest call, None without calls.
@@ -46,9 +46,9 @@ class MassShown:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The service at ``now_s``, epoch seconds by the server's clock; ``rates`` None: there is no trail.
+    """The service at ``now_s``, epoch seconds by the server's clock; ``rates`` None: there is no audit log.
 
-    ``held_back`` are the workers whose gate is not open, and why: they send nothing.
+    ``held_back`` are the workers whose breaker is open, and why: they send nothing.
     """
 
     now_s: float
@@ -63,14 +63,14 @@ class Snapshot:
 
 
 class Watcher:
-    """Takes one snapshot after the other. Needs to read only; everything raises BookError."""
+    """Takes one snapshot after the other. Needs to read only; everything raises StoreError."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._server = connect(settings)
-        self._roster = Roster(self._server, settings)
-        self._masses = Masses(self._server, settings)
-        self._recent = _Recent(Trail(self._server, settings)) if settings.audit else None
+        self._registry = WorkerRegistry(self._server, settings)
+        self._masses = MassCancels(self._server, settings)
+        self._recent = _Recent(AuditLog(self._server, settings)) if settings.audit else None
 
     def snapshot(self) -> Snapshot:
         """The service now."""
@@ -82,8 +82,8 @@ class Watcher:
             dead_letters=seen.dead_letters,
             rates=None if self._recent is None else self._recent.rates(seen.now_s),
             buckets=tuple(levels_now(self._server, self._settings.key_prefix)),
-            workers=tuple(self._roster.workers()),
-            held_back=self._roster.held_back(),
+            workers=tuple(self._registry.workers()),
+            held_back=self._registry.held_back(),
             masses=tuple(
                 MassShown(request.request_id, request.requested_by, request.reason, progress)
                 for request, progress in self._masses.running()
@@ -97,16 +97,16 @@ def _address(url: str) -> str:
 
 
 class _Recent:
-    """What the trail's latest entries tell, read once each."""
+    """What the audit log's latest entries tell, read once each."""
 
-    def __init__(self, trail: Trail) -> None:
-        self._trail = trail
+    def __init__(self, audit_log: AuditLog) -> None:
+        self._audit_log = audit_log
         self._last_id = ""
         self._events: deque[tuple[int, Counter[tuple[str, str]], list[float]]] = deque()
 
     def rates(self, now_s: float) -> Rates:
         since_ms = int((now_s - WINDOW_S) * 1000)
-        for noted in self._trail.read(since_ms=since_ms, after_id=self._last_id):
+        for noted in self._audit_log.read(since_ms=since_ms, after_id=self._last_id):
             self._last_id = noted.entry_id
             self._events.append((noted.at_ms, *_told(noted)))
         while self._events and self._events[0][0] < since_ms:

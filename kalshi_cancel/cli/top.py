@@ -20,7 +20,7 @@ from kalshi_cancel.cli.line import Subparsers, add_command, add_json
 from kalshi_cancel.cli.printing import print_json
 from kalshi_cancel.cli.snapshot import Snapshot, Watcher
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import BookError
+from kalshi_cancel.store.cancels import StoreError
 
 REFRESH_S = 1.0
 COLUMNS, LINES = 80, 24  # where nobody says
@@ -57,16 +57,16 @@ def _top(arguments: argparse.Namespace) -> int:
 def _watch(watcher: Watcher) -> None:
     """Shows frame after frame until q or an interrupt; an outage of Redis is shown and waited out."""
     snapshot: Snapshot = watcher.snapshot()  # what is wrong from the start is said outside of the screen
-    trouble = ""
+    failure = ""
     with _screen():
         while True:
-            _draw(frame(snapshot, *_size(), trouble=trouble))
+            _draw(frame(snapshot, *_size(), failure=failure))
             if _asked_to_end(REFRESH_S):
                 return
             try:
-                snapshot, trouble = watcher.snapshot(), ""
-            except BookError as error:
-                trouble = str(error)
+                snapshot, failure = watcher.snapshot(), ""
+            except StoreError as error:
+                failure = str(error)
 
 
 def _size() -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """The exchange, as something one can ask to cancel an order, to show it, and for a few facts.
 
 Hides signing, the clocks' difference, the dialects and the transport. Every method returns what the
-exchange said, or a :class:`~.protocol.Trouble`; nothing is asked twice and nothing is raised: what
-a trouble means for an order is decided by ``outcomes``, when to ask again by the desk.
+exchange said, or a :class:`~.protocol.Failure`; nothing is asked twice and nothing is raised: what
+a failure means for an order is decided by the resolution, when to ask again by the dispatcher.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kalshi_cancel.exchange.protocol import (
     CancelAnswer,
     Canceled,
     Dialect,
+    Failure,
     Meaning,
     Page,
     ReadAnswer,
     Reply,
     Routing,
-    Trouble,
     compose_archive,
     compose_batch,
     compose_cancel,
@@ -127,22 +127,22 @@ class Exchange:
         """What the exchange says to one cancel of one order."""
         dialect, sent_s = self.dialect, self._monotonic()
         reply = self._ask(compose_cancel(dialect, order_id, routing), time_left_s)
-        answer = reply if isinstance(reply, Trouble) else decipher_cancel(order_id, reply)
+        answer = reply if isinstance(reply, Failure) else decipher_cancel(order_id, reply)
         self._learn_engine([answer], sent_s)
-        if isinstance(answer, Trouble):
+        if isinstance(answer, Failure):
             self._notice(answer, dialect)
         return answer
 
     def cancel_batch(
         self, orders: Sequence[tuple[str, Routing]], *, time_left_s: float
-    ) -> dict[str, CancelAnswer] | Trouble:
-        """What the exchange says to one cancel of several orders, each; or a trouble of the whole call."""
+    ) -> dict[str, CancelAnswer] | Failure:
+        """What the exchange says to one cancel of several orders, each; or a failure of the whole call."""
         dialect, sent_s = self.dialect, self._monotonic()
         reply = self._ask(compose_batch(dialect, orders), time_left_s)
-        if isinstance(reply, Trouble):
+        if isinstance(reply, Failure):
             return reply
         answers = decipher_batch([order_id for order_id, _ in orders], reply)
-        if isinstance(answers, Trouble):
+        if isinstance(answers, Failure):
             self._notice(answers, dialect)
         else:
             self._learn_engine(answers.values(), sent_s)
@@ -151,56 +151,56 @@ class Exchange:
     def read_order(self, order_id: str, *, time_left_s: float) -> ReadAnswer:
         """The order as the exchange shows it now; reads lag writes."""
         reply = self._ask(compose_read(order_id), time_left_s)
-        answer = reply if isinstance(reply, Trouble) else decipher_read(order_id, reply)
-        if isinstance(answer, Trouble):
+        answer = reply if isinstance(reply, Failure) else decipher_read(order_id, reply)
+        if isinstance(answer, Failure):
             self._notice(answer, Dialect.V2)
         return answer
 
-    def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+    def list_orders(self, query: Mapping[str, str | int], cursor: str) -> Page | Failure:
         """One page of the orders that the query lets through, resting ones unless it names a status."""
         reply = self._ask(compose_list(query, cursor), self._call_deadline_s)
-        page = reply if isinstance(reply, Trouble) else decipher_list(reply)
-        if isinstance(page, Trouble):
+        page = reply if isinstance(reply, Failure) else decipher_list(reply)
+        if isinstance(page, Failure):
             self._notice(page, Dialect.V2)
         return page
 
-    def list_archive(self, query: Mapping[str, str | int], cursor: str) -> Page | Trouble:
+    def list_archive(self, query: Mapping[str, str | int], cursor: str) -> Page | Failure:
         """One page of the archive, to which the exchange moves orders some time after their end."""
         reply = self._ask(compose_archive(query, cursor), self._call_deadline_s)
-        page = reply if isinstance(reply, Trouble) else decipher_list(reply)
-        if isinstance(page, Trouble):
+        page = reply if isinstance(reply, Failure) else decipher_list(reply)
+        if isinstance(page, Failure):
             self._notice(page, Dialect.V2)
         return page
 
-    def command(self, call: Call) -> Trouble | None:
+    def command(self, call: Call) -> Failure | None:
         """Has the exchange carry out a mass command of its own; None: it has."""
         reply = self._ask(call, self._call_deadline_s)
-        trouble = reply if isinstance(reply, Trouble) else decipher_command(reply)
-        if trouble is not None:
-            self._notice(trouble, Dialect.V2)
-        return trouble
+        failure = reply if isinstance(reply, Failure) else decipher_command(reply)
+        if failure is not None:
+            self._notice(failure, Dialect.V2)
+        return failure
 
-    def fetch(self, call: Call) -> Mapping[str, Any] | Trouble:
+    def fetch(self, call: Call) -> Mapping[str, Any] | Failure:
         """The JSON object that answers ``call``: exchange status, the account's limits, endpoint costs."""
         reply = self._ask(call, self._call_deadline_s)
-        return reply if isinstance(reply, Trouble) else decipher_object(reply)
+        return reply if isinstance(reply, Failure) else decipher_object(reply)
 
-    def warm_up(self) -> Mapping[str, Any] | Trouble:
+    def warm_up(self) -> Mapping[str, Any] | Failure:
         """Opens a connection and measures the clocks' difference before the first cancel needs either."""
         return self.fetch(ACCOUNT_LIMITS)
 
-    def status(self) -> Mapping[str, Any] | Trouble:
+    def status(self) -> Mapping[str, Any] | Failure:
         """Whether the exchange takes orders and cancels, as it says itself."""
         return self.fetch(EXCHANGE_STATUS)
 
-    def sign_with(self, signer: RequestSigner) -> Trouble | None:
+    def sign_with(self, signer: RequestSigner) -> Failure | None:
         """Signs with another key from the next call on, if a read that it signs is answered; else why not.
 
         What is under way ends with the key that it began with.
         """
         reply = self._ask(ACCOUNT_LIMITS, self._call_deadline_s, signer)
-        answer = reply if isinstance(reply, Trouble) else decipher_object(reply)
-        if isinstance(answer, Trouble):
+        answer = reply if isinstance(reply, Failure) else decipher_object(reply)
+        if isinstance(answer, Failure):
             return answer
         with self._lock:
             self._signer = signer
@@ -236,7 +236,7 @@ class Exchange:
         """Closes the connections."""
         self._transport.close()
 
-    def _ask(self, call: Call, time_left_s: float, signer: RequestSigner | None = None) -> Reply | Trouble:
+    def _ask(self, call: Call, time_left_s: float, signer: RequestSigner | None = None) -> Reply | Failure:
         """One signed HTTP exchange; timestamp and signature are made afresh for each."""
         sent_s = self._monotonic()
         timestamp_ms = self._next_timestamp_ms()
@@ -245,7 +245,7 @@ class Exchange:
             reply = self._transport.send(call, headers, time_left_s=min(time_left_s, self._call_deadline_s))
         except TransportError as error:
             meaning = Meaning.NOT_SENT if isinstance(error, NotSent) else Meaning.UNANSWERED
-            return Trouble(meaning, Problem(meaning.name.lower(), str(error)))
+            return Failure(meaning, Problem(meaning.name.lower(), str(error)))
         self._learn_front(call, reply, sent_s)
         if "retry-after" in reply.headers and (front := self._front.at(self._monotonic())) is not None:
             reply = replace(reply, clock_s=front.low_ms / 1000)
@@ -262,13 +262,13 @@ class Exchange:
             self._last_timestamp_ms = now_ms + ahead if 0 < ahead < TIMESTAMP_AHEAD_MOST_MS else now_ms
             return self._last_timestamp_ms
 
-    def _notice(self, trouble: Trouble, dialect: Dialect) -> None:
-        if trouble.meaning is Meaning.RETIRED and dialect is Dialect.V1:
+    def _notice(self, failure: Failure, dialect: Dialect) -> None:
+        if failure.meaning is Meaning.RETIRED and dialect is Dialect.V1:
             self._move_to_v2()
-        if trouble.problem.code == GATEWAY_CODE and (more := self._gateway_told.now()) is not None:
-            log.error("no usable answer: %s", f"{trouble.problem.message}{more}")
-        if trouble.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
-            self._tell_refusal(trouble.problem)
+        if failure.problem.code == GATEWAY_CODE and (more := self._gateway_told.now()) is not None:
+            log.error("no usable answer: %s", f"{failure.problem.message}{more}")
+        if failure.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
+            self._tell_refusal(failure.problem)
 
     def _learn_front(self, call: Call, reply: Reply, sent_s: float) -> None:
         """Learns the front's clock from a `Date`, and whether to sign by it instead of by ours."""

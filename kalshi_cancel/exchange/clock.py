@@ -5,7 +5,7 @@ timestamps that we sign. The *engine's* stamps orders: ``ts_ms`` of a cancel, ``
 order. They may disagree by seconds. Each is learned from answers to calls of our own: what an answer says
 was true at some moment between the sending of the call and its answer. Each answer narrows the bounds.
 
-The rule for whose cancel ended an order (``outcomes`` applies it): the order's end, as the engine has
+The rule for whose cancel ended an order (the resolution applies it): the order's end, as the engine has
 stamped it, is *before us* when it lies wholly before the sending of our first attempt that may have taken
 effect, *not before us* when it lies wholly after that, and else nobody can tell.
 """

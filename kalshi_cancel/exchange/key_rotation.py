@@ -62,12 +62,12 @@ class Rotation:
             if pair == self._tried and time.monotonic() < self._try_again_s:
                 return
             self._tried, self._try_again_s = pair, time.monotonic() + TRY_AGAIN_S
-            trouble = self._exchange.sign_with(signer_from(settings))
+            failure = self._exchange.sign_with(signer_from(settings))
         except (SettingsError, KeyProblem) as problem:
             self._tell(str(problem))
             return
-        if trouble is not None:
-            self._tell(f"{trouble.problem.code}: {trouble.problem.message}")
+        if failure is not None:
+            self._tell(f"{failure.problem.code}: {failure.problem.message}")
             return
         self._in_use = pair
         self._changed()

@@ -7,7 +7,7 @@ never raises, and what it cannot understand is UNANSWERED ("may have taken effec
 Only the exchange's own shapes are its word. A gateway in front of it (a CDN, a proxy) answers with pages of
 its own, as HTML or as JSON; they say nothing about an order and are UNANSWERED, whatever their status.
 
-What each reply means is the table :data:`MEANINGS`; what to do about it is decided in ``outcomes``.
+What each reply means is the table :data:`MEANINGS`; the resolution decides what to do about it.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Canceled:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Failure:
     """Any reply that is no success; ``proof`` says that a 404 was the exchange's, not a proxy's."""
 
     meaning: Meaning
@@ -237,8 +237,8 @@ class Trouble:
         return self.meaning.no_usable_answer
 
 
-CancelAnswer = Canceled | Trouble
-ReadAnswer = Order | Trouble
+CancelAnswer = Canceled | Failure
+ReadAnswer = Order | Failure
 
 
 # A 200 without any of these is no answer of the exchange's to a cancel.
@@ -260,8 +260,8 @@ def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
     return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
 
 
-def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAnswer] | Trouble:
-    """What a reply to a batch says of each order, matched by id alone; or a trouble of the whole batch.
+def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAnswer] | Failure:
+    """What a reply to a batch says of each order, matched by id alone; or a failure of the whole batch.
 
     An order that the reply does not mention is UNANSWERED; entries about other orders are passed over.
     """
@@ -306,19 +306,19 @@ def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> Ca
     return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
 
 
-def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Reply) -> Trouble:
+def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Reply) -> Failure:
     """What an error inside a batch means: not applied, whatever it says; only the way on differs."""
     code, message = _error_words({"error": error})
     word = (code or message).lower().replace(" ", "_")
     problem = Problem(code or "error", message or ascii(error)[:TEXT_SHOWN_CHARS], reply.status)
     if reduced_by:
-        return Trouble(
+        return Failure(
             Meaning.UNCLEAR, problem
         )  # an error and contracts removed: which is true, a read tells
     if any(each in word for each in _TOO_MANY):
-        return Trouble(Meaning.BUSY, problem)
+        return Failure(Meaning.BUSY, problem)
     passing = (row.meaning for row in MEANINGS if row.code and word.startswith(row.code))
-    return Trouble(next(passing, Meaning.NOT_FOUND), problem)
+    return Failure(next(passing, Meaning.NOT_FOUND), problem)
 
 
 def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -> CancelAnswer:
@@ -367,7 +367,7 @@ def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
     return _trouble(Meaning.UNANSWERED, reply, "garbage", why)
 
 
-def decipher_command(reply: Reply) -> Trouble | None:
+def decipher_command(reply: Reply) -> Failure | None:
     """None when a mass command was carried out; its answer names no orders."""
     return None if reply.status in (200, 204) else decipher_error(reply)
 
@@ -384,7 +384,7 @@ class Page:
     unreadable: int = 0
 
 
-def decipher_list(reply: Reply) -> Page | Trouble:
+def decipher_list(reply: Reply) -> Page | Failure:
     """A page of orders, as far as they can be read."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
@@ -400,7 +400,7 @@ def decipher_list(reply: Reply) -> Page | Trouble:
     return Page(known, cursor, len(listed) - len(known))
 
 
-def decipher_object(reply: Reply) -> Mapping[str, Any] | Trouble:
+def decipher_object(reply: Reply) -> Mapping[str, Any] | Failure:
     """The JSON object of a reply that is wanted whole (limits, status, costs)."""
     if reply.status != 200:  # noqa: PLR2004 - HTTP's OK
         return decipher_error(reply)
@@ -467,7 +467,7 @@ def _epoch_s(date: str) -> float | None:
         return None
 
 
-def decipher_error(reply: Reply) -> Trouble:
+def decipher_error(reply: Reply) -> Failure:
     """What a reply means that is no success."""
     body = _json_object(reply.body)
     code, message = _error_words(body)
@@ -479,7 +479,7 @@ def decipher_error(reply: Reply) -> Trouble:
     elif reply.body.strip():
         gateway = f"a gateway, not of the exchange ({_shown(reply.headers.get('server', 'unnamed'))})"
         code, message = GATEWAY_CODE, f"HTTP {reply.status} of {gateway}: {message}"
-    return Trouble(
+    return Failure(
         meaning=meaning,
         problem=Problem(code or f"http_{reply.status}", message[:TEXT_SHOWN_CHARS], reply.status),
         retry_after_s=_retry_after_s(reply),
@@ -521,8 +521,8 @@ def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
     return _shown(code), _shown(words)
 
 
-def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Trouble:
-    return Trouble(meaning, Problem(code, message[:TEXT_SHOWN_CHARS], reply.status))
+def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Failure:
+    return Failure(meaning, Problem(code, message[:TEXT_SHOWN_CHARS], reply.status))
 
 
 def _retry_after_s(reply: Reply) -> float | None:

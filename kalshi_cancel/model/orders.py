@@ -81,7 +81,7 @@ class CancelRequest:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The request as the book keeps it, without fields that only newer versions of us know."""
+        """The request as the store keeps it, without fields that only newer versions of us know."""
         kept = json.loads(text)
         values = cls._values(kept, may_have_more=True)
         return cls(

@@ -25,9 +25,9 @@ class Scope:
     """Every filter that is set must hold; a list holds when one of its members does.
 
     ``series`` means all markets of a series, ``ticker_prefix`` any market whose ticker starts so; ``side`` is
-    ``yes`` or ``no`` (the outcome) or ``bid`` or ``ask`` (the book); prices are of the yes side, in dollars;
-    times are ISO 8601 with an offset, or epoch seconds. ``everything`` is the whole account, and excludes
-    all others; a scope with nothing set is refused.
+    ``yes`` or ``no`` (the outcome) or ``bid`` or ``ask`` (the order book); prices are of the yes side, in
+    dollars; times are ISO 8601 with an offset, or epoch seconds. ``everything`` is the whole account, and
+    excludes all others; a scope with nothing set is refused.
     """
 
     everything: bool = False

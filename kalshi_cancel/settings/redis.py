@@ -138,7 +138,7 @@ class RedisSettings:
         return f"{parts.scheme}://{user}{colon and ':***'}{at}{address}{parts.path}"
 
 
-# Celery prefers these to any configuration: they would tear messages and book apart, and past the TLS rule.
+# Celery prefers these to any configuration: they would tear messages and store apart, and past the TLS rule.
 CELERY_OVERRIDES: Final = (
     "CELERY_BROKER_URL",
     "CELERY_BROKER_READ_URL",

@@ -1,7 +1,7 @@
-"""The audit trail in Redis: each request, attempt, outcome, step and operator's action, chained by hashes.
+"""The audit log in Redis: each request, attempt, outcome, step and operator's action, chained by hashes.
 
 A stream that is only appended to. Each entry's hash covers the hash before it, so that an edit or a gap
-shows. What the book does is appended by its scripts in the step that does it (``lua/audit.lua``);
+shows. What the store does is appended by its scripts in the step that does it (``lua/audit.lua``);
 mass cancels and operators append here. Its keys: docs/keys.md.
 """
 
@@ -20,13 +20,13 @@ import redis
 from kalshi_cancel.logs import Seldom
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
 
 READ_AT_ONCE = 500
 TRIM_AT_ONCE = 100  # in one step of Redis, which serves nobody else meanwhile
-# The trail's oldest tenth is about to be trimmed: time enough to export it.
+# The audit log's oldest tenth is about to be trimmed: time enough to export it.
 SOON = 0.1
 WARN_EVERY_S = 3600
 
@@ -35,7 +35,7 @@ _ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """An entry of the trail; ``body`` is the JSON text that the hash covers."""
+    """An entry of the audit log; ``body`` is the JSON text that the hash covers."""
 
     entry_id: str
     kind: str
@@ -64,11 +64,11 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a walk through the whole trail found; ``problem`` None: every entry fits.
+    """What a walk through the whole audit log found; ``problem`` None: every entry fits.
 
     ``trimmed``: older entries are gone by the rules. ``head`` is the hash of the last entry that fits.
-    ``gaps``: how often entries could not be written, as far as the trail tells; ``missing``: how many entries
-    that were, with those that it cannot tell of yet.
+    ``gaps``: how often entries could not be written, as far as the audit log tells; ``missing``: how many
+    entries that were, with those that it cannot tell of yet.
     """
 
     entries: int
@@ -93,8 +93,8 @@ def chained(before: str, kind: str, body: str) -> str:
     return hashlib.sha1(text, usedforsecurity=False).hexdigest()  # all that Redis offers
 
 
-class Trail:
-    """The trail under one prefix; safe to share between threads. What reads or trims it raises BookError."""
+class AuditLog:
+    """The audit log under one prefix; safe to share between threads. Reads and trims raise StoreError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
@@ -107,7 +107,7 @@ class Trail:
         self._trim = scripts.load(server, "gather", "trim")
 
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Appends an entry, if there is to be a trail; the body gets ``at``, the server's time in ms.
+        """Appends an entry, if there is to be an audit log; the body gets ``at``, the server's time in ms.
 
         Never raises: what only observes decides nothing. An entry that cannot be written is counted as a gap.
         """
@@ -116,12 +116,12 @@ class Trail:
         uncounted, self._uncounted = self._uncounted, 0
         try:
             args = [self._prefix, kind, json.dumps(body, separators=(",", ":")), uncounted]
-            trouble = "" if scripts.call(lambda: self._note(args=args)) else "it is counted as missing"
-        except BookError as error:
+            failure = "" if scripts.call(lambda: self._note(args=args)) else "it is counted as missing"
+        except StoreError as error:
             self._uncounted += uncounted + 1
-            trouble = str(error)
-        if trouble and (more := self._gap.now()) is not None:
-            log.warning("an entry of the audit log cannot be written: %s", f"{trouble}{more}")
+            failure = str(error)
+        if failure and (more := self._gap.now()) is not None:
+            log.warning("an entry of the audit log cannot be written: %s", f"{failure}{more}")
 
     def read(
         self, *, since_ms: int | None = None, until_ms: int | None = None, after_id: str = ""
@@ -166,7 +166,7 @@ class Trail:
             start = f"({page[-1].entry_id}"
 
     def _unmarked(self) -> int:
-        """How many entries are missing that the trail does not tell of, because it cannot be written."""
+        """How many entries are missing that the audit log does not tell of, because it cannot be written."""
         noted = scripts.call(
             lambda: self._server.hmget(f"{self._prefix}:counts", ["audit_missed", "audit_marked"])
         )

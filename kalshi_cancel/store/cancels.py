@@ -1,11 +1,11 @@
-"""The book of open cancels in Redis: what was accepted and is not settled yet, and whose hands it is in.
+"""The cancel store in Redis: what was accepted and is not settled yet, and who has claimed it.
 
 A cancel is accepted by one atomic entry and leaves only in the step that stores its record. In between it
-is due at a moment: now, when a pause ends, or when the lease of the hand that claimed it runs out; so what
+is due at a moment: now, when a pause ends, or when the lease of the sender that claimed it runs out; so what
 a vanished worker held comes back by itself. Time is the server's: workers' clocks may differ.
 
 Each operation is one Lua script, under ``lua`` with its contract above it; its cost does not depend
-on how long the book is. Their keys and fields, and in which order they are written: docs/keys.md.
+on how long the store is. Their keys and fields, and in which order they are written: docs/keys.md.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ from kalshi_cancel.model.orders import (
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import BookError, connect
+from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.server_clock import ServerClock
 
 __all__ = [
     "Accepted",
-    "Book",
-    "BookError",
+    "CancelStore",
     "Claim",
     "Conclusion",
     "DeadLetter",
@@ -56,6 +55,7 @@ __all__ = [
     "Progress",
     "Settle",
     "Standing",
+    "StoreError",
     "Wish",
     "connect",
 ]
@@ -75,14 +75,14 @@ SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it 
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 _GLOB = re.compile(r"[*?\[\]\\]")
-_HAND_TOLD = 2  # what sweep.lua answers when a hand listens
+_HAND_TOLD = 2  # what sweep.lua answers when a sender listens
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
-    ``heard``: a hand that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    ``heard``: a sender that listens was told; otherwise a message must wake a worker up, unless enough wait.
     ``joined``: the orders that had an entry already.
     """
 
@@ -120,7 +120,7 @@ class Fenced(Exception):  # noqa: N818 - named after what has happened
 class Entry:
     """A claimed entry; only ``token``'s holder can conclude it, and only until a newer claim.
 
-    ``interrupted``: an earlier hand vanished while it may have been sending. ``deadline_left_s`` counts
+    ``interrupted``: an earlier sender vanished while it may have been sending. ``deadline_left_s`` counts
     from the claim; ``reported``: the waiters were told ``unresolved`` already.
     """
 
@@ -143,8 +143,8 @@ class Claim:
     """What is to go out in one call, which is paid for: ``tokens`` from ``bucket``; and what else is due.
 
     ``is_more``: more can be claimed now; else ``next_due_s`` is when (0: once there are tokens; None: nothing
-    is in the book), and ``tokens_in_s`` when the tokens for it may be there (0: nothing waits for tokens).
-    ``coming`` hands were told or have a message on its way.
+    is in the store), and ``tokens_in_s`` when the tokens for it may be there (0: nothing waits for tokens).
+    ``coming`` senders were told or have a message on its way.
     """
 
     entries: tuple[Entry, ...]
@@ -156,7 +156,7 @@ class Claim:
     tokens: float = 0.0
 
 
-class NothingClaimed(BookError):  # noqa: N818 - named after what has happened
+class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
     """What was put down in a turn is done, as ``done`` says; nothing could be taken up."""
 
     def __init__(self, message: str, done: list[bool]) -> None:
@@ -166,7 +166,7 @@ class NothingClaimed(BookError):  # noqa: N818 - named after what has happened
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What hands are ready to take up: one call's worth of what is due, the first lane first.
+    """What senders are ready to take up: one call's worth of what is due, the first lane first.
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
     ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
@@ -223,7 +223,7 @@ Conclusion = Settle | GiveBack | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What one hand puts down; ``done`` are the calls that were made for it, as the trail is to show them."""
+    """What one sender puts down; ``done`` are the calls made for it, as the audit log is to show them."""
 
     conclusions: Sequence[Conclusion]
     done: Sequence[Mapping[str, Any]] = ()
@@ -242,7 +242,7 @@ class Overdue:
 class Progress:
     """What was learned about an open cancel, as far as an operator wants to know it.
 
-    ``history`` holds the latest troubles: the moment (ms, the exchange's clock) and the code of each.
+    ``history`` holds the latest failures: the moment (ms, the exchange's clock) and the code of each.
     """
 
     attempts: int = 0
@@ -251,7 +251,7 @@ class Progress:
 
     @classmethod
     def parse(cls, learned: str) -> Self:
-        """Out of the JSON that the desk keeps with an entry; empty: nothing yet.
+        """Out of the JSON that the dispatcher keeps with an entry; empty: nothing yet.
 
         Raises one of ``_UNREADABLE`` for what is no JSON object. What a newer version has put into it in
         another way is left out.
@@ -291,9 +291,9 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class OpenCancel:
-    """An entry of the book as an operator sees it; times are ISO 8601 UTC.
+    """An entry of the store as an operator sees it; times are ISO 8601 UTC.
 
-    ``next_due_s`` from now: the next try, or for what is in a hand, the end of its lease. ``hand`` is the
+    ``next_due_s`` from now: the next try, or for what is claimed, the end of its lease. ``hand`` is the
     latest to have claimed it (host and process id), empty when none has. ``left_out``: requests joined whose
     names are not in the list.
     """
@@ -322,12 +322,12 @@ class Standing:
     lost: tuple[str, ...]
 
 
-class Book:
-    """The book under one prefix; safe to share between threads."""
+class CancelStore:
+    """The store under one prefix; safe to share between threads."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings, *, name: str = "") -> None:
         self._server = server
-        self._name = name  # of the process, as the trail and the entries in its hands show it
+        self._name = name  # of the process, as the audit log and the entries that it has claimed show it
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
         self._record_prefix = results.record_key("", settings.celery_prefix)
@@ -353,7 +353,7 @@ class Book:
         self._mend = scripts.load(server, "gather", "bells", "place", "mend")
 
     def ping(self) -> None:
-        """Asks Redis for a sign of life; raises BookError."""
+        """Asks Redis for a sign of life; raises StoreError."""
         scripts.call(self._server.ping)
 
     def accept(
@@ -373,7 +373,7 @@ class Book:
         those that are new. A final record that is at least ``records_older_than_s`` old is not believed: the
         order is canceled again (None: every record is believed).
 
-        Raises BookError: those of earlier portions of a long list may have been accepted even when
+        Raises StoreError: those of earlier portions of a long list may have been accepted even when
         ``may_be_accepted`` is false for the last one. Raises Fenced when ``fence`` does not hold.
         """
         not_believed = "" if records_older_than_s is None else round(records_older_than_s * 1000)
@@ -441,9 +441,9 @@ class Book:
         lane: Lane,
         fence: Fence | None = None,
     ) -> int:
-        """Has other things known of entries that no hand has had yet; how many those were.
+        """Has other things known of entries that nobody has claimed yet; how many those were.
 
-        ``known`` None: nothing but the request, and due at once. Raises BookError, and Fenced when ``fence``
+        ``known`` None: nothing but the request, and due at once. Raises StoreError, and Fenced when ``fence``
         does not hold.
         """
         learned = 0
@@ -473,16 +473,18 @@ class Book:
         return bool(self._run(self._refuse, args))
 
     def turn(self, brought: Sequence[Brought], wish: Wish | None) -> tuple[list[bool], list[Claim]]:
-        """One step of hands: puts entries out of them, and takes up what they wish for, if anything.
+        """One step for senders: puts down what they bring, and claims what they wish for, if anything.
 
-        False for each conclusion whose entry was in another hand by now (nothing is done about it). With a
-        wish there is at least one claim; if nothing could be claimed, one without entries. Raises BookError:
+        False for each conclusion whose entry was another's by now (nothing is done about it). With a
+        wish there is at least one claim; if nothing could be claimed, one without entries. Raises StoreError:
         nothing was done; or NothingClaimed: what was put down is done.
         """
-        conclusions = [each for hand in brought for each in hand.conclusions]
-        trail = [self._trail_of(hand) for hand in brought if hand.conclusions] if self._audit else []
+        conclusions = [each for sender in brought for each in sender.conclusions]
+        audit_log = (
+            [self._audit_entry_of(sender) for sender in brought if sender.conclusions] if self._audit else []
+        )
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
-        args += (len(trail), *trail, 7 * len(conclusions))
+        args += (len(audit_log), *audit_log, 7 * len(conclusions))
         for each in conclusions:
             args += (each.entry.order_id, each.entry.token, *self._fate(each))
         if wish is not None:
@@ -507,11 +509,11 @@ class Book:
         return claim
 
     def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
-        """Puts entries out of the hand; see :meth:`turn`."""
+        """Puts down what a sender brings; see :meth:`turn`."""
         return self.turn([Brought(conclusions)], None)[0]
 
-    def _trail_of(self, brought: Brought) -> str:
-        """What the trail is to say of it, without its first brace."""
+    def _audit_entry_of(self, brought: Brought) -> str:
+        """What the audit log is to say of it, without its first brace."""
         orders = {each.entry.order_id: _story(each) for each in brought.conclusions}
         said = {"worker": self._name, "calls": brought.done, "orders": orders}
         return json.dumps(said, separators=(",", ":"))[1:]
@@ -537,7 +539,7 @@ class Book:
         return claims or [nothing]
 
     def _set_aside_all(self, spoilt: Mapping[str, tuple[str, Exception]]) -> None:
-        """Sets entries aside that cannot be read: by order id, the token of the hand that has each, and why.
+        """Sets entries aside that cannot be read: by order id, the token of the claim of each, and why.
 
         Never raises: they harm nobody else.
         """
@@ -549,7 +551,7 @@ class Book:
             args += (order_id, token, *self._record_parts(told))
         try:
             set_aside = self._run(self._set_aside, args)
-        except BookError as error:
+        except StoreError as error:
             log.warning("%d entries that cannot be read cannot be set aside: %s", len(spoilt), error)
             return
         for order_id in set_aside:
@@ -561,7 +563,7 @@ class Book:
             )
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
-        """Runs the leases anew; False for each entry that is in another hand by now."""
+        """Runs the leases anew; False for each entry that is another's by now."""
         args: list[Any] = [self._prefix, round(lease_s * 1000)]
         for entry in entries:
             args += (entry.order_id, entry.token)
@@ -578,7 +580,7 @@ class Book:
         return scripts.call(lambda: self._server.blpop(bells, timeout=within_s)) is not None
 
     def ring_for(self, key_id: str, lane: Lane) -> None:
-        """Calls a hand of a worker that has this key: what there is, others may not cancel."""
+        """Calls a sender of a worker that has this key: what there is, others may not cancel."""
         bell = f"{self._prefix}:bell:{lane}:{key_id}"
         pipeline = self._server.pipeline()
         pipeline.delete(bell)  # one is enough
@@ -587,7 +589,7 @@ class Book:
         scripts.call(pipeline.execute)
 
     def show_ears(self, lanes: Sequence[Lane], *, life_s: float) -> None:
-        """Says that hands of these lanes listen, for so long."""
+        """Says that senders of these lanes listen, for so long."""
         pipeline = self._server.pipeline(transaction=False)
         for lane in lanes:
             pipeline.set(f"{self._prefix}:ears:{lane}", 1, px=round(life_s * 1000))
@@ -698,7 +700,7 @@ class Book:
         return DeadLetter(order_id, (), at, at, request, progress, stored)
 
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> dict[Lane, bool]:
-        """The lanes where something can be claimed and nobody was coming, and whether a hand was told now.
+        """The lanes where something can be claimed and nobody was coming, and whether a sender was told now.
 
         Where none was, a message is to be published. Each lane is told to one caller only.
         """
@@ -712,16 +714,16 @@ class Book:
         return {lane: ring == _HAND_TOLD for lane, ring in found if ring}
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
-        """The records of these orders as they come; ends early when the time is over. Raises BookError."""
+        """The records of these orders as they come; ends early when the time is over. Raises StoreError."""
         try:
             yield from results.await_each(
                 self._server, order_ids, timeout_s=timeout_s, celery_prefix=self._celery_prefix
             )
         except redis.RedisError as error:
-            raise BookError(words(error), may_be_accepted=False) from None
+            raise StoreError(words(error), may_be_accepted=False) from None
 
     def standing(self, order_ids: Collection[str]) -> Standing:
-        """Where each of these orders is, looked at in one step of Redis for a portion; raises BookError."""
+        """Where each of these orders is, looked at in one step of Redis for a portion; raises StoreError."""
         settled: dict[str, CancelResult] = {}
         found: dict[str, list[str]] = {"open": [], "dead": [], "lost": []}
         ids = list(order_ids)
@@ -888,7 +890,7 @@ def _unless_fenced(answer: Any, fence: Fence | None) -> Any:
 
 
 def _story(conclusion: Conclusion) -> list[Any]:
-    """The conclusion as the trail tells it."""
+    """The conclusion as the audit log tells it."""
     match conclusion:
         case Settle(result=result):
             return ["settled", result.outcome.value, count_text(result.reduced_by), result.attempts]

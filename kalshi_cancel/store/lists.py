@@ -30,7 +30,7 @@ GONE = Problem("result_gone", "its result is not kept any more: ask again")
 
 
 class Lists:
-    """The lists under one prefix; safe to share between threads. Everything raises BookError."""
+    """The lists under one prefix; safe to share between threads. Everything raises StoreError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server

@@ -1,7 +1,7 @@
 """Mass cancels in Redis: what was asked for, how far each has got, and its report.
 
 Any worker can run one: everything that a runner needs to know is here. It claims the mass cancel, and writes
-with its claim's token only (``mass_claim``). The orders themselves are entries of the book like all others.
+with its claim's token only (``mass_claim``). The orders themselves are entries of the store like all others.
 Their keys: docs/keys.md.
 """
 
@@ -19,12 +19,12 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import BadRequest, utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
-from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.server_clock import ServerClock
 
 
-class Masses:
-    """The mass cancels under one prefix; safe to share between threads. Everything raises BookError."""
+class MassCancels:
+    """The mass cancels under one prefix; safe to share between threads. Everything raises StoreError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
@@ -33,7 +33,7 @@ class Masses:
         self._life_s = settings.result_expires_s
         self._wait_replicas = settings.wait_replicas
         self._enter = scripts.load(server, "gather", "enter")
-        self._trail = Trail(server, settings)
+        self._audit_log = AuditLog(server, settings)
         self._clock = ServerClock(server)
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
@@ -55,7 +55,7 @@ class Masses:
         if became == "other":
             raise BadRequest({"request_id": f"is taken by another mass cancel: {request.request_id}"})
         if became == "new":
-            self._trail.append("mass", {"step": "accepted", **asked, "scope": request.scope.in_short()})
+            self._audit_log.append("mass", {"step": "accepted", **asked, "scope": request.scope.in_short()})
         elif reply_to and is_done[0] and (report := self.report(request.request_id)) is not None:
             self._answer(reply_to, report)
 

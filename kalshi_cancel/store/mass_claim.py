@@ -1,4 +1,4 @@
-"""A mass cancel in one runner's hands: what a runner reads and writes while it has it.
+"""A mass cancel claimed by one runner: what a runner reads and writes while it has it.
 
 A claim is a lease with a fencing token. Only the latest claim may write, and nobody may once there is a
 report: a runner that was stopped or cut off for longer than its lease changes nothing when it wakes up.
@@ -20,7 +20,7 @@ import redis
 from kalshi_cancel.model.orders import CancelResult, count_text, utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
-from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import Fence, Fenced
 
 log = logging.getLogger(__name__)
@@ -71,13 +71,13 @@ class Planned:
 
 
 class MassClaims:
-    """Where runners take mass cancels from; safe to share between threads. Everything raises BookError."""
+    """Where runners take mass cancels from; safe to share between threads. Everything raises StoreError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings, *, name: str) -> None:
         self.server = server
         self.settings = settings
         self.name = name
-        self.trail = Trail(server, settings)
+        self.audit_log = AuditLog(server, settings)
         self._claim = scripts.load(server, "gather", "mass_claim")
         self.scripts = _Scripts(
             keep=scripts.load(server, "gather", "fenced", "mass_keep"),
@@ -127,10 +127,10 @@ class _Kept:
 
 
 class MassClaim:
-    """One mass cancel in this process' hands; safe to share between threads.
+    """One mass cancel that this process runs; safe to share between threads.
 
-    ``request`` is its JSON as it was accepted. Everything raises BookError, and what writes raises Fenced
-    once the mass cancel is in other hands or done.
+    ``request`` is its JSON as it was accepted. Everything raises StoreError, and what writes raises Fenced
+    once the mass cancel is another's or done.
     """
 
     def __init__(self, claims: MassClaims, fence: Fence, kept: _Kept, *, held_until: float) -> None:
@@ -142,7 +142,7 @@ class MassClaim:
         self._server = claims.server
         self._settings = claims.settings
         self._scripts = claims.scripts
-        self._trail = claims.trail
+        self._audit_log = claims.audit_log
         self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
         self._held_until = held_until  # of its lease, as far as it is sure (monotonic)
 
@@ -201,15 +201,15 @@ class MassClaim:
         """The tokens that were spent for it, as far as that was noted."""
         return float(scripts.call(lambda: self._server.hget(self._key, "spent")) or 0)
 
-    def tell_trail(self, step: str, **details: Any) -> None:
-        """Notes a step in the audit trail; never raises, as what only observes decides nothing."""
+    def note_audit(self, step: str, **details: Any) -> None:
+        """Notes a step in the audit log; never raises, as what only observes decides nothing."""
         said = {"request_id": self.fence.request_id, "step": step, "worker": self.name, **details}
-        self._trail.append("mass", said)
+        self._audit_log.append("mass", said)
 
     # -- its orders
 
     def add_orders(self, orders: Mapping[str, Planned], *, anew: bool = False) -> None:
-        """Notes orders that are about to be canceled, before they are entered into the book.
+        """Notes orders that are about to be canceled, before they are entered into the store.
 
         ``anew``: also those that were noted before.
         """
@@ -254,7 +254,7 @@ class MassClaim:
         return int(still), int(overdue)
 
     def without_entry(self, order_ids: Sequence[str]) -> Iterator[str]:
-        """Which of these orders have no entry in the book."""
+        """Which of these orders have no entry in the store."""
         for start in range(0, len(order_ids), NOTE_AT_ONCE):
             args = [self._settings.key_prefix, *order_ids[start : start + NOTE_AT_ONCE]]
             yield from scripts.call(lambda args=args: self._scripts.without_entry(args=args))  # type: ignore[misc]

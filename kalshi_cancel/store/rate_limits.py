@@ -18,7 +18,7 @@ import redis
 
 from kalshi_cancel.model.orders import SHARDS, write_path
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +92,13 @@ class Pacer:
         self._set_limits = scripts.load(server, "gather", "buckets", "limits")
 
     def set_limits(self, limits: Limits) -> None:
-        """Makes these the limits of the whole fleet; raises BookError."""
+        """Makes these the limits of the whole fleet; raises StoreError."""
         self.limits = limits
         args = [self._prefix, *_shared(limits).values()]
         scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
-        """Makes the configured limits the fleet's, unless true ones are known; raises BookError."""
+        """Makes the configured limits the fleet's, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
             pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
@@ -118,7 +118,7 @@ class Pacer:
         args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
         try:
             is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
-        except BookError as error:
+        except StoreError as error:
             log.warning("a 429 could not be shared: %s", error)
             return False
         if is_news:
@@ -166,7 +166,7 @@ class Level:
 
 
 def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
-    """Every bucket that was paid from or may be, for who may only read; raises BookError.
+    """Every bucket that was paid from or may be, for who may only read; raises StoreError.
 
     As ``lua/buckets.lua`` has it, but with the whole capacity: what is on its way is not left out.
     """

@@ -1,7 +1,7 @@
 """The records of outcomes by order, in Celery's own result format, as anybody may read and await them.
 
 A record is what ``AsyncResult("cancel:" + order_id)`` reads: the JSON that Celery's Redis backend keeps
-under ``celery-task-meta-{task id}`` and publishes on the channel of the same name. Only the book writes
+under ``celery-task-meta-{task id}`` and publishes on the channel of the same name. Only the store writes
 records, in the step that removes the entry; this module knows the format, reads, and waits. Both names begin
 with RedisSettings.celery_prefix: channels are one for all databases of a server, so that is what keeps
 accounts apart.
@@ -62,7 +62,7 @@ def record_parts(result: CancelResult, *, date_done: str, **known: str | None) -
     """
     value = result.to_json() | known
     for name in ("requested_by", "requested_by_left_out"):
-        del value[name]  # filled in by the book, which knows who has joined
+        del value[name]  # filled in by the store, which knows who has joined
     head = _encode(value)[:-1] + ',"requested_by":'
     tail = f'}},"traceback":null,"children":[],"date_done":"{date_done}","task_id":'
     return '{"status":"SUCCESS","result":' + head, tail

@@ -1,4 +1,4 @@
-"""Redis as the book and the buckets use it: a client that fails soon, Lua scripts, and one kind of error."""
+"""Redis as the store and the buckets use it: a client that fails soon, Lua scripts, and one kind of error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPLICATED_WITHIN_S = 0.5
 LUA = resources.files("kalshi_cancel.store").joinpath("lua")
 
 
-class BookError(Exception):
+class StoreError(Exception):
     """Redis did not do what was asked; ``may_be_accepted``: it may have, and only the answer was lost.
 
     ``can_pass``: the same may work later, as it is; otherwise somebody has to mend something first.
@@ -77,14 +77,14 @@ def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
 
 
 def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
-    """What ``ask`` gets from Redis; raises BookError whatever is wrong with it.
+    """What ``ask`` gets from Redis; raises StoreError whatever is wrong with it.
 
     ``may_be_accepted``: what is asked would accept something; it may have, unless Redis says that it refuses.
     """
     try:
         return ask()
     except redis.RedisError as error:
-        raise BookError(
+        raise StoreError(
             words(error),
             may_be_accepted=may_be_accepted and not refused(error),
             can_pass=can_pass(error),
@@ -103,8 +103,8 @@ def surely(
 
     The commands of ``then`` follow it: for values that are too large for a script.
 
-    Raises BookError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it; also
-    when too few replicas have it in time, or a failover is under way.
+    Raises StoreError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it;
+    also when too few replicas have it in time, or a failover is under way.
     """
     pool = server.connection_pool
     connection = call(pool.get_connection)
@@ -116,7 +116,7 @@ def surely(
             _await(connection, replicas)
         if why := call(lambda: primary.why_unsure(pool, connection), may_be_accepted=True):
             pool.disconnect()
-            raise BookError(f"Redis has it, but {why}: ask again", may_be_accepted=True)
+            raise StoreError(f"Redis has it, but {why}: ask again", may_be_accepted=True)
         return answer
     finally:
         pool.release(connection)
@@ -134,13 +134,13 @@ def _await(connection: Any, replicas: int) -> None:
     try:
         kept_by = _ask(connection, "WAIT", replicas, round(REPLICATED_WITHIN_S * 1000))
     except redis.RedisError as error:
-        raise BookError(
+        raise StoreError(
             f"Redis has it, but whether replicas have it is not known: {words(error)}",
             may_be_accepted=True,
             can_pass=can_pass(error),
         ) from None
     if kept_by < replicas:
-        raise BookError(
+        raise StoreError(
             f"Redis has it, but only {kept_by} of {replicas} replicas within {REPLICATED_WITHIN_S:g} s",
             may_be_accepted=True,
         )
@@ -157,7 +157,7 @@ def _ask(connection: Any, *command: Any) -> Any:
         raise
 
 
-# Around every script: the book's prefix is always the first argument, and time is the server's. What goes
+# Around every script: the store's prefix is always the first argument, and time is the server's. What goes
 # wrong before anything is written (lua/gather.lua) is answered as a refusal is: nothing was done. What
 # goes wrong after that is a kind of its own, because it may have been accepted: asking again settles it.
 _BEFORE = """local has_written = false

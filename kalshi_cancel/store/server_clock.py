@@ -12,7 +12,7 @@ import redis
 
 from kalshi_cancel.model.orders import utc_text
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 
 # What was heard counts for so long: the clocks of two hosts drift apart, and answers take time.
 HEARD_FOR_S = 10.0
@@ -46,7 +46,7 @@ class ServerClock:
             try:
                 seconds, micros = scripts.call(self._server.time)
                 self.heard(float(seconds) + float(micros) / 1e6)
-            except BookError:
+            except StoreError:
                 pass
         return time.time() if self._ahead_s is None else time.monotonic() + self._ahead_s
 

@@ -38,7 +38,7 @@ class BucketState:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetState:
+class StatsShown:
     """The fleet at one moment; ``masses`` counts the latest hundred: ``running``, ``flat``, ``not_flat``.
 
     ``set_aside``: entries that cannot be read; ``audit_gaps``: entries that the audit log is missing.
@@ -51,11 +51,11 @@ class FleetState:
     audit_gaps: int
     queues: dict[str, int]
     buckets: dict[str, BucketState]
-    masses: dict[str, int]
+    mass_cancels: dict[str, int]
     redis_round_trip_s: float
 
 
-class Fleet:
+class Stats:
     """The fleet under one prefix; safe to share between threads."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
@@ -66,15 +66,15 @@ class Fleet:
         self._mass_end = scripts.load(server, "mass_end")
         self._ended: dict[str, str] = {}  # what has ended does not change any more
 
-    def look(self) -> FleetState:
-        """How it stands now; raises BookError."""
+    def look(self) -> StatsShown:
+        """How it stands now; raises StoreError."""
         asked = time.perf_counter()
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
         unresolved, dead, aside, missed, lanes, buckets = scripts.call(
             lambda: self._state(args=[self._prefix, ENDS, *(lane.value for lane in Lane)])
         )
-        return FleetState(
+        return StatsShown(
             lanes={
                 lane: LaneState(int(open_now), age_ms / 1000, int(accepted))
                 for lane, (open_now, age_ms, accepted) in zip(Lane, lanes, strict=True)
@@ -88,7 +88,7 @@ class Fleet:
                 str(name): BucketState(float(tokens), float(capacity), int(refused))
                 for name, tokens, capacity, refused in buckets
             },
-            masses=self._masses(),
+            mass_cancels=self._mass_cancels(),
             redis_round_trip_s=round_trip_s,
         )
 
@@ -100,7 +100,7 @@ class Fleet:
         lengths = iter(scripts.call(pipeline.execute))
         return {lane.queue: sum(next(lengths) for _ in _PRIORITIES) for lane in Lane}
 
-    def _masses(self) -> dict[str, int]:
+    def _mass_cancels(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
         pipeline.zrange(f"{self._prefix}:masses", -MASSES_MOST, -1)
         pipeline.smembers(f"{self._prefix}:masses:open")

@@ -53,9 +53,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class WorkerShown:
-    """A worker process that runs: which lanes it serves, with how many hands at most, and as whom.
+    """A worker process that runs: which lanes it serves, with how many senders at most, and as whom.
 
-    ``gate`` is the state of its circuit breaker, ``problem`` what closed it. One without hands of its own
+    ``gate`` is the state of its circuit breaker, ``problem`` what opened it. One without senders of its own
     serves by other processes.
     """
 
@@ -75,8 +75,8 @@ class WorkerShown:
         return self.gate if self.problem is None else f"{self.gate} ({self.problem.code})"
 
 
-class Roster:
-    """The registry under one prefix; everything raises BookError."""
+class WorkerRegistry:
+    """The registry under one prefix; everything raises StoreError."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
@@ -119,11 +119,11 @@ class Roster:
 class Colleagues:
     """The other workers, as one of them sees them; safe to share between threads.
 
-    Everything raises BookError.
+    Everything raises StoreError.
     """
 
-    def __init__(self, roster: Roster, worker_id: str) -> None:
-        self._roster = roster
+    def __init__(self, registry: WorkerRegistry, worker_id: str) -> None:
+        self._registry = registry
         self._worker_id = worker_id
         self._looked_at: dict[float, float] = {}
         self._seen: dict[float, list[WorkerShown]] = {}
@@ -144,7 +144,7 @@ class Colleagues:
 
     def _others(self, within_s: float) -> list[WorkerShown]:
         if time.monotonic() - self._looked_at.get(within_s, -math.inf) > LOOK_EVERY_S:
-            workers = self._roster.workers(within_s=within_s)
+            workers = self._registry.workers(within_s=within_s)
             self._seen[within_s] = [each for each in workers if each.worker_id != self._worker_id]
             self._looked_at[within_s] = time.monotonic()
         return self._seen[within_s]

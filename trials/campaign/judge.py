@@ -40,7 +40,7 @@ class Evidence:
     """All that was seen of one run.
 
     ``promises``, ``records``, ``seen_at`` (when the settled record was first seen) by order id; ``open_ids``
-    are in the book at the end; ``truth`` is the exchange's own; ``calls`` what it received; ``marks`` the
+    are in the store at the end; ``truth`` is the exchange's own; ``calls`` what it received; ``marks`` the
     moments from which recovery counts; ``upsets`` those at which a worker was killed, stopped or woken.
     ``unanswered`` are orders for which somebody waited in vain, ``answers`` what raw messages got;
     ``shown_as``: the status that reads gave some orders for good, in the exchange's place.

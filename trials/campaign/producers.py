@@ -12,7 +12,7 @@ from contextlib import closing
 import redis
 from celery import Celery
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.model.orders import CancelResult
 from kalshi_cancel.sandbox.control import Control, ControlError
 from trials.campaign.judge import Promise
@@ -72,7 +72,7 @@ class Producers:
             for result in client.results(order_ids, timeout=WAIT_S) if order_ids else ():
                 with self._lock:
                     self._waited_for[number].pop(str(result.order_id), None)
-        except BookError:
+        except StoreError:
             return False  # a fault is playing
         return bool(order_ids)
 
@@ -99,12 +99,12 @@ class Producers:
         """Asks once; False when it is worth asking again."""
         promises = [self.promises[order_id] for order_id in _ids(ask)]
         asked = time.monotonic()
-        error: BookError | None = None
+        error: StoreError | None = None
         try:
             call()
-        except BookError as refusal:
+        except StoreError as refusal:
             error = refusal
-        except Exception as unexpected:  # noqa: BLE001 - producers are promised BookError and nothing else
+        except Exception as unexpected:  # noqa: BLE001 - producers are promised StoreError and nothing else
             self.problems.append(f"a producer got {unexpected!r}")
             return True
         took_s = time.monotonic() - asked

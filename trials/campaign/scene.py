@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.client import BookError, CancelClient
+from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.sandbox.control import Control
 from trials.campaign.judge import CANCELS
 from trials.campaign.relay import Relay
@@ -188,7 +188,7 @@ class Scene:
 
     def look_at(self, sweep: Sweep) -> bool:
         """Notes the report that there is at this moment; whether there is one."""
-        with suppress(BookError):
+        with suppress(StoreError):
             shown = self._risk.mass_status(sweep.request_id)
             sweep.last = shown if shown and "flat" in shown else None
         sweep.report = sweep.report or sweep.last

@@ -27,10 +27,10 @@ from worker.broker.links import ID_MAX_CHARS, LINKS_HEADER, take_out
 UNREADABLE = "application/x-unreadable"
 # Of the header that says what is wrong with an unreadable item.
 WHY_HEADER = "why"
-# Ids of results that only the book stores; a message under one gets an id of its own, and no result there.
+# Ids of results that only the store writes; a message under one gets an id of its own, and no result there.
 RESERVED_IDS = ("cancel:", "mass:", "list:")
 # A message that is held back for longer is delivered again and again meanwhile (visibility_timeout), and is
-# not in the book: nobody sees it, and nobody takes over.
+# not in the store: nobody sees it, and nobody takes over.
 ETA_MOST_S = 30.0
 
 

@@ -1,7 +1,7 @@
 """Takes in raw messages many at a time: Celery's loop needs a millisecond for each of a flood.
 
 Where a worker gets one raw ``cancel_order``, those that wait behind it in the queue are read, entered into
-the book in one step, and only then taken off the queue: whoever vanishes in between leaves them where they
+the store in one step, and only then taken off the queue: whoever vanishes in between leaves them where they
 were, and an order that is entered twice has one entry. Whatever is not such a message is left to Celery.
 """
 
@@ -17,10 +17,10 @@ import redis
 from kalshi_cancel.model.orders import BadRequest, CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.wake_ups import ENTERED_HEADER
 from worker.broker.guard import PlainCall, plain_call
-from worker.dispatch.dispatcher import Desk
+from worker.dispatch.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ LEFT_MOST = 10_000
 class Intake:
     """The intake of one process; ``server`` answers in bytes."""
 
-    def __init__(self, server: redis.Redis, settings: RedisSettings, desk: Desk) -> None:
+    def __init__(self, server: redis.Redis, settings: RedisSettings, dispatcher: Dispatcher) -> None:
         self._server = server
         self._settings = settings
-        self._desk = desk
+        self._dispatcher = dispatcher
         self._at_it = threading.Lock()
         self._left: set[bytes] = set()
 
@@ -47,7 +47,7 @@ class Intake:
         try:
             while self._take_some(lane):
                 pass
-        except BookError as error:
+        except StoreError as error:
             log.info("what waits in the queue is left to Celery: %s", error)
         except Exception:  # a defect of ours, which is not the message's that has just been entered
             log.exception("what waits in the queue is left to Celery")
@@ -70,7 +70,9 @@ class Intake:
             if len(found) < WORTH_IT:
                 return False
             requests = [request for _, request, _ in found]
-            entered = self._desk.enter(requests, lane=lane, reply_to=[reply_to for _, _, reply_to in found])
+            entered = self._dispatcher.enter(
+                requests, lane=lane, reply_to=[reply_to for _, _, reply_to in found]
+            )
             refused = {request.order_id for request, _ in entered.refused}
             self._leave([item for item, request, _ in found if request.order_id in refused])
             self._take_off(queue, [item for item, request, _ in found if request.order_id not in refused])

@@ -11,17 +11,17 @@ import time
 from dataclasses import dataclass, field
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import Meaning, Page, Trouble
+from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
 from kalshi_cancel.model.orders import Order, Problem
 from kalshi_cancel.store.rate_limits import Pacer
-from worker.dispatch.events import CallMade, Tell, nobody
+from worker.dispatch.events import CallMade, Emit, nobody
 
 # Between the beginnings of two looks, for each page of the last one: the read tokens are for others, too.
 LOOK_AGAIN_S = 0.5
 PAGES_MOST = 200  # 200,000 orders: longer, and nobody waits for the end
 WITHOUT_NEWS_MOST = 10  # pages in a row: it has no end, or goes round in a circle
 TOKENS_AGAIN_S = 0.5
-NOT_NOW_S = 0.3  # long enough for a hand to take up something else meanwhile
+NOT_NOW_S = 0.3  # long enough for a sender to take up something else meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,23 @@ class _Look:
     began: float  # monotonic
     page_of: dict[str, str] = field(default_factory=dict)
     pages: int = 0
-    trouble: Trouble | None = None
+    failure: Failure | None = None
 
 
 class Archive:
     """The archive of one account, for one process; safe to share between threads."""
 
     def __init__(
-        self, exchange: Exchange, pacer: Pacer, stopping: threading.Event, *, tell: Tell = nobody
+        self, exchange: Exchange, pacer: Pacer, stopping: threading.Event, *, emit: Emit = nobody
     ) -> None:
         self._exchange = exchange
         self._pacer = pacer
         self._stopping = stopping
-        self._tell = tell
+        self._emit = emit
         self._looking = threading.Lock()
         self._last = _Look(-float("inf"))
 
-    def find(self, order_id: str, *, missing_since: float) -> Order | Trouble | NotNow | None:
+    def find(self, order_id: str, *, missing_since: float) -> Order | Failure | NotNow | None:
         """The order as the archive has it, None when it has none.
 
         ``missing_since`` (monotonic): reads did not show it any more at that moment.
@@ -63,13 +63,13 @@ class Archive:
             return NotNow(NOT_NOW_S)
         try:
             early_s = self._last.began + LOOK_AGAIN_S * max(self._last.pages, 1) - time.monotonic()
-            if self._last.began < missing_since or self._last.trouble is not None:
+            if self._last.began < missing_since or self._last.failure is not None:
                 if early_s > 0:
-                    return self._last.trouble or NotNow(max(early_s, NOT_NOW_S))
+                    return self._last.failure or NotNow(max(early_s, NOT_NOW_S))
                 self._last = self._look()
             if order_id in self._last.page_of:
                 return self._again(order_id, self._last.page_of[order_id])
-            return self._last.trouble
+            return self._last.failure
         finally:
             self._looking.release()
 
@@ -78,9 +78,9 @@ class Archive:
         without_news = 0
         while look.pages < PAGES_MOST and without_news < WITHOUT_NEWS_MOST:
             page = self._page(cursor)
-            if isinstance(page, Trouble):
+            if isinstance(page, Failure):
                 # An exchange without an archive has nothing in it.
-                look.trouble = None if page.meaning is Meaning.NOT_FOUND and page.proof else page
+                look.failure = None if page.meaning is Meaning.NOT_FOUND and page.proof else page
                 return look
             look.pages += 1
             known = len(look.page_of)
@@ -90,18 +90,18 @@ class Archive:
             if not cursor:
                 return look
         words = f"the archive has more than {look.pages} pages: the order may be further back"
-        look.trouble = Trouble(Meaning.NOT_SENT, Problem("archive_too_long", words))
+        look.failure = Failure(Meaning.NOT_SENT, Problem("archive_too_long", words))
         return look
 
-    def _again(self, order_id: str, cursor: str) -> Order | Trouble:
+    def _again(self, order_id: str, cursor: str) -> Order | Failure:
         page = self._page(cursor)
-        if isinstance(page, Trouble):
+        if isinstance(page, Failure):
             return page
         found = next((order for order in page.orders if order.order_id == order_id), None)
         gone = Problem("archive_moved", "the archive has changed while it was read")
-        return found or Trouble(Meaning.NOT_SENT, gone)
+        return found or Failure(Meaning.NOT_SENT, gone)
 
-    def _page(self, cursor: str) -> Page | Trouble:
+    def _page(self, cursor: str) -> Page | Failure:
         cost = self._pacer.limits.list_cost
         if self._stopping.is_set():
             return _STOPPING
@@ -110,11 +110,11 @@ class Archive:
                 return _STOPPING
         started = time.monotonic()
         page = self._exchange.list_archive({}, cursor)
-        trouble = page if isinstance(page, Trouble) else None
-        self._tell(CallMade("list", (), None, trouble, time.monotonic() - started, "read", cost))
-        if trouble is not None and trouble.meaning is Meaning.BUSY:
+        failure = page if isinstance(page, Failure) else None
+        self._emit(CallMade("list", (), None, failure, time.monotonic() - started, "read", cost))
+        if failure is not None and failure.meaning is Meaning.BUSY:
             self._pacer.correct("read", cost, taken_at=started)
         return page
 
 
-_STOPPING = Trouble(Meaning.NOT_SENT, Problem("stopping", "this worker is stopping"))
+_STOPPING = Failure(Meaning.NOT_SENT, Problem("stopping", "this worker is stopping"))

@@ -1,12 +1,13 @@
-"""The way out of a process: one hand at a time claims, signs and sends; waiting for replies is done together.
+"""The way out of a process: one sender at a time claims, signs and sends; all wait for replies together.
 
-Signing and sending need a core. Hands that all did so at once would each claim the little that is due at that
-moment; in line, each claims what has come while the one before it was at it. Idle, there is no line. While
-several come at a time, the next waits a few milliseconds more, so that calls are fewer and each for more.
+Signing and sending need a core. Senders that all did so at once would each claim the little that is due at
+that moment; in line, each claims what has come while the one before it was at it. Idle, there is no line.
+While several come at a time, the next waits a few milliseconds more, so that calls are fewer and each for
+more.
 
-Where calls are for one order each (a shard's own tokens pay for single cancels only), the hand whose turn it
-is has the step in Redis done for those behind it, too: what they bring is put down, each is given a call, and
-they sign and send at once.
+Where calls are for one order each (a shard's own tokens pay for single cancels only), the sender whose turn
+it is has the step in Redis done for those behind it, too: what they bring is put down, each is given a
+call, and they sign and send at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-# A hand that is held up on its way out (connecting, a slow Redis) must not keep the others.
+# A sender that is held up on its way out (connecting, a slow Redis) must not keep the others.
 IN_LINE_MOST_S = 0.05
 # A call for so many is worth its signature: the next in line need not wait until it is sent.
 LARGE_CALL = 10
@@ -27,7 +28,7 @@ LARGE_CALL = 10
 SEVERAL = 4
 ENOUGH = 30
 GATHER_S = 0.012
-# What several hands bring is put down in one step up to so many orders: the script must not take long.
+# What several senders bring is put down in one step up to so many orders: the script must not take long.
 TOGETHER_MOST = 30
 
 Held = TypeVar("Held")
@@ -35,9 +36,9 @@ Given = TypeVar("Given")
 
 
 class Place(Generic[Held, Given]):
-    """One hand's place in line: what it holds, of how many orders, and what it is given.
+    """One sender's place in line: what it holds, of how many orders, and what it is given.
 
-    A hand can be served in the step of another that ``takes`` nothing which it does not take, too.
+    A sender can be served in the step of another that ``takes`` nothing which it does not take, too.
     """
 
     def __init__(self, held: Held, orders: int, takes: AbstractSet[object]) -> None:
@@ -50,27 +51,27 @@ class Place(Generic[Held, Given]):
         self._served = threading.Event()
 
     def call(self) -> None:
-        """It is this hand's turn."""
+        """It is this sender's turn."""
         self.has_turn = True
         self._called.set()
 
     def serve(self, given: Given | None) -> None:
-        """Gives the hand what it stands in line for; None: it may stand in line again."""
+        """Gives the sender what it stands in line for; None: it may stand in line again."""
         self._given = given
         self._served.set()
         self._called.set()
 
     def wait(self, within_s: float) -> None:
-        """Until it is the hand's turn, or another has served it."""
+        """Until it is the sender's turn, or another has served it."""
         self._called.wait(within_s)
 
     def given(self) -> Given | None:
-        """What the hand was given, once it is served."""
+        """What the sender was given, once it is served."""
         self._served.wait()
         return self._given
 
 
-class Outbox:
+class Completions:
     """The line of one process."""
 
     def __init__(self) -> None:

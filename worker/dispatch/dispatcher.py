@@ -1,8 +1,8 @@
-"""The desk: takes what is due out of the book, has it pursued, and puts it back concluded.
+"""The dispatcher: takes what is due out of the store, has it executed, and puts it back concluded.
 
-A woken hand calls :meth:`Desk.work`: it claims one call's worth of what is due, risk first, and goes on until
-nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim, which is one
-step with putting down what the last one brought.
+A woken sender calls :meth:`Dispatcher.work`: it claims one call's worth of what is due, risk first, and
+goes on until nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim,
+which is one step with putting down what the last one brought.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kalshi_cancel.logs import Lines, Seldom, about
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.store.cancels import (
     Accepted,
-    Book,
+    CancelStore,
     Claim,
     Conclusion,
     Entry,
@@ -38,20 +38,20 @@ from kalshi_cancel.store.cancels import (
     Wish,
 )
 from kalshi_cancel.store.rate_limits import Pacer
-from kalshi_cancel.store.scripts import BookError
-from worker.dispatch.breaker import Gate, GateState
-from worker.dispatch.completions import Outbox, Place
-from worker.dispatch.events import Claimed, Concluded, GateMoved, LeaseLost, Tell, nobody
-from worker.dispatch.executor import AnotherKey, Pursued, Pursuit, no_other
+from kalshi_cancel.store.scripts import StoreError
+from worker.dispatch.breaker import BreakerState, CircuitBreaker
+from worker.dispatch.completions import Completions, Place
+from worker.dispatch.events import BreakerMoved, Claimed, Concluded, Emit, LeaseLost, nobody
+from worker.dispatch.executor import AnotherKey, Completion, Executor, no_other
 from worker.dispatch.leases import LEASE_S, Leases
 
 log = logging.getLogger(__name__)
 
-# A hand with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
+# A sender with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
-# A hand that was called comes at once; if none has come by then, the bell was lost.
+# A sender that was called comes at once; if none has come by then, the bell was lost.
 CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
@@ -65,10 +65,10 @@ NOT_STORED_MOST = 1000  # orders of which it is remembered that this was said
 KEPT_MOST_CHARS = 65_536
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
 
-# A hand in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
-_Place = Place[Pursued, tuple[Claim, float]]
+# A sender in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
+_Place = Place[Completion, tuple[Claim, float]]
 
-# What one hand at a time waits for: whether tokens, and of which lanes.
+# What one sender at a time waits for: whether tokens, and of which lanes.
 _WaitsFor = tuple[bool, tuple[Lane, ...]]
 
 _Answer = TypeVar("_Answer")
@@ -79,7 +79,7 @@ class Entered:
     """What entering the requests of a message came to; ``refused``: what Redis does not take, and why."""
 
     accepted: Accepted
-    refused: tuple[tuple[CancelRequest, BookError], ...] = ()
+    refused: tuple[tuple[CancelRequest, StoreError], ...] = ()
 
     def and_also(self, other: Entered) -> Entered:
         """Both together."""
@@ -96,12 +96,12 @@ class Entered:
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
 
-class Desk:
-    """Works the book's open cancels at the exchange; one per process, shared by its threads."""
+class Dispatcher:
+    """Works the store's open cancels at the exchange; one per process, shared by its threads."""
 
     def __init__(
         self,
-        book: Book,
+        store: CancelStore,
         exchange: Exchange,
         pacer: Pacer,
         *,
@@ -112,41 +112,41 @@ class Desk:
         risk_reserve: float,
         batch_most: int,
         lanes: Sequence[Lane] = tuple(Lane),
-        hands: int = 1,
-        call_hand: Callable[[Lane], None] = lambda _lane: None,
-        outbox: Outbox | None = None,
-        gate_moved: Callable[[], None] = lambda: None,
+        senders: int = 1,
+        call_sender: Callable[[Lane], None] = lambda _lane: None,
+        completions: Completions | None = None,
+        breaker_moved: Callable[[], None] = lambda: None,
         others_serve: Callable[[], bool] = lambda: False,
         another_key: AnotherKey = no_other,
-        tell: Tell = nobody,
+        emit: Emit = nobody,
     ) -> None:
-        self._book = book
-        self._tell = tell
+        self._store = store
+        self._emit = emit
         self._pacer = pacer
         self._cancel_deadline_s = cancel_deadline_s
         self._risk_reserve = risk_reserve
         self._lanes = tuple(lanes)
-        self._outbox = outbox or Outbox()
-        self._room = _Room(hands)
-        self._call_hand = call_hand
-        self._gate_moved = gate_moved
+        self._completions = completions or Completions()
+        self._room = _Room(senders)
+        self._call_sender = call_sender
+        self._breaker_moved = breaker_moved
         self._others_serve = others_serve
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._mend_from = 0
-        self._no_book = Seldom()
+        self._no_store = Seldom()
         self._not_entered = Seldom()
         self._not_stored: set[str] = set()
-        self._leases = Leases(book, lost=lambda entries: tell(LeaseLost(entries)))
-        self._gate = Gate(
-            lambda state: exchange.warm_up() if state is GateState.KEY_REFUSED else exchange.status(),
-            self._show_gate,
+        self._leases = Leases(store, lost=lambda entries: emit(LeaseLost(entries)))
+        self._breaker = CircuitBreaker(
+            lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.status(),
+            self._show_breaker,
         )
-        self._pursuit = Pursuit(
+        self._executor = Executor(
             exchange,
             pacer,
-            self._gate,
+            self._breaker,
             self._leases,
             self._stopping,
             cancel_max_age_s=cancel_max_age_s,
@@ -154,23 +154,23 @@ class Desk:
             record_life_s=record_life_s,
             risk_reserve=risk_reserve,
             batch_most=batch_most,
-            hands=hands,
+            senders=senders,
             another_key=another_key,
-            tell=tell,
+            emit=emit,
         )
 
     def enter(
         self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: Sequence[str] = ()
     ) -> Entered:
-        """Enters the requests of a message into the book, those that Redis takes.
+        """Enters the requests of a message into the store, those that Redis takes.
 
-        Raises BookError for what can pass; then asking again changes nothing for those that are entered.
+        Raises StoreError for what can pass; then asking again changes nothing for those that are entered.
         """
         try:
-            accepted = self._book.accept(
+            accepted = self._store.accept(
                 requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
             )
-        except BookError as error:
+        except StoreError as error:
             if error.can_pass:
                 raise
             if len(requests) == 1:
@@ -183,12 +183,12 @@ class Desk:
         )
 
     def until_done(self, ask: Callable[[], _Answer]) -> _Answer:
-        """What ``ask`` gets from Redis, asked again for a while where that can help; raises BookError."""
+        """What ``ask`` gets from Redis, asked again for a while where that can help; raises StoreError."""
         give_up = time.monotonic() + PATIENT_S
         while True:
             try:
                 return ask()
-            except BookError as error:
+            except StoreError as error:
                 if not error.can_pass:
                     raise
                 if (more := self._not_entered.now()) is not None:
@@ -199,23 +199,23 @@ class Desk:
     def refuse(self, result: CancelResult) -> None:
         """Stores the outcome of a request that cannot be understood where its waiter looks, if it can."""
         if result.order_id is not None and _can_be_looked_for(result.order_id):
-            self._book.refuse(result)
+            self._store.refuse(result)
 
     def now(self) -> str:
         """The time by Redis' clock, ISO 8601 UTC."""
-        return self._book.clock.now()
+        return self._store.clock.now()
 
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection."""
-        self._book.keep_unreadable(message)
+        self._store.keep_unreadable(message)
 
     def set_aside(self, why: str, **what: Any) -> None:
         """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
         try:
-            self._book.keep_unreadable(
+            self._store.keep_unreadable(
                 json.dumps({"at": self.now(), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
             )
-        except BookError as error:
+        except StoreError as error:
             log.warning("it is only in this log: %s", error)
 
     def work(self) -> None:
@@ -228,8 +228,8 @@ class Desk:
                 return
             try:
                 self.serve(self._lanes)
-            except BookError as error:  # the message has done its part, and nobody else is to fail of it
-                if (more := self._no_book.now()) is not None:
+            except StoreError as error:  # the message has done its part, and nobody else is to fail of it
+                if (more := self._no_store.now()) is not None:
                     log.warning("no work: %s", f"{error}{more}")
 
     def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
@@ -239,34 +239,34 @@ class Desk:
         """
         try:
             self._work(tuple(lanes), beat)
-        except BookError as error:  # the sweep wakes somebody up when Redis is back
+        except StoreError as error:  # the sweep wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
-            if (more := self._no_book.now()) is not None:
+            if (more := self._no_store.now()) is not None:
                 log.warning("no work without the book: %s", f"{error}{more}")
 
     def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> None:
-        held = Pursued()
+        held = Completion()
         try:
             while not self._stopping.is_set():
                 beat()
-                if not self._gate.is_open:
+                if not self._breaker.is_closed:
                     held = self._put_down(held)
-                    if not self._gate.keep_watch(self._stopping, beat):
+                    if not self._breaker.keep_watch(self._stopping, beat):
                         return
                 place = _Place(held, len(held.conclusions), frozenset(lanes))
-                with self._outbox.at_it(place) as places:
+                with self._completions.at_it(place) as places:
                     if places:
                         self._turn(places, lanes)
                     given, held = place.given(), place.held
                     if given is None:
-                        continue  # another hand has put down what this one brought, and there is more
+                        continue  # another sender has put down what this one brought, and there is more
                     claim, asked = given
-                    self._outbox.claimed(len(claim.entries), is_more=claim.is_more)
+                    self._completions.claimed(len(claim.entries), is_more=claim.is_more)
                     if claim.entries:
                         self._leases.hold(claim.entries, since=asked)
-                        self._tell(Claimed(claim.entries))
-                        held = self._pursue(claim, since=asked)
+                        self._emit(Claimed(claim.entries))
+                        held = self._execute(claim, since=asked)
                         continue
                 wait_s = _until_more(claim)
                 waits_for = (claim.tokens_in_s > 0, lanes)
@@ -275,17 +275,17 @@ class Desk:
         finally:
             self._put_down(held)
 
-    def _pursue(self, claim: Claim, *, since: float) -> Pursued:
+    def _execute(self, claim: Claim, *, since: float) -> Completion:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
         try:
-            return self._pursuit.pursue(claim, since=since)
+            return self._executor.execute(claim, since=since)
         except Exception:
             log.exception("%d cancels in hand could not be pursued", len(claim.entries))
             self._leases.release(claim.entries)
-            return Pursued()
+            return Completion()
 
     def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
-        """Puts down what these hands bring and claims for each of them, in one step."""
+        """Puts down what these senders bring and claims for each of them, in one step."""
         claims: list[Claim] = []
         asked = 0.0
         try:
@@ -294,12 +294,12 @@ class Desk:
                 asked = time.monotonic()
                 try:
                     wish = self._wish(lanes, calls=len(places))
-                    done, claims = self._book.turn([held.brought for held in brought], wish)
+                    done, claims = self._store.turn([held.brought for held in brought], wish)
                 except NothingClaimed as error:
                     self._empty(places)
                     self._tell_put(brought, error.done)
                     raise
-                except BookError:
+                except StoreError:
                     if not any(held.conclusions for held in brought):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
@@ -317,22 +317,22 @@ class Desk:
         self._tell_put(brought, done)
 
     def _empty(self, places: Sequence[_Place]) -> None:
-        """What these hands have brought is put down."""
+        """What these senders have brought is put down."""
         self._release([place.held for place in places])
         for place in places:
-            place.held = Pursued()
+            place.held = Completion()
 
     def _call_more(self, claim: Claim) -> None:
-        """Has a hand called where there is more than this claim and nobody comes for it."""
+        """Has a sender called where there is more than this claim and nobody comes for it."""
         if not claim.entries or not claim.is_more or claim.coming or not self._room.any_idle:
             return
         now = time.monotonic()
         if now - self._called_at > CALL_AGAIN_S:
             self._called_at = now
-            self._call_hand(claim.entries[0].lane)
+            self._call_sender(claim.entries[0].lane)
 
     def _stay(self, seconds: float, waits_for: _WaitsFor) -> bool:
-        """Waits for what is due or paid for soon, as the one hand that does; False for the others.
+        """Waits for what is due or paid for soon, as the one sender that does; False for the others.
 
         One for each thing to wait for: a second's pause must not keep everybody from tokens due at once.
         """
@@ -350,25 +350,25 @@ class Desk:
         limits = self._pacer.limits
         return Wish(
             lanes,
-            at_most=self._pursuit.batch_size.limit,
+            at_most=self._executor.batch_size.limit,
             lease_s=LEASE_S,
-            exchange_ms=self._pursuit.engine_now(),
+            exchange_ms=self._executor.engine_now(),
             calls=calls,
             risk_reserve=self._risk_reserve,
-            reads=self._pursuit.read_slots.free,
-            reads_after_s=self._pursuit.read_slots.after_s,
+            reads=self._executor.read_slots.free,
+            reads_after_s=self._executor.read_slots.after_s,
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
             list_cost=limits.list_cost,
         )
 
     def mend(self) -> None:
-        """Looks at some more of the book for entries that nobody would ever come for."""
-        self._mend_from, _ = self._book.mend(self._mend_from)
+        """Looks at some more of the store for entries that nobody would ever come for."""
+        self._mend_from, _ = self._store.mend(self._mend_from)
 
     def forget_dead(self) -> None:
         """Forgets dead letters that nobody looks at any more."""
-        while forgotten := self._book.forget_dead():
+        while forgotten := self._store.forget_dead():
             log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
 
     def tell_overdue(self) -> None:
@@ -376,76 +376,76 @@ class Desk:
 
         Where no worker's key works they are told that it is refused. Once one works, they are canceled.
         """
-        while overdue := self._book.overdue(at_most=REPORT_AT_ONCE):
+        while overdue := self._store.overdue(at_most=REPORT_AT_ONCE):
             refused = self._refused_everywhere()
             if refused is not None:
-                self._book.report([_refused(each, refused) for each in overdue])
+                self._store.report([_refused(each, refused) for each in overdue])
             else:
-                why = _NO_ANSWER_YET if self._gate.is_open else _held_back(self._gate.state)
-                self._book.report([_unresolved(each, why) for each in overdue])
+                why = _NO_ANSWER_YET if self._breaker.is_closed else _held_back(self._breaker.state)
+                self._store.report([_unresolved(each, why) for each in overdue])
             if len(overdue) < REPORT_AT_ONCE:
                 break
 
     def _refused_everywhere(self) -> Problem | None:
         """What the exchange says to this worker's key, where no other worker can serve either."""
-        is_refused = self._gate.state is GateState.KEY_REFUSED
-        return self._gate.key_problem if is_refused and not self._others_serve() else None
+        is_refused = self._breaker.state is BreakerState.KEY_REFUSED
+        return self._breaker.key_problem if is_refused and not self._others_serve() else None
 
     def lanes_to_wake(self) -> dict[Lane, bool]:
-        """The lanes where something can be claimed and nobody was coming; see the book's."""
-        if not self._gate.is_open and self._gate.is_watched:
-            return {}  # the hand on watch goes on when the exchange is back
-        return self._book.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
+        """The lanes where something can be claimed and nobody was coming; see the store's."""
+        if not self._breaker.is_closed and self._breaker.is_watched:
+            return {}  # the sender on watch goes on when the exchange is back
+        return self._store.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:
-        """Ends every :meth:`work` after the call it is in; what is in hand goes back into the book."""
+        """Ends every :meth:`work` after the call it is in; what is in hand goes back into the store."""
         self._stopping.set()
 
     @property
-    def is_open(self) -> bool:
+    def may_claim(self) -> bool:
         """Whether cancels go out of this process, as far as the exchange is concerned."""
-        return self._gate.is_open
+        return self._breaker.is_closed
 
     @property
-    def gate_state(self) -> GateState:
+    def breaker_state(self) -> BreakerState:
         """Whether they do, and if not, why."""
-        return self._gate.state
+        return self._breaker.state
 
     def extend_leases(self) -> None:
-        """Keeps what is in hand there; raises BookError."""
+        """Keeps what is in hand there; raises StoreError."""
         self._leases.extend()
 
-    def _show_gate(self, state: GateState) -> None:
-        self._tell(GateMoved(state))
-        self._gate_moved()
+    def _show_breaker(self, state: BreakerState) -> None:
+        self._emit(BreakerMoved(state))
+        self._breaker_moved()
 
-    def _put_down(self, held: Pursued) -> Pursued:
+    def _put_down(self, held: Completion) -> Completion:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
         done: list[bool] | None = None
         give_up = None
         while held.conclusions and done is None:
             try:
-                done, _ = self._book.turn([held.brought], None)
-            except BookError as error:
+                done, _ = self._store.turn([held.brought], None)
+            except StoreError as error:
                 if not error.can_pass:
                     return self._put_down_each(held, error)
                 log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
                 if self._stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
                     if time.monotonic() > give_up:
-                        break  # still in the book: whoever claims it next finds out what became of it
+                        break  # still in the store: whoever claims it next finds out what became of it
                 time.sleep(STORE_AGAIN_EVERY_S)
         self._release([held])
         if done is not None:
             self._tell_put([held], done)
-        return Pursued()
+        return Completion()
 
-    def _put_down_each(self, held: Pursued, error: BookError) -> Pursued:
+    def _put_down_each(self, held: Completion, error: StoreError) -> Completion:
         """Puts down one by one what Redis does not take together: one that it refuses is kept as text."""
         if len(held.conclusions) > 1:
             for conclusion in held.conclusions:
                 self._put_down(replace(held, conclusions=(conclusion,)))
-            return Pursued()
+            return Completion()
         [conclusion] = held.conclusions
         order_id = conclusion.entry.order_id
         if order_id not in self._not_stored:
@@ -460,24 +460,24 @@ class Desk:
             result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
             self.set_aside(str(error), order_id=order_id, result=result)
         self._release([held])
-        return Pursued()
+        return Completion()
 
-    def _release(self, helds: Sequence[Pursued]) -> None:
+    def _release(self, helds: Sequence[Completion]) -> None:
         self._leases.release([each.entry for held in helds for each in held.conclusions])
 
-    def _tell_put(self, helds: Sequence[Pursued], done: Sequence[bool]) -> None:
-        """Tells what is out of the hands, of all at once: telling takes as long for one as for many."""
+    def _tell_put(self, helds: Sequence[Completion], done: Sequence[bool]) -> None:
+        """Emits what has been put down, of all at once: that takes as long for one as for many."""
         conclusions = [each for held in helds for each in held.conclusions]
         if not conclusions:
             return
         now = time.monotonic()
         ages_s = [each.entry.age_s + now - held.since for held in helds for each in held.conclusions]
         self._call_others(conclusions)
-        self._tell(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
+        self._emit(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
         _log(zip(conclusions, done, ages_s, strict=True))
 
     def _call_others(self, conclusions: Sequence[Conclusion]) -> None:
-        """Calls hands that have another key for what this worker's may not cancel."""
+        """Calls senders that have another key for what this worker's may not cancel."""
         left = {
             (each.for_key, each.entry.lane)
             for each in conclusions
@@ -485,13 +485,13 @@ class Desk:
         }
         for key_id, lane in left:
             try:
-                self._book.ring_for(key_id, lane)
-            except BookError as error:  # the sweep finds what nobody comes for
+                self._store.ring_for(key_id, lane)
+            except StoreError as error:  # the sweep finds what nobody comes for
                 log.warning("workers with another key could not be called: %s", error)
 
 
 def _until_more(claim: Claim) -> float | None:
-    """How long a hand that claimed nothing should stay; None: it is not worth while."""
+    """How long a sender that claimed nothing should stay; None: it is not worth while."""
     if claim.tokens_in_s > 0:
         return min(max(claim.tokens_in_s, GATHER_S), LINGER_S)
     if claim.next_due_s is None or claim.next_due_s > LINGER_S:
@@ -500,7 +500,7 @@ def _until_more(claim: Claim) -> float | None:
 
 
 def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
-    """One line for each outcome; False beside a conclusion: it was another hand's by then."""
+    """One line for each outcome; False beside a conclusion: it was another sender's by then."""
     usual = []
     for conclusion, ours, age_s in concluded:
         entry = conclusion.entry
@@ -551,7 +551,7 @@ def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
     return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
 
 
-def _held_back(state: GateState) -> Problem:
+def _held_back(state: BreakerState) -> Problem:
     return Problem(f"exchange_{state}", f"the exchange is {state}: the cancel is held until it is back")
 
 
@@ -585,7 +585,7 @@ def _can_be_looked_for(order_id: str) -> bool:
 
 
 class _Room:
-    """How many of this process' threads may be at work in the book; one of several is kept free."""
+    """How many of this process' threads may be at work in the store; one of several is kept free."""
 
     def __init__(self, number: int) -> None:
         self._most = max(number - 1, 1)
@@ -594,7 +594,7 @@ class _Room:
 
     @property
     def any_idle(self) -> bool:
-        """Whether one more hand would be let in."""
+        """Whether one more sender would be let in."""
         return self._busy < self._most
 
     @contextmanager

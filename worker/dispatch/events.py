@@ -1,4 +1,4 @@
-"""What a worker tells about its work, as values; who listens (log, metrics, traces) is decided elsewhere.
+"""The events of a worker's work, as values; who listens (log, metrics, traces) is decided elsewhere.
 
 A listener is called in the thread that does the work, so it must be quick and must not raise.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kalshi_cancel.exchange.protocol import Trouble
+from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import Conclusion, Entry
-from worker.dispatch.breaker import GateState
+from worker.dispatch.breaker import BreakerState
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Entries came into a hand, to be asked for now; each one's ``age_s`` is how long it had waited."""
+    """Entries were claimed, to be asked for now; each one's ``age_s`` is how long it had waited."""
 
     entries: tuple[Entry, ...]
 
@@ -29,15 +29,15 @@ class Claimed:
 class CallMade:
     """One signed HTTP exchange has ended, after ``duration_s``.
 
-    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``trouble`` None: it was done as asked.
+    ``operation``: ``cancel``, ``batch``, ``read_back`` or ``list``; ``failure`` None: it was done as asked.
     ``tokens`` were paid from ``bucket``; ``lane`` None: it was not for any one order (a listing).
-    ``request_id``: of the mass cancel that made it, where no hand did.
+    ``request_id``: of the mass cancel that made it, where no sender did.
     """
 
     operation: str
     order_ids: tuple[str, ...]
     lane: Lane | None
-    trouble: Trouble | None
+    failure: Failure | None
     duration_s: float
     bucket: str
     tokens: float
@@ -46,9 +46,9 @@ class CallMade:
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """Entries are out of the hand, each at an age in seconds.
+    """Entries were put down, each at an age in seconds.
 
-    ``ours`` False: another hand had taken that one over.
+    ``ours`` False: another sender had taken that one over.
     """
 
     conclusions: tuple[Conclusion, ...]
@@ -58,7 +58,7 @@ class Concluded:
 
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
-    """So many entries in this process' hands turned out to be in another's."""
+    """So many entries that this process had claimed turned out to be another's."""
 
     entries: int
 
@@ -78,10 +78,10 @@ class BucketCorrected:
 
 
 @dataclass(frozen=True, slots=True)
-class GateMoved:
+class BreakerMoved:
     """Cancels pass again, or are held back."""
 
-    state: GateState
+    state: BreakerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,36 +115,36 @@ class ServiceRestarted:
     service: str
 
 
-Notice: TypeAlias = (
+Event: TypeAlias = (
     Claimed
     | CallMade
     | Concluded
     | LeaseLost
     | BellRung
     | BucketCorrected
-    | GateMoved
+    | BreakerMoved
     | MassStep
     | ServiceMoved
     | ServiceFailed
     | ServiceRestarted
 )
-Tell: TypeAlias = Callable[[Notice], None]
+Emit: TypeAlias = Callable[[Event], None]
 
 
-def nobody(_notice: Notice) -> None:
+def nobody(_event: Event) -> None:
     """Listens to nothing."""
 
 
-def tell_all(listeners: Sequence[Tell]) -> Tell:
-    """One listener that tells them all; what goes wrong in one is logged and stops no work."""
+def emit_to_all(listeners: Sequence[Emit]) -> Emit:
+    """One listener that hands events on to them all; what goes wrong in one is logged and stops no work."""
     if not listeners:
         return nobody
 
-    def tell(notice: Notice) -> None:
+    def emit(event: Event) -> None:
         for listener in listeners:
             try:
-                listener(notice)
+                listener(event)
             except Exception:
                 log.exception("what happened could not be noted")
 
-    return tell
+    return emit

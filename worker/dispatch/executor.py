@@ -1,7 +1,7 @@
-"""Pursues claimed cancels at the exchange: asks, and asks again, until known or a longer pause is due.
+"""Executes claimed cancels at the exchange: asks, and asks again, until known or a longer pause is due.
 
-One order is asked for by a single call and followed up in hand; tenacity owns asking again: short pauses
-are waited out, before a long one the order goes back into the book. Several orders are asked for by one
+One order is asked for by a single call and followed up at once; tenacity owns asking again: short pauses
+are waited out, before a long one the order goes back into the store. Several orders are asked for by one
 batch call; those that it does not settle go back at once and are followed up one by one.
 """
 
@@ -22,14 +22,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import Canceled, Meaning, Trouble
+from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Order, OrderStatus, Outcome, write_path
 from kalshi_cancel.store.cancels import Brought, Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
 from kalshi_cancel.store.rate_limits import Pacer
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.archive import Archive, NotNow
-from worker.dispatch.breaker import Gate
-from worker.dispatch.events import CallMade, Tell, nobody
+from worker.dispatch.breaker import CircuitBreaker
+from worker.dispatch.events import CallMade, Emit, nobody
 from worker.dispatch.leases import Leases
 from worker.dispatch.resolution import (
     Attempt,
@@ -53,7 +53,7 @@ BACK_OFF_FIRST_S = 0.05
 BACK_OFF_MOST_S = 2.0  # while somebody waits for the result
 BACK_OFF_MOST_READ_S = 0.5  # reads catch up within the read lag, a second or two
 BACK_OFF_MOST_OVERDUE_S = 30.0  # once the waiters were told "unresolved"
-# Longer pauses are spent in the book: a hand full of waiting orders would keep risk out.
+# Longer pauses are spent in the store: a sender full of waiting orders would keep risk out.
 PATIENCE_S = 0.25
 # Reads lag writes by about 360 ms: sooner, a listing would not show what a lost batch has canceled.
 LISTINGS_CATCH_UP_S = 0.4
@@ -75,7 +75,7 @@ LEFT_OVERDUE_S = 5.0
 ALONE_S = 1.0
 
 
-# The id of a key that is none of these, of another worker of the lane (empty: none); raises BookError.
+# The id of a key that is none of these, of another worker of the lane (empty: none); raises StoreError.
 AnotherKey = Callable[[Collection[str], Lane], str]
 
 
@@ -85,7 +85,7 @@ def no_other(_key_ids: Collection[str], _lane: Lane) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Pursued:
+class Completion:
     """What has become of a claim, made at ``since`` (monotonic), and the calls that it took."""
 
     conclusions: Sequence[Conclusion] = ()
@@ -94,13 +94,13 @@ class Pursued:
 
     @property
     def brought(self) -> Brought:
-        """As the book is to have it."""
+        """As the store is to have it."""
         done = [
             {
                 "operation": call.operation,
                 "orders": len(call.order_ids),
-                "status": call.trouble.problem.http_status if call.trouble else HTTPStatus.OK,
-                "code": call.trouble and call.trouble.problem.code,
+                "status": call.failure.problem.http_status if call.failure else HTTPStatus.OK,
+                "code": call.failure and call.failure.problem.code,
                 "ms": round(call.duration_s * 1000, 1),
                 "tokens": call.tokens,
                 "bucket": call.bucket,
@@ -110,14 +110,14 @@ class Pursued:
         return Brought(self.conclusions, done)
 
 
-class Pursuit:
-    """How one process pursues orders; shared by its threads."""
+class Executor:
+    """How one process executes cancels; shared by its threads."""
 
     def __init__(
         self,
         exchange: Exchange,
         pacer: Pacer,
-        gate: Gate,
+        breaker: CircuitBreaker,
         leases: Leases,
         stopping: threading.Event,
         *,
@@ -126,23 +126,23 @@ class Pursuit:
         record_life_s: float,
         risk_reserve: float,
         batch_most: int,
-        hands: int = 1,
+        senders: int = 1,
         another_key: AnotherKey = no_other,
-        tell: Tell = nobody,
+        emit: Emit = nobody,
     ) -> None:
         self._exchange = exchange
         self._another_key = another_key
-        self._tell = tell
+        self._emit = emit
         self._pacer = pacer
-        self._gate = gate
+        self._breaker = breaker
         self._leases = leases
         self._stopping = stopping
         self._cancel_max_age_s = cancel_max_age_s
         self._lags = Lags(round(read_lag_s * 1000), round(record_life_s * 1000))
-        self._archive = Archive(exchange, pacer, stopping, tell=tell)
+        self._archive = Archive(exchange, pacer, stopping, emit=emit)
         self._risk_reserve = risk_reserve
         self.batch_size = BatchSize(batch_most)
-        self.read_slots = ReadSlots(hands)
+        self.read_slots = ReadSlots(senders)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_NotKnownYet),
             wait=self._pause_s,
@@ -151,7 +151,7 @@ class Pursuit:
             reraise=True,
         )
 
-    def pursue(self, claim: Claim, *, since: float) -> Pursued:
+    def execute(self, claim: Claim, *, since: float) -> Completion:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         with self.read_slots.of(claim.bucket == "read") as slot:
@@ -162,9 +162,9 @@ class Pursuit:
             ]
             left = {id(walk): given for walk in walks if (given := self._left_to_others(walk, walk.case))}
             mine = [walk for walk in walks if id(walk) not in left]
-            return Pursued([*self._pursue(mine, claim), *left.values()], calls, since)
+            return Completion([*self._execute(mine, claim), *left.values()], calls, since)
 
-    def _pursue(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
+    def _execute(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
             return self._read_together(walks)
         if len(walks) > 1:
@@ -187,10 +187,10 @@ class Pursuit:
         """One signed exchange and what follows from it; raises _NotKnownYet."""
         entry, case = walk.entry, walk.case
         if not self._leases.is_held(entry):
-            # Frozen past the lease: another hand is at it, and what this one knows is old.
+            # Frozen past the lease: another sender is at it, and what this one knows is old.
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         if walk.reads_only and case.step is Step.CANCEL:
-            # The book must know that a cancel may be sent before one is: it is claimed for that anew.
+            # The store must know that a cancel may be sent before one is: it is claimed for that anew.
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
         if case.step.reads and not walk.slot.may_read():
             raise _NotKnownYet(walk, Next(case, Pause.NONE), abandoned=True)
@@ -198,7 +198,7 @@ class Pursuit:
         if case.step is Step.SEARCH_ARCHIVE:
             return self._search(walk)
         self._pay(walk, bucket)
-        answer: Canceled | Order | Trouble
+        answer: Canceled | Order | Failure
         started = time.monotonic()
         if case.step is Step.CANCEL:
             case = case.sending(self._now(walk))
@@ -210,7 +210,7 @@ class Pursuit:
             asked_at = self._now(walk, ago_s=time.monotonic() - started)
             learned = after_read(case, answer, asked_at, self._lags)
         operation = "cancel" if case.step is Step.CANCEL else "read_back"
-        if isinstance(answer, Trouble) and answer.meaning is Meaning.REFUSED and operation == "cancel":
+        if isinstance(answer, Failure) and answer.meaning is Meaning.REFUSED and operation == "cancel":
             self.batch_size.spoiler_found()
         self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
         return self._known(walk, case, learned)
@@ -243,7 +243,7 @@ class Pursuit:
         try:
             walk.taken_at = time.monotonic()
             wait_s = self._pacer.take(bucket, self._cost(walk.case), kept_share=kept)
-        except BookError as error:
+        except StoreError as error:
             log.warning("no tokens without Redis: %s", error)
             wait_s = PATIENCE_S
         if wait_s > 0:
@@ -257,25 +257,25 @@ class Pursuit:
         self,
         operation: str,
         walks: Sequence[_Walk],
-        answer: Canceled | Order | Trouble,
+        answer: Canceled | Order | Failure,
         started: float,
         *,
         bucket: str,
         tokens: float,
     ) -> bool:
-        """What gate, buckets and listeners learn from a call that began at ``started`` (monotonic).
+        """What breaker, buckets and listeners learn from a call that began at ``started`` (monotonic).
 
         True for a 429 although the tokens must have been there.
         """
-        self._gate.note(answer)
-        trouble, was_affordable = answer if isinstance(answer, Trouble) else None, False
-        if trouble is not None and trouble.meaning is Meaning.BUSY:
+        self._breaker.note(answer)
+        failure, was_affordable = answer if isinstance(answer, Failure) else None, False
+        if failure is not None and failure.meaning is Meaning.BUSY:
             was_affordable = self._pacer.correct(bucket, tokens, taken_at=walks[0].taken_at)
         order_ids = tuple(walk.entry.order_id for walk in walks)
         took_s = time.monotonic() - started
-        call = CallMade(operation, order_ids, walks[0].entry.lane, trouble, took_s, bucket, tokens)
+        call = CallMade(operation, order_ids, walks[0].entry.lane, failure, took_s, bucket, tokens)
         walks[0].calls.append(call)
-        self._tell(call)
+        self._emit(call)
         return was_affordable
 
     def _pause_s(self, state: RetryCallState) -> float:
@@ -292,7 +292,7 @@ class Pursuit:
             _raised(state).abandoned
             or state.upcoming_sleep > PATIENCE_S
             or self._stopping.is_set()
-            or not self._gate.is_open
+            or not self._breaker.is_closed
         )
 
     def _wait(self, seconds: float) -> None:
@@ -310,16 +310,16 @@ class Pursuit:
         time_left_s = max(walk.time_left_s() for walk in walks)
         started = time.monotonic()
         answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
-        if isinstance(answers, Trouble):
+        if isinstance(answers, Failure):
             was_affordable = self._notice(
                 "batch", walks, answers, started, bucket=claim.bucket, tokens=claim.tokens
             )
             return self._whole_batch(walks, answers, was_affordable=was_affordable)
         paused = [
-            each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.PAUSED
+            each for each in answers.values() if isinstance(each, Failure) and each.meaning is Meaning.PAUSED
         ]
         busy = [
-            each for each in answers.values() if isinstance(each, Trouble) and each.meaning is Meaning.BUSY
+            each for each in answers.values() if isinstance(each, Failure) and each.meaning is Meaning.BUSY
         ]
         heard = paused[0] if len(paused) == len(walks) else busy[0] if busy else _ANSWERED
         self._notice("batch", walks, heard, started, bucket=claim.bucket, tokens=claim.tokens)
@@ -331,25 +331,25 @@ class Pursuit:
         ]
 
     def _whole_batch(
-        self, walks: Sequence[_Walk], trouble: Trouble, *, was_affordable: bool
+        self, walks: Sequence[_Walk], failure: Failure, *, was_affordable: bool
     ) -> list[Conclusion]:
-        """A trouble of the whole call is not any order's own: a refusal may be the size's, or one order's.
+        """A failure of the whole call is not any order's own: a refusal may be the size's, or one order's.
 
         So may a 429 be, where the tokens must have been there (``was_affordable``).
         """
-        if trouble.meaning is Meaning.REFUSED:
+        if failure.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._give_back(walk, 0.0) for walk in walks]
         if was_affordable and len(walks) > NEVER_TOO_MANY:
             self.batch_size.refused(len(walks))
-        if trouble.may_have_taken_effect or trouble.meaning is Meaning.NOT_FOUND:
+        if failure.may_have_taken_effect or failure.meaning is Meaning.NOT_FOUND:
             clocks = self._clocks()
             for walk in walks:
-                walk.case = after_lost_batch(walk.case, trouble, walk.instant(clocks)).case
+                walk.case = after_lost_batch(walk.case, failure, walk.instant(clocks)).case
             if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
                 return [self._give_back(walk, 0.0) for walk in walks]
             return [self._give_back(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
-        return [self._conclude(walk, after_cancel(walk.case, trouble, self._now(walk))) for walk in walks]
+        return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
 
     def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:
         """Looks for many in listings of canceled orders, as long as that is cheaper than one by one."""
@@ -362,9 +362,9 @@ class Pursuit:
             pages += 1
             started = time.monotonic()
             page = self._exchange.list_orders({"status": OrderStatus.CANCELED.value}, cursor)
-            trouble = page if isinstance(page, Trouble) else None
-            self._notice("list", walks, trouble or _ANSWERED, started, bucket="read", tokens=limits.list_cost)
-            if isinstance(page, Trouble):
+            failure = page if isinstance(page, Failure) else None
+            self._notice("list", walks, failure or _ANSWERED, started, bucket="read", tokens=limits.list_cost)
+            if isinstance(page, Failure):
                 break
             for order in page.orders:
                 walk = missing.pop(order.order_id, None)
@@ -409,7 +409,7 @@ class Pursuit:
         try:
             other = "" if signs_now in turned_away else signs_now  # it was replaced meanwhile
             other = other or self._another_key(turned_away, walk.entry.lane)
-        except BookError as error:
+        except StoreError as error:
             log.warning("whether workers with another key run is not known: %s", error)
             return self._give_back(walk, LEFT_OVERDUE_S)
         if not other:
@@ -434,21 +434,21 @@ class Pursuit:
         return walk.instant(self._clocks(), ago_s=ago_s)
 
     def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
-        """The entry for the book again, at its old place while the gate is closed; or too old for it."""
+        """The entry for the store again, at its old place while the breaker is open; or too old for it."""
         learned = walk.case.to_json(walk.key_id)
         if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
             return GiveUp(walk.entry, learned)
         return GiveBack(
-            walk.entry, learned, pause_s if self._gate.is_open else 0.0, path or _bucket(walk.case)
+            walk.entry, learned, pause_s if self._breaker.is_closed else 0.0, path or _bucket(walk.case)
         )
 
 
 class ReadSlots:
-    """How many hands of a process may read back at a time: half of them, so that new cancels find a hand."""
+    """How many senders of a process may read back at a time: half of them, so that new cancels find one."""
 
-    def __init__(self, hands: int) -> None:
-        self._most = max(hands // 2, 1)
-        self._is_lone = hands == 1
+    def __init__(self, senders: int) -> None:
+        self._most = max(senders // 2, 1)
+        self._is_lone = senders == 1
         self._lock = threading.Lock()
         self._taken = 0
         self._last_read = False
@@ -460,14 +460,14 @@ class ReadSlots:
 
     @property
     def after_s(self) -> float:
-        """How much later than it is a read-back counts as due; a lone hand takes turns."""
+        """How much later than it is a read-back counts as due; a lone sender takes turns."""
         if self._is_lone:
             return READS_LAST_S if self._last_read else 0.0
         return READS_AFTER_S
 
     @contextmanager
     def of(self, reads: bool) -> Iterator[ReadSlot]:  # noqa: FBT001 - the claim is one of reads, or not
-        """The slot of a hand for the body's time; of one that ``reads``, it is taken."""
+        """The slot of a sender for the body's time; of one that ``reads``, it is taken."""
         slot = ReadSlot(self)
         self._last_read = reads
         if reads:
@@ -487,12 +487,12 @@ class ReadSlots:
             return slot.is_taken
 
     def may_take(self, slot: ReadSlot) -> bool:
-        """Takes a slot for a hand that came to cancel and has to read back."""
+        """Takes a slot for a sender that came to cancel and has to read back."""
         return self.take(slot, at_most=self._most)
 
 
 class ReadSlot:
-    """Whether one hand may read back."""
+    """Whether one sender may read back."""
 
     def __init__(self, slots: ReadSlots) -> None:
         self._slots = slots
@@ -535,7 +535,7 @@ class BatchSize:
             self._refused, self._refused_until = self._most + 1, 0.0
         elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
             now = time.monotonic()
-            # Several hands ask at once: news of a larger size comes after that of a smaller one.
+            # Several senders ask at once: news of a larger size comes after that of a smaller one.
             self._refused = min(size, self._refused) if now < self._refused_until else size
             self._refused_until = now + REFUSED_SIZE_STANDS_S
             self._limit = min(self._limit, max(size // 2, 1))
@@ -545,7 +545,7 @@ class BatchSize:
         self._refused, self._refused_until = self._most + 1, 0.0
 
 
-# What the gate is told of a batch that was answered, whatever it says of its orders.
+# What the breaker is told of a batch that was answered, whatever it says of its orders.
 _ANSWERED = Canceled(Decimal(0), None, None)
 
 
@@ -558,7 +558,7 @@ class Clocks:
 
 
 class _Walk:
-    """One entry in hand: what is known so far, and by when its waiters want to hear."""
+    """One claimed entry: what is known so far, and by when its waiters want to hear."""
 
     def __init__(
         self,
@@ -630,7 +630,7 @@ def _draw_pause_s(learned: Next, walk: _Walk) -> float:
 
 
 def _bucket(case: Case) -> str:
-    """The bucket that pays for the case's next call, and so its path in the book."""
+    """The bucket that pays for the case's next call, and so its path in the store."""
     return "read" if case.step.reads else write_path(case.routing.exchange_index)
 
 

@@ -1,4 +1,4 @@
-"""Keeps the leases of what is in hand alive, and knows which ones have run out."""
+"""Keeps the leases of what is claimed alive, and knows which ones have run out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from kalshi_cancel.store.cancels import Book, Entry
+from kalshi_cancel.store.cancels import CancelStore, Entry
 
-# A vanished worker's orders are due again after this; kept alive while the hand lives.
+# A vanished worker's orders are due again after this; kept alive while the sender lives.
 LEASE_S = 1.5
 EXTEND_EVERY_S = 0.3
-# Longer than any call takes with all that follows it: a hand that has had an entry for so long hangs.
+# Longer than any call takes with all that follows it: a sender that has had an entry for so long hangs.
 HELD_MOST_S = 90.0
 
 
@@ -22,8 +22,8 @@ class Leases:
     leases over when it wakes, before it asks anybody.
     """
 
-    def __init__(self, book: Book, *, lost: Callable[[int], None] = lambda _entries: None) -> None:
-        self._book = book
+    def __init__(self, store: CancelStore, *, lost: Callable[[int], None] = lambda _entries: None) -> None:
+        self._store = store
         self._lost = lost
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by token
@@ -47,11 +47,11 @@ class Leases:
                 self._since.pop(entry.token, None)
 
     def is_held(self, entry: Entry) -> bool:
-        """Whether no other hand can have the entry yet."""
+        """Whether no other sender can have the entry yet."""
         return time.monotonic() < self._valid_until[entry.token]
 
     def extend(self) -> None:
-        """Has all leases run anew; raises BookError."""
+        """Has all leases run anew; raises StoreError."""
         asked = time.monotonic()
         with self._lock:
             entries = [
@@ -59,7 +59,7 @@ class Leases:
             ]
         if not entries:
             return
-        held = self._book.extend(entries, lease_s=LEASE_S)
+        held = self._store.extend(entries, lease_s=LEASE_S)
         lost = 0
         with self._lock:
             for entry, still in zip(entries, held, strict=True):

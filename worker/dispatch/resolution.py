@@ -22,12 +22,12 @@ from http import HTTPStatus
 from typing import Any
 
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Meaning, ReadAnswer, Routing, Trouble
+from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Failure, Meaning, ReadAnswer, Routing
 from kalshi_cancel.model.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 
 # A 404 on a read proves nothing by itself (reads lag writes): so many, over at least the read lag, do.
 NOT_FOUND_READS_FOR_PROOF = 3
-# A cancel's age is told by whoever has it in hand: each handing over may cost so much exactness.
+# A cancel's age is told by whoever has claimed it: each handing over may cost so much exactness.
 AGE_UNSURE_MS = 1_000
 # So much wider a clock's bounds may be for their age alone (clock.py).
 AGED_MS = 2_000
@@ -39,7 +39,7 @@ SHOWN_RECENTLY_MS = 1_000
 # An order's time stamp that lies so far in the engine's future is from before its clock was set back.
 FUTURE_MARGIN_MS = 100
 KEY_REFUSALS_MOST = 5  # of one order, while the key works for others
-HISTORY_MOST = 20  # the latest troubles of a case that are kept for the operator
+HISTORY_MOST = 20  # the latest failures of a case that are kept for the operator
 UNKNOWN_STATUS = "unknown_status"
 _KEY_OR_SCOPE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 # What one key was told of an order is asked again after this: a key may be given more rights.
@@ -99,8 +99,8 @@ class Case:
     ``turned_away``: the keys (by id) that may not cancel the order, or do not see it, and at what age.
     ``refused``: a permanent error that still needs a read-back before it may be reported.
     ``asked_with``: the key (by id) whose calls found it missing, or were refused.
-    ``history``: the latest troubles, each with its moment and its code.
-    ``seen``: a read-back has shown the order; ``order`` is what it showed, in this hand only.
+    ``history``: the latest failures, each with its moment and its code.
+    ``seen``: a read-back has shown the order; ``order`` is what it showed, in this claim only.
     ``remaining``, ``filled``: what a read or a listing has last shown of the order while it rested, and
     ``shown_age_ms``: at which age (None: with the request itself).
     ``rested_after_doubt``: since the last doubtful attempt it was shown resting by a read that is no older
@@ -158,7 +158,7 @@ class Case:
         )
 
     def to_json(self, key_id: str = "") -> str:
-        """What was learned with a key, as the book keeps it between two hands, with the request beside it."""
+        """What was learned with a key, as the store keeps it between claims, with the request beside it."""
         learned = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
         if key_id and self._is_partly_turned_away:
             learned["asked_with"] = key_id
@@ -218,7 +218,7 @@ class Case:
         return replace(case, **known)
 
     def troubled(self, problem: Problem, now: Instant) -> Case:
-        """The case with one more trouble in its history."""
+        """The case with one more failure in its history."""
         history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
         # That a cancel finds nothing there says less than the word which nobody here understands.
         keeps = self.last_problem is not None and self.last_problem.code == UNKNOWN_STATUS
@@ -279,7 +279,7 @@ class Case:
         )
 
     def interrupted(self, attempt: Attempt, now: Instant) -> Case:
-        """The case as whoever takes over must see it: a vanished hand may have sent an attempt.
+        """The case as whoever takes over must see it: a vanished sender may have sent an attempt.
 
         At the earliest at that moment.
         """
@@ -427,36 +427,36 @@ def _back_off(case: Case, step: Step, at_least_s: float = 0.0) -> Next:
     return Next(replace(case, step=step, back_offs=case.back_offs + 1), Pause.BACK_OFF, at_least_s)
 
 
-def _ask_again_later(case: Case, answer: Trouble, _now: Instant) -> Next:
+def _ask_again_later(case: Case, answer: Failure, _now: Instant) -> Next:
     return _back_off(case, Step.CANCEL, answer.retry_after_s or 0.0)
 
 
-def _not_sent(case: Case, answer: Trouble, now: Instant) -> Next:
+def _not_sent(case: Case, answer: Failure, now: Instant) -> Next:
     return _ask_again_later(replace(case, attempts=max(case.attempts - 1, 0)), answer, now)
 
 
-def _look_what_it_did(case: Case, answer: Trouble, _now: Instant) -> Next:
+def _look_what_it_did(case: Case, answer: Failure, _now: Instant) -> Next:
     # A cancel that keeps failing may have worked the first time: it takes turns with reads.
     return _back_off(case, Step.READ_BACK, answer.retry_after_s or 0.0)
 
 
-def _read_back(case: Case, _answer: Trouble, now: Instant) -> Next:
+def _read_back(case: Case, _answer: Failure, now: Instant) -> Next:
     return _at_once(replace(case, not_found_age_ms=now.age_ms), Step.READ_BACK)
 
 
-def _read_back_accepted(case: Case, _answer: Trouble, now: Instant) -> Next:
+def _read_back_accepted(case: Case, _answer: Failure, now: Instant) -> Next:
     # The known response bug: the cancel did happen, the body tells of another order (its ts_ms too).
     return _at_once(replace(case, accepted_age_ms=now.age_ms), Step.READ_BACK)
 
 
-def _refuse(case: Case, answer: Trouble, _now: Instant) -> Verdict | Next:
+def _refuse(case: Case, answer: Failure, _now: Instant) -> Verdict | Next:
     # What may have been canceled, or may be over, is looked at before anybody is told "refused".
     if case.unanswered_age_ms is None and answer.problem.http_status in _KEY_OR_SCOPE:
         return Verdict(Outcome.REFUSED, problem=answer.problem, order=case.order)
     return _at_once(replace(case, refused=answer.problem), Step.READ_BACK)
 
 
-def _refuse_key(case: Case, answer: Trouble, now: Instant) -> Verdict | Next:
+def _refuse_key(case: Case, answer: Failure, now: Instant) -> Verdict | Next:
     # The key is this worker's: it claims nothing more, and workers with another key go on. Only where the key
     # works for everything else is it the order that is refused.
     case = replace(case, key_refusals=case.key_refusals + 1)
@@ -465,7 +465,7 @@ def _refuse_key(case: Case, answer: Trouble, now: Instant) -> Verdict | Next:
     return _back_off(case, case.step)
 
 
-_AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]] = {
+_AFTER_CANCEL: dict[Meaning, Callable[[Case, Failure, Instant], Verdict | Next]] = {
     Meaning.NOT_FOUND: _read_back,
     Meaning.RETIRED: _ask_again_later,  # the exchange client has moved to the other dialect
     Meaning.CLOCK: _ask_again_later,  # the exchange client has corrected its clock
@@ -480,10 +480,10 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Trouble, Instant], Verdict | Next]]
 }
 
 
-def after_lost_batch(case: Case, trouble: Trouble, now: Instant) -> Next:
+def after_lost_batch(case: Case, failure: Failure, now: Instant) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
-    case = case.troubled(trouble.problem, now)
-    return _at_once(case.doubted(now) if trouble.may_have_taken_effect else case, Step.READ_BACK)
+    case = case.troubled(failure.problem, now)
+    return _at_once(case.doubted(now) if failure.may_have_taken_effect else case, Step.READ_BACK)
 
 
 def after_read(case: Case, answer: ReadAnswer, asked: Instant, lags: Lags) -> Verdict | Next:

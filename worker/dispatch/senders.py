@@ -1,7 +1,7 @@
-"""The hands of a process: threads that listen for a bell in Redis and then work until nothing is due.
+"""The senders of a process: threads that listen for a bell in Redis and then work until nothing is due.
 
-A bell rings in the same step that brings work into the book, so a cancel is on its way within milliseconds;
-Celery's messages wake workers up where no hand listens. One hand of several serves the risk lane only.
+A bell rings in the same step that brings work into the store, so a cancel is on its way within milliseconds;
+Celery's messages wake workers up where no sender listens. One sender of several serves the risk lane only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from kalshi_cancel.logs import Seldom
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.store.cancels import Book
-from kalshi_cancel.store.scripts import BookError
-from worker.dispatch.dispatcher import Desk
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.scripts import StoreError
+from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.services import Service, Services
 
 log = logging.getLogger(__name__)
@@ -22,26 +22,32 @@ log = logging.getLogger(__name__)
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
 HELD_BACK_S = 0.25  # between looks whether the exchange is back
-# That hands listen is said again and again, which comes late where a process has more to do than it can.
+# That senders listen is said again and again, which comes late where a process has more to do than it can.
 EARS_LIFE_S = 5.0
-# Longer than any step of a hand's work may take: a call to the exchange, a few pages of a listing.
+# Longer than any step of a sender's work may take: a call to the exchange, a few pages of a listing.
 HANGS_AFTER_S = 120.0
 
 
-class Hands:
-    """So many hands of one process at one desk."""
+class Senders:
+    """So many senders of one process at one dispatcher."""
 
     def __init__(
-        self, desk: Desk, book: Book, lanes: Sequence[Lane], *, number: int, key_id: Callable[[], str]
+        self,
+        dispatcher: Dispatcher,
+        store: CancelStore,
+        lanes: Sequence[Lane],
+        *,
+        number: int,
+        key_id: Callable[[], str],
     ) -> None:
         self._key_id = key_id
-        self._desk = desk
-        self._book = book
+        self._dispatcher = dispatcher
+        self._store = store
         self._lanes = tuple(lanes)
         self._no_bell = Seldom()
         kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
         self.services = [
-            _Hand(f"hand-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
+            _Sender(f"hand-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
             for at in range(number)
         ]
         self.names = {service.name for service in self.services}
@@ -53,20 +59,20 @@ class Hands:
         self._running = services
 
     def show_ears(self) -> None:
-        """Says in Redis that somebody listens; raises BookError."""
+        """Says in Redis that somebody listens; raises StoreError."""
         if self._running is not None:
-            self._book.show_ears(self._lanes, life_s=EARS_LIFE_S)
+            self._store.show_ears(self._lanes, life_s=EARS_LIFE_S)
 
-    def _serve(self, hand: _Hand) -> float:
+    def _serve(self, sender: _Sender) -> float:
         """One round: works if a bell has rung, then listens; how long to wait until the next."""
-        if hand.rung:
-            self._desk.serve(hand.lanes, beat=hand.service.beat)
-        hand.rung = True  # bells may be lost with the connection, and whoever holds cancels back hears none
-        if not self._desk.is_open:
-            return HELD_BACK_S  # a bell that this hand takes would be missing to workers that can go on
+        if sender.rung:
+            self._dispatcher.serve(sender.lanes, beat=sender.service.beat)
+        sender.rung = True  # bells may be lost with the connection, and whoever holds cancels back hears none
+        if not self._dispatcher.may_claim:
+            return HELD_BACK_S  # a bell that this sender takes would be missing to workers that can go on
         try:
-            hand.rung = self._book.listen(hand.lanes, within_s=LISTEN_S, key_id=self._key_id())
-        except BookError as error:
+            sender.rung = self._store.listen(sender.lanes, within_s=LISTEN_S, key_id=self._key_id())
+        except StoreError as error:
             if not error.can_pass:
                 raise
             if (more := self._no_bell.now()) is not None:
@@ -75,10 +81,10 @@ class Hands:
         return 0.0
 
 
-class _Hand:
+class _Sender:
     """One of them; ``rung``: there may be something to do, as there may be before anybody has listened."""
 
-    def __init__(self, name: str, serve: Callable[[_Hand], float], lanes: Sequence[Lane]) -> None:
+    def __init__(self, name: str, serve: Callable[[_Sender], float], lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
         self.rung = True
         self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from kalshi_cancel.logs import Seldom
-from kalshi_cancel.store.scripts import BookError
-from worker.dispatch.events import ServiceFailed, ServiceMoved, ServiceRestarted, Tell, nobody
+from kalshi_cancel.store.scripts import StoreError
+from worker.dispatch.events import Emit, ServiceFailed, ServiceMoved, ServiceRestarted, nobody
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +69,18 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """How a service is: ``trouble`` is empty while all is well; ``good_s`` ago its last good round ended."""
+    """How a service is: ``failure`` is empty while all is well; ``good_s`` ago its last good round ended."""
 
     name: str
-    trouble: str
+    failure: str
     good_s: float | None
 
 
 class Services:
     """The services of one process, in one list; ``check`` replaces threads that died or hang."""
 
-    def __init__(self, tell: Tell = nobody) -> None:
-        self._tell = tell
+    def __init__(self, emit: Emit = nobody) -> None:
+        self._emit = emit
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
         self._watcher: threading.Thread | None = None
@@ -92,7 +92,7 @@ class Services:
         with self._lock:
             for service in services:
                 self._jobs.append(job := _Job(service))
-                self._tell(ServiceMoved(service.name, well=True))
+                self._emit(ServiceMoved(service.name, well=True))
                 self._begin(job)
         self.check()
 
@@ -133,8 +133,8 @@ class Services:
                 if _started(watcher):
                     self._watcher = watcher
             for job in self._jobs:
-                if trouble := _ended(job) or _hung(job):
-                    self._replace(job, trouble)
+                if failure := _ended(job) or _hung(job):
+                    self._replace(job, failure)
 
     def _watch(self) -> None:
         while not self._stopping.wait(CHECK_EVERY_S):
@@ -143,16 +143,16 @@ class Services:
             except Exception:
                 log.exception("background jobs cannot be checked")
 
-    def _replace(self, job: _Job, trouble: str) -> None:
-        job.trouble = trouble
+    def _replace(self, job: _Job, failure: str) -> None:
+        job.failure = failure
         if (more := job.seldom.now()) is not None:
-            log.critical("background job %s is started again: it %s", job.service.name, f"{trouble}{more}")
-        self._tell(ServiceRestarted(job.service.name))
-        self._tell(ServiceMoved(job.service.name, well=False))
+            log.critical("background job %s is started again: it %s", job.service.name, f"{failure}{more}")
+        self._emit(ServiceRestarted(job.service.name))
+        self._emit(ServiceMoved(job.service.name, well=False))
         self._begin(job)
         if job.service.hangs_after_s is None and job.thread is not None:  # its round has no end to be good
-            job.trouble = ""
-            self._tell(ServiceMoved(job.service.name, well=True))
+            job.failure = ""
+            self._emit(ServiceMoved(job.service.name, well=True))
 
     def _begin(self, job: _Job) -> None:
         # What hangs may go on one day: by then it is not the one that counts, and ends.
@@ -178,7 +178,7 @@ class Services:
         job.busy = True
         try:
             pause_s = service.run()
-        except BookError as error:
+        except StoreError as error:
             if not error.can_pass:
                 self._failed(job, error)
             elif (more := self._redis_away.now()) is not None:
@@ -193,22 +193,22 @@ class Services:
         if job.generation != generation:  # it hung, and another is at it
             return 0.0
         job.good_at = time.monotonic()
-        if job.trouble:
-            job.trouble = ""
+        if job.failure:
+            job.failure = ""
             log.warning("background job %s works again", service.name)
-            self._tell(ServiceMoved(service.name, well=True))
+            self._emit(ServiceMoved(service.name, well=True))
         return service.every_s if pause_s is None else pause_s
 
     def _failed(self, job: _Job, error: Exception) -> None:
         # Where Redis refuses something its words say it all; else the traceback does.
-        refused = isinstance(error, BookError)
+        refused = isinstance(error, StoreError)
         words = str(error) if refused else repr(error)
-        job.trouble = f"failed: {words}"
+        job.failure = f"failed: {words}"
         if (more := job.seldom.now()) is not None:
             traceback = None if refused else error
             log.error("background job %s failed: %s", job.service.name, words + more, exc_info=traceback)
-        self._tell(ServiceFailed(job.service.name))
-        self._tell(ServiceMoved(job.service.name, well=False))
+        self._emit(ServiceFailed(job.service.name))
+        self._emit(ServiceMoved(job.service.name, well=False))
 
 
 class _Job:
@@ -220,7 +220,7 @@ class _Job:
         self.generation = 0
         self.busy = False
         self.good_at: float | None = None
-        self.trouble = ""
+        self.failure = ""
         self.stopping = False
         self.seldom = Seldom()
 
@@ -228,7 +228,7 @@ class _Job:
 def _trouble(job: _Job) -> str:
     if job.stopping:
         return ""
-    return _ended(job) or _hung(job) or job.trouble
+    return _ended(job) or _hung(job) or job.failure
 
 
 def _ended(job: _Job) -> str:

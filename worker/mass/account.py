@@ -36,7 +36,7 @@ class Findings:
 
 
 class Account:
-    """The account of one mass cancel; everything raises BookError, and what writes raises Fenced."""
+    """The account of one mass cancel; everything raises StoreError, and what writes raises Fenced."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Account:
     ) -> None:
         self._request = request
         self._claim = claim
-        self._book = means.book
-        self._masses = means.masses
+        self._store = means.store
+        self._mass_cancels = means.mass_cancels
         self._pacer = means.pacer
         self._read_lag_s = means.read_lag_s
         self.results: dict[
@@ -63,7 +63,7 @@ class Account:
             started_s=self._claim.now_s(),
             tokens=self._pacer.tokens_now(range(SHARDS)),
             read_tokens=self._pacer.read_tokens_now(),
-            waiting=self._book.waiting(Lane.RISK),
+            waiting=self._store.waiting(Lane.RISK),
             refused_calls=self._refused_calls(),
         )
         return Start.from_json(self._claim.begin(now.to_json()))
@@ -87,10 +87,10 @@ class Account:
             found,
             self._pacer.limits,
             command=command,
-            pace=self._masses.pace(),
+            pace=self._mass_cancels.pace(),
             read_lag_s=self._read_lag_s,
         )
-        self._claim.tell_trail("planned", **self.plan)
+        self._claim.note_audit("planned", **self.plan)
         if not self._request.dry_run:
             self._claim.note(plan=self.plan)
         return self.plan
@@ -105,7 +105,7 @@ class Account:
             for each in self._request.scope.order_ids
             if each not in resting and not _is_settled(noted.get(each))
         ]
-        settled = self._book.records(ids) if noted else {}
+        settled = self._store.records(ids) if noted else {}
         return len(ids) - len(settled), len(settled)
 
     def tell_progress(self, still: int, overdue: int) -> None:
@@ -118,7 +118,7 @@ class Account:
             "settled": orders - still,
             "open": still,
             "unresolved": overdue,
-            "at": self._book.clock.now(),
+            "at": self._store.clock.now(),
         }
         self._claim.note(progress=progress)
 
@@ -127,7 +127,7 @@ class Account:
         if not self._to_read:
             self._to_read.extend(each for each in self._claim.noted if each not in self.results)
         some = [self._to_read.popleft() for _ in range(min(len(self._to_read), RESULTS_AT_ONCE))]
-        found = self._book.records(some)
+        found = self._store.records(some)
         self.results |= {
             each: replace(found[each], order=None) for each in found if found[each].outcome.final
         }
@@ -137,7 +137,7 @@ class Account:
         scope = self._request.scope
         if not scope.names_orders_only:
             return False
-        records = self._book.records(scope.order_ids)
+        records = self._store.records(scope.order_ids)
         return all(each in records and records[each].outcome.final for each in scope.order_ids)
 
     def note_refused(self, key_id: str) -> set[str]:
@@ -151,13 +151,13 @@ class Account:
         """The report."""
         plan = self.plan or self.make_plan(None, after_s=0.0, command=None)
         planned = {} if self._request.dry_run else self._claim.orders()
-        results = self._book.records(list(planned))
+        results = self._store.records(list(planned))
         results |= {
             each: known
             for each, known in self.results.items()
             if each not in results or report.is_lost(results[each])
         }
-        others = self._book.standing(planned.keys() - results.keys())
+        others = self._store.standing(planned.keys() - results.keys())
         results |= others.results  # of those that were settled meanwhile
         rate_limited = max(
             self._refused_calls() - plan["refused_calls_before"], 0
@@ -166,12 +166,12 @@ class Account:
             plan, planned, results, rate_limited=rate_limited, overhead_s=planning.OVERHEAD_S
         )
         if pace is not None:
-            self._masses.note_pace(pace)
+            self._mass_cancels.note_pace(pace)
         still_open = len(others.open) + len(others.dead)
         if still_open and findings.why_not_flat == report.NOTHING_PROVEN:
             findings.why_not_flat = f"{still_open} orders were not settled in time"
         end = End(
-            completed_at=self._book.clock.now(),
+            completed_at=self._store.clock.now(),
             why_not_flat=findings.why_not_flat,
             flat_listing=findings.flat_listing,
             proven_s=findings.proven_s,

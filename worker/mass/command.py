@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import Meaning, Trouble, parse_time_ms
+from kalshi_cancel.exchange.protocol import Failure, Meaning, parse_time_ms
 from kalshi_cancel.model.mass_request import GROUP_TRIGGER, MassRequest
 from kalshi_cancel.model.orders import CancelRequest, Lane, Order, Problem
 from kalshi_cancel.model.scope import Scope
 from kalshi_cancel.store.cancels import Fenced, Known
 from kalshi_cancel.store.mass_claim import MassClaim
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.resolution import Case
 from worker.mass.entering import Entered, Entering
 from worker.mass.listing import Listing
@@ -56,7 +56,7 @@ class Commanding:
         self._request = request
         self._claim = claim
         self._entering = entering
-        self._book = means.book
+        self._store = means.store
         self._exchange = means.exchange
         self._sender = CommandSender(command, claim, means)
         self._now_s = now_s
@@ -175,8 +175,8 @@ class Commanding:
         known = self._perhaps(COMMAND_CATCH_UP_S) if self.given.may_have_worked else None
         waiting, self._waiting = self._waiting, []
         try:
-            self._book.learn(waiting, known, lane=Lane.RISK, fence=self._claim.fence)
-        except BookError as error:  # they are due anyway, a little later
+            self._store.learn(waiting, known, lane=Lane.RISK, fence=self._claim.fence)
+        except StoreError as error:  # they are due anyway, a little later
             log.warning("mass cancel %s: %s", self._claim.fence.request_id, error)
 
     # -- its thread
@@ -195,7 +195,7 @@ class Commanding:
                 self._send_all()
             except Fenced:
                 return
-            except BookError as error:
+            except StoreError as error:
                 log.warning("mass cancel %s: %s", self._claim.fence.request_id, error)
                 self._wake.wait(REDIS_AGAIN_S)
                 continue
@@ -242,7 +242,7 @@ class Commanding:
         """Sends what is to be sent, and has what waits for that followed up."""
         with self._lock:
             todo = sorted(self._todo, key=lambda each: (each.subaccount or 0, each.exchange_index or 0))
-        troubles = []
+        failures = []
         for address in todo:
             paid = self._sender.pays()
             with self._lock:
@@ -253,11 +253,11 @@ class Commanding:
                 given = replace(self.given, sent=self.given.sent + 1, sent_ms=sent_ms, answer=None)
                 self.given = given if paid else self.given
             problem = Problem("no_tokens", "there were no write tokens for it")
-            troubles.append(self._sender.send(address, given) if paid else Trouble(Meaning.NOT_SENT, problem))
+            failures.append(self._sender.send(address, given) if paid else Failure(Meaning.NOT_SENT, problem))
         if todo:
             with self._lock:
                 self._todo -= set(todo)
-                self._conclude(troubles)
+                self._conclude(failures)
 
     def _moment_ms(self) -> int:
         """This moment on the clock that stamps orders, or, while that is hardly known, on the front's."""
@@ -266,9 +266,9 @@ class Commanding:
             return round(engine.middle_ms)
         return self._exchange.now_ms()
 
-    def _conclude(self, troubles: Sequence[Trouble | None]) -> None:
-        answers = [_DONE if trouble is None else trouble.problem.code for trouble in troubles]
-        worked = any(trouble is None or trouble.may_have_taken_effect for trouble in troubles)
+    def _conclude(self, failures: Sequence[Failure | None]) -> None:
+        answers = [_DONE if failure is None else failure.problem.code for failure in failures]
+        worked = any(failure is None or failure.may_have_taken_effect for failure in failures)
         self.given = replace(
             self.given,
             answer=next((answer for answer in answers if answer != _DONE), _DONE),
@@ -277,7 +277,7 @@ class Commanding:
         self._answered_s = self._now_s()
         self._is_pending = bool(self._todo)
         permanent = (Meaning.REFUSED, Meaning.KEY_REFUSED, Meaning.RETIRED)
-        if any(trouble is not None and trouble.meaning in permanent for trouble in troubles):
+        if any(failure is not None and failure.meaning in permanent for failure in failures):
             self._declined = "it is refused"
         self._claim.note(command=self.given.to_json())
         self._release()

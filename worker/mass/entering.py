@@ -1,4 +1,4 @@
-"""Enters the orders of a mass cancel into the book's risk lane, each once while it is open.
+"""Enters the orders of a mass cancel into the store's risk lane, each once while it is open.
 
 What a listing shows of an order that is being canceled already is no reason to ask again. What it shows of
 one whose record is older than reads may lag is: the exchange's word is newer than ours. Where the first
@@ -75,8 +75,8 @@ class Entering:
     ) -> None:
         self._request = request
         self._claim = claim
-        self._book = means.book
-        self._call_hands = means.call_hands
+        self._store = means.store
+        self._call_senders = means.call_senders
         self._now_s = now_s
         self._read_lag_s = means.read_lag_s
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class Entering:
         with self._lock:
             self._in_doubt |= self._known.keys()
             known = [each for each in self._known if each not in but]
-            recorded = self._book.records(known)
+            recorded = self._store.records(known)
             gone = list(self._claim.without_entry([each for each in known if each not in recorded]))
             if not gone:
                 return
@@ -145,7 +145,7 @@ class Entering:
             watched = [each for each, subaccount in self._watched.items() if subaccount not in self._works]
             if not watched:
                 return False
-            results = self._book.records(watched)
+            results = self._store.records(watched)
             was_probing, before = self.is_probing, len(self._no_use)
             for subaccount in {self._watched[each] for each in watched}:
                 there = [each for each in watched if self._watched[each] == subaccount]
@@ -168,7 +168,7 @@ class Entering:
         if of_the_key:
             codes = ", ".join(sorted(of_the_key))
             return f"{len(ids)} orders rest, and the exchange refuses this key's cancels: {codes}"
-        record = self._book.record(ids[0])
+        record = self._store.record(ids[0])
         code = record.error.code if record is not None and record.error is not None else "refused"
         return f"{len(ids)} orders rest and are refused: {code}"
 
@@ -191,7 +191,7 @@ class Entering:
 
     def _worth_asking_again(self, over: Sequence[str]) -> list[str]:
         """Those that are not open and rest, but for what the exchange has refused time after time."""
-        for order_id, result in self._book.records(over).items():
+        for order_id, result in self._store.records(over).items():
             if result.outcome is Outcome.REFUSED:
                 self._refusals[order_id] += 1
         return [
@@ -243,14 +243,14 @@ class Entering:
                 portion, ids = ids[:at_once], ids[at_once:]
                 accepting(self._note({each: orders[each] for each in portion}, swept=doubt is not None))
         if orders:
-            self._claim.tell_trail("entered", orders=len(orders))
+            self._claim.note_audit("entered", orders=len(orders))
         requests = tuple(request for each in entered for request in each.requests)
         return Entered(requests, frozenset().union(*(each.joined for each in entered)))
 
     def _note(self, orders: Mapping[str, Order | None], *, swept: bool) -> _Noted:
         """Notes orders with what they have, before they are entered."""
         ids = list(orders)
-        recorded = {each for each, result in self._book.records(ids).items() if result.outcome.final}
+        recorded = {each for each, result in self._store.records(ids).items() if result.outcome.final}
         found = {each: self._planned(orders[each], settled=each in recorded, swept=swept) for each in ids}
         self._claim.add_orders(found)
         if self._claim.has_lost:  # what was asked for before may have been done
@@ -272,11 +272,11 @@ class Entering:
         return Entered(opened, accepted.joined)
 
     def _accept(self, requests: Sequence[CancelRequest], **how: Any) -> Accepted:
-        accepted = self._book.accept(
+        accepted = self._store.accept(
             requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, fence=self._claim.fence, **how
         )
         if not accepted.heard:
-            self._call_hands(Lane.RISK, accepted.waiting_messages)
+            self._call_senders(Lane.RISK, accepted.waiting_messages)
         return accepted
 
     def _watch(self, requests: Iterable[CancelRequest]) -> None:

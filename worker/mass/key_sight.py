@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rights import KeyRights, rights_of
-from kalshi_cancel.exchange.protocol import API_KEYS, Meaning, Trouble
+from kalshi_cancel.exchange.protocol import API_KEYS, Failure, Meaning
 from kalshi_cancel.store.rate_limits import Pacer
-from kalshi_cancel.store.scripts import BookError
-from worker.dispatch.events import CallMade, Tell
+from kalshi_cancel.store.scripts import StoreError
+from worker.dispatch.events import CallMade, Emit
 
 
 class KeySight:
@@ -21,18 +21,18 @@ class KeySight:
     """
 
     def __init__(
-        self, exchange: Exchange, pacer: Pacer, request_id: str, *, tell: Tell, spend: Callable[[float], None]
+        self, exchange: Exchange, pacer: Pacer, request_id: str, *, emit: Emit, spend: Callable[[float], None]
     ) -> None:
         self._exchange = exchange
         self._pacer = pacer
         self._id = request_id
-        self._tell = tell
+        self._emit = emit
         self._spend = spend
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
         self._key_id = ""
         self.rights: KeyRights | None = None
-        self.trouble = "nothing is known yet"
+        self.failure = "nothing is known yet"
 
     def read(self, within_s: float) -> KeyRights | None:
         """The rights of the key that signs now, once they are known; asks again after a failure."""
@@ -49,27 +49,27 @@ class KeySight:
         try:
             self.rights = None
             self.rights = self._rights()
-        except BookError as error:
-            self.trouble = str(error)
+        except StoreError as error:
+            self.failure = str(error)
         finally:
             self._answered.set()
 
     def _rights(self) -> KeyRights | None:
         cost = self._pacer.limits.list_cost  # as dear: the default
         if self._pacer.take("read", cost) > 0:
-            self.trouble = "no_tokens"
+            self.failure = "no_tokens"
             return None
         self._key_id, started = self._exchange.signs_with[0], time.monotonic()
         answer = self._exchange.fetch(API_KEYS)
-        trouble = answer if isinstance(answer, Trouble) else None
+        failure = answer if isinstance(answer, Failure) else None
         took_s = time.monotonic() - started
-        self._tell(CallMade("api_keys", (), None, trouble, took_s, "read", cost, self._id))
-        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
+        self._emit(CallMade("api_keys", (), None, failure, took_s, "read", cost, self._id))
+        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._spend(cost)
-        if trouble is not None and trouble.meaning is Meaning.BUSY:
+        if failure is not None and failure.meaning is Meaning.BUSY:
             self._pacer.correct("read", cost, taken_at=started)
-        if isinstance(answer, Trouble):
-            self.trouble = answer.problem.code
+        if isinstance(answer, Failure):
+            self.failure = answer.problem.code
             return None
-        self.trouble = "its answer does not show this key"
+        self.failure = "its answer does not show this key"
         return rights_of(self._key_id, answer)

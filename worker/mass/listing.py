@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kalshi_cancel.exchange.protocol import Meaning, Page, Trouble
+from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order, Problem, utc_text
 from kalshi_cancel.store.mass_claim import MassClaim
@@ -184,7 +184,7 @@ class Lister:
         self._id = request.request_id
         self._exchange = means.exchange
         self._pacer = means.pacer
-        self._tell = means.tell
+        self._emit = means.emit
         self._spend = claim.spend
         self._wait = wait
         self._now_s = now_s
@@ -199,9 +199,9 @@ class Lister:
         at = utc_text(began_s)
         queries = self._scope.listings()
         for query in queries:
-            trouble = self._read(query, until_s, lambda page: on_page(draft.add(page)))
-            if trouble is not None:
-                return trouble
+            failure = self._read(query, until_s, lambda page: on_page(draft.add(page)))
+            if failure is not None:
+                return failure
         if draft.unreadable:
             log.error(
                 "mass cancel %s: %d listed orders cannot be understood",
@@ -240,7 +240,7 @@ class Lister:
             if started is None:
                 break
             answer = self._exchange.read_order(order_id, time_left_s=max(until_s - self._now_s(), 0.1))
-            self._noted("read_back", answer if isinstance(answer, Trouble) else None, started, cost)
+            self._noted("read_back", answer if isinstance(answer, Failure) else None, started, cost)
             if isinstance(answer, Order) and not answer.status.terminal and self._judge(answer).is_meant:
                 found[order_id] = answer
         return found
@@ -280,7 +280,7 @@ class Lister:
                 return NoListing(Problem("no_time", "its time was over, or there were no tokens for it"))
             page = self._exchange.list_orders(query, cursor)
             tries += 1
-            if not isinstance(page, Trouble):
+            if not isinstance(page, Failure):
                 self._noted("list", None, started, cost)
                 return page
             self._noted("list", page, started, cost)
@@ -309,10 +309,10 @@ class Lister:
             self._wait(min(wait_s, TOKENS_AGAIN_S))
         return time.monotonic()
 
-    def _noted(self, operation: str, trouble: Trouble | None, started: float, cost: float) -> None:
+    def _noted(self, operation: str, failure: Failure | None, started: float, cost: float) -> None:
         took_s = time.monotonic() - started
-        self._tell(CallMade(operation, (), None, trouble, took_s, "read", cost, self._id))
-        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
+        self._emit(CallMade(operation, (), None, failure, took_s, "read", cost, self._id))
+        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._spend(cost)
-        if trouble is not None and trouble.meaning is Meaning.BUSY:
+        if failure is not None and failure.meaning is Meaning.BUSY:
             self._pacer.correct("read", cost, taken_at=started)

@@ -200,7 +200,7 @@ def refused(request_id: str, why: str) -> dict[str, Any]:
 
 
 def in_short(report_: Mapping[str, Any]) -> dict[str, Any]:
-    """A report without what is said of each order: the trail has that already."""
+    """A report without what is said of each order: the audit log has that already."""
     lists = ("affected", "not_affected", "canceled_by_command", "plan")
     short = {name: value for name, value in report_.items() if name not in lists}
     if "scope" in short:

@@ -1,4 +1,4 @@
-"""One mass cancel in this process' hands, from its first step to its report.
+"""One mass cancel that this process runs, from its first step to its report.
 
 What is named, and a command that is allowed, go out at once. Then it lists, again and again, whatever is
 open: what a listing shows is entered as it comes, until one proves that nothing in scope rests, or the time
@@ -50,7 +50,7 @@ class LeftToOthers(Exception):  # noqa: N818 - named after what happens
 
 
 class MassRun:
-    """One mass cancel in this process' hands; raises BookError, and Fenced once it is in others'."""
+    """One mass cancel that this process runs; raises StoreError, and Fenced once it is another's."""
 
     def __init__(self, request: MassRequest, claim: MassClaim, means: Means) -> None:
         self._request = request
@@ -65,7 +65,7 @@ class MassRun:
             request, claim, means, wait=self._wait, now_s=self._now_s, failed=self._no_head_start
         )
         self._key = KeySight(
-            means.exchange, means.pacer, request.request_id, tell=means.tell, spend=claim.spend
+            means.exchange, means.pacer, request.request_id, emit=means.emit, spend=claim.spend
         )
         self._fitting = fitting_command(request)
         self._command: Commanding | None = None
@@ -93,7 +93,7 @@ class MassRun:
         self._stumbled += 1
 
     def to_the_end(self) -> dict[str, Any]:
-        """The report; may be asked for again after BookError. Raises LeftToOthers."""
+        """The report; may be asked for again after StoreError. Raises LeftToOthers."""
         if self._stumbled > STUMBLES_MOST:
             self._found.why_not_flat = "a step failed unexpectedly: see the worker's log"
         elif self._request.dry_run:
@@ -210,7 +210,7 @@ class MassRun:
         elif new := self._entering.number - before:
             said = {"request_id": self._request.request_id}
             log.warning("mass cancel %s: %d orders newly resting", self._request.request_id, new, extra=said)
-            self._claim.tell_trail("newly_resting", orders=new, listed_at=listing.at, sha256=listing.sha256)
+            self._claim.note_audit("newly_resting", orders=new, listed_at=listing.at, sha256=listing.sha256)
         return self._judged(listing, until_s)
 
     def _look_at_key(self) -> None:
@@ -279,18 +279,18 @@ class MassRun:
             self._found.proven_s = round(self._now_s() - self._account.start.started_s, 3)
             return True
         if rights is None:
-            self._found.why_not_flat = f"what this key sees is not known: {self._key.trouble}"
+            self._found.why_not_flat = f"what this key sees is not known: {self._key.failure}"
             return False
         self._found.why_not_flat = (
             f"this key sees subaccount {rights.subaccount} only: what rests in others is not known"
         )
         return True
 
-    def _not_listed(self, trouble: NoListing, until_s: float, *, is_last: bool) -> bool:
+    def _not_listed(self, failure: NoListing, until_s: float, *, is_last: bool) -> bool:
         """No listing could be had; whether it is over with that."""
-        self._found.why_not_flat = f"no listing could be had: {trouble.problem.code}"
-        if trouble.is_final:
-            if trouble.is_of_the_key and not is_last:
+        self._found.why_not_flat = f"no listing could be had: {failure.problem.code}"
+        if failure.is_final:
+            if failure.is_of_the_key and not is_last:
                 refused = self._account.note_refused(self._means.exchange.signs_with[0])
                 if self._means.others(refused):
                     raise LeftToOthers
@@ -298,7 +298,7 @@ class MassRun:
             return not self._still
         pause_s = min(LIST_AGAIN_S * 2.0**self._failures, LIST_AGAIN_MOST_S)
         self._failures += 1
-        self._next_s = self._now_s() + max(pause_s, trouble.retry_after_s)
+        self._next_s = self._now_s() + max(pause_s, failure.retry_after_s)
         scope = self._request.scope
         if not scope.names_orders_only:  # what is named can be looked at by itself
             began_s, ids = self._now_s(), scope.order_ids[self._named_read :][:NAMED_AT_ONCE]

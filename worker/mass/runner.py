@@ -16,7 +16,7 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.events import MassStep
 from worker.dispatch.services import Service
 from worker.mass import report as mass_report
@@ -48,13 +48,13 @@ class MassRunner:
         self._means.stopping.set()
 
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
-        """Accepts a mass cancel and looks at it at once; raises BookError."""
-        self._means.masses.enter(request, reply_to=reply_to)
+        """Accepts a mass cancel and looks at it at once; raises StoreError."""
+        self._means.mass_cancels.enter(request, reply_to=reply_to)
         self.service.wake()
 
     def now_s(self) -> float:
         """The time by Redis' clock, epoch seconds."""
-        return self._means.masses.now_s()
+        return self._means.mass_cancels.now_s()
 
     def look(self) -> None:
         """Looks for mass cancels that nobody is at, now."""
@@ -62,7 +62,7 @@ class MassRunner:
 
     def _find(self) -> None:
         """Takes what nobody is at, and keeps what runs here: a step may take longer than the lease."""
-        for request_id in self._means.masses.open_ids():
+        for request_id in self._means.mass_cancels.open_ids():
             if self._means.stopping.is_set():
                 return  # what runs here gives its lease back
             try:
@@ -73,7 +73,7 @@ class MassRunner:
             except (Fenced, KeyError):
                 continue  # it has ended just now, or its runner will notice
             except Exception as error:  # one that goes wrong keeps nobody from the others
-                if isinstance(error, BookError) and error.can_pass:
+                if isinstance(error, StoreError) and error.can_pass:
                     raise
                 said = {"request_id": request_id}
                 log.warning("mass cancel %s cannot be read: %s", request_id, error, extra=said)
@@ -106,7 +106,7 @@ class MassRunner:
             return
         said = {"request_id": request_id}
         log.error("mass cancel %s cannot be read and is set aside: %s", request_id, error, extra=said)
-        self._means.book.keep_unreadable(json.dumps({"mass_cancel": request_id, "request": claim.request}))
+        self._means.store.keep_unreadable(json.dumps({"mass_cancel": request_id, "request": claim.request}))
         report = mass_report.refused(request_id, f"its request cannot be read: {error}")
         claim.finish(report, report)
 
@@ -122,14 +122,14 @@ class MassRunner:
             log.info("mass cancel %s by %s is planned", request.request_id, request.requested_by, extra=said)
         else:
             log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
-        self._means.tell(MassStep(request.request_id, "started", request.traceparent))
+        self._means.emit(MassStep(request.request_id, "started", request.traceparent))
         run, seldom, stumbles = None, Seldom(), 0
         while not self._means.stopping.is_set():
             try:
                 run = run or MassRun(request, claim, self._means)
                 report = run.to_the_end()
                 claim.finish(report, mass_report.in_short(report))
-            except BookError as error:
+            except StoreError as error:
                 if (more := seldom.now()) is not None:
                     log.warning("mass cancel %s: %s", request.request_id, f"{error}{more}", extra=said)
                 self._means.stopping.wait(REDIS_AGAIN_S)
@@ -139,7 +139,7 @@ class MassRunner:
                 if self._is_put_back(claim):
                     continue
                 log.warning("mass cancel %s is in other hands, or done", request.request_id, extra=said)
-                self._means.tell(MassStep(request.request_id, "left"))
+                self._means.emit(MassStep(request.request_id, "left"))
                 return
             except Exception:
                 # A defect of ours: not one mass cancel may stay without a report for ever.
@@ -162,7 +162,7 @@ class MassRunner:
             claim.keep()
         except Fenced:
             return False
-        except BookError:
+        except StoreError:
             pass  # the next step tells
         return True
 
@@ -173,7 +173,7 @@ class MassRunner:
                 claim.fence.request_id, "a step failed unexpectedly: see the worker's log"
             )
             claim.finish(report, report)
-        except (BookError, Fenced) as error:
+        except (StoreError, Fenced) as error:
             log.warning("mass cancel %s: %s", claim.fence.request_id, error)
 
     def _tell_end(self, request: MassRequest, report: dict[str, object]) -> None:
@@ -185,16 +185,16 @@ class MassRunner:
             why = "" if report["flat"] else f": {report['why_not_flat']}"
             log.log(level, "mass cancel %s: flat %s%s", request.request_id, report["flat"], why, extra=said)
         step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
-        self._means.tell(MassStep(request.request_id, step))
+        self._means.emit(MassStep(request.request_id, step))
 
     def _leave(self, claim: MassClaim) -> None:
         request_id = claim.fence.request_id
         self._not_before[request_id] = time.monotonic() + LEFT_FOR_S
         log.warning("mass cancel %s is left to another worker", request_id, extra={"request_id": request_id})
-        self._means.tell(MassStep(request_id, "left"))
+        self._means.emit(MassStep(request_id, "left"))
         try:
             claim.leave()
-        except (BookError, Fenced) as error:
+        except (StoreError, Fenced) as error:
             log.warning(
                 "mass cancel %s: its lease runs out by itself: %s",
                 request_id,

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Meaning, Trouble, compose_trigger
+from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, Meaning, compose_trigger
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
 from kalshi_cancel.model.orders import Lane, utc_text
 from kalshi_cancel.store.cancels import Fenced
@@ -74,7 +74,7 @@ class CommandSender:
         self._claim = claim
         self._exchange = means.exchange
         self._pacer = means.pacer
-        self._tell = means.tell
+        self._emit = means.emit
 
     def pays(self) -> bool:
         """Takes the tokens of one call; False: they are not there in time."""
@@ -86,7 +86,7 @@ class CommandSender:
             time.sleep(wait_s)
         return True
 
-    def send(self, address: Address, given: Given) -> Trouble | None:
+    def send(self, address: Address, given: Given) -> Failure | None:
         """Gives the command once, which makes it ``given``; what stood in the way. Raises Fenced."""
         cost, fence = self._pacer.limits.cancel_cost, self._claim.fence
         self._claim.note(command=given.to_json())
@@ -94,23 +94,23 @@ class CommandSender:
         if not self._claim.is_surely_held:  # stopped in between: somebody else may have finished
             raise Fenced(fence)
         started = time.monotonic()
-        trouble = self._exchange.command(self._call(address))
+        failure = self._exchange.command(self._call(address))
         took_s = time.monotonic() - started
-        self._tell(CallMade("command", (), Lane.RISK, trouble, took_s, "write", cost, fence.request_id))
-        if trouble is None or trouble.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
+        self._emit(CallMade("command", (), Lane.RISK, failure, took_s, "write", cost, fence.request_id))
+        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._claim.spend(cost)
-        code = trouble and trouble.problem.code
-        self._claim.tell_trail("command", what=self._command.what, error=code)
-        if trouble is not None:
+        code = failure and failure.problem.code
+        self._claim.note_audit("command", what=self._command.what, error=code)
+        if failure is not None:
             log.warning(
                 "mass cancel %s: its command was not done: %s",
                 fence.request_id,
-                trouble.problem.message,
+                failure.problem.message,
                 extra={"request_id": fence.request_id, "code": code},
             )
-            if trouble.meaning is Meaning.BUSY:
+            if failure.meaning is Meaning.BUSY:
                 self._pacer.correct("write", cost, taken_at=started)
-        return trouble
+        return failure
 
     def _call(self, address: Address) -> Call:
         if self._command.order_group_id is None:

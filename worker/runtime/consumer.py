@@ -17,9 +17,9 @@ from celery.worker.state import maybe_shutdown
 
 from kalshi_cancel.heartbeat import BEAT_EVERY_S
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.scripts import StoreError
 from worker.broker.guard import WHY_HEADER, notice_waits
-from worker.runtime.context import desk, opened_office
+from worker.runtime.context import dispatcher, opened_context
 from worker.telemetry.watch import watch
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         """Logs the message, keeps it, and has whoever waits under its task id fail."""
         body = bytes(message.body) if not isinstance(message.body, str) else message.body.encode()
         kept = {
-            "at": desk().now(),
+            "at": dispatcher().now(),
             "why": str(why)[:1000],
             "content_type": str(message.content_type),
             "headers": repr(message.headers)[:KEPT_BODY_MOST_BYTES],
@@ -89,8 +89,8 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         text = json.dumps(kept)
         log.critical("a message that cannot be understood is kept: %s", text)
         try:
-            desk().keep_unreadable(text)
-        except BookError as error:
+            dispatcher().keep_unreadable(text)
+        except StoreError as error:
             log.warning("it is only in this log: %s", error)
         if task_id:
             failure = (
@@ -129,6 +129,6 @@ def _between_tries() -> None:
 
 def _beat() -> None:
     watch.heartbeat.beat()
-    mine = opened_office()
+    mine = opened_context()
     if mine is not None:
         mine.services.check()

@@ -1,4 +1,4 @@
-"""A worker process' life: refuses to start unfit, has one office, and stops in good order."""
+"""A worker process' life: refuses to start unfit, has one context, and stops in good order."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings, read_log_format
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.cancels import Book
-from kalshi_cancel.store.scripts import BookError
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.tracing import send_what_is_left
 from worker.runtime import options as worker_options
-from worker.runtime.context import office, opened_office
+from worker.runtime.context import context, opened_context
 from worker.telemetry.watch import CannotBeWatchedError, watch
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
     try:
         settings = WorkerSettings.from_env()
         Exchange.from_settings(settings).close()
-        Book(scripts.connect(settings.redis), settings.redis).ping()
+        CancelStore(scripts.connect(settings.redis), settings.redis).ping()
         watch.open(settings, forks=_forks(sender))
     except (SettingsError, KeyProblem, CannotBeWatchedError) as problem:
         sys.exit(f"cannot start: {problem}")
-    except BookError as problem:
+    except StoreError as problem:
         sys.exit(f"cannot start: no Redis at {settings.redis.masked_url}: {problem}")
     if _forks(sender) and (lacking := _lacking_for_processes()):
         sys.exit(f"cannot start: -P processes needs {lacking}")
@@ -79,7 +79,7 @@ def _format_log(logger: logging.Logger, **_: Any) -> None:
 @signals.celeryd_after_setup.connect
 def _greet(instance: Any, **_: Any) -> None:
     """The first words after the log is set up."""
-    # What the command line says counts for our hands as for Celery's pool.
+    # What the command line says counts for our senders as for Celery's pool.
     instance.app.conf.worker_concurrency = instance.concurrency
     if logs.is_json(logging.getLogger()):
         instance.quiet = True  # Celery's banner is no JSON
@@ -100,16 +100,16 @@ def _send_what_is_left(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _begin(sender: Any, **_: Any) -> None:
-    """Hands listen in the worker's own process; where a pool forks, they would be copied with their locks."""
-    mine = office()
+    """Senders listen in the worker's own process; a pool that forks would copy them with their locks."""
+    mine = context()
     if _stopping.is_set():  # told to end while it was opened
         mine.stop()
         return
     mine.begin(sender.app)
     if not _forks(sender.controller):
-        mine.hands.start(mine.services)
-        with suppress(BookError):  # it is said again and again
-            mine.hands.show_ears()
+        mine.senders.start(mine.services)
+        with suppress(StoreError):  # it is said again and again
+            mine.senders.show_ears()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
@@ -118,7 +118,7 @@ def _begin(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:
-    mine = opened_office()
+    mine = opened_context()
     if mine is not None:
         mine.join()
     watch.close()
@@ -126,9 +126,9 @@ def _end(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _give_back(**_: Any) -> None:
-    """Stops the desk; ends the process anyway if something hangs: what it holds comes back by its lease."""
+    """Stops the dispatcher; ends the process if something hangs: what it holds comes back by its lease."""
     _stopping.set()
-    mine = opened_office()
+    mine = opened_context()
     last_resort = threading.Timer(WorkerSettings.from_env().shutdown_s, _end_anyway)
     last_resort.daemon = True
     last_resort.start()

@@ -1,4 +1,4 @@
-"""The background jobs of a worker: the limits, the audit trail, and the sweep over the book."""
+"""The background jobs of a worker: the limits, the audit log, and the sweep over the store."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kombu.exceptions import OperationalError
 
 from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Trouble
+from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.store.audit import Trail
+from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.lists import Lists
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import BookError
-from worker.dispatch.dispatcher import Desk
-from worker.dispatch.events import BellRung, Tell
-from worker.dispatch.senders import Hands
+from kalshi_cancel.store.scripts import StoreError
+from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.events import BellRung, Emit
+from worker.dispatch.senders import Senders
 from worker.dispatch.services import Service
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ EARS_EVERY_S = 1.0  # well within the life of what is said
 def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
     """Asks the exchange for the account's limits again and again, and at once when woken.
 
-    Has the configured ones count at once: hands begin while the exchange is still being asked, and without
+    Has the configured ones count at once: senders begin while the exchange is still being asked, and without
     any limits the first flood is not paced.
     """
     try:
         _share(pacer.set_limits_unless_known)
-    except BookError as error:
+    except StoreError as error:
         log.warning("limits cannot be shared: %s", error)
 
     asked_at = -math.inf
@@ -61,11 +61,11 @@ def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
         answers = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
         limits, costs = answers
         known = (
-            None if isinstance(limits, Trouble) or isinstance(costs, Trouble) else Limits.parse(limits, costs)
+            None if isinstance(limits, Failure) or isinstance(costs, Failure) else Limits.parse(limits, costs)
         )
         if known is None:
-            trouble = next((each for each in answers if isinstance(each, Trouble)), None)
-            why = trouble.problem.message if trouble else "their answer cannot be understood"
+            failure = next((each for each in answers if isinstance(each, Failure)), None)
+            why = failure.problem.message if failure else "their answer cannot be understood"
             log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
             _share(pacer.set_limits_unless_known)
             return LIMITS_AGAIN_S
@@ -77,7 +77,7 @@ def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
 def _share(set_limits: Callable[[], None]) -> bool:
     try:
         set_limits()
-    except BookError as error:
+    except StoreError as error:
         if not error.can_pass:
             raise
         log.warning("limits cannot be shared: %s", error)
@@ -85,32 +85,32 @@ def _share(set_limits: Callable[[], None]) -> bool:
     return True
 
 
-def trimmed_trail(trail: Trail, *, max_age_s: float, max_entries: int) -> Service:
-    """Trims the audit trail now and again; that several workers do so costs next to nothing."""
+def trimmed_audit_log(audit_log: AuditLog, *, max_age_s: float, max_entries: int) -> Service:
+    """Trims the audit log now and again; that several workers do so costs next to nothing."""
 
     def trim() -> None:
-        trail.trim(max_age_s=max_age_s, max_entries=max_entries)
+        audit_log.trim(max_age_s=max_age_s, max_entries=max_entries)
 
     return Service("audit trail", trim, every_s=TRIM_EVERY_S)
 
 
-def sweep(app: Celery, desk: Desk, hands: Hands, lists: Lists, tell: Tell) -> list[Service]:
+def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, emit: Emit) -> list[Service]:
     """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
 
     def wake_lanes() -> None:
-        for lane, heard in desk.lanes_to_wake().items():
+        for lane, heard in dispatcher.lanes_to_wake().items():
             log.info("waking up for the %s lane", lane.value)
-            tell(BellRung(lane))
+            emit(BellRung(lane))
             if not heard:
                 ring(wake_ups.wake_up, app, lane)
 
     return [
-        Service("tell overdue", desk.tell_overdue, every_s=SWEEP_EVERY_S),
+        Service("tell overdue", dispatcher.tell_overdue, every_s=SWEEP_EVERY_S),
         Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
-        Service("mend the book", desk.mend, every_s=MEND_EVERY_S),
-        Service("forget the dead", desk.forget_dead, every_s=FORGET_EVERY_S),
-        Service("show that hands listen", hands.show_ears, every_s=EARS_EVERY_S),
+        Service("mend the book", dispatcher.mend, every_s=MEND_EVERY_S),
+        Service("forget the dead", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
+        Service("show that hands listen", senders.show_ears, every_s=EARS_EVERY_S),
     ]
 
 

@@ -27,18 +27,18 @@ from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.foreign import count_in_files
 from kalshi_cancel.store.cancels import GiveUp, Settle
-from kalshi_cancel.store.scripts import BookError
-from kalshi_cancel.store.stats import Fleet, FleetState
-from worker.dispatch.breaker import GateState
+from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.stats import Stats, StatsShown
+from worker.dispatch.breaker import BreakerState
 from worker.dispatch.events import (
     BellRung,
+    BreakerMoved,
     CallMade,
     Claimed,
     Concluded,
-    GateMoved,
+    Event,
     LeaseLost,
     MassStep,
-    Notice,
     ServiceFailed,
     ServiceMoved,
     ServiceRestarted,
@@ -239,9 +239,9 @@ class Metrics:
                 after_in_child=self._lock.release,
             )
 
-    def watch_fleet(self, fleet: Fleet) -> None:
+    def watch_stats(self, stats: Stats) -> None:
         """Shows the fleet's state as well, from now on."""
-        self._shown.register(_FleetCollector(fleet))
+        self._shown.register(_StatsCollector(stats))
 
     def begin(self, *, signs_with: Callable[[], tuple[str, str]], skew_s: Callable[[], float | None]) -> None:
         """Notes what this process works with, before anything is told."""
@@ -253,27 +253,27 @@ class Metrics:
             self._note_skew()
             self._note_key()
             self._meters["gate_open"].set(1)
-            # The main process of several works on no order: it has no gate whose state says anything.
+            # The main process of several works on no order: it has no breaker whose state says anything.
             if self._folder is None or os.getpid() != self._main_pid:
-                self._note_gate(GateState.OPEN)
+                self._note_breaker(BreakerState.CLOSED)
 
-    def __call__(self, notice: Notice) -> None:
-        """Counts a notice: in bulk, so that an order among many costs next to nothing."""
+    def __call__(self, event: Event) -> None:
+        """Counts an event: in bulk, so that an order among many costs next to nothing."""
         with self._lock:
-            match notice:
+            match event:
                 case Claimed():
-                    self._claimed(notice)
+                    self._claimed(event)
                 case CallMade():
-                    self._call_made(notice)
+                    self._call_made(event)
                 case Concluded():
-                    self._concluded(notice)
+                    self._concluded(event)
                 case LeaseLost(entries):
                     self._meters["leases_lost_total"].inc(entries)
                 case BellRung(lane):
                     self._meters["bells_rung_total"].labels(lane.value).inc()
-                case GateMoved(state):
-                    self._meters["gate_open"].set(state is GateState.OPEN)
-                    self._note_gate(state)
+                case BreakerMoved(state):
+                    self._meters["gate_open"].set(state is BreakerState.CLOSED)
+                    self._note_breaker(state)
                 case MassStep(step=step):
                     self._meters["mass_steps_total"].labels(step).inc()
                 case ServiceMoved(service, well):
@@ -291,11 +291,11 @@ class Metrics:
         encode, content_type = choose_encoder(accepted)
         return content_type, encode(self._shown)
 
-    def gate_states(self) -> list[str]:
-        """The states, other than open, that a gate of this worker's processes is in."""
+    def breaker_states(self) -> list[str]:
+        """The states, other than closed, that a breaker of this worker's processes is in."""
         self._forget_dead_processes()
         name = f"{PREFIX}gate_state"
-        held = [state.value for state in GateState if state is not GateState.OPEN]
+        held = [state.value for state in BreakerState if state is not BreakerState.CLOSED]
         return [each for each in held if self._registry.get_sample_value(name, {"state": each})]
 
     def services_down(self) -> list[str]:
@@ -336,16 +336,16 @@ class Metrics:
             self._meters["attempts"].labels(lane.value).observe_all(attempts)
 
     def _call_made(self, call: CallMade) -> None:
-        trouble, operation, meters = call.trouble, call.operation, self._meters
+        failure, operation, meters = call.failure, call.operation, self._meters
         status, code = "200", "ok"
-        if trouble is not None:
-            status = str(trouble.problem.http_status or "none")
-            code = self._bounded(trouble.problem.code)
-            if trouble.no_usable_answer and trouble.may_have_taken_effect:
+        if failure is not None:
+            status = str(failure.problem.http_status or "none")
+            code = self._bounded(failure.problem.code)
+            if failure.no_usable_answer and failure.may_have_taken_effect:
                 meters["unanswered_total"].labels(operation).inc()
-            if trouble.problem.code == GATEWAY_CODE:
+            if failure.problem.code == GATEWAY_CODE:
                 meters["gateway_answers_total"].inc()
-            elif trouble.meaning is Meaning.BUSY:
+            elif failure.meaning is Meaning.BUSY:
                 meters["rate_limited_total"].labels(call.bucket).inc()
         meters["exchange_calls_total"].labels(operation, status, code).inc()
         meters["exchange_call_seconds"].labels(operation).observe(call.duration_s)
@@ -377,8 +377,8 @@ class Metrics:
             self._meters["key_info"].labels(*key).set(1)
             self._key = key
 
-    def _note_gate(self, state: GateState) -> None:
-        for each in GateState:
+    def _note_breaker(self, state: BreakerState) -> None:
+        for each in BreakerState:
             self._meters["gate_state"].labels(each.value).set(each is state)
 
     def _forget_dead_processes(self) -> None:
@@ -425,19 +425,19 @@ class _Everything(Collector):
         return ()
 
 
-class _FleetCollector(Collector):
+class _StatsCollector(Collector):
     """Asks for the fleet's state whenever it is asked for its metrics."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
 
     def describe(self) -> Iterable[Metric]:
         return ()  # else it would be asked as it is registered
 
     def collect(self) -> Iterator[Metric]:
         try:
-            state = self._fleet.look()
-        except BookError:
+            state = self._stats.look()
+        except StoreError:
             found: dict[str, dict[str, float]] = {"redis_up": {"": 0}}
         else:
             found = _values(state)
@@ -450,7 +450,7 @@ class _FleetCollector(Collector):
                 yield family
 
 
-def _values(state: FleetState) -> dict[str, dict[str, float]]:
+def _values(state: StatsShown) -> dict[str, dict[str, float]]:
     """The value of each metric of the fleet, by its one label."""
     lanes, buckets = state.lanes.items(), state.buckets.items()
     return {
@@ -465,7 +465,7 @@ def _values(state: FleetState) -> dict[str, dict[str, float]]:
         "bucket_tokens": {name: each.tokens for name, each in buckets},
         "bucket_capacity": {name: each.capacity for name, each in buckets},
         "bucket_refused_total": {name: each.refused for name, each in buckets},
-        "mass_cancels": dict(state.masses),
+        "mass_cancels": dict(state.mass_cancels),
         "redis_round_trip_seconds": {"": state.redis_round_trip_s},
         "redis_up": {"": 1},
     }

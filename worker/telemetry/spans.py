@@ -1,4 +1,4 @@
-"""Makes spans of what a worker tells: one for each order in a hand, mass cancel, and call to the exchange."""
+"""Makes spans of a worker's events: one for each claimed order, mass cancel, and call to the exchange."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from kalshi_cancel.store.cancels import Conclusion, Entry, GiveBack, Settle
-from worker.dispatch.events import CallMade, Claimed, Concluded, MassStep, Notice
+from worker.dispatch.events import CallMade, Claimed, Concluded, Event, MassStep
 
 _SERVER_FAILED = 500
 
 
 class Spans:
-    """Call it with a ``Notice``; spans of what was asked for hang on its traceparent.
+    """Call it with a ``Event``; spans of what was asked for hang on its traceparent.
 
     A call for one order is a child of its ``settle`` span; a call for many is a child of the first one's,
     and linked to all; one that a mass cancel made itself, a child of its ``run mass cancel``.
@@ -28,21 +28,21 @@ class Spans:
         self._in_hand: dict[str, Span] = {}
         self._running: dict[str, Span] = {}  # mass cancels
 
-    def __call__(self, notice: Notice) -> None:
+    def __call__(self, event: Event) -> None:
         """Begins, adds or ends spans."""
-        if isinstance(notice, Claimed):
-            for entry in notice.entries:
+        if isinstance(event, Claimed):
+            for entry in event.entries:
                 self._in_hand[entry.order_id] = self._settle(entry)
-        elif isinstance(notice, CallMade):
-            self._call(notice)
-        elif isinstance(notice, Concluded):
-            for conclusion, ours in zip(notice.conclusions, notice.ours, strict=True):
+        elif isinstance(event, CallMade):
+            self._call(event)
+        elif isinstance(event, Concluded):
+            for conclusion, ours in zip(event.conclusions, event.ours, strict=True):
                 span = self._in_hand.pop(conclusion.entry.order_id, None)
                 if span is not None:
                     span.set_attributes(_end_of(conclusion, ours=ours))
                     span.end()
-        elif isinstance(notice, MassStep):
-            self._step(notice)
+        elif isinstance(event, MassStep):
+            self._step(event)
 
     def _settle(self, entry: Entry) -> Span:
         asked = entry.request
@@ -67,14 +67,14 @@ class Spans:
         return self._tracer.start_span(name, context=context, kind=SpanKind.CONSUMER, attributes=noted)
 
     def _call(self, call: CallMade) -> None:
-        hands = [span for each in call.order_ids if (span := self._in_hand.get(each)) is not None]
+        senders = [span for each in call.order_ids if (span := self._in_hand.get(each)) is not None]
         if call.request_id is not None and call.request_id in self._running:
-            hands.append(self._running[call.request_id])
-        links = [Link(span.get_span_context()) for span in hands] if len(hands) > 1 else None
+            senders.append(self._running[call.request_id])
+        links = [Link(span.get_span_context()) for span in senders] if len(senders) > 1 else None
         ended_ns = time.time_ns()
         span = self._tracer.start_span(
             "exchange call",
-            context=trace.set_span_in_context(hands[0], Context()) if hands else Context(),
+            context=trace.set_span_in_context(senders[0], Context()) if senders else Context(),
             kind=SpanKind.CLIENT,
             links=links,
             start_time=ended_ns - round(call.duration_s * 1e9),
@@ -85,7 +85,7 @@ class Spans:
                 "kalshi.tokens": call.tokens,
             },
         )
-        problem = None if call.trouble is None else call.trouble.problem
+        problem = None if call.failure is None else call.failure.problem
         status = 200 if problem is None else problem.http_status
         if status is not None:
             span.set_attribute("http.response.status_code", status)
