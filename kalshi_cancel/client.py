@@ -13,14 +13,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
 
 from kalshi_cancel import wake_ups
 from kalshi_cancel.model.mass_request import MassRequest
@@ -39,6 +38,9 @@ from kalshi_cancel.store.scripts import (
 )
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from kalshi_cancel.tracing import asking, open_tracer
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 __all__ = [
     "BadRequest",
@@ -234,10 +236,13 @@ class CancelClient:
     """Asks for cancels; safe to share between threads, not across a fork.
 
     ``requested_by`` is who asks, unless a call says otherwise; it is listed in the results. Given a URL, the
-    rest (KALSHI_KEY_PREFIX, say) is as the environment has it; raises SettingsError.
+    rest (KALSHI_KEY_PREFIX, say) is as the environment has it; raises SettingsError. ``preload``: Celery is
+    loaded now (0.15 s), not with the first message that wakes a worker up.
     """
 
-    def __init__(self, redis_url: str | RedisSettings, *, requested_by: str | None = None) -> None:
+    def __init__(
+        self, redis_url: str | RedisSettings, *, requested_by: str | None = None, preload: bool = True
+    ) -> None:
         if isinstance(redis_url, str):
             redis_url = RedisSettings.at(redis_url)
         refuse_celery_overrides()
@@ -248,26 +253,14 @@ class CancelClient:
         self._registry = WorkerRegistry(self._server, redis_url)
         self._mass_cancels = MassCancels(self._server, redis_url)
         self._audit_log = AuditLog(self._server, redis_url)
-        self._app = Celery("cancel-client", set_as_current=False)
-        self._app.conf.update(
-            broker_url=redis_url.celery_url,
-            task_serializer="json",
-            accept_content=["json"],
-            task_create_missing_queues=True,
-            # An answer within two seconds, whatever Redis does: the stock values wait for ever.
-            broker_pool_acquire_timeout=1,
-            broker_transport_options={
-                **celery_options(redis_url),
-                "socket_timeout": SOCKET_TIMEOUT_S,
-                "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            },
-            task_publish_retry=False,
-        )
+        self._settings = redis_url
+        if preload:
+            _ = self._app
 
     @classmethod
-    def from_env(cls, *, requested_by: str | None = None) -> Self:
+    def from_env(cls, *, requested_by: str | None = None, preload: bool = True) -> Self:
         """A client for the Redis that the environment names (REDIS_URL); raises SettingsError."""
-        return cls(RedisSettings.from_env(), requested_by=requested_by)
+        return cls(RedisSettings.from_env(), requested_by=requested_by, preload=preload)
 
     def cancel(
         self,
@@ -382,12 +375,7 @@ class CancelClient:
         )
         with asking(self._tracer, "mass cancel", request_id=request.request_id) as traceparent:
             self._mass_cancels.enter(replace(request, traceparent=traceparent))
-            try:
-                wake_ups.start_mass_cancel(self._app, request.request_id)
-            except (OperationalError, redis.RedisError, OSError) as error:
-                log.warning(
-                    "accepted, but no worker could be woken up; they look every second: %s", words(error)
-                )
+            self._publish(lambda: wake_ups.start_mass_cancel(self._app, request.request_id))
         return PendingMass(request.request_id, self)
 
     def mass_status(self, request_id: str) -> dict[str, Any] | None:
@@ -448,13 +436,43 @@ class CancelClient:
     def close(self) -> None:
         """Closes the connections to Redis."""
         self._server.close()
-        self._app.close()
+        if "_app" in self.__dict__:
+            self._app.close()
+
+    @cached_property
+    def _app(self) -> Celery:
+        """Loaded when it is needed: Celery takes longer to load than all the rest."""
+        from celery import Celery  # noqa: PLC0415 - see above
+
+        app = Celery("cancel-client", set_as_current=False)
+        app.conf.update(
+            broker_url=self._settings.celery_url,
+            task_serializer="json",
+            accept_content=["json"],
+            task_create_missing_queues=True,
+            # An answer within two seconds, whatever Redis does: the stock values wait for ever.
+            broker_pool_acquire_timeout=1,
+            broker_transport_options={
+                **celery_options(self._settings),
+                "socket_timeout": SOCKET_TIMEOUT_S,
+                "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            },
+            task_publish_retry=False,
+        )
+        return app
 
     def _ring(self, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
+        if requests:
+            self._publish(lambda: wake_ups.ring_for(self._app, lane, requests, waiting=waiting))
+
+    def _publish(self, wake_up: Callable[[], None]) -> None:
+        """Wakes workers up; that it fails loses nothing, because they look by themselves, too."""
+        from kombu.exceptions import OperationalError  # noqa: PLC0415 - loaded with Celery
+
         try:
-            wake_ups.ring_for(self._app, lane, requests, waiting=waiting)
+            wake_up()
         except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("accepted, but no worker could be woken up; the sweep will: %s", words(error))
+            log.warning("accepted, but no worker could be woken up; they look every second: %s", words(error))
 
     def _fields(self, order: str | Mapping[str, Any]) -> object:
         fields = {"order_id": order} if isinstance(order, str) else order

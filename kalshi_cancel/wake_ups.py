@@ -7,11 +7,12 @@ nothing, and one that gets lost costs a second (the sweep rings again).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 # With this header a message says that its orders are in the store: the worker need not enter them.
 ENTERED_HEADER = "kalshi_entered"

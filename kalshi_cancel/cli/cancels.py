@@ -92,7 +92,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     }
     orders = [{"order_id": order_id, **fields} for order_id in order_ids]
     lane = Lane.RISK if arguments.risk else Lane.STRATEGY
-    client = CancelClient.from_env()
+    client = CancelClient.from_env(preload=False)
     try:
         pending = client.cancel_many(orders, lane=lane, again=arguments.again)
     except StoreError as error:
@@ -198,7 +198,7 @@ def add_status(commands: Subparsers) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    client = CancelClient.from_env()
+    client = CancelClient.from_env(preload=False)
     statuses = [client.status(order_id) for order_id in ids_given(arguments)]
     if arguments.json:
         for status in statuses:
@@ -258,7 +258,7 @@ def add_open(commands: Subparsers) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> int:
-    client = CancelClient.from_env()
+    client = CancelClient.from_env(preload=False)
     entries = client.open_cancels()
     first = next(entries, None)
     if first is not None:

@@ -27,7 +27,7 @@ def add_dead(commands: Subparsers) -> None:
 
 
 def _dead(arguments: argparse.Namespace) -> int:
-    letters = CancelClient.from_env().dead_letters()
+    letters = CancelClient.from_env(preload=False).dead_letters()
     if arguments.json:
         for letter in letters:
             print_json(dead_json(letter))
@@ -80,7 +80,7 @@ def add_retry(commands: Subparsers) -> None:
 def _retry(arguments: argparse.Namespace) -> int:
     if arguments.all and arguments.order_ids:
         raise UsageError("give order ids or --all, not both")
-    client = CancelClient.from_env()
+    client = CancelClient.from_env(preload=False)
     if arguments.all:
         order_ids = [letter.order_id for letter in client.dead_letters()]
     else:

@@ -134,7 +134,7 @@ def _mass(arguments: argparse.Namespace) -> int:
     asks = not (arguments.dry_run or arguments.yes)
     if asks and not sys.stdin.isatty():
         raise UsageError("nobody can be asked without a terminal: --yes does it, --dry-run only plans")
-    client = CancelClient.from_env()
+    client = CancelClient.from_env(preload=False)
     with told_when_nobody_works(client):
         if arguments.dry_run or not arguments.yes:
             try:
@@ -267,7 +267,7 @@ class _Bar:
 def _mass_list(arguments: argparse.Namespace) -> int:
     _refuse_scope(arguments)
     rows = []
-    for request_id, accepted_at, shown in CancelClient.from_env().mass_cancels():
+    for request_id, accepted_at, shown in CancelClient.from_env(preload=False).mass_cancels():
         if arguments.json:
             known = {name: value for name, value in (shown or {}).items() if name not in _LONG_FIELDS}
             print_json({"request_id": request_id, "accepted_at": accepted_at, "flat": None, **known})
@@ -302,7 +302,7 @@ def _mass_cells(shown: Mapping[str, Any]) -> list[str]:
 
 def _mass_show(arguments: argparse.Namespace) -> int:
     _refuse_scope(arguments)
-    client, request_id = CancelClient.from_env(), arguments.request_id
+    client, request_id = CancelClient.from_env(preload=False), arguments.request_id
     shown = client.mass_status(request_id)
     if shown is None:
         waits = any(known == request_id for known, _, _ in client.mass_cancels())
