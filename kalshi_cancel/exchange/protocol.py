@@ -562,7 +562,7 @@ _EPOCHS = ((10**9, 10**11, 1), (10**12, 10**14, 1000), (10**15, 10**17, 10**6), 
 
 def parse_time_ms(value: object) -> tuple[int | None, int]:
     """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC."""
-    if isinstance(value, str) and _DIGITS.fullmatch(value):
+    if isinstance(value, str) and value.isdigit() and _DIGITS.fullmatch(value):
         value = int(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         units = next((per_s for low, high, per_s in _EPOCHS if low <= value < high), None)
@@ -575,9 +575,9 @@ def parse_time_ms(value: object) -> tuple[int | None, int]:
         at_ms = math.floor(moment.timestamp() * 1000 + 0.001) if moment.tzinfo else None
     except (TypeError, ValueError, OverflowError):
         return None, 1
-    fraction = _FRACTION.search(str(value))
     if at_ms is None:
         return None, 1
+    fraction = _FRACTION.search(str(value))
     return at_ms, 10 ** (3 - len(fraction[1])) if fraction else 1000
 
 

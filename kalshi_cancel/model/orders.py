@@ -265,7 +265,7 @@ _SPELLED_OTHERWISE = {"cancelled": "canceled", "filled": "executed", "open": "re
 _ENDS = (OrderStatus.CANCELED, OrderStatus.EXECUTED, OrderStatus.EXPIRED, OrderStatus.REJECTED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # thousands are made a second: frozen, each would take three times as long
 class Order:
     """An order as the exchange showed it at one moment; counts are contracts, ``raw`` is all that it said.
 
