@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives import serialization
 from pykalshi import KalshiClient
-from pykalshi.enums import Action, OrderStatus, Side, StoreSide, TimeInForce
+from pykalshi.enums import Action, BookSide, OrderStatus, Side, TimeInForce
 from pykalshi.exceptions import AuthenticationError, KalshiAPIError, ResourceNotFoundError
 from signed import pem_of
 
@@ -35,7 +35,7 @@ def test_it_places_reads_lists_and_cancels(kalshi, control):
     read = kalshi.portfolio.get_order(order.order_id)
     # A buy of NO reads back as a sell of YES at the complementary price.
     assert (read.action, read.side, read.yes_price_dollars) == (Action.SELL, Side.YES, "0.5500")
-    assert (read.store_side, read.client_order_id) == (StoreSide.ASK, "mine")
+    assert (read.book_side, read.client_order_id) == (BookSide.ASK, "mine")
     control.fill(order.order_id, "4.00")
     assert order.refresh().fill_count_fp == "4.00"
 
@@ -51,7 +51,7 @@ def test_it_places_reads_lists_and_cancels(kalshi, control):
 
 def test_it_amends_and_decreases(kalshi, control):
     order = kalshi.portfolio.place_order(
-        TICKER, store_side=StoreSide.BID, price_dollars="0.45", count_fp="10.00"
+        TICKER, book_side=BookSide.BID, price_dollars="0.45", count_fp="10.00"
     )
 
     order.amend(count_fp="8.00", price_dollars="0.50")
@@ -81,7 +81,7 @@ def test_it_pages_through_many_orders(kalshi, control):
 def test_it_works_with_order_groups(kalshi, control):
     group = kalshi.portfolio.create_order_group("100.00")
     order = kalshi.portfolio.place_order(
-        TICKER, store_side="bid", price_dollars="0.45", count_fp="10.00", order_group_id=group.id
+        TICKER, book_side="bid", price_dollars="0.45", count_fp="10.00", order_group_id=group.id
     )
     assert kalshi.portfolio.get_order_group(group.id).orders == [order.order_id]
 
@@ -106,7 +106,7 @@ def test_it_reads_status_limits_and_the_account(kalshi, control):
 
 def test_it_understands_the_refusals(kalshi, control):
     ioc = kalshi.portfolio.place_order(
-        TICKER, store_side="bid", price_dollars="0.45", count_fp="1.00", time_in_force=TimeInForce.IOC
+        TICKER, book_side="bid", price_dollars="0.45", count_fp="1.00", time_in_force=TimeInForce.IOC
     )
     assert ioc.status == OrderStatus.CANCELED
     kalshi.portfolio.place_order(
@@ -133,5 +133,5 @@ def test_every_signature_it_sends_is_verified(kalshi, control, rsa_key):
     control.register_key("reader", pem_of(rsa_key), scope="read_only")
     kalshi.api_key_id = "reader"
     with pytest.raises(AuthenticationError) as refused:
-        kalshi.portfolio.place_order(TICKER, store_side="bid", price_dollars="0.45", count_fp="1.00")
+        kalshi.portfolio.place_order(TICKER, book_side="bid", price_dollars="0.45", count_fp="1.00")
     assert refused.value.status_code == 403
