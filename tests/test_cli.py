@@ -447,7 +447,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
 
 def test_open_says_which_workers_hold_cancels_back(here, idle_env):
     settings = RedisSettings.from_env(idle_env)
-    held = WorkerShown("worker1@host", ("risk",), 2, gate="paused")
+    held = WorkerShown("worker1@host", ("risk",), 2, breaker="paused")
     WorkerRegistry(connect(settings), settings).show(held)
     assert here("open") == (
         0,

@@ -130,9 +130,9 @@ def test_what_became_of_the_cancels_is_counted_whatever_the_pool(own, worker, po
     sent = sum(len(call["order_ids"]) for call in calls if call["operation"] in ("cancel", "batch"))
     assert scrape.value("orders_sent_total") == sent == attempts + risky
     assert scrape.value("tokens_spent_total", bucket="write") == 2 * sent
-    assert scrape.value("gate_open") == 1
-    assert scrape.value("gate_state", state="open") == 1
-    assert scrape.value("gate_state") == 1
+    assert scrape.value("breaker_closed") == 1
+    assert scrape.value("breaker_state", state="closed") == 1
+    assert scrape.value("breaker_state") == 1
     assert abs(scrape.value("clock_skew_seconds")) <= 1
     assert scrape.value("open") == 0
     assert scrape.value("redis_up") == 1
@@ -165,8 +165,8 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     own.control.fault("drop_before", how="reset")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many(ids(10))
-        wait_until(lambda: Scrape(port).value("gate_state", state="unreachable") == 1, what="an open breaker")
-        assert Scrape(port).value("gate_open") == 0
+        wait_until(lambda: Scrape(port).value("breaker_state", state="unreachable") == 1, what="an open breaker")
+        assert Scrape(port).value("breaker_closed") == 0
         ready = requests.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S)
         assert (ready.status_code, ready.json()["breaker"]) == (503, "unreachable")
         own.control.clear_faults()
@@ -176,8 +176,8 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     scrape = wait_until(lambda: (now := Scrape(port)).value("settled_total") == 30 and now, what="30 settled")
     assert scrape.value("settled_total", outcome="canceled") == 20
     assert scrape.value("settled_total", outcome="unknown_order") == 10
-    assert scrape.value("gate_open") == 1
-    assert scrape.value("gate_state", state="unreachable") == 0
+    assert scrape.value("breaker_closed") == 1
+    assert scrape.value("breaker_state", state="unreachable") == 0
 
 
 def test_a_worker_whose_port_is_taken_refuses_to_start_in_one_line(own, worker):

@@ -190,7 +190,7 @@ def test_an_exchange_that_is_gone_is_not_hammered_and_work_resumes_within_two_se
     back = time.monotonic()
     wait_until(crew.cancels, within_s=PATIENCE_S, what="the first cancel sent")
     assert time.monotonic() - back <= EXCHANGE_BACK_S
-    wait_until(lambda: not held_back(crew), within_s=PATIENCE_S, what="the gates open")
+    wait_until(lambda: not held_back(crew), within_s=PATIENCE_S, what="the breakers closed")
     all_canceled(crew, order_ids)
 
 

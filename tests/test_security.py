@@ -309,7 +309,7 @@ def test_the_live_view_runs_at_a_terminal_as_the_user_that_may_only_look(guarded
     guarded.denials()
     terminal = Terminal({"REDIS_URL": url_of(guarded.redis, "monitor")})
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every breaker is closed$")
         terminal.wait_for_frames(2)  # which go on where the first look at the audit log has ended
         assert "\nOLD: " not in terminal.text
         assert terminal.text.startswith(f"cancelctl top  kalshi-cancel at 127.0.0.1:{guarded.redis.port}/0  ")

@@ -312,7 +312,7 @@ def test_running_mass_cancels_workers_and_breakers_are_listed(redis_client, sett
     redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
     registry = WorkerRegistry(redis_client, settings)
     registry.show(WorkerShown("host:1", ("risk",), 2, "a"))
-    held = WorkerShown("host:1", ("risk",), 2, "a", gate="paused")
+    held = WorkerShown("host:1", ("risk",), 2, "a", breaker="paused")
     registry.show(held)
     snapshot = Watcher(settings).snapshot()
     assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
@@ -559,7 +559,7 @@ def test_a_real_service_is_seen_at_work_in_80_columns(stack, control):
     env = {name: value for name, value in stack.environment.items() if not name.startswith("KALSHI_")}
     terminal = Terminal(env)
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every breaker is closed$")
         terminal.wait_for(r"risk\+strategy +\d+ hands  sends$")
         terminal.wait_for(r"^write +\[#+\.*\] ")
         started = subprocess.run(

@@ -123,8 +123,8 @@ def _workers(snapshot: Snapshot) -> list[str]:
     if not snapshot.workers and not held_back:
         return ["WORKERS  NONE RUNS"]
     hands = sum(worker.hands for worker in snapshot.workers)
-    gates = f"{len(held_back)} HOLD CANCELS BACK" if held_back else "every gate is open"
-    first = f"WORKERS  {len(snapshot.workers)} with {hands} hands; {gates}"
+    breakers = f"{len(held_back)} HOLD CANCELS BACK" if held_back else "every breaker is closed"
+    first = f"WORKERS  {len(snapshot.workers)} with {hands} hands; {breakers}"
     # Those that hold cancels back first: they are what somebody looks for.
     shown = sorted(snapshot.workers, key=lambda worker: worker.name not in held_back)
     lines = [_worker_line(worker, held_back.get(worker.name)) for worker in shown]

@@ -177,7 +177,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             app.conf.worker_concurrency,
             worker_id=me.worker_id,
             key_id=exchange.signs_with[0],
-            gate=the_dispatcher.breaker_state.value,
+            breaker=the_dispatcher.breaker_state.value,
         )
 
     registration = Service("registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)

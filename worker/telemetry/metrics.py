@@ -123,12 +123,12 @@ OF_THE_WORKER = (
         ("lane",),
         "Wake-ups by the sweep: for work that nobody came for.",
     ),
-    Meter("gate_open", "gauge", (), "1: cancels pass; 0: they are held in the book.", merge="livemin"),
+    Meter("breaker_closed", "gauge", (), "1: the circuit breaker is closed, cancels pass; 0: it is open, they wait.", merge="livemin"),
     Meter(
-        "gate_state",
+        "breaker_state",
         "gauge",
         ("state",),
-        "1 for the state of the gate: open, unreachable, paused or key_refused.",
+        "1 for the breaker's state: closed, or why it is open: unreachable, paused or key_refused.",
     ),
     Meter(
         "clock_skew_seconds",
@@ -252,7 +252,7 @@ class Metrics:
                     self._meters[name].labels(*each)
             self._note_skew()
             self._note_key()
-            self._meters["gate_open"].set(1)
+            self._meters["breaker_closed"].set(1)
             # The main process of several works on no order: it has no breaker whose state says anything.
             if self._folder is None or os.getpid() != self._main_pid:
                 self._note_breaker(BreakerState.CLOSED)
@@ -272,7 +272,7 @@ class Metrics:
                 case BellRung(lane):
                     self._meters["bells_rung_total"].labels(lane.value).inc()
                 case BreakerMoved(state):
-                    self._meters["gate_open"].set(state is BreakerState.CLOSED)
+                    self._meters["breaker_closed"].set(state is BreakerState.CLOSED)
                     self._note_breaker(state)
                 case MassStep(step=step):
                     self._meters["mass_steps_total"].labels(step).inc()
@@ -294,7 +294,7 @@ class Metrics:
     def breaker_states(self) -> list[str]:
         """The states, other than closed, that a breaker of this worker's processes is in."""
         self._forget_dead_processes()
-        name = f"{PREFIX}gate_state"
+        name = f"{PREFIX}breaker_state"
         held = [state.value for state in BreakerState if state is not BreakerState.CLOSED]
         return [each for each in held if self._registry.get_sample_value(name, {"state": each})]
 
@@ -379,7 +379,7 @@ class Metrics:
 
     def _note_breaker(self, state: BreakerState) -> None:
         for each in BreakerState:
-            self._meters["gate_state"].labels(each.value).set(each is state)
+            self._meters["breaker_state"].labels(each.value).set(each is state)
 
     def _forget_dead_processes(self) -> None:
         """What a killed child has counted stays; what it was, it is not any more."""
