@@ -52,7 +52,7 @@ LONG_S = 600.0
 BOTH = (Lane.RISK, Lane.STRATEGY)
 MASS = "a-mass"
 # What only observes, wakes somebody up, or strikes off a list: it may fail, and changes nothing else.
-OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|bell:\w+|lists|list:\w+:left)")
+OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|wake_up:\w+|lists|list:\w+:left)")
 
 
 # -- the users, and what is taken away from them
@@ -232,7 +232,7 @@ def nothing(_parts: Parts) -> None:
 
 
 def a_listener(parts: Parts) -> None:
-    parts.store.show_ears(BOTH, life_s=LONG_S)
+    parts.store.show_listeners(BOTH, life_s=LONG_S)
 
 
 def an_entry(parts: Parts) -> None:
@@ -409,7 +409,7 @@ def nobody_comes(parts: Parts) -> None:
     parts.in_line("a", at_ms=1)
     parts.accept("b", lane=Lane.RISK)
     parts.in_line("b", at_ms=1, lane=Lane.RISK)
-    parts.store.show_ears([Lane.RISK], life_s=LONG_S)
+    parts.store.show_listeners([Lane.RISK], life_s=LONG_S)
 
 
 def limited(parts: Parts) -> None:
@@ -734,7 +734,7 @@ CASES = [
 DECIDES: dict[str, Callable[[Any], Any]] = {
     "accept": lambda answer: answer[2:],
     "turn": lambda answer: [answer[0], [call[2] for call in answer[1][5:]] if len(answer) > 1 else None],
-    "sweep": lambda answer: [ring > 0 for ring in answer[2:]],
+    "sweep": lambda answer: [state > 0 for state in answer[2:]],
     "note": lambda _answer: None,
     "levels": lambda _answer: None,
     "fleet": lambda answer: answer[:3],
@@ -958,7 +958,7 @@ ROWS = {
 FAMILIES = (
     (r"P:(entry|dead|aside|waiters):.+", r"P:\1:{order_id}"),
     (r"P:due:.+", "P:due:{lane}:{path}"),
-    (r"P:(rung|ears|bell):[a-z]+", r"P:\1:{lane}"),
+    (r"P:(wake_up_sent|listeners|wake_up):[a-z]+", r"P:\1:{lane}"),
     (r"P:bucket:.+", "P:bucket:{bucket}"),
     (rf"P:mass:{MASS}(:\w+)?", r"P:mass:{id}\1"),
     (rf"P:mass:{MASS}:draft:.+", "P:mass:{id}:draft:{task_id}"),
@@ -1031,7 +1031,7 @@ def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_w
                 ] == [], key
     elsewhere = {
         "intake:{lane}",
-        "bell:{lane}:{key_id}",
+        "wake_up:{lane}:{key_id}",
         "workers",
         "unreadable",
         "masses:pace",

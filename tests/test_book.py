@@ -722,14 +722,14 @@ def lanes_to_wake(dispatcher, patience_s=0.05):
 
 
 def wait_for_ring(dispatcher, patience_s=0.05):
-    return wait_until(lambda: lanes_to_wake(dispatcher, patience_s), within_s=5, what="a ring")
+    return wait_until(lambda: lanes_to_wake(dispatcher, patience_s), within_s=5, what="a wake-up")
 
 
 def test_the_sweep_rings_once_for_what_nobody_is_coming_for(dispatcher):
     assert lanes_to_wake(dispatcher) == []
     dispatcher.accept(*ids(2), lane=Lane.RISK)
     assert wait_for_ring(dispatcher, 0.5) == [Lane.RISK]
-    assert lanes_to_wake(dispatcher, 0.5) == []  # another sweeper has just rung
+    assert lanes_to_wake(dispatcher, 0.5) == []  # another sweeper has just sent a wake-up
 
 
 def test_the_sweep_rings_again_after_its_patience_when_the_first_ringer_died(dispatcher):
@@ -745,7 +745,7 @@ def test_the_sweep_does_not_ring_for_what_was_accepted_just_now_because_its_mess
 
 def test_the_sweep_does_not_ring_while_a_hand_is_claiming(dispatcher):
     dispatcher.accept(*ids(2), lane=Lane.STRATEGY)
-    dispatcher.claim(1, lease_s=0)  # over at once: it would be rung for
+    dispatcher.claim(1, lease_s=0)  # over at once: it would get a wake-up
     assert lanes_to_wake(dispatcher, LONG_S) == []
     assert wait_for_ring(dispatcher) == [Lane.STRATEGY]
 
@@ -754,7 +754,7 @@ def test_the_sweep_does_not_ring_while_a_message_waits(dispatcher):
     dispatcher.accept(*ids(), lane=Lane.RISK)
     dispatcher.claim(1, lease_s=0)
     try:
-        dispatcher.server.rpush(dispatcher.celery_prefix + "risk", "a bell")
+        dispatcher.server.rpush(dispatcher.celery_prefix + "risk", "a wake-up")
         waited = time.monotonic()
         wait_until(lambda: time.monotonic() - waited > 0.1, what="longer than the patience")
         assert lanes_to_wake(dispatcher) == []
@@ -765,18 +765,18 @@ def test_the_sweep_does_not_ring_while_a_message_waits(dispatcher):
 
 def test_where_a_hand_listens_the_sweep_rings_for_it_and_nothing_is_to_be_published(dispatcher):
     dispatcher.accept(*ids())
-    dispatcher.store.show_ears([Lane.STRATEGY], life_s=60)
+    dispatcher.store.show_listeners([Lane.STRATEGY], life_s=60)
     wanted = lambda: dispatcher.store.lanes_to_wake(BOTH, patience_s=0.05)  # noqa: E731 - a condition
-    assert wait_until(wanted, within_s=5, what="a ring") == {Lane.STRATEGY: True}
+    assert wait_until(wanted, within_s=5, what="a wake-up") == {Lane.STRATEGY: True}
     assert dispatcher.store.listen([Lane.STRATEGY], within_s=0.5)
-    assert not dispatcher.store.listen([Lane.STRATEGY], within_s=0.1), "one bell is enough"
+    assert not dispatcher.store.listen([Lane.STRATEGY], within_s=0.1), "one wake-up is enough"
 
 
 def test_accepting_rings_for_a_hand_that_listens_and_once_only(dispatcher):
-    assert not dispatcher.accept(*ids()).heard
-    dispatcher.store.show_ears(BOTH, life_s=60)
+    assert not dispatcher.accept(*ids()).listener_woken
+    dispatcher.store.show_listeners(BOTH, life_s=60)
     for _ in range(3):
-        assert dispatcher.accept(*ids(), lane=Lane.RISK).heard
+        assert dispatcher.accept(*ids(), lane=Lane.RISK).listener_woken
     assert dispatcher.store.listen(BOTH, within_s=0.5)
     assert not dispatcher.store.listen(BOTH, within_s=0.1)
 

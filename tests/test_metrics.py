@@ -165,7 +165,9 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     own.control.fault("drop_before", how="reset")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many(ids(10))
-        wait_until(lambda: Scrape(port).value("breaker_state", state="unreachable") == 1, what="an open breaker")
+        wait_until(
+            lambda: Scrape(port).value("breaker_state", state="unreachable") == 1, what="an open breaker"
+        )
         assert Scrape(port).value("breaker_closed") == 0
         ready = requests.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S)
         assert (ready.status_code, ready.json()["breaker"]) == (503, "unreachable")

@@ -255,8 +255,8 @@ def test_of_a_long_list_what_came_before_the_failure_may_be_accepted(own_redis):
             "due:*",
             "paths",
             "deadline",
-            "bell:*",
-            "ears:*",
+            "wake_up:*",
+            "listeners:*",
             "audit*",
             "counts",
         )

@@ -69,25 +69,26 @@ LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
 FORGET_AT_ONCE = 200
-KEYS_BELL_LIFE_S = 5  # nobody may listen any more
+KEYS_WAKE_UP_LIFE_S = 5  # nobody may listen any more
 MEND_AT_ONCE = 200  # keys to scan
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 _GLOB = re.compile(r"[*?\[\]\\]")
-_HAND_TOLD = 2  # what sweep.lua answers when a sender listens
+_LISTENER_WOKEN = 2  # what sweep.lua answers when a sender listens
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
-    ``heard``: a sender that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    ``listener_woken``: a listening sender got a wake-up; otherwise a message must wake a worker,
+    unless enough of them wait.
     ``joined``: the orders that had an entry already.
     """
 
     settled: dict[str, CancelResult]
-    heard: bool
+    listener_woken: bool
     waiting_messages: int
     joined: frozenset[str] = frozenset()
 
@@ -333,9 +334,11 @@ class CancelStore:
         self._record_prefix = results.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
-        self._accept = scripts.load(server, "gather", "audit", "bells", "fenced", "tell", "aside", "accept")
+        self._accept = scripts.load(
+            server, "gather", "audit", "wake_ups", "fenced", "tell", "aside", "accept"
+        )
         self._turn = scripts.load(
-            server, "gather", "audit", "bells", "tell", "conclude", "buckets", "claim", "turn"
+            server, "gather", "audit", "wake_ups", "tell", "conclude", "buckets", "claim", "turn"
         )
         self._wait_replicas = settings.wait_replicas
         self.clock = ServerClock(server)
@@ -344,13 +347,13 @@ class CancelStore:
         self._overdue = scripts.load(server, "gather", "place", "overdue")
         self._report = scripts.load(server, "gather", "audit", "tell", "report")
         self._retry = scripts.load(server, "gather", "place", "aside", "retry")
-        self._sweep = scripts.load(server, "gather", "audit", "bells", "sweep")
+        self._sweep = scripts.load(server, "gather", "audit", "wake_ups", "sweep")
         self._refuse = scripts.load(server, "gather", "audit", "refuse")
-        self._learn = scripts.load(server, "gather", "bells", "fenced", "learn")
+        self._learn = scripts.load(server, "gather", "wake_ups", "fenced", "learn")
         self._set_aside = scripts.load(server, "gather", "audit", "tell", "aside", "set_aside")
         self._tell_rest = scripts.load(server, "gather", "tell", "tell_rest")
         self._forget = scripts.load(server, "gather", "forget")
-        self._mend = scripts.load(server, "gather", "bells", "place", "mend")
+        self._mend = scripts.load(server, "gather", "wake_ups", "place", "mend")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises StoreError."""
@@ -380,7 +383,7 @@ class CancelStore:
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
         spoilt: list[tuple[CancelRequest, str]] = []
-        heard, waiting = 1, 0
+        woken, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
@@ -408,7 +411,7 @@ class CancelStore:
                     reply_to[at] if reply_to else "",
                 )
             answer = scripts.surely(self._server, self._accept, args, replicas=self._wait_replicas)
-            heard, waiting, *answers = _unless_fenced(answer, fence)
+            woken, waiting, *answers = _unless_fenced(answer, fence)
             for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
                 if answer == "joined":
                     joined.add(request.order_id)
@@ -428,10 +431,10 @@ class CancelStore:
                 fence=fence,
                 records_older_than_s=0.0,
             )
-            heard, waiting = anew.heard, anew.waiting_messages
+            woken, waiting = anew.listener_woken, anew.waiting_messages
             settled |= anew.settled
             joined |= anew.joined
-        return Accepted(settled, bool(heard), waiting, frozenset(joined))
+        return Accepted(settled, bool(woken), waiting, frozenset(joined))
 
     def learn(
         self,
@@ -570,29 +573,29 @@ class CancelStore:
         return [bool(held) for held in self._run(self._extend, args)]
 
     def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> bool:
-        """Waits until a bell rings for one of these lanes; False when none has within the time.
+        """Waits for a wake-up of one of these lanes; False when none came within the time.
 
-        Hears as well those that ring for workers with its key only (``key_id``).
+        Includes wake-ups for workers with its key only (``key_id``).
         """
-        bells = [f"{self._prefix}:bell:{lane}" for lane in lanes]
+        lists = [f"{self._prefix}:wake_up:{lane}" for lane in lanes]
         if key_id:
-            bells += [f"{bell}:{key_id}" for bell in bells]
-        return scripts.call(lambda: self._server.blpop(bells, timeout=within_s)) is not None
+            lists += [f"{each}:{key_id}" for each in lists]
+        return scripts.call(lambda: self._server.blpop(lists, timeout=within_s)) is not None
 
-    def ring_for(self, key_id: str, lane: Lane) -> None:
+    def wake_up_worker_with(self, key_id: str, lane: Lane) -> None:
         """Calls a sender of a worker that has this key: what there is, others may not cancel."""
-        bell = f"{self._prefix}:bell:{lane}:{key_id}"
+        wake_up = f"{self._prefix}:wake_up:{lane}:{key_id}"
         pipeline = self._server.pipeline()
-        pipeline.delete(bell)  # one is enough
-        pipeline.lpush(bell, 1)
-        pipeline.expire(bell, KEYS_BELL_LIFE_S)
+        pipeline.delete(wake_up)  # one is enough
+        pipeline.lpush(wake_up, 1)
+        pipeline.expire(wake_up, KEYS_WAKE_UP_LIFE_S)
         scripts.call(pipeline.execute)
 
-    def show_ears(self, lanes: Sequence[Lane], *, life_s: float) -> None:
+    def show_listeners(self, lanes: Sequence[Lane], *, life_s: float) -> None:
         """Says that senders of these lanes listen, for so long."""
         pipeline = self._server.pipeline(transaction=False)
         for lane in lanes:
-            pipeline.set(f"{self._prefix}:ears:{lane}", 1, px=round(life_s * 1000))
+            pipeline.set(f"{self._prefix}:listeners:{lane}", 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
 
     def keep_unreadable(self, message: str) -> None:
@@ -707,11 +710,11 @@ class CancelStore:
         args: list[Any] = [self._prefix, round(patience_s * 1000), int(self._audit)]
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
-        missing, why, *rings = self._run(self._sweep, args)
+        missing, why, *states = self._run(self._sweep, args)
         if missing > 0 and (more := self._gap.now()) is not None:
             log.error("the audit log is missing %d entries, cancels go on: %s", missing, f"{why}{more}")
-        found = zip(lanes, rings, strict=True)
-        return {lane: ring == _HAND_TOLD for lane, ring in found if ring}
+        found = zip(lanes, states, strict=True)
+        return {lane: state == _LISTENER_WOKEN for lane, state in found if state}
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises StoreError."""

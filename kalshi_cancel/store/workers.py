@@ -55,8 +55,8 @@ class Identity:
 class WorkerShown:
     """A worker process that runs: which lanes it serves, with how many senders at most, and as whom.
 
-    ``breaker`` is the state of its circuit breaker, ``problem`` what opened it. One without senders of its own
-    serves by other processes.
+    ``breaker`` is the state of its circuit breaker, ``problem`` what opened it. One without senders of its
+    own serves by other processes.
     """
 
     name: str
@@ -138,7 +138,12 @@ class Colleagues:
         A key that the exchange refuses altogether does not count. That of a worker that fell silent does.
         """
         for each in self._others(KEY_LIFE_S):
-            if each.key_id and each.key_id not in key_ids and each.breaker != KEY_REFUSED and lane in each.lanes:
+            if (
+                each.key_id
+                and each.key_id not in key_ids
+                and each.breaker != KEY_REFUSED
+                and lane in each.lanes
+            ):
                 return each.key_id
         return ""
 

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
-# A sender that was called comes at once; if none has come by then, the bell was lost.
+# A sender that was called comes at once; if none has come by then, the wake-up was lost.
 CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
@@ -86,7 +86,7 @@ class Entered:
         mine, more = self.accepted, other.accepted
         accepted = Accepted(
             mine.settled | more.settled,
-            heard=mine.heard and more.heard,
+            listener_woken=mine.listener_woken and more.listener_woken,
             waiting_messages=max(mine.waiting_messages, more.waiting_messages),
             joined=mine.joined | more.joined,
         )
@@ -174,7 +174,7 @@ class Dispatcher:
             if error.can_pass:
                 raise
             if len(requests) == 1:
-                return Entered(Accepted({}, heard=True, waiting_messages=0), ((requests[0], error),))
+                return Entered(Accepted({}, listener_woken=True, waiting_messages=0), ((requests[0], error),))
         else:
             return Entered(accepted)
         half = len(requests) // 2  # one of them spoils the step: the others are entered without it
@@ -485,7 +485,7 @@ class Dispatcher:
         }
         for key_id, lane in left:
             try:
-                self._store.ring_for(key_id, lane)
+                self._store.wake_up_worker_with(key_id, lane)
             except StoreError as error:  # the sweep finds what nobody comes for
                 log.warning("workers with another key could not be called: %s", error)
 

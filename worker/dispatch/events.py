@@ -64,7 +64,7 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True)
-class BellRung:
+class WakeUpSent:
     """The sweep found something claimable that nobody was coming for."""
 
     lane: Lane
@@ -120,7 +120,7 @@ Event: TypeAlias = (
     | CallMade
     | Concluded
     | LeaseLost
-    | BellRung
+    | WakeUpSent
     | BucketCorrected
     | BreakerMoved
     | MassStep

@@ -194,7 +194,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         lanes=lanes,
         completions=completions,
         senders=app.conf.worker_concurrency,
-        call_sender=lambda lane: upkeep.ring(wake_ups.wake_up, app, lane),
+        call_sender=lambda lane: upkeep.publish_wake_up(wake_ups.wake_up, app, lane),
         breaker_moved=registration.wake,
         others_serve=colleagues.serve,
         another_key=colleagues.another_key,
@@ -206,7 +206,9 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             mass_cancels=MassCancels(server, settings.redis),
             exchange=exchange,
             pacer=pacer,
-            call_senders=lambda lane, waiting: upkeep.ring(wake_ups.wake_up_all, app, lane, waiting=waiting),
+            call_senders=lambda lane, waiting: upkeep.publish_wake_up(
+                wake_ups.wake_up_all, app, lane, waiting=waiting
+            ),
             read_lag_s=settings.read_lag_s,
             stopping=threading.Event(),
             emit=emit,

@@ -109,7 +109,7 @@ def _begin(sender: Any, **_: Any) -> None:
     if not _forks(sender.controller):
         mine.senders.start(mine.services)
         with suppress(StoreError):  # it is said again and again
-            mine.senders.show_ears()
+            mine.senders.show_listeners()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())

@@ -31,7 +31,6 @@ from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats, StatsShown
 from worker.dispatch.breaker import BreakerState
 from worker.dispatch.events import (
-    BellRung,
     BreakerMoved,
     CallMade,
     Claimed,
@@ -42,6 +41,7 @@ from worker.dispatch.events import (
     ServiceFailed,
     ServiceMoved,
     ServiceRestarted,
+    WakeUpSent,
 )
 
 PREFIX = "kalshi_cancel_"
@@ -118,12 +118,18 @@ OF_THE_WORKER = (
     Meter("rate_limited_total", "counter", ("bucket",), "Calls that were answered 429."),
     Meter("leases_lost_total", "counter", (), "Entries in hand that turned out to be in another's."),
     Meter(
-        "bells_rung_total",
+        "sweeper_wake_ups_total",
         "counter",
         ("lane",),
-        "Wake-ups by the sweep: for work that nobody came for.",
+        "Wake-ups by the sweeper: for work that nobody came for.",
     ),
-    Meter("breaker_closed", "gauge", (), "1: the circuit breaker is closed, cancels pass; 0: it is open, they wait.", merge="livemin"),
+    Meter(
+        "breaker_closed",
+        "gauge",
+        (),
+        "1: the circuit breaker is closed, cancels pass; 0: it is open, they wait.",
+        merge="livemin",
+    ),
     Meter(
         "breaker_state",
         "gauge",
@@ -197,7 +203,7 @@ _FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
         if outcome is not Outcome.UNRESOLVED  # which is not settled
         for lane in Lane
     ],
-    **dict.fromkeys(("given_up_total", "bells_rung_total", "attempts"), _LANES),
+    **dict.fromkeys(("given_up_total", "sweeper_wake_ups_total", "attempts"), _LANES),
     **dict.fromkeys(("accepted_to_wire_seconds", "accepted_to_settled_seconds"), _LANES),
     **dict.fromkeys(("unanswered_total", "exchange_call_seconds"), _CALLS),
     "orders_sent_total": _CANCELS,
@@ -269,8 +275,8 @@ class Metrics:
                     self._concluded(event)
                 case LeaseLost(entries):
                     self._meters["leases_lost_total"].inc(entries)
-                case BellRung(lane):
-                    self._meters["bells_rung_total"].labels(lane.value).inc()
+                case WakeUpSent(lane):
+                    self._meters["sweeper_wake_ups_total"].labels(lane.value).inc()
                 case BreakerMoved(state):
                     self._meters["breaker_closed"].set(state is BreakerState.CLOSED)
                     self._note_breaker(state)

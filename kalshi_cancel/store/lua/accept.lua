@@ -1,6 +1,6 @@
 -- accept: enters cancel requests into the book, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, bells.lua, fenced.lua, aside.lua, tell.lua) ARGV  1 prefix of the book's keys · 2 prefix of
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, tell.lua) ARGV  1 prefix of the book's keys · 2 prefix of
 --       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a
 --       trail (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
 --       9 the mass cancel that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a
@@ -253,7 +253,7 @@ end
 flush()
 if open > 0 then
   redis.pcall('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
-  answer[1] = ring(lane)
+  answer[1] = wake_up(lane)
   if answer[1] == 0 then answer[2] = length(queue) end
 end
 if ARGV[6] == '1' then

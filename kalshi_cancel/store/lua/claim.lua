@@ -1,7 +1,7 @@
 -- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries, or several
 -- calls of one entry each.
 --
--- Expects `prefix`, `now_ms`, buckets.lua, bells.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
+-- Expects `prefix`, `now_ms`, buckets.lua, wake_ups.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
 --       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
 --       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
 --       cancel · of a read · of a listing · the hand's name · how many of the calls may be read-backs · how much
@@ -236,7 +236,7 @@ local function claim(first)
   if given > 0 then write('INCRBY', prefix .. ':fence', given) end
   write('HSET', prefix .. ':claimed_ms', unpack(looked))
   flush()
-  for _, lane in ipairs(with_more) do coming = coming + ring(lane) end
+  for _, lane in ipairs(with_more) do coming = coming + wake_up(lane) end
   if #spoilt > 0 then table.insert(calls, 1, { '', '0', spoilt }) end
   return { now_ms, coming, is_more and 1 or 0, next_due_ms, held_up_ms, unpack(calls) }
 end

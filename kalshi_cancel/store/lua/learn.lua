@@ -1,6 +1,6 @@
 -- learn: has other things known of entries that no hand has had yet.
 --
--- (after gather.lua, bells.lua, fenced.lua) ARGV  1 prefix · 2 the lane to ring for · 3 what is known (JSON, or empty) ·
+-- (after gather.lua, wake_ups.lua, fenced.lua) ARGV  1 prefix · 2 the lane to wake up · 3 what is known (JSON, or empty) ·
 --       4 until they are due, ms · 5 the mass cancel that asks (its id, or empty) · 6 its runner's fencing token ·
 --       then two for each: order_id · path
 -- returns how many those were, or "fenced"; what a hand has, or had, is left as it is
@@ -21,5 +21,5 @@ for at = 7, #ARGV, 2 do
   end
 end
 flush()
-if changed > 0 then ring(ARGV[2]) end
+if changed > 0 then wake_up(ARGV[2]) end
 return changed

@@ -1,6 +1,6 @@
 -- mend: gives entries a place in line that have none.
 --
--- (after gather.lua, bells.lua, place.lua) ARGV  1 prefix · then order ids
+-- (after gather.lua, wake_ups.lua, place.lua) ARGV  1 prefix · then order ids
 -- returns how many had none
 
 local mended, lanes = 0, {}
@@ -12,5 +12,5 @@ for at = 2, #ARGV do
   end
 end
 flush()
-for lane in pairs(lanes) do ring(lane) end
+for lane in pairs(lanes) do wake_up(lane) end
 return mended
