@@ -461,7 +461,7 @@ def with_orders(parts: Parts) -> MassClaim:
 
 
 def lost(parts: Parts) -> MassClaim:
-    """A mass cancel in a runner's hands that Redis knows nothing of."""
+    """A mass cancel that a runner has and Redis knows nothing of."""
     claim = a_runner(parts)
     parts.server.flushdb()
     return claim
@@ -496,7 +496,7 @@ BOTH_USERS = ("worker", "producer")
 CASES = [
     # accept
     Case(
-        *("accept", "new, and a hand listens", a_listener),
+        *("accept", "new, and a sender listens", a_listener),
         lambda parts, _: parts.accept("a", "b", requested_by="ann", exchange_index=2),
         BOTH_USERS,
     ),
@@ -522,7 +522,7 @@ CASES = [
         BOTH_USERS,
     ),
     Case(
-        *("accept", "asked again for what is unresolved, in a hand and in none", unresolved),
+        *("accept", "asked again for what is unresolved, claimed and not", unresolved),
         lambda parts, _: parts.accept("a", "b", requested_by="bob"),
         BOTH_USERS,
     ),
@@ -573,13 +573,13 @@ CASES = [
     ),
     # The other scripts of the store.
     Case(
-        *("learn", "of what no hand has had", entries_of_risk),
+        *("learn", "never claimed", entries_of_risk),
         lambda parts, held: parts.store.learn(
             [CancelRequest("a"), CancelRequest("b")], READ, lane=Lane.RISK, fence=held.fence
         ),
     ),
     Case(
-        *("extend", "of this hand, and of another", one_taken_over),
+        *("extend", "of this sender, and of another", one_taken_over),
         lambda parts, held: parts.store.extend(held, lease_s=2 * LONG_S),
     ),
     Case("mend", "without a place", without_a_place, lambda parts, _: parts.store.mend()),
@@ -590,7 +590,7 @@ CASES = [
         lambda parts, _: parts.store.refuse(a_result("a", Outcome.REFUSED)),
     ),
     Case("turn", "claims a batch", lambda parts: parts.accept("a", "b"), lambda parts, _: parts.claim()),
-    Case("turn", "claims for several hands", many_paths, lambda parts, _: parts.claim(at_most=1, calls=3)),
+    Case("turn", "claims for several senders", many_paths, lambda parts, _: parts.claim(at_most=1, calls=3)),
     Case(
         *("turn", "claims from a shard", lambda parts: parts.accept("a", exchange_index=2)),
         lambda parts, _: parts.claim(),
@@ -602,7 +602,7 @@ CASES = [
     Case(
         *(
             "turn",
-            "claims what vanished hands had",
+            "claims what vanished senders had",
             lambda parts: parts.accept("a") or parts.claim(lease_s=0),
         ),
         lambda parts, _: parts.claim(),
@@ -614,7 +614,7 @@ CASES = [
         lambda parts, _: parts.claim(),
     ),
     Case(
-        *("turn", "settles, and one is another hand's", one_taken_over),
+        *("turn", "settles, and one is another sender's", one_taken_over),
         lambda parts, held: parts.put_down([Settle(entry, a_result(entry.order_id)) for entry in held]),
     ),
     Case(
@@ -654,8 +654,8 @@ CASES = [
     Case(
         "tell_rest", "of each kind", untold, lambda parts, _: parts.store._tell_the_rest(["a", "c", "d", "e"])
     ),
-    Case("set_aside", "in no hand", spoilt_and_text, lambda parts, _: parts.store.overdue(at_most=9)),
-    Case("set_aside", "in a hand, and what is no entry", spoilt_and_text, lambda parts, _: parts.claim()),
+    Case("set_aside", "not claimed", spoilt_and_text, lambda parts, _: parts.store.overdue(at_most=9)),
+    Case("set_aside", "claimed, and what is no entry", spoilt_and_text, lambda parts, _: parts.claim()),
     Case(
         *("retry", "a dead letter, one set aside, one that is open, and nothing", dead_and_aside),
         lambda parts, _: parts.store.retry(["a", "b", "c", "d"], deadline_s=LONG_S),
@@ -936,7 +936,7 @@ def breaches(server: redis.Redis) -> set[str]:
         ):
             found.add(f"{request_id}: nobody comes for it")
         if report is not None and server.exists(f"{key}:lease"):
-            found.add(f"{request_id}: done, and in a hand")
+            found.add(f"{request_id}: done, and claimed")
     return found
 
 

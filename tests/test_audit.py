@@ -614,7 +614,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audi
         "asked for by somebody without a name, risk lane (request m-1): limit",
         "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
         "not settled yet (timeout): due again in 1.5 s",
-        "in this hand no more (taken over, or stored by an earlier try): the line before does not count",
+        "no longer this sender's (taken over, or stored by an earlier try): ignore the line before",
         "its deadline passed without proof: who waits is told unresolved, and the work goes on",
         "batch of 12 by h:2: 200 in 12.3 ms, 24 tokens of write",
         "given up (timeout): a dead letter",

@@ -154,7 +154,7 @@ def test_what_is_accepted_is_open_until_it_is_settled(dispatcher):
     [order_id] = ids()
     assert dispatcher.accept(order_id, requested_by="mm-btc", reason="news").settled == {}
     shown = dispatcher.store.open_cancel(order_id)
-    assert (shown.lane, shown.requested_by, shown.in_hand, shown.unresolved) == (
+    assert (shown.lane, shown.requested_by, shown.claimed, shown.unresolved) == (
         Lane.STRATEGY,
         ("mm-btc",),
         False,
@@ -174,7 +174,7 @@ def test_accepting_the_same_order_again_joins_the_entry_that_is_there(dispatcher
     assert dispatcher.open_ids() == [order_id]
     assert dispatcher.store.open_cancel(order_id).requested_by == ("a", "b")
     entry = dispatcher.claim_one()
-    dispatcher.accept(order_id, requested_by="c")  # while it is in a hand
+    dispatcher.accept(order_id, requested_by="c")  # while it is claimed
     assert dispatcher.claim() == []
     assert dispatcher.settle(entry)
     assert dispatcher.store.record(order_id).requested_by == ("a", "b", "c")
@@ -331,7 +331,7 @@ def test_an_entry_in_a_hand_is_not_claimed_by_another(dispatcher):
     assert len(dispatcher.claim(2)) == 2
     assert len(dispatcher.claim(9)) == 1
     assert dispatcher.claim(9) == []
-    assert all(each.in_hand for each in dispatcher.store.open_cancels())
+    assert all(each.claimed for each in dispatcher.store.open_cancels())
 
 
 def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
@@ -339,9 +339,9 @@ def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
     for order_id in (older, read, younger):
         dispatcher.accept(order_id)
         dispatcher.pause_until_next_ms()
-    in_hand = {entry.order_id: entry for entry in dispatcher.claim(3)}
-    dispatcher.store.conclude([GiveBack(in_hand[order_id], "") for order_id in (older, younger)])
-    dispatcher.store.conclude([GiveBack(in_hand[read], TROUBLED, path="read")])
+    claimed = {entry.order_id: entry for entry in dispatcher.claim(3)}
+    dispatcher.store.conclude([GiveBack(claimed[order_id], "") for order_id in (older, younger)])
+    dispatcher.store.conclude([GiveBack(claimed[read], TROUBLED, path="read")])
     calls = [[entry.order_id for entry in dispatcher.claim_call(9).entries] for _ in range(3)]
     assert calls == [[older, younger], [read], []]
 
@@ -493,7 +493,7 @@ def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(d
     assert dispatcher.give_back(dispatcher.claim_one(), 0.05, TROUBLED)
     assert dispatcher.claim() == []
     shown = dispatcher.store.open_cancel(order_id)
-    assert (shown.in_hand, shown.progress.attempts, shown.progress.last_problem.code) == (
+    assert (shown.claimed, shown.progress.attempts, shown.progress.last_problem.code) == (
         False,
         3,
         "http_500",
@@ -582,7 +582,7 @@ def test_a_hand_that_only_read_back_leaves_no_attempt_behind(dispatcher):
     dispatcher.store.conclude([GiveBack(held, TROUBLED, 0.0, "read")])
     reading = dispatcher.claim_one(lease_s=0)
     assert not reading.interrupted
-    assert not dispatcher.claim_one().interrupted, "the hand before had sent nothing"
+    assert not dispatcher.claim_one().interrupted, "the sender before had sent nothing"
 
 
 def test_when_the_first_attempt_was_sent_is_known_by_its_age_too(dispatcher):
@@ -790,7 +790,7 @@ def test_the_sweep_rings_for_a_vanished_hands_orders_as_soon_as_their_lease_is_o
     assert time.monotonic() - claimed < 1.0  # the lease, but no patience after it
 
 
-def test_the_sweep_does_not_ring_for_what_is_in_a_hand_or_paused_and_does_when_that_is_over(dispatcher):
+def test_the_sweep_does_not_ring_for_what_is_claimed_or_paused_and_does_when_that_is_over(dispatcher):
     dispatcher.accept(*ids(2))
     _held, paused = dispatcher.claim(2, lease_s=0.3)
     dispatcher.give_back(paused, 0.3)
@@ -883,11 +883,11 @@ def test_no_order_is_settled_twice_by_hands_that_often_lose_their_leases(dispatc
         fresh = ids(150)
         dispatcher.accept(*fresh)
         order_ids += fresh
-        hands = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for hand in hands:
-            hand.start()
-        for hand in hands:
-            hand.join()
+        senders = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
         if overtaken:
             break
     assert settled == Counter(order_ids)
@@ -896,10 +896,10 @@ def test_no_order_is_settled_twice_by_hands_that_often_lose_their_leases(dispatc
 
 @dataclass
 class _Open:
-    """What the model knows about an entry; ``leased``: in a hand whose lease does not end in the test.
+    """What the model knows about an entry; ``leased``: claimed under a lease that does not end in the test.
 
     ``sent``: a sender that has not put it down may have sent a cancel; ``reads``: it is to be read back;
-    ``asked_anew``: in a hand, it was asked for again after its waiters were told that it is unresolved.
+    ``asked_anew``: while claimed, it was asked for again after its waiters were told that it is unresolved.
     """
 
     lane: Lane
@@ -919,7 +919,7 @@ class _Model:
     dead: dict[str, _Open] = field(default_factory=dict)
     records: dict[str, CancelResult] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
-    held: list = field(default_factory=list)  # every entry that any hand believes to hold
+    held: list = field(default_factory=list)  # every entry that any sender believes to hold
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -986,7 +986,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
         entries = self.dispatcher.claim_call(at_most, lanes=lanes, lease_s=lease_s).entries
         claimed = [entry.order_id for entry in entries]
-        assert set(claimed) <= set(due), "in two hands"
+        assert set(claimed) <= set(due), "claimed twice"
         assert len(claimed) == len(set(claimed)) <= at_most
         if due:
             first = Lane.RISK if Lane.RISK in due.values() else Lane.STRATEGY
@@ -1089,7 +1089,7 @@ class StoreMachine(RuleBasedStateMachine):
         for order_id, each in is_open.items():
             known = self.model.open[order_id]
             assert (each.lane, each.requested_by) == (known.lane, tuple(known.names))
-            assert each.in_hand == (known.token is not None)
+            assert each.claimed == (known.token is not None)
 
 
 def test_the_stores_laws_hold_under_any_sequence_of_operations(server_of_each_make):

@@ -392,7 +392,7 @@ def test_an_order_that_nobody_asked_for_has_an_exit_code_of_its_own(here, order_
     assert code == Exit.NOT_KNOWN_HERE
 
 
-def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
+def test_open_lists_what_is_waiting_claimed_and_unresolved(here, store):
     assert here("open") == (0, "nothing is open\n", "")
     assert here("open", "--json") == (0, "", "")
     for order_id, *options in (["waits"], ["tried", "--deadline", "0.001"], ["held", "--risk"]):
@@ -421,7 +421,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
     ]
     times = r"\b\d+\.\d s\b|\b1 min \d+ s\b"
     assert [re.sub(times, "T", re.sub(" {2,}", "|", line)) for line in lines] == [
-        "held|risk|T|0|now|in hand|desk of held",
+        "held|risk|T|0|now|claimed|desk of held",
         "waits|strategy|T|0|due|waiting|desk of waits",
         "tried|strategy|T|4|in T|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
     ]
@@ -429,7 +429,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
 
     code, out, _ = here("open", "--json")
     held, waits, tried = map(json.loads, out.splitlines())
-    assert held["in_hand"]
+    assert held["claimed"]
     assert held["next_try_s"] is None
     assert waits["next_try_s"] == 0
     assert 0 < tried["next_try_s"] <= 90

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from celery import Celery
-from crew import HANDS, PATIENCE_S
+from crew import PATIENCE_S, SENDERS
 
 from trials.stack import wait_until
 from worker.broker import guard
@@ -58,7 +58,7 @@ def test_a_flood_survives_the_death_of_who_takes_it_in(crew, strangers):
     first.kill()
     # (What Celery had popped, one for each thread at most, comes back after the visibility timeout.)
     settled = sum(1 for _ in crew.client.results(order_ids, timeout=PATIENCE_S / 3))
-    assert settled >= FLOOD - HANDS
+    assert settled >= FLOOD - SENDERS
 
 
 @pytest.mark.parametrize("wish", [{"countdown": 5}, {"expires": 60}])

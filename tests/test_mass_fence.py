@@ -111,7 +111,7 @@ def test_a_runner_that_was_stopped_longer_than_its_lease_cancels_nothing_new_and
             report = pending.result(timeout=PATIENCE_S)
             assert report["flat"], report["why_not_flat"]
             new = crew.place(5)
-    others = "is in other hands, or done"
+    others = "is in other senders, or done"
     wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert resting(crew) == set(new)
     assert crew.client.mass_status(pending.request_id) == report
@@ -131,7 +131,7 @@ def test_a_runner_that_was_stopped_before_its_command_does_not_send_it_afterward
             report = pending.result(timeout=PATIENCE_S)
             new = crew.place(5)
             sent = len(crew.control.calls("cancel_all"))
-        others = "is in other hands, or done"
+        others = "is in other senders, or done"
         wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert report["flat"], report["why_not_flat"]
     assert len(crew.control.calls("cancel_all")) == sent
@@ -155,7 +155,7 @@ def test_a_runner_that_was_cut_off_from_redis_cancels_nothing_new_and_changes_no
         report = pending.result(timeout=PATIENCE_S)
         new = crew.place(5)
         link.mend()
-        others = "is in other hands, or done"
+        others = "is in other senders, or done"
         wait_until(lambda: others in away.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
         assert report["flat"], report["why_not_flat"]
         assert {each["order_id"] for each in report["affected"]} == set(old)
@@ -337,8 +337,8 @@ def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, setti
     other = CancelRequest("wanted", requested_by="mm")
     foreign = CancelRequest("foreign", requested_by="mm")
     store.accept([other, foreign], lane=Lane.STRATEGY, default_deadline_s=9.0)
-    in_hand = CancelRequest("in-hand", request_id=request_id)
-    store.accept([in_hand], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
+    claimed = CancelRequest("claimed", request_id=request_id)
+    store.accept([claimed], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
     names = ("free", "wanted", "foreign", "gone")
     done = claim.withdraw([_not_asked_for(each, Problem("forbidden", "no", 403)) for each in names])
     assert done == 1
@@ -346,7 +346,7 @@ def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, setti
     assert (result.outcome, result.attempts, result.error.code) == ("refused", 0, "forbidden")
     assert result.requested_by == ("risk",)
     assert store.open_cancel("free") is None
-    for still in ("wanted", "foreign", "in-hand"):
+    for still in ("wanted", "foreign", "claimed"):
         assert store.open_cancel(still) is not None
     assert server.zscore(f"{settings.key_prefix}:deadline", "free") is None
 

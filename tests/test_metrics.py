@@ -279,7 +279,7 @@ def take(store, at_most):
     return store.claim([Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
 
 
-def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_in_a_hand(store, stats):
+def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_claimed(store, stats):
     assert all((lane.open, lane.oldest_age_s) == (0, 0) for lane in stats.look().lanes.values())
     waiting = enter(store, 3)
     enter(store, 2, Lane.RISK)

@@ -737,7 +737,7 @@ def test_a_read_that_is_refused_settles_only_when_no_answer_was_lost():
     assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
 
 
-# -- what the store keeps between two hands
+# -- what the store keeps between two senders
 
 moments = st.none() | st.integers(0, 10**14)
 counts = st.none() | st.decimals(0, 100, places=2)
@@ -1085,7 +1085,7 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
                 truth.clock_ms += draw(st.sampled_from(JUMPS_MS), "jump")
                 for _ in range(2):  # (set with nobody to notice, a clock cannot be known)
                     learn_from_another_cancel(engine, truth, draw(st.integers(0, 60), "round trip"))
-            if draw(st.booleans(), "another hand takes over"):
+            if draw(st.booleans(), "another sender takes over"):
                 case = Case.from_json(case.request, case.to_json())
         front_ms = truth.now_ms
         moment = Instant(front_ms, truth.now_ms - accepted_ms, engine.surely_at(truth.now_ms / 1000))

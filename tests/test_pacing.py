@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from crew import HANDS, PATIENCE_S, ids
+from crew import PATIENCE_S, SENDERS, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -259,7 +259,7 @@ def test_a_claim_that_finds_nothing_due_takes_no_tokens(account):
 
 @pytest.fixture
 def shards(account):
-    """A store with risk cancels of shards from 1, and how hands claim them."""
+    """A store with risk cancels of shards from 1, and how senders claim them."""
 
     class Shards:
         store = CancelStore(account.server, account.settings)
@@ -715,9 +715,9 @@ def test_a_read_back_that_has_waited_for_long_goes_first(account):
     assert [each.order_id for each in claim.entries] == [old]
 
 
-@pytest.mark.parametrize(("hands", "most"), [(1, 1), (2, 1), (3, 1), (16, 8)])
-def test_half_of_the_hands_may_read_back(hands, most):
-    slots = ReadSlots(hands)
+@pytest.mark.parametrize(("senders", "most"), [(1, 1), (2, 1), (3, 1), (16, 8)])
+def test_half_of_the_senders_may_read_back(senders, most):
+    slots = ReadSlots(senders)
     with ExitStack() as busy:
         for _ in range(most):
             assert slots.free > 0
@@ -799,7 +799,7 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
         took_s = time.monotonic() - started
     assert took_s < (160 * CANCEL_COST - 100) / 100, "what the unscoped bucket alone would take"
     assert {"write:1", "write:2", "write:3"} & {call["bucket"] for call in crew.cancels()}
-    # Several hands' results may be stored in one step; still each is told with the call that it is from.
+    # Several senders' results may be stored in one step; still each is told with the call that it is from.
     with connect(RedisSettings.from_env({"REDIS_URL": apart.url})) as server:
         audit_log = [fields for _, fields in server.xrange("kalshi-cancel:audit")]
     stories = [json.loads(fields["body"]) for fields in audit_log if fields["kind"] == "work"]
@@ -809,14 +809,16 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
 
 
 def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):
-    risk, *strategies = crew.place(3 * HANDS)
+    risk, *strategies = crew.place(3 * SENDERS)
     with crew.apart(KALSHI_BATCH_MOST="1", KALSHI_READ_TIMEOUT_S="20", KALSHI_CALL_DEADLINE_S="20") as apart:
         apart.start()
         for order_id in strategies:
             crew.control.fault("hang", order_id=order_id, operation="cancel", effect="none", times=1)
         apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in strategies])
         wait_until(
-            lambda: len(crew.cancels()) >= HANDS - 1, within_s=PATIENCE_S, what="every other hand has a call"
+            lambda: len(crew.cancels()) >= SENDERS - 1,
+            within_s=PATIENCE_S,
+            what="other senders have calls",
         )
         asked = time.monotonic()
         assert apart.client.cancel(risk, lane=Lane.RISK).result(PATIENCE_S).outcome == "canceled"

@@ -218,7 +218,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with frozen(worker), as_user(guarded.redis, "worker") as server:
         as_producer.cancel(order_id)
-        store = CancelStore(server, settings)  # in a worker's hands, and with its permissions
+        store = CancelStore(server, settings)  # in a worker's senders, and with its permissions
         claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
         assert store.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
         assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
@@ -309,7 +309,7 @@ def test_the_live_view_runs_at_a_terminal_as_the_user_that_may_only_look(guarded
     guarded.denials()
     terminal = Terminal({"REDIS_URL": url_of(guarded.redis, "monitor")})
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every breaker is closed$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ senders; every breaker is closed$")
         terminal.wait_for_frames(2)  # which go on where the first look at the audit log has ended
         assert "\nOLD: " not in terminal.text
         assert terminal.text.startswith(f"cancelctl top  kalshi-cancel at 127.0.0.1:{guarded.redis.port}/0  ")

@@ -71,7 +71,7 @@ BUSY = Snapshot(
 SHOWN = """\
 cancelctl top  kalshi-cancel at 127.0.0.1:6379/0         2026-11-22 16:37:24 UTC
 
-LANE        OPEN  IN HAND       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
+LANE        OPEN  CLAIMED       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
 risk          12        8        0.4 s        0.2 s           0         0
 strategy   10432      96+   1 min 12 s       31.2 s          3+         4
 DEAD LETTERS 2: cancelctl dead
@@ -89,9 +89,9 @@ MASS CANCELS  2 running
 0b7c6a9e  [##########..........]  512/1000 settled, 3 unresolved  ann: limit
 1b7c6a9e  planning                -
 
-WORKERS  2 with 16 hands; 1 HOLD CANCELS BACK
-trade-host-2:4711        risk+strategy   8 hands  HOLDS BACK: unreachable
-trade-host-1:4711        risk+strategy   8 hands  sends"""
+WORKERS  2 with 16 senders; 1 HOLD CANCELS BACK
+trade-host-2:4711        risk+strategy   8 senders  HOLDS BACK: unreachable
+trade-host-1:4711        risk+strategy   8 senders  sends"""
 
 # -- the frame
 
@@ -126,7 +126,7 @@ def test_what_is_too_much_is_left_out_from_the_longest_list_and_counted():
     workers = [line for line in lines if line.startswith(("h:", "trade-host-2"))]
     assert left_out == 101 - len(workers)
     assert "1b7c6a9e  planning" in "\n".join(lines)
-    assert lines[lines.index("WORKERS  100 with 200 hands; 1 HOLD CANCELS BACK") + 1].endswith(
+    assert lines[lines.index("WORKERS  100 with 200 senders; 1 HOLD CANCELS BACK") + 1].endswith(
         "HOLDS BACK: unreachable"
     ), "those first"
     assert len(frame(many, COLUMNS).splitlines()) > 100
@@ -192,7 +192,7 @@ def wait_for_age(store, order_id):
     wait_until(lambda: store.open_cancel(order_id).age_s >= 0.3, what="its age")
 
 
-def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(store, settings):
+def test_lanes_have_what_is_open_claimed_unresolved_and_how_old(store, settings):
     [late] = accept(store, 1, deadline_s=0.001)
     wait_for_age(store, late)
     accept(store, 2, exchange_index=1)
@@ -202,8 +202,8 @@ def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(store, settings)
     wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
     snapshot = Watcher(settings).snapshot()
     risk, strategy = snapshot.lanes
-    assert (risk.lane, risk.open, risk.in_hand, risk.unresolved) == (Lane.RISK, 3, len(held), 0)
-    assert (strategy.lane, strategy.open, strategy.in_hand, strategy.unresolved) == (Lane.STRATEGY, 3, 0, 1)
+    assert (risk.lane, risk.open, risk.claimed, risk.unresolved) == (Lane.RISK, 3, len(held), 0)
+    assert (strategy.lane, strategy.open, strategy.claimed, strategy.unresolved) == (Lane.STRATEGY, 3, 0, 1)
     assert 0.3 <= strategy.oldest_s < 10
     assert strategy.median_s < strategy.oldest_s
     assert abs(snapshot.now_s - time.time()) < 1
@@ -559,8 +559,8 @@ def test_a_real_service_is_seen_at_work_in_80_columns(stack, control):
     env = {name: value for name, value in stack.environment.items() if not name.startswith("KALSHI_")}
     terminal = Terminal(env)
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every breaker is closed$")
-        terminal.wait_for(r"risk\+strategy +\d+ hands  sends$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ senders; every breaker is closed$")
+        terminal.wait_for(r"risk\+strategy +\d+ senders  sends$")
         terminal.wait_for(r"^write +\[#+\.*\] ")
         started = subprocess.run(
             [sys.executable, "-m", "kalshi_cancel.cli", "mass", "--everything", "--yes", "--json"],

@@ -208,7 +208,7 @@ def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
 
 def _lost(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id in body["orders"]:
-        yield "in this hand no more (taken over, or stored by an earlier try): the line before does not count"
+        yield "no longer this sender's (taken over, or stored by an earlier try): ignore the line before"
 
 
 def _mass(body: Mapping[str, Any], order_id: str) -> Iterator[str]:

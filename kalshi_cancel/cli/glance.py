@@ -24,7 +24,7 @@ class LaneGlance:
     lane: Lane
     open: int
     looked_at: int
-    in_hand: int
+    claimed: int
     unresolved: int
     oldest_s: float | None
     median_s: float | None

@@ -294,7 +294,7 @@ class DeadLetter:
 class OpenCancel:
     """An entry of the store as an operator sees it; times are ISO 8601 UTC.
 
-    ``next_due_s`` from now: the next try, or for what is claimed, the end of its lease. ``hand`` is the
+    ``next_due_s`` from now: the next try, or for what is claimed, the end of its lease. ``claimed_by`` is the
     latest to have claimed it (host and process id), empty when none has. ``left_out``: requests joined whose
     names are not in the list.
     """
@@ -305,11 +305,11 @@ class OpenCancel:
     requested_at: str
     age_s: float
     next_due_s: float
-    in_hand: bool
+    claimed: bool
     unresolved: bool
     request: CancelRequest
     progress: Progress
-    hand: str = ""
+    claimed_by: str = ""
     left_out: int = 0
 
 
@@ -814,7 +814,7 @@ class CancelStore:
             pipeline.hmget(
                 f"{self._prefix}:entry:{order_id}",
                 [
-                    *("request", "requested_by", "accepted_ms", "token", "reported", "learned", "hand"),
+                    *("request", "requested_by", "accepted_ms", "token", "reported", "learned", "claimed_by"),
                     "left_out",
                 ],
             )
@@ -836,7 +836,7 @@ class CancelStore:
                     now,
                     0.0,
                     next_due_s,
-                    in_hand=False,
+                    claimed=False,
                     unresolved=False,
                     request=nothing,
                     progress=progress,
@@ -918,7 +918,7 @@ def _names(requested_by: str | None) -> tuple[str, ...]:
 def _parse_open(
     order_id: str, lane: Lane, fields: Sequence[Any], now_ms: int, next_due_s: float
 ) -> OpenCancel:
-    request, requested_by, accepted_ms, token, reported, learned, hand, left_out = fields
+    request, requested_by, accepted_ms, token, reported, learned, claimed_by, left_out = fields
     return OpenCancel(
         order_id,
         lane,
@@ -930,7 +930,7 @@ def _parse_open(
         reported == "1",
         CancelRequest.from_json(request),
         Progress.parse(learned),
-        hand or "",
+        claimed_by or "",
         int(left_out or 0),
     )
 

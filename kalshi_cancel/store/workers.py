@@ -61,7 +61,7 @@ class WorkerShown:
 
     name: str
     lanes: tuple[str, ...]
-    hands: int
+    senders: int
     worker_id: str = ""
     key_id: str = ""
     breaker: str = CLOSED
@@ -163,7 +163,7 @@ def _parse(text: str) -> WorkerShown | None:
         return WorkerShown(
             name=str(said["name"]),
             lanes=tuple(str(lane) for lane in said["lanes"]),
-            hands=int(said["hands"]),
+            senders=int(said["senders"]),
             worker_id=str(said.get("worker_id", "")),
             key_id=str(said.get("key_id", "")),
             breaker=str(said.get("breaker", CLOSED)),

@@ -398,7 +398,7 @@ class Dispatcher:
         return self._store.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:
-        """Ends every :meth:`work` after the call it is in; what is in hand goes back into the store."""
+        """Ends every :meth:`work` after the call it is in; what is claimed goes back into the store."""
         self._stopping.set()
 
     @property
@@ -412,7 +412,7 @@ class Dispatcher:
         return self._breaker.state
 
     def extend_leases(self) -> None:
-        """Keeps what is in hand there; raises StoreError."""
+        """Extends the leases of what is claimed; raises StoreError."""
         self._leases.extend()
 
     def _show_breaker(self, state: BreakerState) -> None:

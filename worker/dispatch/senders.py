@@ -48,7 +48,7 @@ class Senders:
         self._not_listening = Seldom()
         kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
         self.services = [
-            _Sender(f"hand-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
+            _Sender(f"sender-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
             for at in range(number)
         ]
         self.names = {service.name for service in self.services}

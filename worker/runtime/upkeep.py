@@ -110,7 +110,7 @@ def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, e
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
         Service("mend the book", dispatcher.mend, every_s=MEND_EVERY_S),
         Service("forget the dead", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
-        Service("show that hands listen", senders.show_listeners, every_s=LISTENERS_EVERY_S),
+        Service("show listeners", senders.show_listeners, every_s=LISTENERS_EVERY_S),
     ]
 
 

@@ -77,7 +77,7 @@ OF_THE_WORKER = (
         "accepted_to_wire_seconds",
         "histogram",
         ("lane",),
-        "From a cancel's acceptance until a hand took it, paid for, to send it the first time.",
+        "From a cancel's acceptance until a sender claimed it to send it the first time.",
         _WAIT_S,
     ),
     Meter(
@@ -116,7 +116,7 @@ OF_THE_WORKER = (
     ),
     Meter("tokens_spent_total", "counter", ("bucket",), "Tokens paid for calls."),
     Meter("rate_limited_total", "counter", ("bucket",), "Calls that were answered 429."),
-    Meter("leases_lost_total", "counter", (), "Entries in hand that turned out to be in another's."),
+    Meter("leases_lost_total", "counter", (), "Claimed cancels that turned out to be another worker's."),
     Meter(
         "sweeper_wake_ups_total",
         "counter",

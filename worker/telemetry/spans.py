@@ -25,19 +25,19 @@ class Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._in_hand: dict[str, Span] = {}
+        self._open_spans: dict[str, Span] = {}
         self._running: dict[str, Span] = {}  # mass cancels
 
     def __call__(self, event: Event) -> None:
         """Begins, adds or ends spans."""
         if isinstance(event, Claimed):
             for entry in event.entries:
-                self._in_hand[entry.order_id] = self._settle(entry)
+                self._open_spans[entry.order_id] = self._settle(entry)
         elif isinstance(event, CallMade):
             self._call(event)
         elif isinstance(event, Concluded):
             for conclusion, ours in zip(event.conclusions, event.ours, strict=True):
-                span = self._in_hand.pop(conclusion.entry.order_id, None)
+                span = self._open_spans.pop(conclusion.entry.order_id, None)
                 if span is not None:
                     span.set_attributes(_end_of(conclusion, ours=ours))
                     span.end()
@@ -67,7 +67,7 @@ class Spans:
         return self._tracer.start_span(name, context=context, kind=SpanKind.CONSUMER, attributes=noted)
 
     def _call(self, call: CallMade) -> None:
-        senders = [span for each in call.order_ids if (span := self._in_hand.get(each)) is not None]
+        senders = [span for each in call.order_ids if (span := self._open_spans.get(each)) is not None]
         if call.request_id is not None and call.request_id in self._running:
             senders.append(self._running[call.request_id])
         links = [Link(span.get_span_context()) for span in senders] if len(senders) > 1 else None

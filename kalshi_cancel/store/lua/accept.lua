@@ -7,7 +7,7 @@
 --       final record is not believed, ms (or empty: always believed) · then six for each request: order_id ·
 --       request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms · task id that
 --       wants the result too (or empty)
--- returns { whether a listening hand was told (1, 0), messages waiting in the queue where none was,
+-- returns { whether a listening sender was woken (1, 0), messages waiting in the queue where none was,
 --           then for each request: the final record's JSON, or "joined" to an open one, or "" when new },
 --         or "fenced": the mass cancel has a report, or another runner
 --
@@ -62,7 +62,7 @@ local function stored_state(key, is_dead)  -- of an entry, or of a dead letter; 
   local is_over = is_dead or e[7] == '1'  -- nobody waits any more, and the record says so
   return {
     text = e[1], request = request, names = e[2], reply_to = e[3], lane = e[4], deadline_ms = tonumber(e[5]), path = e[8],
-    left_out = e[9], waiters = e[10], in_hand = not is_dead and (e[6] or '') ~= '', was_dead = is_dead,
+    left_out = e[9], waiters = e[10], claimed = not is_dead and (e[6] or '') ~= '', was_dead = is_dead,
     home = not is_dead and prefix .. ':due:' .. e[4] .. ':' .. e[8], lane_was = e[4], path_was = e[8],
     is_over = is_over, record_goes = is_over, changed = {},
   }
@@ -118,7 +118,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
   if more_known then
     local is_json, text = pcall(cjson.encode, state.request)
     if is_json then state.text, state.changed.request = text, true end
-    if state.path == 'write' and not state.in_hand then state.path = path end
+    if state.path == 'write' and not state.claimed then state.path = path end
   end
   if requested_by ~= '' then add_name(state, as_listed(requested_by)) end
   if task_id ~= '' then add_waiter(state, order_id, task_id) end
@@ -162,10 +162,10 @@ local function put_joined(order_id, state)
   end
   if state.asked_anew then
     gather('HSET', entry, 'reported', 0)
-    if state.in_hand then gather('HSET', entry, 'hurry', 1) end
+    if state.claimed then gather('HSET', entry, 'hurry', 1) end
   end
   local moves = state.lane ~= state.lane_was or state.path ~= state.path_was
-  local due_ms = state.asked_anew and not state.in_hand and now_ms or due or now_ms
+  local due_ms = state.asked_anew and not state.claimed and now_ms or due or now_ms
   if moves then
     if due then gather('ZREM', state.home, order_id) end
     gather('HSET', entry, 'lane', state.lane, 'path', state.path)

@@ -1,10 +1,10 @@
--- conclude: puts claimed entries out of the hand: settled, given back, or given up; put before turn.lua.
+-- conclude: ends claims: settled, retry later, or dead letter; put before turn.lua.
 --
 -- Expects `prefix`, `now_ms`, gather.lua and tell.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
 --       order_id · token · "settled", "dead", or the pause before it is due again, ms ·
 --       its path from now on (empty: as it was) · what was learned (JSON) · the record up to · and after its
 --       requested_by (only when settled)
--- returns for each entry: 1 done, 0 the claim was no longer this hand's and nothing was touched; and those ids
+-- returns for each entry: 1 done, 0 the claim was no longer this sender's and nothing was touched; and those ids
 --
 -- Settled: the record is stored and the entry goes, in this one step. Given back without a pause, an entry
 -- has its old place in the line. Dead: it is kept, with what was learned, until somebody asks again.
@@ -31,7 +31,7 @@ local function conclude(record_prefix, life_s, first, last)
       answer[#answer + 1] = 1
     else
       write('HSET', entry, 'learned', learned, 'token', '', 'sent', 0)
-      write('HDEL', entry, 'first_sent_ms', 'first_sent_age')  -- what was learned tells of this hand's attempts
+      write('HDEL', entry, 'first_sent_ms', 'first_sent_age')  -- what was learned covers this sender's attempts
       if fate == 'dead' and held[7] then fate = '0' end  -- asked for again meanwhile: somebody waits for it anew
       if fate == 'dead' then
         gather('ZREM', due, order_id)

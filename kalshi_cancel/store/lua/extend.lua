@@ -1,7 +1,7 @@
--- extend: keeps claimed entries in the hand that holds them.
+-- extend: keeps claims for the sender that holds them.
 --
 -- (after gather.lua) ARGV  1 prefix · 2 lease, ms · then two for each entry: order_id · token
--- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this hand's
+-- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this sender's
 
 local lease_ms = tonumber(ARGV[2])
 local answer = {}

@@ -7,7 +7,7 @@
 --           for each bucket { name, tokens, capacity, 429s met }: none while the account's limits are not known }
 --
 -- A line is ordered by when its entries are due, not by age. At its front is what waits, oldest first; at its
--- end what is in a hand or pauses, which may be older. What neither end shows is younger than the front, but
+-- end what is claimed or pauses, which may be older. What neither end shows is younger than the front, but
 -- for what has paused before: an age is exact while no line is longer than both ends together.
 
 local ends, now_ms = tonumber(ARGV[2]), math.floor(now_us / 1000)

@@ -2,7 +2,7 @@
 --
 -- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · 4 who has it · 5 life of the lease, ms ·
 --       6 how many tasks want the report · those · then two for each field of it: its name · its value
--- returns 1 done, 0 it is there: in other hands, or done
+-- returns 1 done, 0 it is there: another runner's, or done
 --
 -- Its orders are noted anew after that (note_orders.lua).
 

@@ -4,7 +4,7 @@
 --       5 record's life, seconds · then three for each: order_id · the record up to · and after its requested_by (see conclude)
 -- returns { 1, how many those were }; empty: it is not this runner's any more
 --
--- What is in a hand is left alone, and what somebody else has asked for too, or may have been canceled.
+-- What is claimed is left alone, and what somebody else has asked for too, or may have been canceled.
 
 if fenced(ARGV[2], ARGV[3]) then return {} end
 local withdrawn = 0

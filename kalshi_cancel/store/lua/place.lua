@@ -7,7 +7,7 @@ local function is_line(lane, path)
   return (lane == 'risk' or lane == 'strategy') and type(path) == 'string' and path ~= ''
 end
 
-local looked_at  -- the paths that hands look at
+local looked_at  -- the paths that senders look at
 local function is_looked_at(path)
   if not looked_at then
     looked_at = {}

@@ -1,9 +1,9 @@
 -- set_aside: sets entries aside that cannot be read, and tells their waiters.
 --
 -- (after gather.lua, aside.lua, audit.lua, tell.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds ·
---       4 whether there is a trail (1, 0) · then four for each entry: order_id · the token of the hand that has it
+--       4 whether there is a trail (1, 0) · then four for each entry: order_id · the token of the claim
 --       (empty: it is in none) · the record up to · and after its requested_by (see conclude)
--- returns the order ids of those that were set aside; the others are in another hand, which may understand them
+-- returns the order ids of those that were set aside; the others are claimed by another worker, which may understand them
 
 local answer = {}
 for at = 5, #ARGV, 4 do

@@ -3,11 +3,11 @@
 -- (after gather.lua, audit.lua, wake_ups.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is a trail (1, 0) · then two for
 --       each lane: lane · key of its queue
 -- returns { how many entries the trail is missing without telling so, why;
---           then for each lane: 2 a listening hand was told, 1 a wake-up is to be published (by this caller alone), 0 neither }
+--           then for each lane: 2 a listening sender was woken, 1 a wake-up is to be published (by this caller alone), 0 neither }
 --
--- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
+-- Somebody is coming when a message waits in the queue, or when a sender has claimed within the patience: it
 -- goes on until nothing is due. What became due within the patience has its message on the way, unless it
--- was a vanished hand's. A caller that dies before it publishes the wake-up is replaced after the patience.
+-- was a vanished sender's. A caller that dies before it publishes the wake-up is replaced after the patience.
 
 local patience_ms = tonumber(ARGV[2])
 local paths = redis.call('SMEMBERS', prefix .. ':paths')

@@ -1,4 +1,4 @@
--- turn: one step of hands: puts down what they have done, and takes up what is due next.
+-- turn: one step of senders: stores what they have done, and takes up what is due next.
 --
 -- (after audit.lua, wake_ups.lua, gather.lua, tell.lua, conclude.lua, buckets.lua, claim.lua) ARGV  1 prefix of the book's keys ·
 --       2 prefix of the record keys · 3 record's life, seconds · 4 how many entries of the trail follow · those
