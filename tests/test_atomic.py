@@ -26,16 +26,16 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import (
-    Brought,
     CancelStore,
+    ClaimRequest,
+    Completed,
     Conclusion,
     Entry,
-    GiveBack,
-    GiveUp,
     Known,
+    MakeDeadLetter,
     NothingClaimed,
+    RetryLater,
     Settle,
-    Wish,
 )
 from kalshi_cancel.store.lists import Lists
 from kalshi_cancel.store.mass_cancels import MassCancels
@@ -180,12 +180,12 @@ class Parts:
             **known,
         )
 
-    def claim(self, **wish: Any) -> list[Entry]:
-        claims = self.store.turn((), a_wish(**wish))[1]
+    def claim(self, **wanted: Any) -> list[Entry]:
+        claims = self.store.turn((), a_claim_request(**wanted))[1]
         return [entry for claim in claims for entry in claim.entries]
 
-    def put_down(self, conclusions: Sequence[Conclusion], wish: Wish | None = None) -> None:
-        self.store.turn([Brought(conclusions)], wish)
+    def put_down(self, conclusions: Sequence[Conclusion], wanted: ClaimRequest | None = None) -> None:
+        self.store.turn([Completed(conclusions)], wanted)
 
     def tell_overdue(self) -> None:
         self.store.report(
@@ -214,8 +214,8 @@ class Parts:
         self.server.hset(f"{PREFIX}:{key}", field, "{oops")
 
 
-def a_wish(**wish: Any) -> Wish:
-    return Wish(BOTH, **{"at_most": 5, "lease_s": LONG_S, "exchange_ms": "1:2", **wish})
+def a_claim_request(**wanted: Any) -> ClaimRequest:
+    return ClaimRequest(BOTH, **{"at_most": 5, "lease_s": LONG_S, "exchange_ms": "1:2", **wanted})
 
 
 def a_result(order_id: str, outcome: Outcome = Outcome.CANCELED) -> CancelResult:
@@ -317,12 +317,12 @@ def asked_again(parts: Parts) -> list[Entry]:
 
 
 def a_dead_letter(parts: Parts) -> None:
-    parts.put_down([GiveUp(entry, "{}") for entry in unresolved(parts)])
+    parts.put_down([MakeDeadLetter(entry, "{}") for entry in unresolved(parts)])
 
 
 def a_dead_letter_of_a_shard(parts: Parts) -> None:
     parts.accept("a", exchange_index=2)
-    parts.put_down([GiveUp(entry, "{}") for entry in parts.claim()])
+    parts.put_down([MakeDeadLetter(entry, "{}") for entry in parts.claim()])
     parts.server.delete(f"{PREFIX}:paths")
 
 
@@ -343,7 +343,7 @@ def a_spoilt_letter(parts: Parts) -> None:
 
 def set_aside(parts: Parts) -> None:
     two_tasks(parts)
-    parts.spoil("entry:a", "learned")
+    parts.spoil("entry:a", "progress")
     parts.claim()
 
 
@@ -357,13 +357,13 @@ def old_dead_letters(parts: Parts) -> None:
 def dead_and_aside(parts: Parts) -> None:
     a_dead_letter(parts)
     parts.accept("c", requested_by="ann")
-    parts.spoil("entry:c", "learned")
+    parts.spoil("entry:c", "progress")
     parts.claim(at_most=10)
 
 
 def spoilt_and_text(parts: Parts) -> None:
     with_waiters(parts)
-    parts.spoil("entry:a", "learned")
+    parts.spoil("entry:a", "progress")
     parts.accept("c")
     parts.server.delete(f"{PREFIX}:entry:c")
     parts.server.set(f"{PREFIX}:entry:c", "what is this?")
@@ -573,8 +573,8 @@ CASES = [
     ),
     # The other scripts of the store.
     Case(
-        *("learn", "never claimed", entries_of_risk),
-        lambda parts, held: parts.store.learn(
+        *("set_progress", "never claimed", entries_of_risk),
+        lambda parts, held: parts.store.set_progress(
             [CancelRequest("a"), CancelRequest("b")], READ, lane=Lane.RISK, fence=held.fence
         ),
     ),
@@ -625,20 +625,21 @@ CASES = [
     Case("list_put_back", "one of two", an_order_asked_for_again, lambda parts, _: parts.lists.answer()),
     Case(
         *("turn", "gives back to another path", claimed),
-        lambda parts, held: parts.put_down([GiveBack(entry, "{}", 60.0, "read") for entry in held]),
+        lambda parts, held: parts.put_down([RetryLater(entry, "{}", 60.0, "read") for entry in held]),
     ),
     Case(
         *("turn", "gives up", claimed),
-        lambda parts, held: parts.put_down([GiveUp(entry, "{}") for entry in held]),
+        lambda parts, held: parts.put_down([MakeDeadLetter(entry, "{}") for entry in held]),
     ),
     Case(
         *("turn", "gives up what was asked for again", asked_again),
-        lambda parts, held: parts.put_down([GiveUp(entry, "{}") for entry in held]),
+        lambda parts, held: parts.put_down([MakeDeadLetter(entry, "{}") for entry in held]),
     ),
     Case(
         *("turn", "puts down and claims", claimed_and_more),
         lambda parts, held: parts.put_down(
-            [Settle(held[0], a_result(held[0].order_id)), GiveBack(held[1], "{}", 60.0)], a_wish(at_most=1)
+            [Settle(held[0], a_result(held[0].order_id)), RetryLater(held[1], "{}", 60.0)],
+            a_claim_request(at_most=1),
         ),
     ),
     Case(

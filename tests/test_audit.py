@@ -31,7 +31,7 @@ from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
 from kalshi_cancel.store.audit import AuditLog, place
-from kalshi_cancel.store.cancels import CancelStore, GiveUp, connect
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, connect
 from trials.stack import ROOT, wait_until
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -648,7 +648,7 @@ def test_a_retry_is_noted_with_who_and_why(audit_log, env, here):
     for order_id in ("a", "b"):
         store.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
     claimed = store.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
-    store.conclude([GiveUp(entry, "") for entry in claimed.entries])
+    store.conclude([MakeDeadLetter(entry, "") for entry in claimed.entries])
     assert (
         here("retry", "a", "nobody", "--by", "ann", "--why", "the exchange is back")[0] == Exit.NOT_KNOWN_HERE
     )
@@ -776,7 +776,7 @@ def test_the_audit_log_of_a_mass_cancel_adds_up_to_its_report_in_every_format(cr
 
 def adds_up(entries, report, placed):
     """What the audit log's rows say of each order, against the report."""
-    asked, fates, lost = Counter(), {}, set()
+    asked, conclusions, lost = Counter(), {}, set()
     for entry in entries:
         body = json.loads(entry["body"])
         if entry["kind"] == "request":
@@ -784,13 +784,15 @@ def adds_up(entries, report, placed):
                 assert (order["requested_by"], order["reason"]) == ("ann", "drill")
                 asked[order["order_id"]] += 1
         elif entry["kind"] == "work":
-            fates |= {each: fate for each, fate in body["orders"].items() if fate[0] == "settled"}
+            conclusions |= {each: end for each, end in body["orders"].items() if end[0] == "settled"}
         elif entry["kind"] == "lost":
             lost |= set(body["orders"])
     assert set(asked) == placed
-    assert set(fates) == placed
+    assert set(conclusions) == placed
     assert lost == set()
-    canceled = {each: fate[2] for each, fate in fates.items() if fate[1] == "canceled"}
+    canceled = {
+        each: conclusion[2] for each, conclusion in conclusions.items() if conclusion[1] == "canceled"
+    }
     assert canceled == {each["order_id"]: each["reduced_by"] for each in report["affected"]}
     proven = [Decimal(count) for count in canceled.values() if count is not None]
     assert sum(proven) == Decimal(report["contracts_canceled"])

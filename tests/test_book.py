@@ -34,7 +34,16 @@ from kalshi_cancel.model.orders import (
 )
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
+from kalshi_cancel.store.cancels import (
+    CancelStore,
+    Fence,
+    Fenced,
+    Known,
+    MakeDeadLetter,
+    RetryLater,
+    Settle,
+    connect,
+)
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import wait_until
 
@@ -110,12 +119,12 @@ class Shortcuts:
         [done] = self.store.conclude([Settle(entry, result(entry.order_id, outcome, **known))])
         return done
 
-    def give_back(self, entry, pause_s=0.0, learned=""):
-        [done] = self.store.conclude([GiveBack(entry, learned, pause_s)])
+    def retry_later(self, entry, pause_s=0.0, progress=""):
+        [done] = self.store.conclude([RetryLater(entry, progress, pause_s)])
         return done
 
-    def give_up(self, entry, learned=TROUBLED):
-        [done] = self.store.conclude([GiveUp(entry, learned)])
+    def make_dead_letter(self, entry, progress=TROUBLED):
+        [done] = self.store.conclude([MakeDeadLetter(entry, progress)])
         return done
 
     def tell_overdue(self):
@@ -340,8 +349,8 @@ def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
         dispatcher.accept(order_id)
         dispatcher.pause_until_next_ms()
     claimed = {entry.order_id: entry for entry in dispatcher.claim(3)}
-    dispatcher.store.conclude([GiveBack(claimed[order_id], "") for order_id in (older, younger)])
-    dispatcher.store.conclude([GiveBack(claimed[read], TROUBLED, path="read")])
+    dispatcher.store.conclude([RetryLater(claimed[order_id], "") for order_id in (older, younger)])
+    dispatcher.store.conclude([RetryLater(claimed[read], TROUBLED, path="read")])
     calls = [[entry.order_id for entry in dispatcher.claim_call(9).entries] for _ in range(3)]
     assert calls == [[older, younger], [read], []]
 
@@ -363,7 +372,7 @@ def test_a_claim_tells_when_there_is_more_to_come(dispatcher):
     dispatcher.accept(now, later)
     claim = dispatcher.claim_call()
     assert claim.next_due_s == 0.0
-    dispatcher.give_back(dispatcher.claim_one(), LONG_S)
+    dispatcher.retry_later(dispatcher.claim_one(), LONG_S)
     assert 0 < dispatcher.claim_call().next_due_s <= LONG_S
 
 
@@ -385,15 +394,15 @@ def test_a_lease_that_is_extended_does_not_run_out(dispatcher):
     assert dispatcher.claim() == []
 
 
-def test_an_old_token_cannot_settle_extend_give_back_or_give_up(dispatcher):
+def test_an_old_token_cannot_settle_extend_retry_later_or_make_a_dead_letter(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
     frozen = dispatcher.claim_one(lease_s=0)
     newer = dispatcher.claim_one()
     before = dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}")
     assert not dispatcher.settle(frozen)
-    assert not dispatcher.give_back(frozen)
-    assert not dispatcher.give_up(frozen)
+    assert not dispatcher.retry_later(frozen)
+    assert not dispatcher.make_dead_letter(frozen)
     assert dispatcher.store.extend([frozen], lease_s=0) == [False]
     assert dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}") == before
     assert dispatcher.store.record(order_id) is None
@@ -480,8 +489,8 @@ def test_given_back_without_a_pause_an_entry_has_its_old_place_in_the_line(dispa
         dispatcher.accept(order_id)
         dispatcher.pause_until_next_ms()
     first, second = dispatcher.claim(2)
-    assert dispatcher.give_back(second)
-    assert dispatcher.give_back(first)
+    assert dispatcher.retry_later(second)
+    assert dispatcher.retry_later(first)
     again = dispatcher.claim(3)
     assert [entry.order_id for entry in again] == order_ids
     assert not any(entry.interrupted for entry in again)
@@ -490,7 +499,7 @@ def test_given_back_without_a_pause_an_entry_has_its_old_place_in_the_line(dispa
 def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
-    assert dispatcher.give_back(dispatcher.claim_one(), 0.05, TROUBLED)
+    assert dispatcher.retry_later(dispatcher.claim_one(), 0.05, TROUBLED)
     assert dispatcher.claim() == []
     shown = dispatcher.store.open_cancel(order_id)
     assert (shown.claimed, shown.progress.attempts, shown.progress.last_problem.code) == (
@@ -499,13 +508,13 @@ def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(d
         "http_500",
     )
     [entry] = wait_until(dispatcher.claim, within_s=2, what="the pause's end")
-    assert (entry.learned, entry.interrupted) == (TROUBLED, False)
+    assert (entry.progress, entry.interrupted) == (TROUBLED, False)
 
 
 def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id, requested_by="mm", reason="news")
-    assert dispatcher.give_up(dispatcher.claim_one())
+    assert dispatcher.make_dead_letter(dispatcher.claim_one())
     assert dispatcher.open_ids() == []
     [letter] = dispatcher.store.dead_letters()
     assert (letter.order_id, letter.requested_by, letter.request.reason) == (order_id, ("mm",), "news")
@@ -513,7 +522,7 @@ def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispa
     assert dispatcher.store.retry([order_id, *ids()], deadline_s=10) == [order_id]
     assert list(dispatcher.store.dead_letters()) == []
     entry = dispatcher.claim_one()
-    assert (entry.learned, entry.age_s < 5, entry.reported) == (TROUBLED, True, False)
+    assert (entry.progress, entry.age_s < 5, entry.reported) == (TROUBLED, True, False)
     assert dispatcher.store.retry([order_id], deadline_s=10) == []
 
 
@@ -523,7 +532,7 @@ def test_what_is_asked_for_again_while_it_is_being_given_up_is_not_given_up(disp
     assert dispatcher.tell_overdue() == 1
     held = dispatcher.claim_one()
     dispatcher.accept("order", lane=Lane.RISK)
-    assert dispatcher.give_up(held)
+    assert dispatcher.make_dead_letter(held)
     assert (dispatcher.open_ids(), list(dispatcher.store.dead_letters())) == (["order"], [])
     assert dispatcher.claim_one().lane is Lane.RISK
 
@@ -561,25 +570,27 @@ def test_who_runs_a_mass_cancel_no_longer_enters_nothing_and_is_told_so(dispatch
     with pytest.raises(Fenced, match="mass-1"):
         dispatcher.accept("other", "mine", fence=fence)
     with pytest.raises(Fenced, match="mass-1"):
-        dispatcher.store.learn([CancelRequest("mine")], Known("{}", "read", 0.0), lane=Lane.RISK, fence=fence)
+        dispatcher.store.set_progress(
+            [CancelRequest("mine")], Known("{}", "read", 0.0), lane=Lane.RISK, fence=fence
+        )
     assert dispatcher.open_ids() == ["mine"]
-    assert dispatcher.claim_one().learned == ""
+    assert dispatcher.claim_one().progress == ""
 
 
 def test_who_runs_a_mass_cancel_enters_and_teaches_as_anybody_does(dispatcher):
     fence = Fence("mass-1", "8")
     dispatcher.server.hset(f"{dispatcher.prefix}:mass:mass-1", mapping={"request": "{}", "fence": "8"})
     dispatcher.accept("order", fence=fence)
-    taught = dispatcher.store.learn(
+    taught = dispatcher.store.set_progress(
         [CancelRequest("order")], Known('{"attempts":1}', "read", 0.0), lane=Lane.RISK, fence=fence
     )
-    assert (taught, json.loads(dispatcher.claim_one().learned)) == (1, {"attempts": 1})
+    assert (taught, json.loads(dispatcher.claim_one().progress)) == (1, {"attempts": 1})
 
 
 def test_a_hand_that_only_read_back_leaves_no_attempt_behind(dispatcher):
     dispatcher.accept("order")
     [held] = dispatcher.claim(1)
-    dispatcher.store.conclude([GiveBack(held, TROUBLED, 0.0, "read")])
+    dispatcher.store.conclude([RetryLater(held, TROUBLED, 0.0, "read")])
     reading = dispatcher.claim_one(lease_s=0)
     assert not reading.interrupted
     assert not dispatcher.claim_one().interrupted, "the sender before had sent nothing"
@@ -604,7 +615,7 @@ def test_shards_far_beyond_those_there_are_have_no_line_of_their_own(dispatcher)
 def test_asking_again_for_what_was_given_up_opens_it_again(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
-    dispatcher.give_up(dispatcher.claim_one())
+    dispatcher.make_dead_letter(dispatcher.claim_one())
     dispatcher.accept(order_id, requested_by="again")
     assert dispatcher.open_ids() == [order_id]
     assert list(dispatcher.store.dead_letters()) == []
@@ -619,12 +630,12 @@ def test_what_is_known_of_an_entry_can_be_changed_until_a_hand_has_had_it(dispat
     held = dispatcher.claim_one()
     dispatcher.store.accept(requests[:1], lane=Lane.RISK, default_deadline_s=LONG_S, known=perhaps)
     assert dispatcher.claim(2) == [], "it is not due yet"
-    assert dispatcher.store.learn(requests, None, lane=Lane.RISK) == 1
+    assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 1
     [entry] = dispatcher.claim(2)
-    assert (entry.order_id, entry.learned) == (fresh, "")
-    dispatcher.give_back(held, learned=TROUBLED)
-    assert dispatcher.store.learn(requests, None, lane=Lane.RISK) == 0
-    assert dispatcher.claim_one().learned == TROUBLED
+    assert (entry.order_id, entry.progress) == (fresh, "")
+    dispatcher.retry_later(held, progress=TROUBLED)
+    assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 0
+    assert dispatcher.claim_one().progress == TROUBLED
 
 
 def test_several_conclusions_are_judged_each_by_itself(dispatcher):
@@ -638,8 +649,8 @@ def test_several_conclusions_are_judged_each_by_itself(dispatcher):
         [
             Settle(stale, result(stale.order_id)),
             Settle(settled, result(settled.order_id)),
-            GiveBack(back, "", 0.0),
-            GiveUp(up, ""),
+            RetryLater(back, "", 0.0),
+            MakeDeadLetter(up, ""),
         ]
     )
     assert done == [False, True, True, True]
@@ -689,12 +700,12 @@ def test_an_entry_asked_for_again_between_the_look_and_the_report_is_not_told_un
 def test_asking_again_for_an_unresolved_order_forgets_the_record_and_makes_it_due_at_once(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id, deadline_s=0)
-    dispatcher.give_back(dispatcher.claim_one(), LONG_S, TROUBLED)
+    dispatcher.retry_later(dispatcher.claim_one(), LONG_S, TROUBLED)
     dispatcher.tell_overdue()
     assert dispatcher.accept(order_id, deadline_s=LONG_S).settled == {}
     assert dispatcher.store.record(order_id) is None
     entry = dispatcher.claim_one()
-    assert (entry.learned, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (TROUBLED, False, True)
+    assert (entry.progress, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (TROUBLED, False, True)
 
 
 # -- refusing
@@ -793,7 +804,7 @@ def test_the_sweep_rings_for_a_vanished_hands_orders_as_soon_as_their_lease_is_o
 def test_the_sweep_does_not_ring_for_what_is_claimed_or_paused_and_does_when_that_is_over(dispatcher):
     dispatcher.accept(*ids(2))
     _held, paused = dispatcher.claim(2, lease_s=0.3)
-    dispatcher.give_back(paused, 0.3)
+    dispatcher.retry_later(paused, 0.3)
     assert lanes_to_wake(dispatcher, 0.001) == []
     assert wait_for_ring(dispatcher, 0.001) == [Lane.STRATEGY]
 
@@ -807,8 +818,8 @@ def test_every_key_is_under_the_prefix(dispatcher):
     dispatcher.accept(*order_ids, deadline_s=0)
     first, second, third, *_ = dispatcher.claim(5)
     dispatcher.settle(first)
-    dispatcher.give_up(second)
-    dispatcher.give_back(third, 1.0)
+    dispatcher.make_dead_letter(second)
+    dispatcher.retry_later(third, 1.0)
     dispatcher.tell_overdue()
     lanes_to_wake(dispatcher)
     dispatcher.store.keep_unreadable("?")
@@ -841,7 +852,7 @@ def commands_of_one_round(dispatcher, *, waiting):
     assert len(entries) == 5
     dispatcher.store.extend(entries, lease_s=LONG_S)
     dispatcher.store.conclude(
-        [*(Settle(each, result(each.order_id)) for each in entries[:3]), GiveBack(entries[3], "", 1.0)]
+        [*(Settle(each, result(each.order_id)) for each in entries[:3]), RetryLater(entries[3], "", 1.0)]
     )
     dispatcher.accept(*ids(2))
     dispatcher.store.overdue(at_most=10)
@@ -959,7 +970,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert accepted.settled == {order_id: record}
             return
         assert accepted.settled == {}
-        if order_id in model.dead:  # it is open again, with all who asked and all that was learned
+        if order_id in model.dead:  # it is open again, with all who asked and its progress
             model.open[order_id] = model.dead.pop(order_id)
             model.open[order_id].told, model.open[order_id].token = True, None
         entry = model.open.get(order_id)
@@ -1017,9 +1028,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.held)
     @rule(pick=picks, pause_s=st.sampled_from([0.0, LONG_S]), path=st.sampled_from(["", "read", "write"]))
-    def give_back(self, pick, pause_s, path):
+    def retry_later(self, pick, pause_s, path):
         entry, known = self._pick(pick)
-        [done] = self.dispatcher.store.conclude([GiveBack(entry, "", pause_s, path)])
+        [done] = self.dispatcher.store.conclude([RetryLater(entry, "", pause_s, path)])
         assert done == (known is not None), "fenced"
         if known:
             known.token, known.leased, known.sent, known.paused = None, False, False, pause_s > 0
@@ -1028,9 +1039,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.held)
     @rule(pick=picks)
-    def give_up(self, pick):
+    def make_dead_letter(self, pick):
         entry, known = self._pick(pick)
-        assert self.dispatcher.give_up(entry) == (known is not None), "fenced"
+        assert self.dispatcher.make_dead_letter(entry) == (known is not None), "fenced"
         if known:
             known.token, known.leased, known.sent, known.paused = None, False, False, False
             if known.asked_anew:

@@ -61,12 +61,12 @@ def test_a_flood_survives_the_death_of_who_takes_it_in(crew, strangers):
     assert settled >= FLOOD - SENDERS
 
 
-@pytest.mark.parametrize("wish", [{"countdown": 5}, {"expires": 60}])
-def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, wish):
+@pytest.mark.parametrize("timing", [{"countdown": 5}, {"expires": 60}])
+def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, timing):
     crew.workers(0)
     with crew.redis.client() as server:
         server.delete("cancels")
-    for how in ({}, wish):
+    for how in ({}, timing):
         strangers.send_task("cancel_order", kwargs={"order_id": "x"}, queue="cancels", **how)
     with crew.redis.client() as server:
         timed, plain = (item.encode() for item in server.lrange("cancels", 0, -1))

@@ -16,7 +16,7 @@ from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient, Lost, NotSettled, StoreError
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, GiveUp, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, Settle, connect
 from trials.stack import ROOT, RedisServer, wait_until
 
 PATIENCE_S = 30.0
@@ -141,7 +141,7 @@ def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, store)
     pending = client.cancel_many([dead, rests])
     for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == dead:
-            store.conclude([GiveUp(entry, "")])
+            store.conclude([MakeDeadLetter(entry, "")])
     with forgetful.client() as redis:
         redis.delete(f"celery-task-meta-cancel:{dead}")  # as after its life
     with pytest.raises(NotSettled) as told:

@@ -15,7 +15,7 @@ from crew import PATIENCE_S
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, GiveUp, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, MakeDeadLetter, Settle, connect
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned
 from kalshi_cancel.store.rate_limits import Limits, Pacer
@@ -378,7 +378,7 @@ def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_
         each.order_id: each
         for each in store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
     }
-    store.conclude([GiveUp(entries.pop("dead"), "")])
+    store.conclude([MakeDeadLetter(entries.pop("dead"), "")])
     result = CancelResult("late", Outcome.CANCELED, reduced_by=Decimal(10))
     pacer = Pacer(server, settings.key_prefix, Limits(100, 200, 100, 200))
     means = Means(

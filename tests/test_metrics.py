@@ -19,7 +19,7 @@ from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, GiveUp
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Limits, Pacer
@@ -310,7 +310,7 @@ def test_those_whose_waiters_were_told_are_unresolved_and_what_is_given_up_is_a_
     state = stats.look()
     assert (state.unresolved, state.dead_letters) == (1, 0)
     store._server.zrem(f"{store._prefix}:deadline", entry.order_id)  # as if its waiters had been told
-    store.conclude([GiveUp(entry, "")])
+    store.conclude([MakeDeadLetter(entry, "")])
     state = stats.look()
     assert (state.unresolved, state.dead_letters, state.lanes[Lane.STRATEGY].open) == (1, 1, 4)
 
@@ -342,8 +342,8 @@ def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(stor
         MassCancels(store._server, settings),
         MassClaims(store._server, settings, name="host:1"),
     )
-    wish = {"scope": {"everything": True}, "reason": '"flat": true'}
-    running, *ended = (MassRequest.parse(wish) for _ in range(4))
+    fields = {"scope": {"everything": True}, "reason": '"flat": true'}
+    running, *ended = (MassRequest.parse(fields) for _ in range(4))
     for request in (running, *ended):
         mass_cancels.enter(request)
     assert stats.look().mass_cancels == {"running": 4, "flat": 0, "not_flat": 0}

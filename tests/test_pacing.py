@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kalshi_cancel.client import StoreError
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Known, Wish, connect
+from kalshi_cancel.store.cancels import CancelStore, ClaimRequest, Known, connect
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from trials.stack import wait_until
 from worker.dispatch.executor import ReadSlots
@@ -269,8 +269,8 @@ def shards(account):
             self.store.accept(requests, lane=Lane.RISK, default_deadline_s=60)
 
         def claims(self, calls, at_most=1):
-            wish = Wish((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
-            return self.store.turn((), wish)[1]
+            wanted = ClaimRequest((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
+            return self.store.turn((), wanted)[1]
 
     return Shards()
 
@@ -699,11 +699,11 @@ def test_what_was_never_sent_is_claimed_before_what_is_to_be_read_back(account):
     [old], [new] = ids(1), ids(1)
     store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
     store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
-    wish = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
-    assert [each.order_id for each in store.claim([Lane.RISK], **wish).entries] == [new]
-    nothing = store.claim([Lane.RISK], **wish, reads=0)
+    wanted = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
+    assert [each.order_id for each in store.claim([Lane.RISK], **wanted).entries] == [new]
+    nothing = store.claim([Lane.RISK], **wanted, reads=0)
     assert (nothing.entries, nothing.is_more, nothing.next_due_s) == ((), False, pytest.approx(60, abs=5))
-    assert [each.order_id for each in store.claim([Lane.RISK], **wish, reads=1).entries] == [old]
+    assert [each.order_id for each in store.claim([Lane.RISK], **wanted, reads=1).entries] == [old]
 
 
 def test_a_read_back_that_has_waited_for_long_goes_first(account):

@@ -28,7 +28,7 @@ from kalshi_cancel.client import CancelClient, NotSettled, StoreError
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, GiveUp
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
@@ -220,7 +220,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
         as_producer.cancel(order_id)
         store = CancelStore(server, settings)  # in a worker's senders, and with its permissions
         claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
-        assert store.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
+        assert store.conclude([MakeDeadLetter(entry, "") for entry in claim.entries]) == [True]
         assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
         assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
     assert as_producer.retry([order_id]) == [order_id]

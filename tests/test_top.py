@@ -31,7 +31,7 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, GiveBack, GiveUp, Known, connect
+from kalshi_cancel.store.cancels import CancelStore, Known, MakeDeadLetter, RetryLater, connect
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Level, Limits, Pacer, levels_now
@@ -207,7 +207,7 @@ def test_lanes_have_what_is_open_claimed_unresolved_and_how_old(store, settings)
     assert 0.3 <= strategy.oldest_s < 10
     assert strategy.median_s < strategy.oldest_s
     assert abs(snapshot.now_s - time.time()) < 1
-    store.conclude([GiveUp(entry, "") for entry in held])
+    store.conclude([MakeDeadLetter(entry, "") for entry in held])
     assert Watcher(settings).snapshot().dead_letters == len(held)
 
 
@@ -216,7 +216,7 @@ def test_a_long_lane_is_counted_whole_and_looked_at_where_it_is_next_due_and_whe
 ):
     accept(store, 1)
     [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
-    store.conclude([GiveBack(entry, "", pause_s=3600)])  # at the very end of the line
+    store.conclude([RetryLater(entry, "", pause_s=3600)])  # at the very end of the line
     wait_for_age(store, entry.order_id)
     accept(store, 2000)
     [_, lane] = Watcher(settings).snapshot().lanes
@@ -268,8 +268,8 @@ def test_rates_are_those_of_the_last_ten_seconds_of_the_audit_log(redis_client, 
     audit_log, watcher = AuditLog(redis_client, settings), Watcher(settings)
     audit_log.append("request", {"lane": "risk", "orders": [{"order_id": "a"}, {"order_id": "b"}]})
     calls = [CALL, {**CALL, "status": 404, "code": "not_found", "ms": 30}, {**CALL, "status": None, "ms": 20}]
-    fates = {"a": ["settled", "canceled", "1.00", 1], "b": ["open", 100, None]}
-    audit_log.append("work", {"calls": calls, "orders": fates})
+    conclusions = {"a": ["settled", "canceled", "1.00", 1], "b": ["open", 100, None]}
+    audit_log.append("work", {"calls": calls, "orders": conclusions})
     audit_log.append("work", {"spoilt": 1})
     redis_client.xadd(f"{settings.key_prefix}:audit", {"kind": "work", "body": "no JSON"})
     rates = watcher.snapshot().rates

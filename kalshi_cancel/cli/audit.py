@@ -133,7 +133,7 @@ def _history(arguments: argparse.Namespace) -> int:
     for noted in _audit_log().read():
         if order_id not in noted.body:  # most are about others: only what may be meant is parsed
             continue
-        lines = list(_story(noted, order_id))
+        lines = list(_for_audit(noted, order_id))
         known = known or bool(lines)
         if lines and arguments.json:
             at = utc_text(noted.at_ms / 1000)
@@ -146,7 +146,7 @@ def _history(arguments: argparse.Namespace) -> int:
     return complain(f"the audit trail knows nothing of {order_id}", Exit.NOT_KNOWN_HERE)
 
 
-def _story(noted: Noted, order_id: str) -> Iterator[str]:
+def _for_audit(noted: Noted, order_id: str) -> Iterator[str]:
     """What an entry tells of an order, in plain lines; nothing when it is about others, or spoilt."""
     tell = _TELLERS.get(noted.kind)
     if tell is None:
@@ -186,11 +186,11 @@ def _work(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
         by = f" by {worker}" if worker else ""
         cost = f"{call['tokens']:g} tokens of {call['bucket']}"
         yield f"{doing}{by}: {answer}{code} in {call['ms']:.1f} ms, {cost}"
-    yield _fate(body["orders"][order_id])
+    yield _conclusion(body["orders"][order_id])
 
 
-def _fate(fate: Sequence[Any]) -> str:
-    match fate:
+def _conclusion(conclusion: Sequence[Any]) -> str:
+    match conclusion:
         case ["settled", outcome, reduced_by, attempts]:
             removed = "" if reduced_by is None else f", {reduced_by} contracts removed"
             return f"settled: {outcome}{removed}, attempts: {attempts}"
@@ -198,7 +198,7 @@ def _fate(fate: Sequence[Any]) -> str:
             return f"not settled yet ({code or 'no problem'}): due again in {duration(pause_ms / 1000)}"
         case ["dead", code]:
             return f"given up ({code or 'no problem'}): a dead letter"
-    raise ValueError(fate)
+    raise ValueError(conclusion)
 
 
 def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:

@@ -144,9 +144,9 @@ def _told(noted: Noted) -> tuple[Counter[tuple[str, str]], list[float]]:
                 answer = call["code"] or call["status"]
                 counts["answers", str(answer)] += 1
                 times_ms.append(float(call["ms"]))
-            for fate in body["orders"].values():
-                if fate[0] == "settled":
-                    counts["settled", str(fate[1])] += 1
+            for conclusion in body["orders"].values():
+                if conclusion[0] == "settled":
+                    counts["settled", str(conclusion[1])] += 1
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return Counter(), []
     return counts, times_ms

@@ -29,7 +29,7 @@ from kalshi_cancel.model.orders import Order, OrderStatus, Problem, is_order_id,
 
 API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
-RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
+RETRY_AFTER_MAX_S = 60.0  # a longer pause is not believed: a cancel is money at risk
 LIST_PAGE = 1000  # more is a 400
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 # An error code of the exchange: words in one case, perhaps with a tail (``user_not_found:_5d8c``).
@@ -529,15 +529,15 @@ def _retry_after_s(reply: Reply) -> float | None:
     """Seconds to wait, told as such or as a moment on the exchange's clock."""
     told = reply.headers.get("retry-after", "")
     try:
-        wish = float(told)
+        asked_s = float(told)
     except ValueError:
         moment_s = _epoch_s(told)
         now_s = None if "age" in reply.headers else _epoch_s(reply.headers.get("date", ""))
         now_s = reply.clock_s if now_s is None else now_s
         if moment_s is None or now_s is None:
             return None
-        wish = max(moment_s - now_s, 0.0)
-    return min(wish, RETRY_AFTER_MAX_S) if wish >= 0 else None  # NaN compares false: no wish
+        asked_s = max(moment_s - now_s, 0.0)
+    return min(asked_s, RETRY_AFTER_MAX_S) if asked_s >= 0 else None  # NaN compares false: no pause
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

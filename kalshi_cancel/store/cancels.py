@@ -42,21 +42,21 @@ __all__ = [
     "Accepted",
     "CancelStore",
     "Claim",
+    "ClaimRequest",
     "Conclusion",
     "DeadLetter",
     "Entry",
     "Fence",
     "Fenced",
-    "GiveBack",
-    "GiveUp",
+    "MakeDeadLetter",
     "NothingClaimed",
     "OpenCancel",
     "Overdue",
     "Progress",
+    "RetryLater",
     "Settle",
     "Standing",
     "StoreError",
-    "Wish",
     "connect",
 ]
 
@@ -95,9 +95,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What new entries begin with: what was learned about them, which path they are due on, and when."""
+    """What new entries begin with: what is known about them, which path they are due on, and when."""
 
-    learned: str
+    progress: str
     path: str
     due_in_s: float
 
@@ -128,7 +128,7 @@ class Entry:
     order_id: str
     token: str
     request: CancelRequest
-    learned: str
+    progress: str
     interrupted: bool
     first_sent_ms: str | None
     first_sent_age_ms: int
@@ -158,7 +158,7 @@ class Claim:
 
 
 class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
-    """What was put down in a turn is done, as ``done`` says; nothing could be taken up."""
+    """What was to be stored is stored, as ``done`` says; nothing could be claimed."""
 
     def __init__(self, message: str, done: list[bool]) -> None:
         super().__init__(message, may_be_accepted=False)
@@ -166,8 +166,8 @@ class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What senders are ready to take up: one call's worth of what is due, the first lane first.
+class ClaimRequest:
+    """What senders are ready to claim: one call's worth of what is due, the first lane first.
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
     ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
@@ -197,7 +197,7 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class RetryLater:
     """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line.
 
     ``path`` names the bucket that pays for the next call (empty: the same as before).
@@ -205,26 +205,26 @@ class GiveBack:
     """
 
     entry: Entry
-    learned: str
+    progress: str
     pause_s: float = 0.0
     path: str = ""
     for_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class MakeDeadLetter:
     """Too old to be worked on: kept as a dead letter."""
 
     entry: Entry
-    learned: str
+    progress: str
 
 
-Conclusion = Settle | GiveBack | GiveUp
+Conclusion = Settle | RetryLater | MakeDeadLetter
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """What one sender puts down; ``done`` are the calls made for it, as the audit log is to show them."""
+class Completed:
+    """What one sender completed; ``done`` are the calls made for it, as the audit log is to show them."""
 
     conclusions: Sequence[Conclusion]
     done: Sequence[Mapping[str, Any]] = ()
@@ -235,13 +235,13 @@ class Overdue:
     """An open entry whose deadline has passed without its waiters being told."""
 
     order_id: str
-    learned: str
+    progress: str
     requested_at: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What was learned about an open cancel, as far as an operator wants to know it.
+    """What is known about an open cancel, as far as an operator wants to know it.
 
     ``history`` holds the latest failures: the moment (ms, the exchange's clock) and the code of each.
     """
@@ -251,15 +251,15 @@ class Progress:
     history: tuple[tuple[int, str], ...] = ()
 
     @classmethod
-    def parse(cls, learned: str) -> Self:
+    def parse(cls, progress: str) -> Self:
         """Out of the JSON that the dispatcher keeps with an entry; empty: nothing yet.
 
         Raises one of ``_UNREADABLE`` for what is no JSON object. What a newer version has put into it in
         another way is left out.
         """
-        if not learned:
+        if not progress:
             return cls()
-        fields = _object(learned)
+        fields = _object(progress)
         attempts, told, history = (fields.get(name) for name in ("attempts", "last_problem", "history"))
         problem = None
         if isinstance(told, dict) and isinstance(told.get("code"), str):
@@ -349,7 +349,7 @@ class CancelStore:
         self._retry = scripts.load(server, "gather", "place", "aside", "retry")
         self._sweep = scripts.load(server, "gather", "audit", "wake_ups", "sweep")
         self._refuse = scripts.load(server, "gather", "audit", "refuse")
-        self._learn = scripts.load(server, "gather", "wake_ups", "fenced", "learn")
+        self._set_progress = scripts.load(server, "gather", "wake_ups", "fenced", "set_progress")
         self._set_aside = scripts.load(server, "gather", "audit", "tell", "aside", "set_aside")
         self._tell_rest = scripts.load(server, "gather", "tell", "tell_rest")
         self._forget = scripts.load(server, "gather", "forget")
@@ -393,7 +393,7 @@ class CancelStore:
                 self._record_life_s,
                 self._celery_prefix + lane.queue,
                 int(self._audit),
-                known.learned if known else "",
+                known.progress if known else "",
                 round(known.due_in_s * 1000) if known else 0,
                 *_fence_args(fence),
                 not_believed,
@@ -436,7 +436,7 @@ class CancelStore:
             joined |= anew.joined
         return Accepted(settled, bool(woken), waiting, frozenset(joined))
 
-    def learn(
+    def set_progress(
         self,
         requests: Sequence[CancelRequest],
         known: Known | None,
@@ -449,15 +449,15 @@ class CancelStore:
         ``known`` None: nothing but the request, and due at once. Raises StoreError, and Fenced when ``fence``
         does not hold.
         """
-        learned = 0
+        changed = 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
-            args: list[Any] = [self._prefix, lane.value, known.learned if known else ""]
+            args: list[Any] = [self._prefix, lane.value, known.progress if known else ""]
             args += (round(known.due_in_s * 1000) if known else 0, *_fence_args(fence))
             for request in requests[start : start + ACCEPT_AT_ONCE]:
                 path = known.path if known else write_path(request.exchange_index)
                 args += (request.order_id, path)
-            learned += int(_unless_fenced(self._run(self._learn, args), fence))
-        return learned
+            changed += int(_unless_fenced(self._run(self._set_progress, args), fence))
+        return changed
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
@@ -475,27 +475,34 @@ class CancelStore:
         args.append(json.dumps(told)[1:] if self._audit else "")
         return bool(self._run(self._refuse, args))
 
-    def turn(self, brought: Sequence[Brought], wish: Wish | None) -> tuple[list[bool], list[Claim]]:
-        """One step for senders: puts down what they bring, and claims what they wish for, if anything.
+    def turn(
+        self, completed: Sequence[Completed], wanted: ClaimRequest | None
+    ) -> tuple[list[bool], list[Claim]]:
+        """One step for senders: stores what they completed, and claims what they ask for, if anything.
 
         False for each conclusion whose entry was another's by now (nothing is done about it). With a
-        wish there is at least one claim; if nothing could be claimed, one without entries. Raises StoreError:
-        nothing was done; or NothingClaimed: what was put down is done.
+        request there is at least one claim; if nothing could be claimed, one without entries. Raises
+        StoreError: nothing was done; or NothingClaimed: what was completed is stored.
         """
-        conclusions = [each for sender in brought for each in sender.conclusions]
+        conclusions = [each for sender in completed for each in sender.conclusions]
         audit_log = (
-            [self._audit_entry_of(sender) for sender in brought if sender.conclusions] if self._audit else []
+            [self._audit_entry_of(sender) for sender in completed if sender.conclusions]
+            if self._audit
+            else []
         )
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
         args += (len(audit_log), *audit_log, 7 * len(conclusions))
         for each in conclusions:
-            args += (each.entry.order_id, each.entry.token, *self._fate(each))
-        if wish is not None:
-            args += (wish.at_most, wish.calls, round(wish.lease_s * 1000))
-            args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
-            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, self._name)
-            args += (wish.reads, round(wish.reads_after_s * 1000))
-            for lane in wish.lanes:
+            args += (each.entry.order_id, each.entry.token, *self._conclusion_args(each))
+        if wanted is not None:
+            args += (wanted.at_most, wanted.calls, round(wanted.lease_s * 1000))
+            args += (
+                "" if wanted.exchange_ms is None else wanted.exchange_ms,
+                wanted.risk_reserve,
+            )
+            args += (wanted.cancel_cost, wanted.read_cost, wanted.list_cost, self._name)
+            args += (wanted.reads, round(wanted.reads_after_s * 1000))
+            for lane in wanted.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
         concluded, *claimed = scripts.surely(self._server, self._turn, args)
@@ -506,19 +513,19 @@ class CancelStore:
             raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
         return done, self._parse_claims(*claimed[0])
 
-    def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
-        """Takes tokens and the due entries that they pay for, for one call; see :class:`Wish`."""
-        _, [claim] = self.turn((), Wish(tuple(lanes), **wish))
+    def claim(self, lanes: Sequence[Lane], **wanted: Any) -> Claim:
+        """Takes tokens and the due entries that they pay for, for one call; see :class:`ClaimRequest`."""
+        _, [claim] = self.turn((), ClaimRequest(tuple(lanes), **wanted))
         return claim
 
     def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
-        """Puts down what a sender brings; see :meth:`turn`."""
-        return self.turn([Brought(conclusions)], None)[0]
+        """Stores what a sender completed; see :meth:`turn`."""
+        return self.turn([Completed(conclusions)], None)[0]
 
-    def _audit_entry_of(self, brought: Brought) -> str:
+    def _audit_entry_of(self, completed: Completed) -> str:
         """What the audit log is to say of it, without its first brace."""
-        orders = {each.entry.order_id: _story(each) for each in brought.conclusions}
-        said = {"worker": self._name, "calls": brought.done, "orders": orders}
+        orders = {each.entry.order_id: _for_audit(each) for each in completed.conclusions}
+        said = {"worker": self._name, "calls": completed.done, "orders": orders}
         return json.dumps(said, separators=(",", ":"))[1:]
 
     def _parse_claims(
@@ -612,10 +619,10 @@ class CancelStore:
         """
         untold, *entries = self._run(self._overdue, [self._prefix, at_most])
         found, spoilt = [], {}
-        for order_id, learned, accepted_ms in entries:
+        for order_id, progress, accepted_ms in entries:
             try:
-                Progress.parse(learned)
-                found.append(Overdue(order_id, learned, utc_text(int(accepted_ms) / 1000)))
+                Progress.parse(progress)
+                found.append(Overdue(order_id, progress, utc_text(int(accepted_ms) / 1000)))
             except _UNREADABLE as error:
                 spoilt[order_id] = "", error
         self._set_aside_all(spoilt)
@@ -668,7 +675,7 @@ class CancelStore:
             pipeline = self._server.pipeline(transaction=False)
             for order_id, _ in dead:
                 pipeline.hmget(
-                    f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
+                    f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "progress"]
                 )
             for (order_id, died_ms), fields in zip(dead, self._each(pipeline), strict=True):
                 if fields is None or fields[0] is not None:
@@ -681,7 +688,7 @@ class CancelStore:
 
     def dead_letter(self, order_id: str) -> DeadLetter | None:
         """What was given up or set aside about one order, None when nothing was."""
-        names = ["request", "requested_by", "accepted_ms", "learned"]
+        names = ["request", "requested_by", "accepted_ms", "progress"]
         pipeline = self._server.pipeline(transaction=False)
         pipeline.zscore(f"{self._prefix}:dead", order_id)
         pipeline.hmget(f"{self._prefix}:dead:{order_id}", names)
@@ -814,7 +821,15 @@ class CancelStore:
             pipeline.hmget(
                 f"{self._prefix}:entry:{order_id}",
                 [
-                    *("request", "requested_by", "accepted_ms", "token", "reported", "learned", "claimed_by"),
+                    *(
+                        "request",
+                        "requested_by",
+                        "accepted_ms",
+                        "token",
+                        "reported",
+                        "progress",
+                        "claimed_by",
+                    ),
                     "left_out",
                 ],
             )
@@ -842,15 +857,15 @@ class CancelStore:
                     progress=progress,
                 )
 
-    def _fate(self, conclusion: Conclusion) -> tuple[Any, ...]:
+    def _conclusion_args(self, conclusion: Conclusion) -> tuple[Any, ...]:
         """The conclusion as ``lua/conclude.lua`` takes it."""
         match conclusion:
             case Settle():
                 return ("settled", "", "", *self._record_parts(conclusion.result))
-            case GiveBack():
-                return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.learned, "", "")
-            case GiveUp():
-                return ("dead", "", conclusion.learned, "", "")
+            case RetryLater():
+                return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.progress, "", "")
+            case MakeDeadLetter():
+                return ("dead", "", conclusion.progress, "", "")
 
     def _record_parts(self, result: CancelResult) -> tuple[str, str]:
         """Its record; what is settled is settled now, by the server's clock, unless it says otherwise."""
@@ -892,16 +907,16 @@ def _unless_fenced(answer: Any, fence: Fence | None) -> Any:
     return answer
 
 
-def _story(conclusion: Conclusion) -> list[Any]:
+def _for_audit(conclusion: Conclusion) -> list[Any]:
     """The conclusion as the audit log tells it."""
     match conclusion:
         case Settle(result=result):
             return ["settled", result.outcome.value, count_text(result.reduced_by), result.attempts]
-        case GiveBack(learned=learned):
-            problem = Progress.parse(learned).last_problem
+        case RetryLater(progress=progress):
+            problem = Progress.parse(progress).last_problem
             return ["open", round(conclusion.pause_s * 1000), problem and problem.code]
-        case GiveUp(learned=learned):
-            problem = Progress.parse(learned).last_problem
+        case MakeDeadLetter(progress=progress):
+            problem = Progress.parse(progress).last_problem
             return ["dead", problem and problem.code]
 
 
@@ -918,7 +933,7 @@ def _names(requested_by: str | None) -> tuple[str, ...]:
 def _parse_open(
     order_id: str, lane: Lane, fields: Sequence[Any], now_ms: int, next_due_s: float
 ) -> OpenCancel:
-    request, requested_by, accepted_ms, token, reported, learned, claimed_by, left_out = fields
+    request, requested_by, accepted_ms, token, reported, progress, claimed_by, left_out = fields
     return OpenCancel(
         order_id,
         lane,
@@ -929,7 +944,7 @@ def _parse_open(
         bool(token),
         reported == "1",
         CancelRequest.from_json(request),
-        Progress.parse(learned),
+        Progress.parse(progress),
         claimed_by or "",
         int(left_out or 0),
     )
@@ -939,27 +954,27 @@ def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any] | No
     """The dead letter; of one that somebody has spoilt (None: it is no hash), its id and when it died."""
     died_at = utc_text(died_ms / 1000)
     try:
-        request, requested_by, accepted_ms, learned = fields or ()
+        request, requested_by, accepted_ms, progress = fields or ()
         return DeadLetter(
             order_id,
             _names(requested_by),
             utc_text(int(accepted_ms) / 1000),
             died_at,
             CancelRequest.from_json(request),
-            Progress.parse(learned),
+            Progress.parse(progress),
         )
     except _UNREADABLE:
         return DeadLetter(order_id, (), died_at, died_at, CancelRequest(order_id), Progress(0, SPOILT_ENTRY))
 
 
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
-    order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms, *rest = fields
+    order_id, token, request, progress, sent, first_sent_ms, lane, accepted_ms, *rest = fields
     deadline_ms, reported, first_sent_age = rest
     return Entry(
         order_id=order_id,
         token=str(token),
         request=CancelRequest.from_json(request),
-        learned=json.dumps(_object(learned)) if learned else "",
+        progress=json.dumps(_object(progress)) if progress else "",
         interrupted=sent == "1",
         first_sent_ms=first_sent_ms or None,
         first_sent_age_ms=int(first_sent_age or 0),

@@ -237,7 +237,7 @@ class Scene:
         for key in self.redis.scan_iter("kalshi-cancel:entry:*", count=1000):
             if self.chance.random() >= share:
                 continue
-            for field in ("request", "learned"):
+            for field in ("request", "progress"):
                 text = self.redis.hget(key, field)
                 if text:
                     newer = json.dumps(_from_a_newer_version(json.loads(text)))

@@ -2,7 +2,7 @@
 
 A woken sender calls :meth:`Dispatcher.work`: it claims one call's worth of what is due, risk first, and
 goes on until nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim,
-which is one step with putting down what the last one brought.
+which is one step with storing what the last one completed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from kalshi_cancel.store.cancels import (
     Accepted,
     CancelStore,
     Claim,
+    ClaimRequest,
     Conclusion,
     Entry,
-    GiveBack,
-    GiveUp,
+    MakeDeadLetter,
     NothingClaimed,
     Overdue,
     Progress,
+    RetryLater,
     Settle,
-    Wish,
 )
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
@@ -260,7 +260,7 @@ class Dispatcher:
                         self._turn(places, lanes)
                     given, held = place.given(), place.held
                     if given is None:
-                        continue  # another sender has put down what this one brought, and there is more
+                        continue  # another sender has stored what this one completed, and there is more
                     claim, asked = given
                     self._completions.claimed(len(claim.entries), is_more=claim.is_more)
                     if claim.entries:
@@ -285,22 +285,22 @@ class Dispatcher:
             return Completion()
 
     def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
-        """Puts down what these senders bring and claims for each of them, in one step."""
+        """Stores what these senders completed and claims for each of them, in one step."""
         claims: list[Claim] = []
         asked = 0.0
         try:
             while not claims:
-                brought = [place.held for place in places]
+                completed = [place.held for place in places]
                 asked = time.monotonic()
                 try:
-                    wish = self._wish(lanes, calls=len(places))
-                    done, claims = self._store.turn([held.brought for held in brought], wish)
+                    wanted = self._claim_request(lanes, calls=len(places))
+                    done, claims = self._store.turn([held.completed for held in completed], wanted)
                 except NothingClaimed as error:
                     self._empty(places)
-                    self._tell_put(brought, error.done)
+                    self._emit_concluded(completed, error.done)
                     raise
                 except StoreError:
-                    if not any(held.conclusions for held in brought):
+                    if not any(held.conclusions for held in completed):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
                         place.held = self._put_down(place.held)
@@ -314,10 +314,10 @@ class Dispatcher:
                     place.serve((claim, asked))
                 else:  # whether there is something in lanes that were not looked at, it finds out itself
                     place.serve(nothing if place.takes == places[0].takes else None)
-        self._tell_put(brought, done)
+        self._emit_concluded(completed, done)
 
     def _empty(self, places: Sequence[_Place]) -> None:
-        """What these senders have brought is put down."""
+        """What these senders completed is stored."""
         self._release([place.held for place in places])
         for place in places:
             place.held = Completion()
@@ -346,9 +346,9 @@ class Dispatcher:
             staying.release()
         return True
 
-    def _wish(self, lanes: tuple[Lane, ...], *, calls: int) -> Wish:
+    def _claim_request(self, lanes: tuple[Lane, ...], *, calls: int) -> ClaimRequest:
         limits = self._pacer.limits
-        return Wish(
+        return ClaimRequest(
             lanes,
             at_most=self._executor.batch_size.limit,
             lease_s=LEASE_S,
@@ -425,7 +425,7 @@ class Dispatcher:
         give_up = None
         while held.conclusions and done is None:
             try:
-                done, _ = self._store.turn([held.brought], None)
+                done, _ = self._store.turn([held.completed], None)
             except StoreError as error:
                 if not error.can_pass:
                     return self._put_down_each(held, error)
@@ -437,7 +437,7 @@ class Dispatcher:
                 time.sleep(STORE_AGAIN_EVERY_S)
         self._release([held])
         if done is not None:
-            self._tell_put([held], done)
+            self._emit_concluded([held], done)
         return Completion()
 
     def _put_down_each(self, held: Completion, error: StoreError) -> Completion:
@@ -465,7 +465,7 @@ class Dispatcher:
     def _release(self, helds: Sequence[Completion]) -> None:
         self._leases.release([each.entry for held in helds for each in held.conclusions])
 
-    def _tell_put(self, helds: Sequence[Completion], done: Sequence[bool]) -> None:
+    def _emit_concluded(self, helds: Sequence[Completion], done: Sequence[bool]) -> None:
         """Emits what has been put down, of all at once: that takes as long for one as for many."""
         conclusions = [each for held in helds for each in held.conclusions]
         if not conclusions:
@@ -481,7 +481,7 @@ class Dispatcher:
         left = {
             (each.for_key, each.entry.lane)
             for each in conclusions
-            if isinstance(each, GiveBack) and each.for_key
+            if isinstance(each, RetryLater) and each.for_key
         }
         for key_id, lane in left:
             try:
@@ -516,13 +516,13 @@ def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
                 usual.append(("{}: {} after {} attempts{}".format(*said), fields))
             else:
                 log.warning("%s: %s after %d attempts%s", *said, extra=fields)
-        elif isinstance(conclusion, GiveUp):
-            learned = Progress.parse(conclusion.learned)
+        elif isinstance(conclusion, MakeDeadLetter):
+            progress = Progress.parse(conclusion.progress)
             log.error(
                 "%s: given up unresolved after %.0f s",
                 entry.order_id,
                 age_s,
-                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, age_s),
+                extra=_came_to(entry, Outcome.UNRESOLVED, progress.attempts, progress.last_problem, age_s),
             )
     if usual and log.isEnabledFor(logging.INFO):
         log.info(Lines(usual))
@@ -531,7 +531,7 @@ def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
 def _attempts(conclusion: Conclusion) -> int:
     if isinstance(conclusion, Settle):
         return conclusion.result.attempts
-    return Progress.parse(conclusion.learned).attempts
+    return Progress.parse(conclusion.progress).attempts
 
 
 def _came_to(
@@ -556,7 +556,7 @@ def _held_back(state: BreakerState) -> Problem:
 
 
 def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
-    attempts = Progress.parse(overdue.learned).attempts
+    attempts = Progress.parse(overdue.progress).attempts
     return CancelResult(
         order_id=overdue.order_id,
         outcome=Outcome.REFUSED,
@@ -567,7 +567,7 @@ def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
 
 
 def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:
-    progress = Progress.parse(overdue.learned)
+    progress = Progress.parse(overdue.progress)
     return CancelResult(
         order_id=overdue.order_id,
         outcome=Outcome.UNRESOLVED,

@@ -158,14 +158,14 @@ class Case:
         )
 
     def to_json(self, key_id: str = "") -> str:
-        """What was learned with a key, as the store keeps it between claims, with the request beside it."""
-        learned = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
+        """The progress made with a key, as the store keeps it between claims, with the request beside it."""
+        stored = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
         if key_id and self._is_partly_turned_away:
-            learned["asked_with"] = key_id
+            stored["asked_with"] = key_id
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         attempts = {name: _told(value) for name in _ATTEMPTS if (value := getattr(self, name)) is not None}
         counts = {name: str(value) for name in _COUNTS if (value := getattr(self, name)) is not None}
-        known = {**learned, **nested, **attempts, **counts, "routing": asdict(self.routing)}
+        known = {**stored, **nested, **attempts, **counts, "routing": asdict(self.routing)}
         return json.dumps(known, separators=(",", ":"))
 
     @classmethod
@@ -183,7 +183,7 @@ class Case:
             return case.in_doubt()
 
     def in_doubt(self) -> Case:
-        """The case when what was learned cannot be understood: anything may have been sent, and worked."""
+        """The case when the stored progress cannot be understood: anything may have been sent, and worked."""
         return replace(
             self,
             request=replace(self.request, again=True),
@@ -194,25 +194,23 @@ class Case:
             filled=None,
         )
 
-    def informed(self, learned: dict[str, Any]) -> Case:
-        """The case with what was learned; raises TypeError and the like when that is of another form."""
+    def informed(self, stored: dict[str, Any]) -> Case:
+        """The case with the stored progress; raises TypeError and the like when that is of another form."""
         case = self
-        known: dict[str, Any] = {name: _plain(name, learned[name]) for name in _PLAIN if name in learned}
-        known |= {name: _problem(learned[name]) for name in _PROBLEMS if name in learned}
-        known |= {name: _attempt(learned[name]) for name in _ATTEMPTS if name in learned}
-        known |= {name: _count(learned[name]) for name in _COUNTS if name in learned}
-        noted = learned.get("routing", {})
+        known: dict[str, Any] = {name: _plain(name, stored[name]) for name in _PLAIN if name in stored}
+        known |= {name: _problem(stored[name]) for name in _PROBLEMS if name in stored}
+        known |= {name: _attempt(stored[name]) for name in _ATTEMPTS if name in stored}
+        known |= {name: _count(stored[name]) for name in _COUNTS if name in stored}
+        noted = stored.get("routing", {})
         # Routing that a later request added fills what was not known.
         routing = {
             name: noted.get(name) if noted.get(name) is not None else asked
             for name, asked in asdict(case.routing).items()
         }
-        known["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
-        known["turned_away"] = tuple(
-            (str(key), int(age_ms)) for key, age_ms in learned.get("turned_away", ())
-        )
+        known["history"] = tuple((at_ms, code) for at_ms, code in stored.get("history", ()))
+        known["turned_away"] = tuple((str(key), int(age_ms)) for key, age_ms in stored.get("turned_away", ()))
         known["routing"] = Routing(**routing)
-        step = learned.get("step", Step.CANCEL)
+        step = stored.get("step", Step.CANCEL)
         # A step that only a newer version takes: where that left off is read.
         known["step"] = Step(step) if step in list(Step) else Step.READ_BACK
         return replace(case, **known)

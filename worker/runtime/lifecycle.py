@@ -125,7 +125,7 @@ def _end(**_: Any) -> None:
 
 
 @signals.worker_shutting_down.connect
-def _give_back(**_: Any) -> None:
+def _retry_later(**_: Any) -> None:
     """Stops the dispatcher; ends the process if something hangs: what it holds comes back by its lease."""
     _stopping.set()
     mine = opened_context()

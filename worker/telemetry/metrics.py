@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.foreign import count_in_files
-from kalshi_cancel.store.cancels import GiveUp, Settle
+from kalshi_cancel.store.cancels import MakeDeadLetter, Settle
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats, StatsShown
 from worker.dispatch.breaker import BreakerState
@@ -72,7 +72,7 @@ class Meter:
 # What one worker has seen itself: add up over workers.
 OF_THE_WORKER = (
     Meter("settled_total", "counter", ("outcome", "lane"), "Cancels whose outcome is known and stored."),
-    Meter("given_up_total", "counter", ("lane",), "Cancels that became dead letters."),
+    Meter("dead_lettered_total", "counter", ("lane",), "Cancels that became dead letters."),
     Meter(
         "accepted_to_wire_seconds",
         "histogram",
@@ -203,7 +203,7 @@ _FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
         if outcome is not Outcome.UNRESOLVED  # which is not settled
         for lane in Lane
     ],
-    **dict.fromkeys(("given_up_total", "sweeper_wake_ups_total", "attempts"), _LANES),
+    **dict.fromkeys(("dead_lettered_total", "sweeper_wake_ups_total", "attempts"), _LANES),
     **dict.fromkeys(("accepted_to_wire_seconds", "accepted_to_settled_seconds"), _LANES),
     **dict.fromkeys(("unanswered_total", "exchange_call_seconds"), _CALLS),
     "orders_sent_total": _CANCELS,
@@ -316,8 +316,8 @@ class Metrics:
         ]
 
     def _claimed(self, claimed: Claimed) -> None:
-        # What was learned or sent before tells that it is not the first time.
-        first = [each for each in claimed.entries if not each.learned and not each.interrupted]
+        # Progress or a sent cancel shows that it is not the first time.
+        first = [each for each in claimed.entries if not each.progress and not each.interrupted]
         for lane in {each.lane for each in first}:
             ages_s = [each.age_s for each in first if each.lane is lane]
             self._meters["accepted_to_wire_seconds"].labels(lane.value).observe_all(ages_s)
@@ -331,8 +331,8 @@ class Metrics:
                 continue
             if isinstance(conclusion, Settle):
                 settled.setdefault(conclusion.entry.lane, []).append((conclusion.result, age_s))
-            elif isinstance(conclusion, GiveUp):
-                self._meters["given_up_total"].labels(conclusion.entry.lane.value).inc()
+            elif isinstance(conclusion, MakeDeadLetter):
+                self._meters["dead_lettered_total"].labels(conclusion.entry.lane.value).inc()
         for lane, many in settled.items():
             for outcome, number in Counter([result.outcome for result, _ in many]).items():
                 self._meters["settled_total"].labels(outcome.value, lane.value).inc(number)

@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from kalshi_cancel.store.cancels import Conclusion, Entry, GiveBack, Settle
+from kalshi_cancel.store.cancels import Conclusion, Entry, RetryLater, Settle
 from worker.dispatch.events import CallMade, Claimed, Concluded, Event, MassStep
 
 _SERVER_FAILED = 500
@@ -103,4 +103,4 @@ def _end_of(conclusion: Conclusion, *, ours: bool) -> dict[str, str | int]:
         result = conclusion.result
         code = {} if result.error is None else {"kalshi.code": result.error.code}
         return {"kalshi.outcome": result.outcome.value, "kalshi.attempts": result.attempts, **code}
-    return {"kalshi.outcome": "open" if isinstance(conclusion, GiveBack) else "given_up"}
+    return {"kalshi.outcome": "open" if isinstance(conclusion, RetryLater) else "given_up"}

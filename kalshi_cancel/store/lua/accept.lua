@@ -11,7 +11,7 @@
 --           then for each request: the final record's JSON, or "joined" to an open one, or "" when new },
 --         or "fenced": the mass cancel has a report, or another runner
 --
--- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
+-- An order has one entry, however many ask: a further request adds its name, its task id for a reply, what
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
 -- record is final is answered from it; a record that is not final goes, because work on it starts again. So
 -- does a final one that is too old to be believed: somebody saw the order rest after that. An entry that cannot
@@ -138,7 +138,7 @@ local function put_new(order_id, state)
   if state.left_out then gather('HSET', entry, 'left_out', state.left_out) end
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
-  if ARGV[7] ~= '' then gather('HSET', entry, 'learned', ARGV[7]) end
+  if ARGV[7] ~= '' then gather('HSET', entry, 'progress', ARGV[7]) end
   stand(order_id, lane, state.path, now_ms + ARGV[8])
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end
@@ -146,7 +146,7 @@ end
 local function put_joined(order_id, state)
   local entry, changed = prefix .. ':entry:' .. order_id, state.changed
   local due = state.home and redis.call('ZSCORE', state.home, order_id)
-  if state.was_dead then  -- a dead letter is an entry again, with what was learned
+  if state.was_dead then  -- a dead letter is an entry again, with its progress
     gather('ZREM', prefix .. ':dead', order_id)
     write('RENAME', prefix .. ':dead:' .. order_id, entry)
     gather('HSET', entry, 'accepted_ms', now_ms)
@@ -162,7 +162,7 @@ local function put_joined(order_id, state)
   end
   if state.asked_anew then
     gather('HSET', entry, 'reported', 0)
-    if state.claimed then gather('HSET', entry, 'hurry', 1) end
+    if state.claimed then gather('HSET', entry, 'asked_again', 1) end
   end
   local moves = state.lane ~= state.lane_was or state.path ~= state.path_was
   local due_ms = state.asked_anew and not state.claimed and now_ms or due or now_ms

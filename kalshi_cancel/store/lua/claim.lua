@@ -10,7 +10,7 @@
 -- returns { this moment (ms), senders that are coming (woken, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
---             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
+--             a list of { order_id, token, request, progress, sent, first_sent_ms, lane, accepted_ms,
 --                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } };
 --         a first one without a bucket: of entries that are none (the key holds something else), the order ids
 --
@@ -101,7 +101,7 @@ local function claim(first)
     gone[due] = (gone[due] or 0) + #ids
     for _, order_id in ipairs(ids) do
       local entry = prefix .. ':entry:' .. order_id
-      local e = fields(entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
+      local e = fields(entry, 'request', 'progress', 'sent', 'first_sent_ms', 'lane',
         'accepted_ms', 'deadline_ms', 'reported', 'first_sent_age')
       if not e then
         spoilt[#spoilt + 1] = { order_id }

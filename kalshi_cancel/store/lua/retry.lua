@@ -1,4 +1,4 @@
--- retry: puts dead letters back into the book, due at once, with what was learned.
+-- retry: puts dead letters back into the book, due at once, with its progress.
 --
 -- (after gather.lua, place.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
 -- returns the order ids that were dead, or set aside, and are open now

@@ -1,4 +1,4 @@
--- learn: has other things known of entries that nobody has claimed yet.
+-- set_progress: has other things known of entries that nobody has claimed yet.
 --
 -- (after gather.lua, wake_ups.lua, fenced.lua) ARGV  1 prefix · 2 the lane to wake up · 3 what is known (JSON, or empty) ·
 --       4 until they are due, ms · 5 the mass cancel that asks (its id, or empty) · 6 its runner's fencing token ·
@@ -16,7 +16,7 @@ for at = 7, #ARGV, 2 do
     gather('ZREM', prefix .. ':due:' .. known[3] .. ':' .. known[4], order_id)
     gather('SADD', prefix .. ':paths', path)
     gather('ZADD', prefix .. ':due:' .. known[3] .. ':' .. path, now_ms + ARGV[4], order_id)
-    gather('HSET', entry, 'learned', ARGV[3], 'path', path)
+    gather('HSET', entry, 'progress', ARGV[3], 'path', path)
     changed = changed + 1
   end
 end
