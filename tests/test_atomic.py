@@ -187,7 +187,7 @@ class Parts:
     def put_down(self, conclusions: Sequence[Conclusion], wanted: ClaimRequest | None = None) -> None:
         self.store.turn([Completed(conclusions)], wanted)
 
-    def tell_overdue(self) -> None:
+    def report_overdue(self) -> None:
         self.store.report(
             [
                 a_result(each, Outcome.UNRESOLVED) for each in sorted(self._overdue())
@@ -253,7 +253,7 @@ def in_an_unknown_lane(parts: Parts) -> None:
     a_listener(parts)
     parts.accept("a")
     parts.server.delete(f"{PREFIX}:due:strategy:write", f"{PREFIX}:paths")
-    parts.server.hset(f"{PREFIX}:entry:a", "lane", "of-2030")
+    parts.server.hset(f"{PREFIX}:pending:a", "lane", "of-2030")
 
 
 def without_its_path(parts: Parts) -> None:
@@ -294,7 +294,7 @@ def an_order_asked_for_again(parts: Parts) -> None:
 
 def one_taken_over(parts: Parts) -> list[Entry]:
     held = claimed(parts)
-    parts.server.hset(f"{PREFIX}:entry:b", "token", "999")
+    parts.server.hset(f"{PREFIX}:pending:b", "token", "999")
     return held
 
 
@@ -306,7 +306,7 @@ def with_waiters(parts: Parts) -> None:
 def unresolved(parts: Parts) -> list[Entry]:
     with_waiters(parts)
     held = parts.claim(at_most=1)
-    parts.tell_overdue()
+    parts.report_overdue()
     return held
 
 
@@ -333,7 +333,7 @@ def a_record(parts: Parts) -> None:
 
 def a_spoilt_entry(parts: Parts) -> None:
     two_tasks(parts)
-    parts.spoil("entry:a", "request")
+    parts.spoil("pending:a", "request")
 
 
 def a_spoilt_letter(parts: Parts) -> None:
@@ -343,7 +343,7 @@ def a_spoilt_letter(parts: Parts) -> None:
 
 def set_aside(parts: Parts) -> None:
     two_tasks(parts)
-    parts.spoil("entry:a", "progress")
+    parts.spoil("pending:a", "progress")
     parts.claim()
 
 
@@ -357,16 +357,16 @@ def old_dead_letters(parts: Parts) -> None:
 def dead_and_aside(parts: Parts) -> None:
     a_dead_letter(parts)
     parts.accept("c", requested_by="ann")
-    parts.spoil("entry:c", "progress")
+    parts.spoil("pending:c", "progress")
     parts.claim(at_most=10)
 
 
 def spoilt_and_text(parts: Parts) -> None:
     with_waiters(parts)
-    parts.spoil("entry:a", "progress")
+    parts.spoil("pending:a", "progress")
     parts.accept("c")
-    parts.server.delete(f"{PREFIX}:entry:c")
-    parts.server.set(f"{PREFIX}:entry:c", "what is this?")
+    parts.server.delete(f"{PREFIX}:pending:c")
+    parts.server.set(f"{PREFIX}:pending:c", "what is this?")
 
 
 def many_paths(parts: Parts) -> None:
@@ -391,17 +391,17 @@ def overdue(parts: Parts) -> None:
     parts.server.zadd(f"{PREFIX}:deadline", {"without-entry": 1})
 
 
-def untold(parts: Parts) -> None:
+def owed(parts: Parts) -> None:
     """One that is unresolved, one that is over, one without a record, and one that was asked for again."""
     with_waiters(parts)
-    parts.tell_overdue()
-    parts.server.hdel(f"{PREFIX}:entry:a", "told")
+    parts.report_overdue()
+    parts.server.hdel(f"{PREFIX}:pending:a", "replied")
     for order_id in ("c", "e"):
         parts.accept(order_id, reply_to="task", requested_by="ann")
         parts.accept(order_id, reply_to="another-task")
     parts.put_down([Settle(each, a_result("c")) for each in parts.claim() if each.order_id == "c"])
     parts.server.zadd(f"{PREFIX}:waiters:c", {"a-third-task": 1})
-    parts.server.sadd(f"{PREFIX}:untold", "a", "c", "d", "e")
+    parts.server.sadd(f"{PREFIX}:replies_left", "a", "c", "d", "e")
 
 
 def nobody_comes(parts: Parts) -> None:
@@ -475,7 +475,7 @@ def finished(parts: Parts) -> MassClaim:
 
 def finished_but_listed(parts: Parts) -> None:
     finished(parts)
-    parts.server.sadd(f"{PREFIX}:masses:open", MASS)
+    parts.server.sadd(f"{PREFIX}:mass_cancels:open", MASS)
 
 
 @dataclass(frozen=True)
@@ -653,7 +653,10 @@ CASES = [
         lambda parts, _: parts.store.report([a_result(each, Outcome.UNRESOLVED) for each in ("a", "b")]),
     ),
     Case(
-        "tell_rest", "of each kind", untold, lambda parts, _: parts.store._tell_the_rest(["a", "c", "d", "e"])
+        "reply_rest",
+        "of each kind",
+        owed,
+        lambda parts, _: parts.store._reply_to_the_rest(["a", "c", "d", "e"]),
     ),
     Case("set_aside", "not claimed", spoilt_and_text, lambda parts, _: parts.store.overdue(at_most=9)),
     Case("set_aside", "claimed, and what is no entry", spoilt_and_text, lambda parts, _: parts.claim()),
@@ -678,7 +681,7 @@ CASES = [
         nobody_comes,
         lambda parts, _: parts.store.lanes_to_wake(BOTH, patience_s=60.0),
     ),
-    # The buckets, and the fleet.
+    # The buckets, and the stats.
     Case("take", "from a bucket that is known", limited, lambda parts, _: parts.pacer.take("write", 2.0)),
     Case("take", "from a full bucket", limited, lambda parts, _: parts.pacer.take("read", 2.0)),
     Case("correct", "a bucket", limited, lambda parts, _: parts.correct()),
@@ -686,7 +689,7 @@ CASES = [
     Case("limits", "as they were", limited, lambda parts, _: parts.limit(100)),
     Case("limits", "others, after a 429", corrected, lambda parts, _: parts.limit(50)),
     Case("levels", "of two buckets", limited, lambda parts, _: parts.pacer.tokens_now([0, 2])),
-    Case("fleet", "as it stands", limited, lambda parts, _: parts.stats.look()),
+    Case("stats", "as it stands", limited, lambda parts, _: parts.stats.look()),
     # The audit log.
     Case(
         "note",
@@ -721,7 +724,7 @@ CASES = [
     Case("mass_put_back", "with a waiter", lost, lambda _, held: held._put_back()),
     Case("mass_put_back", "of one that is there", a_runner, lambda _, held: held._put_back()),
     Case("still_open", "some are", with_orders, lambda _, held: held.still_open()),
-    Case("without_entry", "one of two", with_orders, lambda _, held: list(held.without_entry(["a", "b"]))),
+    Case("not_pending", "one of two", with_orders, lambda _, held: list(held.without_entry(["a", "b"]))),
     Case(
         *("mass_withdraw", "its own, and one that others want", with_orders),
         lambda _, held: held.withdraw([a_result("a", Outcome.REFUSED), a_result("c", Outcome.REFUSED)]),
@@ -735,10 +738,10 @@ CASES = [
 DECIDES: dict[str, Callable[[Any], Any]] = {
     "accept": lambda answer: answer[2:],
     "turn": lambda answer: [answer[0], [call[2] for call in answer[1][5:]] if len(answer) > 1 else None],
-    "sweep": lambda answer: [state > 0 for state in answer[2:]],
+    "lanes_to_wake": lambda answer: [state > 0 for state in answer[2:]],
     "note": lambda _answer: None,
     "levels": lambda _answer: None,
-    "fleet": lambda answer: answer[:3],
+    "stats": lambda answer: answer[:3],
 }
 
 
@@ -907,13 +910,13 @@ def breaches(server: redis.Redis) -> set[str]:
     def ids_of(name: str) -> set[str]:
         return {key.removeprefix(f"{PREFIX}:{name}:") for key in server.keys(f"{PREFIX}:{name}:*")}
 
-    open_now, dead, aside = ids_of("entry"), ids_of("dead"), ids_of("aside")
+    open_now, dead, aside = ids_of("pending"), ids_of("dead"), ids_of("aside")
     found |= {f"{each} is open and dead" for each in open_now & dead}
     found |= {f"{each}: letter and list of the dead differ" for each in dead ^ members("dead")}
     found |= {f"{each}: what is aside and its list differ" for each in aside ^ members("aside")}
     lines = server.keys(f"{PREFIX}:due:*")
     for order_id in open_now:
-        key = f"{PREFIX}:entry:{order_id}"
+        key = f"{PREFIX}:pending:{order_id}"
         if server.type(key) != "hash":
             continue
         lane, path, reported, request = server.hmget(key, "lane", "path", "reported", "request")
@@ -933,7 +936,7 @@ def breaches(server: redis.Redis) -> set[str]:
         if (
             request is not None
             and report is None
-            and request_id not in members("masses:open") & members("masses")
+            and request_id not in members("mass_cancels:open") & members("mass_cancels")
         ):
             found.add(f"{request_id}: nobody comes for it")
         if report is not None and server.exists(f"{key}:lease"):
@@ -1011,7 +1014,7 @@ def written(trial: Trial) -> list[str]:
 
 
 def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_writes_in_order(scene):
-    entry = ROWS["P:entry:{order_id}"][1]  # what is dead or set aside has its fields
+    entry = ROWS["P:pending:{order_id}"][1]  # what is dead or set aside has its fields
     table, seen = ["| script | when | writes |", "|---|---|---|"], set()
     for each in CASES:
         trial = Trial(scene, each, each.users[0])
@@ -1035,7 +1038,7 @@ def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_w
         "wake_up:{lane}:{key_id}",
         "workers",
         "unreadable",
-        "masses:pace",
+        "mass_cancels:pace",
     }
     assert set(ROWS) - seen == {f"P:{each}" for each in elsewhere}, "what no script touches"
     shown = KEYS_PAGE.splitlines()

@@ -277,7 +277,7 @@ def test_it_is_warned_before_anything_unexported_is_trimmed_and_not_again_and_ag
     [first_id, *_] = [entry_id for entry_id, _ in client.xrange(key)]
     assert audit_log.trim(max_age_s=DAY_S, max_entries=100) == 0
     [warning] = warnings_of(caplog)
-    assert warning == f"the audit trail is not exported from {first_id} on, and is about to be trimmed there"
+    assert warning == f"the audit log is not exported from {first_id} on, and is about to be trimmed there"
     audit_log.trim(max_age_s=DAY_S, max_entries=100)
     assert warnings_of(caplog) == []
 
@@ -627,15 +627,15 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audi
     assert list(stamps) == sorted(stamps)
     assert (code, err) == (0, "")
     first, *_ = map(json.loads, here("history", "--json", "o-1")[1].splitlines())
-    assert set(first) == {"id", "at", "kind", "told"}
-    assert (first["kind"], first["told"][0][:11]) == ("request", "asked for b")
+    assert set(first) == {"id", "at", "kind", "lines"}
+    assert (first["kind"], first["lines"][0][:11]) == ("request", "asked for b")
 
 
 def test_an_order_that_the_audit_log_does_not_know_has_an_exit_code_of_its_own(here):
     assert here("history", "o") == (
         Exit.NOT_KNOWN_HERE,
         "",
-        "cancelctl: the audit trail knows nothing of o\n",
+        "cancelctl: the audit log knows nothing of o\n",
     )
 
 
@@ -724,7 +724,7 @@ def test_a_worker_trims_the_audit_log(crew):
         audit_log = audit_log_of(apart.client)
         fill(audit_log, 50)
         [worker] = apart.start()
-        wait_until(lambda: audit_log.verify().entries == 10, what="the trail is trimmed")
+        wait_until(lambda: audit_log.verify().entries == 10, what="the audit log is trimmed")
         assert "is about to be trimmed there" in worker.log_text()
 
 
@@ -854,7 +854,7 @@ def test_an_audit_log_that_cannot_be_written_keeps_nobody_from_anything_and_tell
         finally:
             mend(server)
         gap = lambda: [each for each in audit_log_of(apart.client).read() if each.kind == "gap"]  # noqa: E731
-        [marked] = wait_until(gap, within_s=PATIENCE_S, what="the trail tells of it")
+        [marked] = wait_until(gap, within_s=PATIENCE_S, what="the audit log tells of it")
         missed = int(server.hget("kalshi-cancel:counts", "audit_missed"))
         assert marked.missed == missed > 3
         assert marked.fields()["why"]

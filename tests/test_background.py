@@ -80,9 +80,9 @@ def watched(crew):
 def test_a_mass_cancel_that_cannot_be_read_keeps_no_other_from_its_runner(watched):
     for at, spoilt in enumerate(("[1, 2]", "null", "7", '{"scope": []}', "no JSON")):
         watched.server.hset(f"{PREFIX}:mass:spoilt-{at}", "request", spoilt)
-        watched.server.sadd(f"{PREFIX}:masses:open", f"spoilt-{at}")
+        watched.server.sadd(f"{PREFIX}:mass_cancels:open", f"spoilt-{at}")
     watched.server.set(f"{PREFIX}:mass:other", "of another type")
-    watched.server.sadd(f"{PREFIX}:masses:open", "other")
+    watched.server.sadd(f"{PREFIX}:mass_cancels:open", "other")
     wait_until(
         lambda: watched.worker.log_text().count("cannot be read") >= 6,
         within_s=PATIENCE_S,
@@ -101,7 +101,7 @@ def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
     assert "WRONGTYPE" in found
     assert watched.metric("service_up", "answer lists") == 0
     assert watched.metric("service_failures_total", "answer lists") >= 1
-    assert watched.metric("service_up", "tell overdue") == 1
+    assert watched.metric("service_up", "report overdue") == 1
     watched.overdue_is_told()
     watched.cancels_still_go_through()
     assert "background job answer lists failed: " in watched.worker.log_text()

@@ -127,7 +127,7 @@ class Shortcuts:
         [done] = self.store.conclude([MakeDeadLetter(entry, progress)])
         return done
 
-    def tell_overdue(self):
+    def report_overdue(self):
         overdue = self.store.overdue(at_most=100)
         return self.store.report([result(each.order_id, Outcome.UNRESOLVED) for each in overdue])
 
@@ -399,12 +399,12 @@ def test_an_old_token_cannot_settle_extend_retry_later_or_make_a_dead_letter(dis
     dispatcher.accept(order_id)
     frozen = dispatcher.claim_one(lease_s=0)
     newer = dispatcher.claim_one()
-    before = dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}")
+    before = dispatcher.server.hgetall(f"{dispatcher.prefix}:pending:{order_id}")
     assert not dispatcher.settle(frozen)
     assert not dispatcher.retry_later(frozen)
     assert not dispatcher.make_dead_letter(frozen)
     assert dispatcher.store.extend([frozen], lease_s=0) == [False]
-    assert dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}") == before
+    assert dispatcher.server.hgetall(f"{dispatcher.prefix}:pending:{order_id}") == before
     assert dispatcher.store.record(order_id) is None
     assert dispatcher.settle(newer, reduced_by=Decimal("7.00"))
     assert not dispatcher.settle(frozen)
@@ -432,7 +432,7 @@ def test_an_index_whose_entry_was_deleted_by_hand_does_not_stop_the_line(dispatc
     dispatcher.accept(gone)
     dispatcher.pause_until_next_ms()
     dispatcher.accept(order_id)
-    dispatcher.server.delete(f"{dispatcher.prefix}:entry:{gone}")
+    dispatcher.server.delete(f"{dispatcher.prefix}:pending:{gone}")
     claimed = [*dispatcher.claim(1), *dispatcher.claim(1)]
     assert [entry.order_id for entry in claimed] == [order_id]
     assert dispatcher.open_ids() == [order_id]
@@ -453,7 +453,7 @@ def test_storing_the_record_and_removing_the_entry_are_one_step(dispatcher):
                 order_id = random.choice(order_ids)
                 entry, record = (
                     mine.pipeline(transaction=True)
-                    .exists(f"{dispatcher.prefix}:entry:{order_id}")
+                    .exists(f"{dispatcher.prefix}:pending:{order_id}")
                     .exists(results.record_key(order_id, dispatcher.celery_prefix))
                     .execute()
                 )
@@ -529,7 +529,7 @@ def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispa
 def test_what_is_asked_for_again_while_it_is_being_given_up_is_not_given_up(dispatcher):
     dispatcher.accept("order", deadline_s=0.001)
     dispatcher.pause_until_next_ms()
-    assert dispatcher.tell_overdue() == 1
+    assert dispatcher.report_overdue() == 1
     held = dispatcher.claim_one()
     dispatcher.accept("order", lane=Lane.RISK)
     assert dispatcher.make_dead_letter(held)
@@ -666,7 +666,7 @@ def test_an_overdue_entry_is_told_unresolved_once_and_stays_open(dispatcher):
     dispatcher.accept(late, deadline_s=0, reply_to=f"task-{late}", requested_by="mm")
     dispatcher.accept(in_time)
     assert [each.order_id for each in dispatcher.store.overdue(at_most=9)] == [late]
-    assert dispatcher.tell_overdue() == 1
+    assert dispatcher.report_overdue() == 1
     assert dispatcher.store.overdue(at_most=9) == []
     told = dispatcher.store.record(late)
     assert (told.outcome, told.requested_by) == (Outcome.UNRESOLVED, ("mm",))
@@ -701,7 +701,7 @@ def test_asking_again_for_an_unresolved_order_forgets_the_record_and_makes_it_du
     [order_id] = ids()
     dispatcher.accept(order_id, deadline_s=0)
     dispatcher.retry_later(dispatcher.claim_one(), LONG_S, TROUBLED)
-    dispatcher.tell_overdue()
+    dispatcher.report_overdue()
     assert dispatcher.accept(order_id, deadline_s=LONG_S).settled == {}
     assert dispatcher.store.record(order_id) is None
     entry = dispatcher.claim_one()
@@ -820,7 +820,7 @@ def test_every_key_is_under_the_prefix(dispatcher):
     dispatcher.settle(first)
     dispatcher.make_dead_letter(second)
     dispatcher.retry_later(third, 1.0)
-    dispatcher.tell_overdue()
+    dispatcher.report_overdue()
     lanes_to_wake(dispatcher)
     dispatcher.store.keep_unreadable("?")
     registry = WorkerRegistry(dispatcher.server, dispatcher.settings)
@@ -840,7 +840,7 @@ def test_a_settled_order_leaves_nothing_behind_but_its_record(dispatcher):
         for key in dispatcher.server.scan_iter(f"{dispatcher.prefix}:*")
         if dispatcher.server.type(key) == "zset"
     ]
-    entries = list(dispatcher.server.scan_iter(f"{dispatcher.prefix}:entry:*"))
+    entries = list(dispatcher.server.scan_iter(f"{dispatcher.prefix}:pending:*"))
     assert (indexes, entries) == ([], [])
 
 
@@ -1068,7 +1068,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.open[order_id].told = False
 
     @rule()
-    def tell_overdue(self):
+    def report_overdue(self):
         for each in self.dispatcher.store.overdue(at_most=100):
             value = result(each.order_id, Outcome.UNRESOLVED)
             assert self.dispatcher.store.report([value]) == 1
@@ -1119,7 +1119,7 @@ def test_the_stores_laws_hold_under_any_sequence_of_operations(server_of_each_ma
 def test_an_entry_of_a_newer_version_is_worked_on_and_keeps_what_only_that_knows(dispatcher):
     [order_id] = ids(1)
     dispatcher.accept(order_id)
-    entry = f"{dispatcher.prefix}:entry:{order_id}"
+    entry = f"{dispatcher.prefix}:pending:{order_id}"
     newer = {**json.loads(dispatcher.server.hget(entry, "request")), "of_the_future": {"a": 1}}
     dispatcher.server.hset(entry, "request", json.dumps(newer))
     [claimed] = dispatcher.claim(9)
@@ -1130,7 +1130,7 @@ def test_an_entry_of_a_newer_version_is_worked_on_and_keeps_what_only_that_knows
 def test_an_entry_that_somebody_has_spoilt_is_kept_as_a_dead_letter_and_stops_nobody(dispatcher):
     spoilt, sound = ids(2)
     dispatcher.accept(spoilt, sound)
-    dispatcher.server.hset(f"{dispatcher.prefix}:entry:{spoilt}", "request", "no JSON")
+    dispatcher.server.hset(f"{dispatcher.prefix}:pending:{spoilt}", "request", "no JSON")
     assert [entry.order_id for entry in dispatcher.claim(9)] == [sound]
     [letter] = dispatcher.store.dead_letters()
     assert (letter.order_id, letter.progress.last_problem.code) == (spoilt, "spoilt_entry")

@@ -91,7 +91,7 @@ def test_a_key_is_known_by_the_most_special_row(key, name):
 
 
 @pytest.mark.parametrize(
-    "key", ["kalshi-cancel:new", "kalshi-cancel", "other:entry:a", "kalshi-cancel:entry:"]
+    "key", ["kalshi-cancel:new", "kalshi-cancel", "other:pending:a", "kalshi-cancel:pending:"]
 )
 def test_what_the_table_does_not_name_is_not_known(key):
     assert named(key) is None
@@ -112,7 +112,7 @@ def look(server):
         if row.kind not in ("any", kind) and kind != "none":
             wrong.append(f"{key}: a {kind}")
         is_open = row.name.startswith("P:mass:") and server.sismember(
-            f"{PREFIX}:masses:open", key.split(":")[2]
+            f"{PREFIX}:mass_cancels:open", key.split(":")[2]
         )
         if row.has_life and life == -1 and not is_open:
             wrong.append(f"{key}: no life")
@@ -132,11 +132,13 @@ def test_after_all_kinds_of_work_each_key_is_named_and_has_a_life_or_an_owner(cr
             wait_until(
                 lambda: not list(apart.client.open_cancels()), within_s=PATIENCE_S, what="all is settled"
             )
-            wait_until(lambda: not server.smembers(f"{PREFIX}:masses:open"), what="no mass cancel is open")
+            wait_until(
+                lambda: not server.smembers(f"{PREFIX}:mass_cancels:open"), what="no mass cancel is open"
+            )
             wait_until(lambda: not server.keys(f"{PREFIX}:list:*"), what="the lists are answered")
             wrong, found = look(server)
             assert wrong == []
-            assert {"P:entry:{order_id}", "P:due:{lane}:{path}", "P:list:{task_id}:left"} <= open_found
+            assert {"P:pending:{order_id}", "P:due:{lane}:{path}", "P:list:{task_id}:left"} <= open_found
             assert {"P:dead:{order_id}", "P:aside:{order_id}", "P:mass:{id}:orders", "P:unreadable"} <= found
             assert not {row for row in found if row.startswith(("P:entry", "P:due", "P:deadline", "P:list:"))}
 
@@ -156,7 +158,7 @@ def send(crew, apart, raw, server):
     crew.control.fault("http_429", operation="cancel", times=1)
     apart.client.cancel(settled[21], exchange_index=1).result(timeout=PATIENCE_S)
     apart.client.cancel(unknown, deadline_s=1)
-    server.hset(f"{PREFIX}:entry:{spoilt}", mapping={"request": "no JSON", "lane": "risk", "path": "write"})
+    server.hset(f"{PREFIX}:pending:{spoilt}", mapping={"request": "no JSON", "lane": "risk", "path": "write"})
     server.zadd(f"{PREFIX}:due:risk:write", {spoilt: 1})
     wait_until(lambda: server.exists(f"{PREFIX}:aside:{spoilt}"), within_s=PATIENCE_S, what="set aside")
     for order_id in (stuck, settled[22]):

@@ -175,7 +175,7 @@ def test_a_spoilt_request_is_answered_and_keeps_nobody_from_the_others(crew, tex
     spoilt = f"spoilt-{time.time_ns()}"
     with crew.redis.client() as server:
         server.hset(f"{PREFIX}:mass:{spoilt}", "request", text)
-        server.sadd(f"{PREFIX}:masses:open", spoilt)
+        server.sadd(f"{PREFIX}:mass_cancels:open", spoilt)
         server.sadd(f"{PREFIX}:mass:{spoilt}:waiters", f"waiter-{spoilt}")
         report = crew.client.mass_cancel(EVERYTHING).result(timeout=PATIENCE_S)
         assert (report["flat"], [each["order_id"] for each in report["affected"]]) == (True, [order_id])
@@ -183,7 +183,7 @@ def test_a_spoilt_request_is_answered_and_keeps_nobody_from_the_others(crew, tex
             answer = app.AsyncResult(f"waiter-{spoilt}").get(timeout=PATIENCE_S)
         assert (answer["request_id"], answer["flat"]) == (spoilt, False)
         assert answer["error"].startswith("its request cannot be read: ")
-        assert spoilt not in server.smembers(f"{PREFIX}:masses:open")
+        assert spoilt not in server.smembers(f"{PREFIX}:mass_cancels:open")
         kept = [json.loads(each) for each in server.lrange(f"{PREFIX}:unreadable", 0, -1)]
         assert {"mass_cancel": spoilt, "request": text} in kept
         assert server.hget(f"{PREFIX}:mass:{spoilt}", "request") == text, "as it was"

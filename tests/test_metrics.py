@@ -1,4 +1,4 @@
-"""What a worker counts, scraped from real ones; the fleet's state; and the table of it all in the docs."""
+"""What a worker counts, scraped from real ones; the shared state; and the table of it all in the docs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kalshi_cancel.store.stats import ENDS, Stats
 from trials.stack import ROOT, Stack, free_port, wait_until
 from worker.dispatch.events import CallMade, emit_to_all
 from worker.mass.report import in_short
-from worker.telemetry.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
+from worker.telemetry.metrics import CODES_MOST, OF_ALL_WORKERS, OF_THE_WORKER, PREFIX, Metrics
 
 PATIENCE_S = 30.0
 
@@ -220,7 +220,7 @@ def test_a_scrape_has_every_metric_of_the_table_with_its_type_labels_and_meaning
     _, port = worker()
     asked(own, Lane.STRATEGY, canceled=1)
     families = Scrape(port).families
-    table = {PREFIX + each.name.removesuffix("_total"): each for each in (*OF_THE_WORKER, *OF_THE_FLEET)}
+    table = {PREFIX + each.name.removesuffix("_total"): each for each in (*OF_THE_WORKER, *OF_ALL_WORKERS)}
     assert sorted(families) == sorted(table)
     for name, meter in table.items():
         family = families[name]
@@ -243,7 +243,7 @@ def test_without_redis_a_scrape_says_so_and_what_the_worker_has_seen(tmp_path):
         wait_until(lambda: Scrape(port).value("redis_up") == 1, what="Redis back")
 
 
-# -- the fleet's state
+# -- the shared state
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def enter(store, number, lane=Lane.STRATEGY, deadline_s=60.0):
 
 def make_older(store, order_id, *, by_s):
     """Has the entry be older than it is."""
-    key = f"{store._prefix}:entry:{order_id}"
+    key = f"{store._prefix}:pending:{order_id}"
     store._server.hset(key, "accepted_ms", int(store._server.hget(key, "accepted_ms")) - by_s * 1000)
 
 
@@ -391,6 +391,6 @@ def test_the_tables_of_the_docs_are_those_of_the_code():
     found = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.+) \|$", text, re.MULTILINE)
     expected = [
         (each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels), each.meaning)
-        for each in (*OF_THE_WORKER, *OF_THE_FLEET)
+        for each in (*OF_THE_WORKER, *OF_ALL_WORKERS)
     ]
     assert found == expected

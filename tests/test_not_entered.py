@@ -27,7 +27,7 @@ MORE_THAN_THREADS = 40
 ALLOWED = (
     *("~cancels*", "~risk*", "~unacked*", "~_kombu*"),
     *("~celery-task-meta-????????-*", "~celery-task-meta-cancel:[^y]*"),
-    *("~kalshi-cancel:[^e]*", "~kalshi-cancel:listeners:*", "~kalshi-cancel:entry:[^z]*"),
+    *("~kalshi-cancel:[^e]*", "~kalshi-cancel:listeners:*", "~kalshi-cancel:pending:[^z]*"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The account's token buckets: their arithmetic, what is kept for risk, a fleet that never exceeds them."""
+"""The account's token buckets: their arithmetic, what is kept for risk, workers that never exceed them."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_the_tokens_of_shards_can_be_looked_at_without_taking_any(account):
 
 def test_workers_share_the_buckets_and_the_limits(account):
     other = account.another_workers(Limits(1.0, 1.0, 1.0, 1.0))
-    assert other.take("write", 540) == 0, "the fleet's limits count, not a worker's own"
+    assert other.take("write", 540) == 0, "the shared limits count, not a worker's own"
     assert account.pacer.take("write", 540) > 1
     other.set_limits_unless_known()
     account.pass_time(2)
@@ -532,7 +532,7 @@ def test_whatever_the_exchange_says_the_limits_are_usable_or_none(limits, costs)
     assert known is None or known.write_refill > 0
 
 
-# -- a fleet
+# -- several workers
 
 
 def within_the_bucket(calls, capacity, refill):

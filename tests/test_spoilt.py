@@ -31,7 +31,7 @@ def server(apart):
 
 
 def entry_of(order_id):
-    return f"{PREFIX}:entry:{order_id}"
+    return f"{PREFIX}:pending:{order_id}"
 
 
 def progress(server, order_id, **fields):
@@ -145,7 +145,7 @@ def test_what_cannot_be_read_is_set_aside_with_its_text_and_the_others_go_on(cre
     assert dead[spoilt["a text instead"]].stored == {"text": "what is this?"}
     assert "Traceback" not in worker.log_text()
     assert worker.log_text().count("is set aside, nobody works on it") == len(spoilt)
-    assert server.keys(f"{PREFIX}:entry:*") == []
+    assert server.keys(f"{PREFIX}:pending:*") == []
     assert server.zcard(f"{PREFIX}:due:strategy:write") == server.zcard(f"{PREFIX}:deadline") == 0
     # Whoever asks again, or has it retried, starts it anew.
     order_ids = list(spoilt.values())
@@ -250,7 +250,7 @@ def test_everybody_is_told_unresolved_and_then_what_became_of_it(crew, apart, se
         what="everybody knows the end",
     )
     assert server.keys(f"{PREFIX}:waiters:*") == []
-    assert server.exists(f"{PREFIX}:untold") == 0
+    assert server.exists(f"{PREFIX}:replies_left") == 0
 
 
 def test_names_that_the_list_has_no_room_for_are_counted(crew, apart):

@@ -63,7 +63,7 @@ BUSY = Snapshot(
         WorkerShown("trade-host-2:4711", ("risk", "strategy"), 8),
     ),
     held_back={"trade-host-2:4711": "unreachable"},
-    masses=(
+    mass_cancels=(
         MassShown("0b7c6a9e-1", "ann", "limit", {"settled": 512, "orders": 1000, "unresolved": 3}),
         MassShown("1b7c6a9e-2", None, None, None),
     ),
@@ -104,7 +104,7 @@ def test_an_idle_service_says_what_there_is_not():
     idle = Snapshot(0.0, "x", (LaneGlance(Lane.RISK, 0, 0, 0, 0, None, None, 0),), 0, None, (), (), {}, ())
     shown = frame(idle, COLUMNS, LINES)
     assert re.search(r"^risk +0 +0 +- +- +0 +0$", shown, re.MULTILINE)
-    for words in ("there is no audit trail", "MASS CANCELS  none runs", "WORKERS  NONE RUNS"):
+    for words in ("there is no audit log", "MASS CANCELS  none runs", "WORKERS  NONE RUNS"):
         assert words in shown
     assert "DEAD LETTERS" not in shown
 
@@ -147,7 +147,11 @@ def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, w
     mass = MassShown(who, who, why, {"settled": 1, "orders": 0, "unresolved": 2})
     workers = tuple(WorkerShown(name, ("risk",), 1) for name in names)
     snapshot = replace(
-        BUSY, where=who, masses=(mass,) * len(names), workers=workers, held_back=dict.fromkeys(names, why)
+        BUSY,
+        where=who,
+        mass_cancels=(mass,) * len(names),
+        workers=workers,
+        held_back=dict.fromkeys(names, why),
     )
     text = frame(snapshot, width, height, failure=failure)
     screen = pyte.Screen(width + 1, height + 1)  # one more, in which nothing may ever stand
@@ -301,21 +305,23 @@ def test_what_is_older_than_the_window_counts_no_more(redis_client, settings):
 
 
 def test_running_mass_cancels_workers_and_breakers_are_listed(redis_client, settings):
-    masses = MassCancels(redis_client, settings)
+    mass_cancels = MassCancels(redis_client, settings)
     first = MassRequest.parse({"scope": {"everything": True}, "requested_by": "ann", "reason": "limit"})
     done = MassRequest.parse({"scope": {"everything": True}})
     for request in (first, done):
-        masses.enter(request)
+        mass_cancels.enter(request)
     claims = MassClaims(redis_client, settings, name="host:1")
     claims.take(first.request_id).note(progress={"settled": 1, "orders": 2})
     claims.take(done.request_id).finish({"flat": True}, {})
-    redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
+    redis_client.sadd(f"{settings.key_prefix}:mass_cancels:open", "spoilt")
     registry = WorkerRegistry(redis_client, settings)
     registry.show(WorkerShown("host:1", ("risk",), 2, "a"))
     held = WorkerShown("host:1", ("risk",), 2, "a", breaker="paused")
     registry.show(held)
     snapshot = Watcher(settings).snapshot()
-    assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
+    assert snapshot.mass_cancels == (
+        MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),
+    )
     assert snapshot.workers == (held,)
     assert snapshot.held_back == {"host:1": "paused"}
 
@@ -517,9 +523,9 @@ def test_a_supervisor_s_word_ends_it_and_the_terminal_is_as_it_was(terminal):
 
 
 def test_a_terminal_of_another_size_is_used_as_it_is(terminal, redis_client, settings):
-    masses = MassCancels(redis_client, settings)
+    mass_cancels = MassCancels(redis_client, settings)
     for _ in range(30):
-        masses.enter(MassRequest.parse({"scope": {"everything": True}}))
+        mass_cancels.enter(MassRequest.parse({"scope": {"everything": True}}))
     terminal.wait_for(r"MASS CANCELS  30 running\n(.*\n)*\.\.\. and \d+ more$")
     terminal.resize(120, 60)
     terminal.wait_for(r"MASS CANCELS  30 running\n(.* planning .*\n){30}\nWORKERS")

@@ -94,7 +94,7 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
             with _list_may_fail(self, ids):
                 _until_done(lambda: lists().close(self.request.id, wanted, refused, not_entered=bad))
     dispatcher().work()
-    raise Ignore  # the sweep stores the list under this task's id when all orders are settled
+    raise Ignore  # the sweeper stores the list under this task's id when all orders are settled
 
 
 @app.task(bind=True, name="mass_cancel")
@@ -124,7 +124,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
 
 @app.task(bind=True, name="wake_up")
 def wake_up(self: Task, /, *_args: Any, **_fields: Any) -> None:
-    """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
+    """Works on what is due; published by the sweeper when nobody else is coming. Ignores fields."""
     if why := _refused_links(self):
         log.warning("refused: %s", why)
     dispatcher().work()
@@ -255,11 +255,11 @@ def _refused_links(task: Task) -> str:
     why = why_refused(links)
     for each in followers(links):
         if not each.task_id.startswith(RESERVED_IDS):
-            _tell_follower(each, why, _lane(task))
+            _answer_follower(each, why, _lane(task))
     return why
 
 
-def _tell_follower(follower: Follower, why: str, lane: Lane) -> None:
+def _answer_follower(follower: Follower, why: str, lane: Lane) -> None:
     """Stores the result of a call that will never be made, unless it has one."""
     if follower.task == cancel_order.name:
         message = _one_message(follower.args, follower.kwargs)

@@ -19,7 +19,7 @@ from kalshi_cancel.cli.line import (
     ids_given,
     parse_seconds,
 )
-from kalshi_cancel.cli.nobody import say_when_nobody_works, told_when_nobody_works
+from kalshi_cancel.cli.nobody import notice_when_nobody_works, say_when_nobody_works
 from kalshi_cancel.cli.printing import (
     clean,
     duration,
@@ -103,7 +103,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
             f"whether {happened} accepted is not known (asking again is always safe): {error}", Exit.REDIS
         )
     try:
-        with told_when_nobody_works(client):
+        with notice_when_nobody_works(client):
             return _show_outcomes(client, pending.as_settled(_wait_s(arguments)), order_ids, arguments)
     except StoreError as error:
         return complain(f"accepted, but the outcomes cannot be read: {error}", Exit.REDIS)

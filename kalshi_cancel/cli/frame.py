@@ -28,7 +28,7 @@ def frame(snapshot: Snapshot, width: int, height: int | None = None, *, failure:
         head.append(f"OLD: {failure}")
     for section in (_lanes(snapshot), _rates(snapshot.rates)):
         head += ["", *section]
-    lists = [_buckets(snapshot.buckets), _masses(snapshot.masses), _workers(snapshot)]
+    lists = [_buckets(snapshot.buckets), _mass_cancels(snapshot.mass_cancels), _workers(snapshot)]
     if height is not None:
         lists = _cut(lists, height - len(head))
     lines = [*head, *(line for section in lists for line in ("", *section))]
@@ -61,7 +61,7 @@ def _lane_cells(lane: LaneGlance) -> tuple[str, ...]:
 
 def _rates(rates: Rates | None) -> list[str]:
     if rates is None:
-        return ["RATES    not known: there is no audit trail (KALSHI_AUDIT)"]
+        return ["RATES    not known: there is no audit log (KALSHI_AUDIT)"]
     took = ""
     if rates.call_ms is not None and rates.slowest_ms is not None:
         took = f", median {rates.call_ms:.0f} ms, slowest {rates.slowest_ms:.0f} ms"
@@ -103,10 +103,10 @@ def _buckets(levels: Sequence[Level]) -> list[str]:
     return _table(rows, (8, BAR_CHARS + 2, -7, -7, -9, -7, -6))
 
 
-def _masses(masses: Sequence[MassShown]) -> list[str]:
-    if not masses:
+def _mass_cancels(mass_cancels: Sequence[MassShown]) -> list[str]:
+    if not mass_cancels:
         return ["MASS CANCELS  none runs"]
-    return [f"MASS CANCELS  {len(masses)} running", *map(_mass_line, masses)]
+    return [f"MASS CANCELS  {len(mass_cancels)} running", *map(_mass_line, mass_cancels)]
 
 
 def _mass_line(mass: MassShown) -> str:

@@ -62,7 +62,7 @@ def glance(server: redis.Redis, settings: RedisSettings) -> Glance:
     for at, lane in enumerate(Lane):
         mine = [n for n, (home, _) in enumerate(homes) if home is lane]
         ids = dict.fromkeys(each for n in mine for ends in indexes[3 * n + 1 : 3 * n + 3] for each in ends)
-        keys = [f"{prefix}:entry:{order_id}" for order_id in ids]
+        keys = [f"{prefix}:pending:{order_id}" for order_id in ids]
         size = sum(indexes[3 * n] for n in mine)
         lanes.append(_lane(server, lane, keys, size=size, now_s=now_s, messages=messages[at]))
     return Glance(now_s, tuple(lanes), dead)

@@ -203,7 +203,7 @@ class AuditLog:
         return all_dropped
 
     def _warn(self, max_age_ms: float, max_entries: int) -> None:
-        """Says, once in a while for the whole fleet, that what is not exported is about to be trimmed."""
+        """Says, once in a while for all workers, that what is not exported is about to be trimmed."""
         known = self.exported()
         waiting = self._page(f"({known}" if known else "-", "+", at_most=1)
         if not waiting:

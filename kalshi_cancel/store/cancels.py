@@ -75,7 +75,7 @@ SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it 
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 _GLOB = re.compile(r"[*?\[\]\\]")
-_LISTENER_WOKEN = 2  # what sweep.lua answers when a sender listens
+_LISTENER_WOKEN = 2  # what lanes_to_wake.lua answers when a sender listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,23 +335,23 @@ class CancelStore:
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
         self._accept = scripts.load(
-            server, "gather", "audit", "wake_ups", "fenced", "tell", "aside", "accept"
+            server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "accept"
         )
         self._turn = scripts.load(
-            server, "gather", "audit", "wake_ups", "tell", "conclude", "buckets", "claim", "turn"
+            server, "gather", "audit", "wake_ups", "reply", "conclude", "buckets", "claim", "turn"
         )
         self._wait_replicas = settings.wait_replicas
         self.clock = ServerClock(server)
         self._gap = Seldom()
         self._extend = scripts.load(server, "gather", "extend")
         self._overdue = scripts.load(server, "gather", "place", "overdue")
-        self._report = scripts.load(server, "gather", "audit", "tell", "report")
+        self._report = scripts.load(server, "gather", "audit", "reply", "report")
         self._retry = scripts.load(server, "gather", "place", "aside", "retry")
-        self._sweep = scripts.load(server, "gather", "audit", "wake_ups", "sweep")
+        self._lanes_to_wake = scripts.load(server, "gather", "audit", "wake_ups", "lanes_to_wake")
         self._refuse = scripts.load(server, "gather", "audit", "refuse")
         self._set_progress = scripts.load(server, "gather", "wake_ups", "fenced", "set_progress")
-        self._set_aside = scripts.load(server, "gather", "audit", "tell", "aside", "set_aside")
-        self._tell_rest = scripts.load(server, "gather", "tell", "tell_rest")
+        self._set_aside = scripts.load(server, "gather", "audit", "reply", "aside", "set_aside")
+        self._reply_rest = scripts.load(server, "gather", "reply", "reply_rest")
         self._forget = scripts.load(server, "gather", "forget")
         self._mend = scripts.load(server, "gather", "wake_ups", "place", "mend")
 
@@ -617,7 +617,7 @@ class CancelStore:
 
         Tells waiters that are too many for one step as well, and sets aside what cannot be read.
         """
-        untold, *entries = self._run(self._overdue, [self._prefix, at_most])
+        owed, *entries = self._run(self._overdue, [self._prefix, at_most])
         found, spoilt = [], {}
         for order_id, progress, accepted_ms in entries:
             try:
@@ -626,14 +626,14 @@ class CancelStore:
             except _UNREADABLE as error:
                 spoilt[order_id] = "", error
         self._set_aside_all(spoilt)
-        if untold:
-            self._tell_the_rest(untold)
+        if owed:
+            self._reply_to_the_rest(owed)
         return found
 
-    def _tell_the_rest(self, order_ids: Sequence[str]) -> None:
+    def _reply_to_the_rest(self, order_ids: Sequence[str]) -> None:
         """Tells further waiters of these orders, in portions."""
         args = [self._prefix, self._record_prefix, self._record_life_s, *order_ids]
-        while self._run(self._tell_rest, args):
+        while self._run(self._reply_rest, args):
             pass
 
     def mend(self, cursor: int = 0) -> tuple[int, int]:
@@ -641,9 +641,9 @@ class CancelStore:
 
         Where to go on (0: all were looked at), and how many had none.
         """
-        pattern = f"{_GLOB.sub(_escaped, self._prefix)}:entry:*"
+        pattern = f"{_GLOB.sub(_escaped, self._prefix)}:pending:*"
         cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
-        prefix = f"{self._prefix}:entry:"
+        prefix = f"{self._prefix}:pending:"
         mended = 0
         if keys:
             mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
@@ -717,7 +717,7 @@ class CancelStore:
         args: list[Any] = [self._prefix, round(patience_s * 1000), int(self._audit)]
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
-        missing, why, *states = self._run(self._sweep, args)
+        missing, why, *states = self._run(self._lanes_to_wake, args)
         if missing > 0 and (more := self._gap.now()) is not None:
             log.error("the audit log is missing %d entries, cancels go on: %s", missing, f"{why}{more}")
         found = zip(lanes, states, strict=True)
@@ -742,7 +742,7 @@ class CancelStore:
             pipeline = self._server.pipeline(transaction=True)
             pipeline.mget([self._record_prefix + order_id for order_id in some])
             for order_id in some:
-                for kind in ("entry", "dead", "aside"):
+                for kind in ("pending", "dead", "aside"):
                     pipeline.exists(f"{self._prefix}:{kind}:{order_id}")
             texts, *there = scripts.call(pipeline.execute)
             for at, (order_id, text) in enumerate(zip(some, texts, strict=True)):
@@ -777,8 +777,8 @@ class CancelStore:
     def open_cancel(self, order_id: str) -> OpenCancel | None:
         """The entry of one order, or None when nothing is open for it."""
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.exists(f"{self._prefix}:entry:{order_id}")
-        pipeline.hmget(f"{self._prefix}:entry:{order_id}", ["lane", "path"])
+        pipeline.exists(f"{self._prefix}:pending:{order_id}")
+        pipeline.hmget(f"{self._prefix}:pending:{order_id}", ["lane", "path"])
         is_there, home = self._each(pipeline)
         if not is_there:
             return None
@@ -819,7 +819,7 @@ class CancelStore:
         pipeline.time()
         for order_id, _ in due:
             pipeline.hmget(
-                f"{self._prefix}:entry:{order_id}",
+                f"{self._prefix}:pending:{order_id}",
                 [
                     *(
                         "request",

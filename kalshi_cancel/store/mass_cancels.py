@@ -69,18 +69,18 @@ class MassCancels:
 
     def open_ids(self) -> list[str]:
         """Those without a report."""
-        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:masses:open")))
+        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:mass_cancels:open")))
 
     def pace(self) -> float | None:
-        """Orders a second that the fleet has settled when no tokens held it up, None while not measured."""
-        text = scripts.call(lambda: self._server.get(f"{self._prefix}:masses:pace"))
+        """Orders a second that all workers settled when no tokens held it up, None while not measured."""
+        text = scripts.call(lambda: self._server.get(f"{self._prefix}:mass_cancels:pace"))
         return float(text) if text else None
 
     def note_pace(self, orders_per_s: float) -> None:
         """Keeps what was measured, averaged with what was known."""
         known = self.pace() or orders_per_s
         text = f"{(known + orders_per_s) / 2:.0f}"
-        scripts.call(lambda: self._server.set(f"{self._prefix}:masses:pace", text))
+        scripts.call(lambda: self._server.set(f"{self._prefix}:mass_cancels:pace", text))
 
     def now_s(self) -> float:
         """The time by Redis' clock, epoch seconds."""
@@ -108,7 +108,9 @@ class MassCancels:
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """The latest mass cancels: id, when accepted, and the report or progress there is."""
         found = scripts.call(
-            lambda: self._server.zrange(f"{self._prefix}:masses", 0, at_most - 1, desc=True, withscores=True)
+            lambda: self._server.zrange(
+                f"{self._prefix}:mass_cancels", 0, at_most - 1, desc=True, withscores=True
+            )
         )
         for request_id, accepted_ms in found:
             shown = self.report(request_id) or self.progress(request_id)

@@ -84,8 +84,8 @@ class MassClaims:
             note=scripts.load(server, "gather", "fenced", "mass_note"),
             note_orders=scripts.load(server, "gather", "fenced", "note_orders"),
             still_open=scripts.load(server, "gather", "fenced", "still_open"),
-            withdraw=scripts.load(server, "gather", "fenced", "tell", "mass_withdraw"),
-            without_entry=scripts.load(server, "without_entry"),
+            withdraw=scripts.load(server, "gather", "fenced", "reply", "mass_withdraw"),
+            without_entry=scripts.load(server, "not_pending"),
             finish=scripts.load(server, "gather", "audit", "mass_finish"),
             put_back=scripts.load(server, "gather", "mass_put_back"),
         )

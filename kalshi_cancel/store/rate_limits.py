@@ -92,13 +92,13 @@ class Pacer:
         self._set_limits = scripts.load(server, "gather", "buckets", "limits")
 
     def set_limits(self, limits: Limits) -> None:
-        """Makes these the limits of the whole fleet; raises StoreError."""
+        """Makes these the limits of all workers; raises StoreError."""
         self.limits = limits
         args = [self._prefix, *_shared(limits).values()]
         scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
-        """Makes the configured limits the fleet's, unless true ones are known; raises StoreError."""
+        """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
             pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
@@ -112,7 +112,7 @@ class Pacer:
     def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
         """Learns from a 429 of a call whose tokens were taken at that moment (monotonic).
 
-        The whole fleet learns from it: once from all calls that were under way together. True where the
+        All workers learn from it: once from all calls that were under way together. True where the
         tokens must have been there: the call was turned away for something else, its size perhaps.
         """
         args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
@@ -200,7 +200,7 @@ def _level(name: str, limits: Mapping[str, str], fields: Sequence[str | None], n
 
 
 def _shared(limits: Limits) -> dict[Any, Any]:
-    """The fields of the fleet's limits, as ``lua/buckets.lua`` reads them."""
+    """The fields of the shared limits, as ``lua/buckets.lua`` reads them."""
     return {
         "read_refill": limits.read_refill,
         "read_capacity": limits.read_capacity,

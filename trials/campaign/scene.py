@@ -234,7 +234,7 @@ class Scene:
 
     def age_entries(self, share: float) -> None:
         """Gives a share of the open entries fields as a newer version may have stored them."""
-        for key in self.redis.scan_iter("kalshi-cancel:entry:*", count=1000):
+        for key in self.redis.scan_iter("kalshi-cancel:pending:*", count=1000):
             if self.chance.random() >= share:
                 continue
             for field in ("request", "progress"):

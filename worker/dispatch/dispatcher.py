@@ -47,7 +47,7 @@ from worker.dispatch.leases import LEASE_S, Leases
 
 log = logging.getLogger(__name__)
 
-# A sender with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
+# A sender with nothing to do stays for what is due this soon; beyond that, the sweeper wakes somebody up.
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
@@ -239,7 +239,7 @@ class Dispatcher:
         """
         try:
             self._work(tuple(lanes), beat)
-        except StoreError as error:  # the sweep wakes somebody up when Redis is back
+        except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
             if (more := self._no_store.now()) is not None:
@@ -341,7 +341,7 @@ class Dispatcher:
             return False
         try:
             self._called_at = -math.inf
-            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
+            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: workers out of step
         finally:
             staying.release()
         return True
@@ -371,7 +371,7 @@ class Dispatcher:
         while forgotten := self._store.forget_dead():
             log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
 
-    def tell_overdue(self) -> None:
+    def report_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
 
         Where no worker's key works they are told that it is refused. Once one works, they are canceled.
@@ -486,7 +486,7 @@ class Dispatcher:
         for key_id, lane in left:
             try:
                 self._store.wake_up_worker_with(key_id, lane)
-            except StoreError as error:  # the sweep finds what nobody comes for
+            except StoreError as error:  # the sweeper finds what nobody comes for
                 log.warning("workers with another key could not be called: %s", error)
 
 

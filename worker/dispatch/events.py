@@ -65,14 +65,14 @@ class LeaseLost:
 
 @dataclass(frozen=True, slots=True)
 class WakeUpSent:
-    """The sweep found something claimable that nobody was coming for."""
+    """The sweeper found something claimable that nobody was coming for."""
 
     lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
 class BucketCorrected:
-    """A 429: the fleet's idea of a bucket was corrected."""
+    """A 429: the shared idea of a bucket was corrected."""
 
     bucket: str
 

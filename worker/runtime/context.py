@@ -67,7 +67,7 @@ class WorkerContext:
 
     def begin(self, app: Celery) -> None:
         """Has the main process of a worker sweep the store."""
-        self.services.start(*upkeep.sweep(app, self.dispatcher, self.senders, self.lists, self.emit))
+        self.services.start(*upkeep.sweeper(app, self.dispatcher, self.senders, self.lists, self.emit))
 
     def stop(self) -> None:
         """What is claimed goes back into the store, what is under way to other workers."""
@@ -180,7 +180,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             breaker=the_dispatcher.breaker_state.value,
         )
 
-    registration = Service("registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)
+    registration = Service("worker registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)
     the_dispatcher = Dispatcher(
         the_store,
         exchange,

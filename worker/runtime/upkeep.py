@@ -1,4 +1,4 @@
-"""The background jobs of a worker: the limits, the audit log, and the sweep over the store."""
+"""The background jobs of a worker: the limits, the audit log, and the sweeper over the store."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def trimmed_audit_log(audit_log: AuditLog, *, max_age_s: float, max_entries: int
     def trim() -> None:
         audit_log.trim(max_age_s=max_age_s, max_entries=max_entries)
 
-    return Service("audit trail", trim, every_s=TRIM_EVERY_S)
+    return Service("trim audit log", trim, every_s=TRIM_EVERY_S)
 
 
-def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, emit: Emit) -> list[Service]:
+def sweeper(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, emit: Emit) -> list[Service]:
     """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
 
     def wake_lanes() -> None:
@@ -105,11 +105,11 @@ def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, e
                 publish_wake_up(wake_ups.wake_up, app, lane)
 
     return [
-        Service("tell overdue", dispatcher.tell_overdue, every_s=SWEEP_EVERY_S),
+        Service("report overdue", dispatcher.report_overdue, every_s=SWEEP_EVERY_S),
         Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
-        Service("mend the book", dispatcher.mend, every_s=MEND_EVERY_S),
-        Service("forget the dead", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
+        Service("mend the store", dispatcher.mend, every_s=MEND_EVERY_S),
+        Service("forget dead letters", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
         Service("show listeners", senders.show_listeners, every_s=LISTENERS_EVERY_S),
     ]
 

@@ -166,7 +166,7 @@ OF_THE_WORKER = (
     ),
 )
 # What is read from Redis as it is asked for, the same on every worker: take the greatest, do not add up.
-OF_THE_FLEET = (
+OF_ALL_WORKERS = (
     Meter("accepted_total", "counter", ("lane",), "Cancel requests accepted."),
     Meter("open", "gauge", ("lane",), "Cancels that are accepted and not settled."),
     Meter(
@@ -246,7 +246,7 @@ class Metrics:
             )
 
     def watch_stats(self, stats: Stats) -> None:
-        """Shows the fleet's state as well, from now on."""
+        """Shows the shared state as well, from now on."""
         self._shown.register(_StatsCollector(stats))
 
     def begin(self, *, signs_with: Callable[[], tuple[str, str]], skew_s: Callable[[], float | None]) -> None:
@@ -432,7 +432,7 @@ class _Everything(Collector):
 
 
 class _StatsCollector(Collector):
-    """Asks for the fleet's state whenever it is asked for its metrics."""
+    """Asks for the shared state whenever it is asked for its metrics."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
@@ -447,7 +447,7 @@ class _StatsCollector(Collector):
             found: dict[str, dict[str, float]] = {"redis_up": {"": 0}}
         else:
             found = _values(state)
-        for meter in OF_THE_FLEET:
+        for meter in OF_ALL_WORKERS:
             if meter.name in found:
                 kind = CounterMetricFamily if meter.kind == "counter" else GaugeMetricFamily
                 family = kind(PREFIX + meter.name, meter.meaning, labels=meter.labels)
@@ -457,7 +457,7 @@ class _StatsCollector(Collector):
 
 
 def _values(state: StatsShown) -> dict[str, dict[str, float]]:
-    """The value of each metric of the fleet, by its one label."""
+    """The value of each shared metric, by its one label."""
     lanes, buckets = state.lanes.items(), state.buckets.items()
     return {
         "accepted_total": {lane.value: each.accepted for lane, each in lanes},

@@ -1,8 +1,8 @@
--- accept: enters cancel requests into the book, or joins them to the entries that are there already.
+-- accept: enters cancel requests into the cancel store, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, tell.lua) ARGV  1 prefix of the book's keys · 2 prefix of
---       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a
---       trail (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) ARGV  1 prefix of the store's keys · 2 prefix of
+--       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is an
+--       audit log (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
 --       9 the mass cancel that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a
 --       final record is not believed, ms (or empty: always believed) · then six for each request: order_id ·
 --       request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms · task id that
@@ -18,7 +18,7 @@
 -- be read is set aside, and the order entered anew.
 
 local FIRST = 12  -- of the requests' values
--- Everybody who asks is told, and each of these copies has the names: more would be too long a record.
+-- Everybody who asks gets a copy of the record, with the names: more would be too long a record.
 local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
 -- Whoever waits for longer than this has given up; so the list of an order that never settles has an end.
 local WAITERS_LIFE_S = 7 * 86400  -- store/lists.py
@@ -39,7 +39,7 @@ local function stand(order_id, in_lane, path, at_ms)  -- a place in line
   gather('ZADD', prefix .. ':due:' .. in_lane .. ':' .. path, at_ms, order_id)
 end
 
--- What is known of an order's entry, with what joins it; it is put into the book once, after all have joined.
+-- What is known of an order's entry, with what joins it; it is put into the cancel store once, after all have joined.
 
 local encoded_names = {}
 local function as_listed(requested_by)  -- a name's JSON as lists have it: others write what is not ASCII otherwise
@@ -95,13 +95,13 @@ local function add_waiter(state, order_id, task_id)
     state.reply_to, state.changed.reply_to = '[' .. cjson.encode(task_id) .. ']', true
     return
   end
-  if not state.is_told then
-    state.is_told, state.further = {}, 0
-    for _, known in ipairs(texts(state.reply_to)) do state.is_told[known] = true end
+  if not state.asked_by then
+    state.asked_by, state.further = {}, 0
+    for _, known in ipairs(texts(state.reply_to)) do state.asked_by[known] = true end
   end
   local waiters = prefix .. ':waiters:' .. order_id
-  if state.is_told[task_id] or redis.call('ZSCORE', waiters, task_id) then return end
-  state.is_told[task_id], state.further = true, state.further + 1
+  if state.asked_by[task_id] or redis.call('ZSCORE', waiters, task_id) then return end
+  state.asked_by[task_id], state.further = true, state.further + 1
   gather('ZADD', waiters, redis.call('ZCARD', waiters) + state.further, task_id)  -- by when they came
   state.waiters, state.changed.waiters = '1', true
 end
@@ -131,7 +131,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
 end
 
 local function put_new(order_id, state)
-  local entry = prefix .. ':entry:' .. order_id
+  local entry = prefix .. ':pending:' .. order_id
   sure[entry] = true
   write('HSET', entry, 'request', state.text, 'lane', lane, 'path', state.path, 'accepted_ms', now_ms, 'deadline_ms', state.deadline_ms)
   if state.names then gather('HSET', entry, 'requested_by', state.names) end
@@ -144,7 +144,7 @@ local function put_new(order_id, state)
 end
 
 local function put_joined(order_id, state)
-  local entry, changed = prefix .. ':entry:' .. order_id, state.changed
+  local entry, changed = prefix .. ':pending:' .. order_id, state.changed
   local due = state.home and redis.call('ZSCORE', state.home, order_id)
   if state.was_dead then  -- a dead letter is an entry again, with its progress
     gather('ZREM', prefix .. ':dead', order_id)
@@ -178,16 +178,16 @@ end
 local record_keys, homes = {}, {}
 for at = FIRST, #ARGV, 6 do
   record_keys[#record_keys + 1] = record_prefix .. ARGV[at]
-  homes[#homes + 1] = prefix .. ':entry:' .. ARGV[at]
+  homes[#homes + 1] = prefix .. ':pending:' .. ARGV[at]
   homes[#homes + 1] = prefix .. ':dead:' .. ARGV[at]
   homes[#homes + 1] = prefix .. ':aside:' .. ARGV[at]
 end
 local records = #record_keys > 0 and redis.call('MGET', unpack(record_keys))
 local any_there = #homes > 0 and redis.call('EXISTS', unpack(homes)) > 0
 
-local function meet(order_id)  -- what there is of an order in the book: its state; or what is known of it otherwise
+local function meet(order_id)  -- what there is of an order in the cancel store: its state; or what is known of it otherwise
   if not any_there then return nil, false end
-  local entry, letter = prefix .. ':entry:' .. order_id, prefix .. ':dead:' .. order_id
+  local entry, letter = prefix .. ':pending:' .. order_id, prefix .. ':dead:' .. order_id
   local was_aside = redis.call('EXISTS', prefix .. ':aside:' .. order_id) == 1
   local state, spoilt
   if redis.call('EXISTS', entry) == 1 then

@@ -20,7 +20,7 @@
 -- cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths; `write:N` one cancel
 -- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare. To the shards
 -- that one lends where it refills as fast as single calls are made, and where they have no tokens.
--- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 tells that
+-- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 means that
 -- a claimer vanished and an answer may be lost; a claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
 -- extends or gives back. When more could be claimed, another sender is woken.
 
@@ -100,7 +100,7 @@ local function claim(first)
     local ids = redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', gone[due] or 0, count)
     gone[due] = (gone[due] or 0) + #ids
     for _, order_id in ipairs(ids) do
-      local entry = prefix .. ':entry:' .. order_id
+      local entry = prefix .. ':pending:' .. order_id
       local e = fields(entry, 'request', 'progress', 'sent', 'first_sent_ms', 'lane',
         'accepted_ms', 'deadline_ms', 'reported', 'first_sent_age')
       if not e then

@@ -1,6 +1,6 @@
 -- conclude: ends claims: settled, retry later, or dead letter; put before turn.lua.
 --
--- Expects `prefix`, `now_ms`, gather.lua and tell.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
+-- Expects `prefix`, `now_ms`, gather.lua and reply.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
 --       order_id · token · "settled", "dead", or the pause before it is due again, ms ·
 --       its path from now on (empty: as it was) · the progress (JSON) · the record up to · and after its
 --       requested_by (only when settled)
@@ -16,15 +16,15 @@ local function conclude(record_prefix, life_s, first, last)
   for at = first, last, 7 do
     local order_id, token, conclusion, path, progress, head, tail =
       ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-    local entry = prefix .. ':entry:' .. order_id
+    local entry = prefix .. ':pending:' .. order_id
     local held = fields(entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'asked_again', 'left_out', 'waiters') or {}
     local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
     if held[1] ~= token then
       lost[#lost + 1] = order_id
       answer[#answer + 1] = 0
     elseif conclusion == 'settled' then
-      local told = tell(record_prefix, life_s, order_id, head, held[3], tail, held[4], held[8], held[9])
-      if told and told > 0 then write('ZREMRANGEBYRANK', prefix .. ':waiters:' .. order_id, 0, told - 1) end
+      local replied = store_and_reply(record_prefix, life_s, order_id, head, held[3], tail, held[4], held[8], held[9])
+      if replied and replied > 0 then write('ZREMRANGEBYRANK', prefix .. ':waiters:' .. order_id, 0, replied - 1) end
       gather('ZREM', due, order_id)
       gather('ZREM', prefix .. ':deadline', order_id)
       write('DEL', entry)

@@ -6,7 +6,7 @@
 local lease_ms = tonumber(ARGV[2])
 local answer = {}
 for at = 3, #ARGV, 2 do
-  local held = fields(prefix .. ':entry:' .. ARGV[at], 'token', 'lane', 'path') or {}
+  local held = fields(prefix .. ':pending:' .. ARGV[at], 'token', 'lane', 'path') or {}
   if held[1] == ARGV[at + 1] and held[2] and held[3] then
     gather('ZADD', prefix .. ':due:' .. held[2] .. ':' .. held[3], now_ms + lease_ms, ARGV[at])
     answer[#answer + 1] = 1

@@ -6,7 +6,7 @@
 --
 -- Its orders are noted anew after that (note_orders.lua).
 
-local id, masses = ARGV[2], prefix .. ':masses'
+local id, index = ARGV[2], prefix .. ':mass_cancels'
 local mass, waiters = prefix .. ':mass:' .. id, tonumber(ARGV[6])
 if redis.call('EXISTS', mass) == 1 then return 0 end
 sure[mass] = true
@@ -14,7 +14,7 @@ for at = 7, 6 + waiters do gather('SADD', mass .. ':waiters', ARGV[at]) end
 for at = 7 + waiters, #ARGV, 2 do gather('HSET', mass, ARGV[at], ARGV[at + 1]) end
 gather('HSET', mass, 'fence', ARGV[3])
 write('SET', mass .. ':lease', ARGV[4], 'PX', ARGV[5])
-gather('ZADD', masses, now_ms, id)
-gather('SADD', masses .. ':open', id)
+gather('ZADD', index, now_ms, id)
+gather('SADD', index .. ':open', id)
 flush()
 return 1

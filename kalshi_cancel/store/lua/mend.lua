@@ -5,7 +5,7 @@
 
 local mended, lanes = 0, {}
 for at = 2, #ARGV do
-  local e = fields(prefix .. ':entry:' .. ARGV[at], 'request', 'lane', 'path')
+  local e = fields(prefix .. ':pending:' .. ARGV[at], 'request', 'lane', 'path')
   if e and e[1] and place(ARGV[at], e[2], e[3]) then
     mended = mended + 1
     lanes[e[2] == 'strategy' and 'strategy' or 'risk'] = true

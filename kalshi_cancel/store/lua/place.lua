@@ -24,7 +24,7 @@ local function place(order_id, lane, path)  -- whether it had none
   end
   if not is_line(lane, path) then
     lane, path = lane == 'strategy' and 'strategy' or 'risk', 'read'
-    gather('HSET', prefix .. ':entry:' .. order_id, 'lane', lane, 'path', path)
+    gather('HSET', prefix .. ':pending:' .. order_id, 'lane', lane, 'path', path)
   end
   gather('SADD', prefix .. ':paths', path)
   gather('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)

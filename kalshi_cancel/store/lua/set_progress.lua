@@ -10,7 +10,7 @@ if fenced(ARGV[5], ARGV[6]) then return 'fenced' end
 local changed = 0
 for at = 7, #ARGV, 2 do
   local order_id, path = ARGV[at], ARGV[at + 1]
-  local entry = prefix .. ':entry:' .. order_id
+  local entry = prefix .. ':pending:' .. order_id
   local known = fields(entry, 'request', 'claimed_by', 'lane', 'path') or {}
   if known[1] and not known[2] and known[3] and known[4] then
     gather('ZREM', prefix .. ':due:' .. known[3] .. ':' .. known[4], order_id)

@@ -4,7 +4,7 @@
 -- wake-up in the list is enough: it stays only while all senders are busy, and the first free one takes it.
 -- A wake-up that fails decides nothing: the sweeper finds what nobody works on.
 
-local function length(list)  -- 0 where it cannot be told
+local function length(list)  -- 0 where it is not a list
   local found = redis.pcall('LLEN', list)
   return type(found) == 'number' and found or 0
 end

@@ -1,8 +1,8 @@
--- sweep: finds the lanes in which something can be claimed and nobody is coming to claim it.
+-- lanes_to_wake: finds the lanes in which something can be claimed and nobody is coming to claim it.
 --
--- (after gather.lua, audit.lua, wake_ups.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is a trail (1, 0) · then two for
+-- (after gather.lua, audit.lua, wake_ups.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is an audit log (1, 0) · then two for
 --       each lane: lane · key of its queue
--- returns { how many entries the trail is missing without telling so, why;
+-- returns { how many entries the audit log is missing without telling so, why;
 --           then for each lane: 2 a listening sender was woken, 1 a wake-up is to be published (by this caller alone), 0 neither }
 --
 -- Somebody is coming when a message waits in the queue, or when a sender has claimed within the patience: it
@@ -18,7 +18,7 @@ local function anything_due(lane)
     local due_for_ms = first[2] and now_ms - tonumber(first[2]) or -1
     if due_for_ms >= patience_ms then return true end
     if due_for_ms >= 0 then
-      local held = fields(prefix .. ':entry:' .. first[1], 'token')
+      local held = fields(prefix .. ':pending:' .. first[1], 'token')
       if not held or (held[1] or '') ~= '' then return true end  -- its lease ran out
     end
   end

@@ -1,8 +1,8 @@
--- fleet: how the book and the buckets stand at this moment, for whoever watches.
+-- stats: how the cancel store and the buckets stand at this moment, for whoever watches.
 --
 -- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
 -- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
---           entries that the audit trail is missing,
+--           entries that the audit log is missing,
 --           for each lane { open, age of the oldest in ms, accepted so far },
 --           for each bucket { name, tokens, capacity, 429s met }: none while the account's limits are not known }
 --
@@ -15,7 +15,7 @@ local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function oldest_of(ids, oldest_ms)
   for _, order_id in ipairs(ids) do
-    local known = fields(prefix .. ':entry:' .. order_id, 'accepted_ms') or {}
+    local known = fields(prefix .. ':pending:' .. order_id, 'accepted_ms') or {}
     local accepted_ms = tonumber(known[1] or '') or now_ms
     if accepted_ms < oldest_ms then oldest_ms = accepted_ms end
   end
