@@ -5,7 +5,8 @@ is due at a moment: now, when a pause ends, or when the lease of the sender that
 a vanished worker held comes back by itself. Time is the server's: workers' clocks may differ.
 
 Each operation is one Lua script, under ``lua`` with its contract above it; its cost does not depend
-on how long the store is. Their keys and fields, and in which order they are written: docs/keys.md.
+on how long the store is. Their keys and fields, and in which order they are written:
+docs/reference/redis-keys.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from kalshi_cancel.model.orders import (
 )
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.server_clock import ServerClock
@@ -330,6 +332,7 @@ class CancelStore:
         self._server = server
         self._name = name  # of the process, as the audit log and the entries that it has claimed show it
         self._prefix = settings.key_prefix
+        self._keys = Keys(settings.key_prefix)
         self._celery_prefix = settings.celery_prefix
         self._record_prefix = results.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
@@ -584,14 +587,14 @@ class CancelStore:
 
         Includes wake-ups for workers with its key only (``key_id``).
         """
-        lists = [f"{self._prefix}:wake_up:{lane}" for lane in lanes]
+        lists = [self._keys.wake_up(lane) for lane in lanes]
         if key_id:
-            lists += [f"{each}:{key_id}" for each in lists]
+            lists += [self._keys.wake_up_with(lane, key_id) for lane in lanes]
         return scripts.call(lambda: self._server.blpop(lists, timeout=within_s)) is not None
 
     def wake_up_worker_with(self, key_id: str, lane: Lane) -> None:
         """Calls a sender of a worker that has this key: what there is, others may not cancel."""
-        wake_up = f"{self._prefix}:wake_up:{lane}:{key_id}"
+        wake_up = self._keys.wake_up_with(lane, key_id)
         pipeline = self._server.pipeline()
         pipeline.delete(wake_up)  # one is enough
         pipeline.lpush(wake_up, 1)
@@ -602,14 +605,14 @@ class CancelStore:
         """Says that senders of these lanes listen, for so long."""
         pipeline = self._server.pipeline(transaction=False)
         for lane in lanes:
-            pipeline.set(f"{self._prefix}:listeners:{lane}", 1, px=round(life_s * 1000))
+            pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
 
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""
         pipeline = self._server.pipeline()
-        pipeline.lpush(f"{self._prefix}:unreadable", message)
-        pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
+        pipeline.lpush(self._keys.unreadable, message)
+        pipeline.ltrim(self._keys.unreadable, 0, UNREADABLE_MOST - 1)
         scripts.call(pipeline.execute)
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
@@ -641,9 +644,9 @@ class CancelStore:
 
         Where to go on (0: all were looked at), and how many had none.
         """
-        pattern = f"{_GLOB.sub(_escaped, self._prefix)}:pending:*"
+        pattern = Keys(_GLOB.sub(_escaped, self._prefix)).pending("*")
         cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
-        prefix = f"{self._prefix}:pending:"
+        prefix = self._keys.pending("")
         mended = 0
         if keys:
             mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
@@ -670,18 +673,18 @@ class CancelStore:
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""
         start = 0
-        while dead := self._range("dead", start):
+        while dead := self._range(self._keys.dead, start):
             start += len(dead)
             pipeline = self._server.pipeline(transaction=False)
             for order_id, _ in dead:
                 pipeline.hmget(
-                    f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "progress"]
+                    self._keys.dead_letter(order_id), ["request", "requested_by", "accepted_ms", "progress"]
                 )
             for (order_id, died_ms), fields in zip(dead, self._each(pipeline), strict=True):
                 if fields is None or fields[0] is not None:
                     yield _parse_dead_letter(order_id, died_ms, fields)
         start = 0
-        while aside := self._range("aside", start):
+        while aside := self._range(self._keys.aside, start):
             start += len(aside)
             for order_id, at_ms in aside:
                 yield self._aside(order_id, at_ms)
@@ -690,9 +693,9 @@ class CancelStore:
         """What was given up or set aside about one order, None when nothing was."""
         names = ["request", "requested_by", "accepted_ms", "progress"]
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zscore(f"{self._prefix}:dead", order_id)
-        pipeline.hmget(f"{self._prefix}:dead:{order_id}", names)
-        pipeline.zscore(f"{self._prefix}:aside", order_id)
+        pipeline.zscore(self._keys.dead, order_id)
+        pipeline.hmget(self._keys.dead_letter(order_id), names)
+        pipeline.zscore(self._keys.aside, order_id)
         died_ms, fields, aside_ms = self._each(pipeline)
         if died_ms is not None and (fields is None or fields[0] is not None):
             return _parse_dead_letter(order_id, died_ms, fields)
@@ -701,8 +704,8 @@ class CancelStore:
     def _aside(self, order_id: str, at_ms: float) -> DeadLetter:
         """What was set aside: a hash as it was, or text; of anything else nothing is shown."""
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.hgetall(f"{self._prefix}:aside:{order_id}")
-        pipeline.get(f"{self._prefix}:aside:{order_id}")
+        pipeline.hgetall(self._keys.set_aside(order_id))
+        pipeline.get(self._keys.set_aside(order_id))
         stored, text = self._each(pipeline)
         at = utc_text(at_ms / 1000)
         stored = {"text": text} if text is not None else stored or {}
@@ -742,8 +745,8 @@ class CancelStore:
             pipeline = self._server.pipeline(transaction=True)
             pipeline.mget([self._record_prefix + order_id for order_id in some])
             for order_id in some:
-                for kind in ("pending", "dead", "aside"):
-                    pipeline.exists(f"{self._prefix}:{kind}:{order_id}")
+                for key_of in (self._keys.pending, self._keys.dead_letter, self._keys.set_aside):
+                    pipeline.exists(key_of(order_id))
             texts, *there = scripts.call(pipeline.execute)
             for at, (order_id, text) in enumerate(zip(some, texts, strict=True)):
                 entry, dead, aside = there[3 * at : 3 * at + 3]
@@ -770,20 +773,20 @@ class CancelStore:
         for lane in Lane:
             for path in self._paths():
                 start = 0
-                while due := self._range(f"due:{lane}:{path}", start):
+                while due := self._range(self._keys.due(lane, path), start):
                     start += len(due)
                     yield from self._listed(lane, due)
 
     def open_cancel(self, order_id: str) -> OpenCancel | None:
         """The entry of one order, or None when nothing is open for it."""
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.exists(f"{self._prefix}:pending:{order_id}")
-        pipeline.hmget(f"{self._prefix}:pending:{order_id}", ["lane", "path"])
+        pipeline.exists(self._keys.pending(order_id))
+        pipeline.hmget(self._keys.pending(order_id), ["lane", "path"])
         is_there, home = self._each(pipeline)
         if not is_there:
             return None
         lane, path = home or ("", "")
-        due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{path}", order_id))
+        due = scripts.call(lambda: self._server.zscore(self._keys.due(lane, path), order_id))
         lane = lane if lane in tuple(Lane) else Lane.RISK
         return next(self._listed(Lane(lane), [(order_id, math.nan if due is None else due)]), None)
 
@@ -801,17 +804,15 @@ class CancelStore:
         paths = self._paths()
         pipeline = self._server.pipeline(transaction=False)
         for path in paths:
-            pipeline.zcount(f"{self._prefix}:due:{lane}:{path}", "-inf", "+inf")
+            pipeline.zcount(self._keys.due(lane, path), "-inf", "+inf")
         return dict(zip(paths, scripts.call(pipeline.execute), strict=True)) if paths else {}
 
     def _paths(self) -> list[str]:
-        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths")))
+        return sorted(scripts.call(lambda: self._server.smembers(self._keys.paths)))
 
     def _range(self, index: str, start: int) -> list[tuple[str, float]]:
         end = start + LIST_AT_ONCE - 1
-        members = scripts.call(
-            lambda: self._server.zrange(f"{self._prefix}:{index}", start, end, withscores=True)
-        )
+        members = scripts.call(lambda: self._server.zrange(index, start, end, withscores=True))
         return [(str(order_id), float(score)) for order_id, score in members]
 
     def _listed(self, lane: Lane, due: Sequence[tuple[str, float]]) -> Iterator[OpenCancel]:
@@ -819,7 +820,7 @@ class CancelStore:
         pipeline.time()
         for order_id, _ in due:
             pipeline.hmget(
-                f"{self._prefix}:pending:{order_id}",
+                self._keys.pending(order_id),
                 [
                     *(
                         "request",

@@ -22,6 +22,7 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import Fence, Fenced
+from kalshi_cancel.store.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class MassClaims:
         if not claimed:
             return None
         token, meant, spent, waiters = claimed
-        key = f"{self.settings.key_prefix}:mass:{request_id}"
+        key = Keys(self.settings.key_prefix).mass_cancel(request_id)
         request = scripts.call(lambda: self.server.hget(key, "request")) or ""
         kept = _Kept(waiters, {"request": request, "meant": meant}, float(spent))
         return MassClaim(self, Fence(request_id, token), kept, held_until=asked + LEASE_MS / 1000)
@@ -143,7 +144,7 @@ class MassClaim:
         self._settings = claims.settings
         self._scripts = claims.scripts
         self._audit_log = claims.audit_log
-        self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
+        self._key = Keys(self._settings.key_prefix).mass_cancel(fence.request_id)
         self._held_until = held_until  # of its lease, as far as it is sure (monotonic)
 
     # -- the lease

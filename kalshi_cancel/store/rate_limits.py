@@ -18,6 +18,7 @@ import redis
 
 from kalshi_cancel.model.orders import SHARDS, write_path
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Pacer:
         """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
-            pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
+            pipeline.hsetnx(Keys(self._prefix).limits, str(field), value)
         scripts.call(pipeline.execute)
 
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
@@ -142,7 +143,7 @@ class Pacer:
         names = ["read", *(write_path(shard) for shard in range(SHARDS))]
         pipeline = self._server.pipeline(transaction=False)
         for name in names:
-            pipeline.hgetall(f"{self._prefix}:bucket:{name}")
+            pipeline.hgetall(Keys(self._prefix).bucket(name))
         return {
             name: {field: float(value) for field, value in fields.items()}
             for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
@@ -172,13 +173,13 @@ def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
     """
     pipeline = server.pipeline(transaction=False)
     pipeline.time()
-    pipeline.hgetall(f"{prefix}:limits")
-    pipeline.smembers(f"{prefix}:paths")
+    pipeline.hgetall(Keys(prefix).limits)
+    pipeline.smembers(Keys(prefix).paths)
     (seconds, micros), limits, paths = scripts.call(pipeline.execute)
     names = sorted({"read", "write", *(path for path in paths if path.startswith("write:"))})
     pipeline = server.pipeline(transaction=False)
     for name in names:
-        pipeline.hmget(f"{prefix}:bucket:{name}", ["tokens", "at_us", "share", "share_at_us", "refused"])
+        pipeline.hmget(Keys(prefix).bucket(name), ["tokens", "at_us", "share", "share_at_us", "refused"])
     now_us = seconds * 1_000_000 + micros
     return [
         _level(name, limits, fields, now_us)

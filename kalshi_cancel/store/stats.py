@@ -11,6 +11,7 @@ import redis
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 
 # Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.
 ENDS = 500
@@ -102,8 +103,8 @@ class Stats:
 
     def _mass_cancels(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zrange(f"{self._prefix}:mass_cancels", -MASS_CANCELS_MOST, -1)
-        pipeline.smembers(f"{self._prefix}:mass_cancels:open")
+        pipeline.zrange(Keys(self._prefix).mass_cancels, -MASS_CANCELS_MOST, -1)
+        pipeline.smembers(Keys(self._prefix).mass_cancels_open)
         latest, running = scripts.call(pipeline.execute)
         ended = {
             each: self._ended.get(each) or self._how_ended(each) for each in latest if each not in running
@@ -113,5 +114,5 @@ class Stats:
         return {"running": len(running), "flat": counts["flat"], "not_flat": counts["not_flat"]}
 
     def _how_ended(self, request_id: str) -> str:
-        args = [f"{self._prefix}:mass:{request_id}"]
+        args = [Keys(self._prefix).mass_cancel(request_id)]
         return str(scripts.call(lambda: self._mass_end(args=args)))

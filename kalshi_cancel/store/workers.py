@@ -23,6 +23,7 @@ import redis
 from kalshi_cancel.model.orders import Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 
 WORKER_LIFE_S = 5.0  # since it last said that it runs
 # A worker that fell silent without saying that it ends may be frozen and come back: so long, an order that
@@ -80,7 +81,7 @@ class WorkerRegistry:
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
-        self._key = f"{settings.key_prefix}:workers"
+        self._key = Keys(settings.key_prefix).workers
 
     def show(self, worker: WorkerShown) -> None:
         """Says that a worker runs; to be said again and again: who has not for a while is forgotten."""
