@@ -41,7 +41,7 @@ enable_utc = True
 # Exchange and routing key as any Celery producer makes them up for `queue=`: one of each per queue.
 task_queues = [Queue(lane.queue, Exchange(lane.queue), routing_key=lane.queue) for lane in Lane]
 task_default_queue = Lane.STRATEGY.queue
-task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
+task_create_missing_queues = True  # `-Q` may name a queue of somebody else's
 # Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
 broker_transport_options = {
     **celery_options(_redis),

@@ -625,19 +625,19 @@ CASES = [
     Case("lists_complete", "one of two", two_lists, lambda parts, _: parts.lists.answer()),
     Case("list_put_back", "one of two", an_order_asked_for_again, lambda parts, _: parts.lists.answer()),
     Case(
-        *("turn", "gives back to another path", claimed),
+        *("turn", "retries later on another path", claimed),
         lambda parts, held: parts.put_down([RetryLater(entry, "{}", 60.0, "read") for entry in held]),
     ),
     Case(
-        *("turn", "gives up", claimed),
+        *("turn", "makes a dead letter", claimed),
         lambda parts, held: parts.put_down([MakeDeadLetter(entry, "{}") for entry in held]),
     ),
     Case(
-        *("turn", "gives up what was asked for again", asked_again),
+        *("turn", "keeps what was asked for again", asked_again),
         lambda parts, held: parts.put_down([MakeDeadLetter(entry, "{}") for entry in held]),
     ),
     Case(
-        *("turn", "puts down and claims", claimed_and_more),
+        *("turn", "settles and claims", claimed_and_more),
         lambda parts, held: parts.put_down(
             [Settle(held[0], a_result(held[0].order_id)), RetryLater(held[1], "{}", 60.0)],
             a_claim_request(at_most=1),
@@ -677,7 +677,7 @@ CASES = [
         BOTH_USERS,
     ),
     Case(
-        "sweep",
+        "lanes_to_wake",
         "nobody comes",
         nobody_comes,
         lambda parts, _: parts.store.lanes_to_wake(BOTH, patience_s=60.0),

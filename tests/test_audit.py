@@ -375,7 +375,7 @@ NASTY = {"why": 'said "no", \n then\r\n=1+1 \x00 Zoë', "who": "\\"}
 def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
     audit_log, client, key, here, tmp_path, kind
 ):
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     assert here(*command) == (0, "", "cancelctl: there was nothing to export\n")
     for _ in range(3):
@@ -387,7 +387,7 @@ def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
         assert audit_log.exported() == last_id
         here(*command)  # again, with nothing new
         assert exported(path, kind) == expected(client, key)
-    assert [each.name for each in tmp_path.iterdir()] == ["trail"]
+    assert [each.name for each in tmp_path.iterdir()] == ["audit"]
     [first, *_] = rows(path, kind)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])
 
@@ -431,7 +431,7 @@ def test_a_file_that_was_cut_off_anywhere_is_completed(
 ):
     monkeypatch.setattr(exports, "_TAIL_BYTES", 16)
     fill(audit_log, 30)
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     here("audit", "export", "--format", kind, "--out", str(path))
     path.write_bytes(path.read_bytes()[:kept])
     assert here("audit", "export", "--format", kind, "--out", str(path), "--resume")[0] == 0
@@ -443,9 +443,9 @@ def test_an_export_that_is_killed_is_gone_on_with(audit_log, client, key, env, h
     fill(
         audit_log, 6000, filler="x" * 1000
     )  # three groups of rows: the first is written long before the last
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
-    growing = path if kind != "parquet" else path.with_name("trail.partial")
+    growing = path if kind != "parquet" else path.with_name("audit.partial")
     running = subprocess.Popen(
         [sys.executable, "-m", "kalshi_cancel.cli", *command],
         env={"PATH": os.environ["PATH"], **env},
@@ -553,7 +553,7 @@ def test_what_somebody_has_spoilt_is_exported_too(audit_log, client, key, here, 
     client.xadd(key, {"kind": "x\n", "body": "no\nJSON"})
     client.xadd(key, {b"kind": b"x", b"body": b"\xff", b"hash": b"y"})
     client.xadd(key, {"other": "field"})
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     assert here("audit", "export", "--format", kind, "--out", str(path))[0] == 0
     assert [row["kind"].strip() for row in rows(path, kind)] == ["operator", "x", "x", ""]
     fill(audit_log, 1)
@@ -561,7 +561,7 @@ def test_what_somebody_has_spoilt_is_exported_too(audit_log, client, key, here, 
     assert len(rows(path, kind)) == 5
 
 
-# -- the story of one order
+# -- the history of one order
 
 CALL = {
     "operation": "batch",

@@ -121,7 +121,7 @@ def add_history(commands: Subparsers) -> None:
         commands,
         "history",
         _history,
-        about="tell the story of one order: who asked and why, each call, the outcome",
+        about="show the history of one order: who asked and why, each call, the outcome",
         examples="  cancelctl history 3f2c1e0a-...\n  cancelctl history --json 3f2c1e0a-... | jq .kind",
     )
     command.add_argument("order_id", metavar="ORDER_ID", help="the exchange's order id")

@@ -1,6 +1,6 @@
 """The lists of results that bulk messages wait for, each answered once every order on it has a result.
 
-The scripts that tell an order's waiters strike it off (``lua/tell.lua``): among them a list is known
+The scripts that reply to an order's waiters strike it off (``lua/reply.lua``): among them a list is known
 by its task's id with ``list:`` before it. So only lists of which something was struck off are looked at.
 Their keys: docs/reference/redis-keys.md.
 """

@@ -282,7 +282,7 @@ class MassClaim:
     def finish(self, report: Mapping[str, Any], in_short: Mapping[str, Any]) -> None:
         """Stores the report, tells whoever waits, and lets the mass cancel go.
 
-        That is one step. What it puts in place, which may be megabytes, is brought there before.
+        That is one step. What it puts in place, which may be megabytes, is written before.
         """
         is_done_at = report.get("completed_at") or utc_text(self.now_s())
         record = results.task_record("", report, date_done=is_done_at).removesuffix('""}')

@@ -1,4 +1,4 @@
-"""What a fault of the campaign can lay its hands on: the running parts, the seed's chance, and the clock.
+"""What a fault of the campaign can reach: the running parts, the seed's chance, and the clock.
 
 A scene lasts for one run. Whatever a fault does to a worker is noted as an upset; the moments from which
 recovery is to be counted are marks.

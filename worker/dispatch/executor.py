@@ -601,7 +601,7 @@ class _Walk:
         return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine)
 
     def is_overdue(self) -> bool:
-        """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""
+        """Whether the waiters are told ``unresolved``, now or already: no short pauses, and no end."""
         return self.entry.reported or self._deadline - time.monotonic() < WORTH_A_CALL_S
 
     def time_left_s(self) -> float:

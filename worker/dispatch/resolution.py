@@ -215,7 +215,7 @@ class Case:
         known["step"] = Step(step) if step in list(Step) else Step.READ_BACK
         return replace(case, **known)
 
-    def troubled(self, problem: Problem, now: Instant) -> Case:
+    def with_problem(self, problem: Problem, now: Instant) -> Case:
         """The case with one more failure in its history."""
         history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
         # That a cancel finds nothing there says less than the word which nobody here understands.
@@ -282,12 +282,14 @@ class Case:
         At the earliest at that moment.
         """
         problem = Problem("interrupted", "a worker vanished while it may have been sending")
-        return replace(self.troubled(problem, now), attempts=self.attempts + 1, attempt=attempt).doubted(now)
+        return replace(self.with_problem(problem, now), attempts=self.attempts + 1, attempt=attempt).doubted(
+            now
+        )
 
     def sending(self, now: Instant) -> Case:
         """The case once a cancel is about to be sent."""
         attempt = Attempt(now.age_ms, now.engine)
-        if not self.attempts and not self.history:  # nothing was learned: most of thousands a second
+        if not self.attempts and not self.history:  # no progress yet: most of thousands a second
             return Case(
                 self.request,
                 self.routing,
@@ -385,7 +387,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """Not known yet: the case with what was just learned and the step to take, and the pause before it."""
+    """Not known yet: the case with its new progress and the step to take, and the pause before it."""
 
     case: Case
     pause: Pause
@@ -411,7 +413,7 @@ def after_cancel(case: Case, answer: CancelAnswer, now: Instant) -> Verdict | Ne
             answer.ts_ms,
             order=answer.order,
         )
-    case = case.troubled(answer.problem, now)
+    case = case.with_problem(answer.problem, now)
     if answer.may_have_taken_effect:
         case = case.doubted(now)
     return _AFTER_CANCEL[answer.meaning](case, answer, now)
@@ -480,7 +482,7 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Failure, Instant], Verdict | Next]]
 
 def after_lost_batch(case: Case, failure: Failure, now: Instant) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
-    case = case.troubled(failure.problem, now)
+    case = case.with_problem(failure.problem, now)
     return _at_once(case.doubted(now) if failure.may_have_taken_effect else case, Step.READ_BACK)
 
 
@@ -488,7 +490,7 @@ def after_read(case: Case, answer: ReadAnswer, asked: Instant, lags: Lags) -> Ve
     """What an answer to the read-back means."""
     if isinstance(answer, Order):
         return _shown(case, answer, asked, lags)
-    case = case.troubled(answer.problem, asked)
+    case = case.with_problem(answer.problem, asked)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
         return _unknown(case, asked.age_ms, lags)
     if answer.meaning is Meaning.KEY_REFUSED:
@@ -511,7 +513,7 @@ def after_search(case: Case, found: ReadAnswer | None, asked: Instant, lags: Lag
         return _back_off(replace(case, unknown_reads=0, first_unknown_age_ms=None), Step.READ_BACK)
     if isinstance(found, Order):
         return _shown(case, found, asked, lags)
-    case = case.troubled(found.problem, asked)
+    case = case.with_problem(found.problem, asked)
     return _back_off(case, Step.SEARCH_ARCHIVE, found.retry_after_s or 0.0)
 
 
@@ -524,7 +526,7 @@ def _shown(case: Case, order: Order, asked: Instant, lags: Lags) -> Verdict | Ne
     if order.status is OrderStatus.UNKNOWN:
         word = ascii(order.raw.get("status"))
         said = f"the exchange shows it with the status {word}, which is not known here"
-        case = case.troubled(Problem(UNKNOWN_STATUS, said), asked)
+        case = case.with_problem(Problem(UNKNOWN_STATUS, said), asked)
     return _still_resting(case, order, asked.age_ms, lags)
 
 

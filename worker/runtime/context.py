@@ -66,7 +66,7 @@ class WorkerContext:
     shutdown_s: float
 
     def begin(self, app: Celery) -> None:
-        """Has the main process of a worker sweep the store."""
+        """Starts the sweeper in the main process of a worker."""
         self.services.start(*upkeep.sweeper(app, self.dispatcher, self.senders, self.lists, self.emit))
 
     def stop(self) -> None:

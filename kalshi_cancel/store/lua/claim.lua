@@ -22,7 +22,7 @@
 -- that one lends where it refills as fast as single calls are made, and where they have no tokens.
 -- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 means that
 -- a claimer vanished and an answer may be lost; a claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
--- extends or gives back. When more could be claimed, another sender is woken.
+-- extends or ends it. When more could be claimed, another sender is woken.
 
 local READS_AT_ONCE = 200  -- what is put down in one step, too
 local WORTH_A_CALL = 20  -- orders

@@ -49,7 +49,7 @@ from trials.stack import wait_until
 
 LONG_S = 60.0  # a lease or a pause that does not end within a test
 BOTH = (Lane.RISK, Lane.STRATEGY)
-TROUBLED = json.dumps(
+WITH_PROBLEM = json.dumps(
     {"attempts": 3, "last_problem": {"code": "http_500", "message": "oops"}, "history": [[7, "http_500"]]}
 )
 
@@ -123,7 +123,7 @@ class Shortcuts:
         [done] = self.store.conclude([RetryLater(entry, progress, pause_s)])
         return done
 
-    def make_dead_letter(self, entry, progress=TROUBLED):
+    def make_dead_letter(self, entry, progress=WITH_PROBLEM):
         [done] = self.store.conclude([MakeDeadLetter(entry, progress)])
         return done
 
@@ -350,7 +350,7 @@ def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
         dispatcher.pause_until_next_ms()
     claimed = {entry.order_id: entry for entry in dispatcher.claim(3)}
     dispatcher.store.conclude([RetryLater(claimed[order_id], "") for order_id in (older, younger)])
-    dispatcher.store.conclude([RetryLater(claimed[read], TROUBLED, path="read")])
+    dispatcher.store.conclude([RetryLater(claimed[read], WITH_PROBLEM, path="read")])
     calls = [[entry.order_id for entry in dispatcher.claim_call(9).entries] for _ in range(3)]
     assert calls == [[older, younger], [read], []]
 
@@ -499,7 +499,7 @@ def test_given_back_without_a_pause_an_entry_has_its_old_place_in_the_line(dispa
 def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
-    assert dispatcher.retry_later(dispatcher.claim_one(), 0.05, TROUBLED)
+    assert dispatcher.retry_later(dispatcher.claim_one(), 0.05, WITH_PROBLEM)
     assert dispatcher.claim() == []
     shown = dispatcher.store.open_cancel(order_id)
     assert (shown.claimed, shown.progress.attempts, shown.progress.last_problem.code) == (
@@ -508,7 +508,7 @@ def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(d
         "http_500",
     )
     [entry] = wait_until(dispatcher.claim, within_s=2, what="the pause's end")
-    assert (entry.progress, entry.interrupted) == (TROUBLED, False)
+    assert (entry.progress, entry.interrupted) == (WITH_PROBLEM, False)
 
 
 def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispatcher):
@@ -522,7 +522,7 @@ def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispa
     assert dispatcher.store.retry([order_id, *ids()], deadline_s=10) == [order_id]
     assert list(dispatcher.store.dead_letters()) == []
     entry = dispatcher.claim_one()
-    assert (entry.progress, entry.age_s < 5, entry.reported) == (TROUBLED, True, False)
+    assert (entry.progress, entry.age_s < 5, entry.reported) == (WITH_PROBLEM, True, False)
     assert dispatcher.store.retry([order_id], deadline_s=10) == []
 
 
@@ -590,7 +590,7 @@ def test_who_runs_a_mass_cancel_enters_and_teaches_as_anybody_does(dispatcher):
 def test_a_hand_that_only_read_back_leaves_no_attempt_behind(dispatcher):
     dispatcher.accept("order")
     [held] = dispatcher.claim(1)
-    dispatcher.store.conclude([RetryLater(held, TROUBLED, 0.0, "read")])
+    dispatcher.store.conclude([RetryLater(held, WITH_PROBLEM, 0.0, "read")])
     reading = dispatcher.claim_one(lease_s=0)
     assert not reading.interrupted
     assert not dispatcher.claim_one().interrupted, "the sender before had sent nothing"
@@ -624,7 +624,7 @@ def test_asking_again_for_what_was_given_up_opens_it_again(dispatcher):
 
 def test_what_is_known_of_an_entry_can_be_changed_until_a_hand_has_had_it(dispatcher):
     fresh, taken = "fresh", "taken"
-    perhaps = Known(TROUBLED, "reads", LONG_S)
+    perhaps = Known(WITH_PROBLEM, "reads", LONG_S)
     requests = [CancelRequest(order_id, exchange_index=2) for order_id in (fresh, taken)]
     dispatcher.store.accept(requests[1:], lane=Lane.RISK, default_deadline_s=LONG_S)
     held = dispatcher.claim_one()
@@ -633,9 +633,9 @@ def test_what_is_known_of_an_entry_can_be_changed_until_a_hand_has_had_it(dispat
     assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 1
     [entry] = dispatcher.claim(2)
     assert (entry.order_id, entry.progress) == (fresh, "")
-    dispatcher.retry_later(held, progress=TROUBLED)
+    dispatcher.retry_later(held, progress=WITH_PROBLEM)
     assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 0
-    assert dispatcher.claim_one().progress == TROUBLED
+    assert dispatcher.claim_one().progress == WITH_PROBLEM
 
 
 def test_several_conclusions_are_judged_each_by_itself(dispatcher):
@@ -700,12 +700,16 @@ def test_an_entry_asked_for_again_between_the_look_and_the_report_is_not_told_un
 def test_asking_again_for_an_unresolved_order_forgets_the_record_and_makes_it_due_at_once(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id, deadline_s=0)
-    dispatcher.retry_later(dispatcher.claim_one(), LONG_S, TROUBLED)
+    dispatcher.retry_later(dispatcher.claim_one(), LONG_S, WITH_PROBLEM)
     dispatcher.report_overdue()
     assert dispatcher.accept(order_id, deadline_s=LONG_S).settled == {}
     assert dispatcher.store.record(order_id) is None
     entry = dispatcher.claim_one()
-    assert (entry.progress, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (TROUBLED, False, True)
+    assert (entry.progress, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (
+        WITH_PROBLEM,
+        False,
+        True,
+    )
 
 
 # -- refusing
@@ -845,7 +849,7 @@ def test_a_settled_order_leaves_nothing_behind_but_its_record(dispatcher):
 
 
 def commands_of_one_round(dispatcher, *, waiting):
-    """How many commands a claim, its conclusions, a sweep and a look for overdue ones take in the server."""
+    """How many commands the server runs for a claim, its conclusions and two jobs of the sweeper."""
     dispatcher.accept(*ids(waiting))
     dispatcher.server.config_resetstat()
     entries = dispatcher.claim(5)

@@ -1065,11 +1065,11 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
     longest_pause_ms = draw(st.sampled_from([0, STEP_MS, 3 * LAG_MS]), "longest pause")
     case = Case.of(draw(st.just(CancelRequest(ORDER_ID)) | requests, "request"))
     accepted_ms = truth.now_ms
-    troubled_steps = draw(st.integers(0, 25), "troubled steps")
-    for step in range(troubled_steps + 60):
-        troubled = step < troubled_steps
-        truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if troubled else STEP_MS
-        if troubled:
+    faulty_steps = draw(st.integers(0, 25), "faulty steps")
+    for step in range(faulty_steps + 60):
+        is_faulty = step < faulty_steps
+        truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if is_faulty else STEP_MS
+        if is_faulty:
             event = draw(st.sampled_from(["none", "none", *events]), "event")
             if event == "fill":
                 truth.trade(Decimal("0.01"))
@@ -1091,12 +1091,12 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
         moment = Instant(front_ms, truth.now_ms - accepted_ms, engine.surely_at(truth.now_ms / 1000))
         if case.step is Step.CANCEL:
             case = case.sending(moment)
-            mishap = draw(st.sampled_from(mishaps), "mishap") if troubled else "none"
+            mishap = draw(st.sampled_from(mishaps), "mishap") if is_faulty else "none"
             answer = ask_to_cancel(truth, case.routing, mishap)
             decided = resolution.after_cancel(case, answer, moment)
         elif case.step is Step.READ_BACK:
             lag_ms = draw(st.integers(0, LAG_MS), "lag")
-            mishap = draw(st.sampled_from(read_mishaps), "read mishap") if troubled else "none"
+            mishap = draw(st.sampled_from(read_mishaps), "read mishap") if is_faulty else "none"
             answer = READ_MISHAPS[mishap] or truth.read(lag_ms)
             decided = resolution.after_read(case, answer, moment, Lags(LAG_MS, DAY_MS))
         else:
