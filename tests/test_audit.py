@@ -277,7 +277,7 @@ def test_it_is_warned_before_anything_unexported_is_trimmed_and_not_again_and_ag
     [first_id, *_] = [entry_id for entry_id, _ in client.xrange(key)]
     assert audit_log.trim(max_age_s=DAY_S, max_entries=100) == 0
     [warning] = warnings_of(caplog)
-    assert warning == f"the audit log is not exported from {first_id} on, and is about to be trimmed there"
+    assert warning == f"the audit trail is not exported from {first_id} on, and is about to be trimmed there"
     audit_log.trim(max_age_s=DAY_S, max_entries=100)
     assert warnings_of(caplog) == []
 
