@@ -41,7 +41,7 @@ enable_utc = True
 # Exchange and routing key as any Celery producer makes them up for `queue=`: one of each per queue.
 task_queues = [Queue(lane.queue, Exchange(lane.queue), routing_key=lane.queue) for lane in Lane]
 task_default_queue = Lane.STRATEGY.queue
-task_create_missing_queues = True  # `-Q` of a stranger's queue is his wish
+task_create_missing_queues = True  # `-Q` may name a queue of somebody else's
 # Default priority steps stay: a raw producer's `priority=` must not end in a list nobody reads.
 broker_transport_options = {
     **celery_options(_redis),
@@ -77,7 +77,7 @@ worker_redirect_stdouts = False
 # -- when Redis is away -------------------------------------------------------------------------------------
 broker_connection_retry_on_startup = False  # refuse to start without Redis, in one line
 broker_connection_max_retries = None  # later: for ever; the default gives up after 100
-task_publish_retry = False  # a bell that cannot be rung must not keep a sender: the sweep rings again
+task_publish_retry = False  # a lost wake-up must not keep a sender: the sweeper sends another
 broker_channel_error_retry = True  # NOREPLICAS, READONLY and OOM would end the worker
 redis_socket_timeout = 5  # the defaults wait two minutes for a host that is gone
 redis_socket_connect_timeout = 1

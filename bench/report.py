@@ -321,7 +321,7 @@ def _wanted(found: Found, name: str) -> list[tuple[str, float | None, float | No
         ("bulk, `cancel_many` of 10,000", ours("bulk0"), 10_000, _RATE),
         ("bulk: 4 x the best peer's drain", ours("bulk0"), _scaled(best_peer("drain0"), 4), _RATE),
         ("the longest queue's drain: 0.9 x the shortest's", lengths[-1], _scaled(lengths[0], 0.9), _RATE),
-        ("drain with metrics and audit trail: 0.95 x without", *_watched(found, name), _RATE),
+        ("drain with metrics and audit log: 0.95 x without", *_watched(found, name), _RATE),
         ("producers, single `cancel()`, 4 processes", ours("publish single"), 5_000, _RATE),
         ("producers, bulk, 4 processes", ours("publish bulk"), 50_000, _RATE),
         ("CPU per 1,000 singles, drained", ours("drain0", "cpu_s_per_1000"), 1.2, "{:.2f} s"),

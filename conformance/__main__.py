@@ -37,7 +37,7 @@ def main() -> int:
     day = datetime.now(UTC).date().isoformat()
     options.write.write_text(write_report(document, found, tried, day))
     troubles = [
-        f"{client.package}: {each.words}" for client in tried for each in tried[client] if each.trouble
+        f"{client.package}: {each.words}" for client in tried for each in tried[client] if each.failure
     ]
     for said in [*found.wrong, *troubles]:
         print(said)

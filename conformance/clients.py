@@ -85,13 +85,13 @@ class Tried:
 
     about: str
     play: str
-    trouble: str | None
+    failure: str | None
     answers: tuple[Answered, ...] = ()
 
     @property
     def words(self) -> str:
-        """Both, and the trouble."""
-        return f"{self.about}, {self.play}: {self.trouble}"
+        """Both, and the failure."""
+        return f"{self.about}, {self.play}: {self.failure}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ def try_client(client: Client) -> Iterator[Tried]:
             end = watch(answers.append)
             try:
                 got = asks[play]()
-                trouble = None if got == wanted else f"read {got!r}, not {wanted!r}"
+                failure = None if got == wanted else f"read {got!r}, not {wanted!r}"
             except Exception as error:  # noqa: BLE001  # whatever a client raises is the finding
-                trouble = _first_line(error)
+                failure = _first_line(error)
             finally:
                 end()
-            if trouble is None and endpoint not in {each.endpoint for each in answers}:
-                trouble = "did not ask this endpoint"
-            yield Tried(endpoint, play, trouble, tuple(answers))
+            if failure is None and endpoint not in {each.endpoint for each in answers}:
+                failure = "did not ask this endpoint"
+            yield Tried(endpoint, play, failure, tuple(answers))
     for shape in (None, "flat"):
         for refusal in REFUSALS:
             yield _refused(client, refusal, shape)
@@ -141,11 +141,11 @@ def _refused(client: Client, refusal: str, shape: str | None) -> Tried:
         asks = client.asks(control, url + PREFIX, pem)
         bring_about(control, public_pem)
         try:
-            trouble = f"no error, but {asks['be refused']()!r}"
+            failure = f"no error, but {asks['be refused']()!r}"
         except Exception as error:  # noqa: BLE001  # see above
             told = client.status_of(error)
-            trouble = None if told == status else f"told {told}: {_first_line(error)}"
-    return Tried(refusal, shape or "nested", trouble)
+            failure = None if told == status else f"told {told}: {_first_line(error)}"
+    return Tried(refusal, shape or "nested", failure)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def _verdict(found: Findings, tried: Mapping[Client, list[Tried]]) -> Iterator[s
         f"- `{client.package}`: {each.words}"
         for client, plays in tried.items()
         for each in plays
-        if each.trouble
+        if each.failure
     ]
     wrong = [*(f"- {said}" for said in found.wrong), *troubles]
     yield (
@@ -90,7 +90,7 @@ def _endpoints(document: Document, found: Findings, tried: Mapping[Client, list[
 
 
 def _works(plays: Iterable[Tried]) -> str:
-    said = [each.play if each.trouble is None else f"**{each.play} fails**" for each in plays]
+    said = [each.play if each.failure is None else f"**{each.play} fails**" for each in plays]
     return ", ".join(said) or "not asked"
 
 

@@ -340,7 +340,7 @@ class CancelClient:
             fresh = [request for request in portion if request.order_id not in accepted.settled]
             # The first portion calls the senders, the others see to it that one is there: all at the end
             # would leave the work lying until the last is accepted.
-            if not accepted.heard:
+            if not accepted.listener_woken:
                 self._ring(lane, fresh[:1] if start else fresh, waiting=accepted.waiting_messages)
 
     def mass_cancel(
@@ -463,7 +463,7 @@ class CancelClient:
 
     def _ring(self, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
         if requests:
-            self._publish(lambda: wake_ups.ring_for(self._app, lane, requests, waiting=waiting))
+            self._publish(lambda: wake_ups.wake_up_for(self._app, lane, requests, waiting=waiting))
 
     def _publish(self, wake_up: Callable[[], None]) -> None:
         """Wakes workers up; that it fails loses nothing, because they look by themselves, too."""

@@ -1,7 +1,7 @@
 """Wakes workers up: publishes messages that say "there is work in the store".
 
-The store holds the work, so a message is a bell: when enough of them wait in a queue, ringing once more adds
-nothing, and one that gets lost costs a second (the sweep rings again).
+The store holds the work, so a message only wakes workers up. When enough of them wait in a queue, one more
+adds nothing. A lost one costs a second: the sweeper sends another.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 # With this header a message says that its orders are in the store: the worker need not enter them.
 ENTERED_HEADER = "kalshi_entered"
 TRACE_HEADER = "traceparent"  # W3C's, as every instrumented producer sends it
-# Messages waiting in a queue from which on another bell adds nothing: each wakes a sender that works on
+# Messages waiting in a queue from which on another wake-up adds nothing: each wakes a sender that works on
 # until nothing is due, and a worker has about as many senders.
-BELLS_ENOUGH = 8
+WAKE_UPS_ENOUGH = 8
 
 
-def ring_for(app: Celery, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
+def wake_up_for(app: Celery, lane: Lane, requests: Sequence[CancelRequest], *, waiting: int) -> None:
     """Publishes a ``cancel_order`` for as many of the accepted requests as still adds something."""
-    for request in requests[: max(BELLS_ENOUGH - waiting, 0)]:
+    for request in requests[: max(WAKE_UPS_ENOUGH - waiting, 0)]:
         headers: dict[str, Any] = {ENTERED_HEADER: 1}
         if request.traceparent is not None:
             headers[TRACE_HEADER] = request.traceparent
@@ -32,7 +32,7 @@ def ring_for(app: Celery, lane: Lane, requests: Sequence[CancelRequest], *, wait
 
 
 def wake_up(app: Celery, lane: Lane) -> None:
-    """Publishes a bell that names no order."""
+    """Publishes a wake-up, which names no order."""
     _publish(app, "wake_up", lane)
 
 
@@ -42,8 +42,8 @@ def start_mass_cancel(app: Celery, request_id: str) -> None:
 
 
 def wake_up_all(app: Celery, lane: Lane, *, waiting: int) -> None:
-    """Publishes as many bells as still add something."""
-    for _ in range(BELLS_ENOUGH - waiting):
+    """Publishes as many wake-ups as still add something."""
+    for _ in range(WAKE_UPS_ENOUGH - waiting):
         wake_up(app, lane)
 
 

@@ -19,7 +19,7 @@ from kalshi_cancel.sandbox.control import Control
 from trials.stack import Part, Stack, wait_until
 
 PATIENCE_S = 30.0
-HANDS = 16  # of a worker, as celeryconfig has it
+SENDERS = 16  # of a worker, as celeryconfig has it
 ENVIRONMENT = {
     "KALSHI_READ_LAG_S": "0.5",  # the sandbox does not lag at all
     "KALSHI_BATCH_MOST": "5",  # so that many orders take many calls, single ones among them
@@ -126,8 +126,8 @@ class Crew:
         self.wait_sent(order_id)
         entry = self.client.status(order_id).open
         assert entry is not None
-        assert entry.in_hand
-        return next(worker for worker in self.alive() if entry.hand.endswith(f":{worker.pid}"))
+        assert entry.claimed
+        return next(worker for worker in self.alive() if entry.claimed_by.endswith(f":{worker.pid}"))
 
     @contextmanager
     def apart(self, *options: str, workers: int = 1, **environment: str) -> Iterator[Apart]:

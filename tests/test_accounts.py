@@ -194,7 +194,7 @@ def test_a_raw_message_on_the_second_accounts_risk_queue_is_in_its_risk_lane(bot
                 queue=lane.queue,
                 ignore_result=True,
             )
-    wait_until(lambda: len(list(both.ask_b.open_cancels())) == 2, what="both are in the book")
+    wait_until(lambda: len(list(both.ask_b.open_cancels())) == 2, what="both are in the cancel store")
     lanes = {each.order_id: each.lane for each in both.ask_b.open_cancels()}
     assert lanes == dict(zip(order_ids, Lane, strict=True))
     assert list(both.ask_a.open_cancels()) == []

@@ -31,7 +31,7 @@ from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
 from kalshi_cancel.store.audit import AuditLog, place
-from kalshi_cancel.store.cancels import CancelStore, GiveUp, connect
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, connect
 from trials.stack import ROOT, wait_until
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -375,7 +375,7 @@ NASTY = {"why": 'said "no", \n then\r\n=1+1 \x00 Zoë', "who": "\\"}
 def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
     audit_log, client, key, here, tmp_path, kind
 ):
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
     assert here(*command) == (0, "", "cancelctl: there was nothing to export\n")
     for _ in range(3):
@@ -387,7 +387,7 @@ def test_an_export_holds_every_entry_and_is_gone_on_with_where_it_ends(
         assert audit_log.exported() == last_id
         here(*command)  # again, with nothing new
         assert exported(path, kind) == expected(client, key)
-    assert [each.name for each in tmp_path.iterdir()] == ["trail"]
+    assert [each.name for each in tmp_path.iterdir()] == ["audit"]
     [first, *_] = rows(path, kind)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])
 
@@ -431,7 +431,7 @@ def test_a_file_that_was_cut_off_anywhere_is_completed(
 ):
     monkeypatch.setattr(exports, "_TAIL_BYTES", 16)
     fill(audit_log, 30)
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     here("audit", "export", "--format", kind, "--out", str(path))
     path.write_bytes(path.read_bytes()[:kept])
     assert here("audit", "export", "--format", kind, "--out", str(path), "--resume")[0] == 0
@@ -443,9 +443,9 @@ def test_an_export_that_is_killed_is_gone_on_with(audit_log, client, key, env, h
     fill(
         audit_log, 6000, filler="x" * 1000
     )  # three groups of rows: the first is written long before the last
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     command = ("audit", "export", "--format", kind, "--out", str(path), "--resume")
-    growing = path if kind != "parquet" else path.with_name("trail.partial")
+    growing = path if kind != "parquet" else path.with_name("audit.partial")
     running = subprocess.Popen(
         [sys.executable, "-m", "kalshi_cancel.cli", *command],
         env={"PATH": os.environ["PATH"], **env},
@@ -553,7 +553,7 @@ def test_what_somebody_has_spoilt_is_exported_too(audit_log, client, key, here, 
     client.xadd(key, {"kind": "x\n", "body": "no\nJSON"})
     client.xadd(key, {b"kind": b"x", b"body": b"\xff", b"hash": b"y"})
     client.xadd(key, {"other": "field"})
-    path = tmp_path / "trail"
+    path = tmp_path / "audit"
     assert here("audit", "export", "--format", kind, "--out", str(path))[0] == 0
     assert [row["kind"].strip() for row in rows(path, kind)] == ["operator", "x", "x", ""]
     fill(audit_log, 1)
@@ -561,7 +561,7 @@ def test_what_somebody_has_spoilt_is_exported_too(audit_log, client, key, here, 
     assert len(rows(path, kind)) == 5
 
 
-# -- the story of one order
+# -- the history of one order
 
 CALL = {
     "operation": "batch",
@@ -614,7 +614,7 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audi
         "asked for by somebody without a name, risk lane (request m-1): limit",
         "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
         "not settled yet (timeout): due again in 1.5 s",
-        "in this hand no more (taken over, or stored by an earlier try): the line before does not count",
+        "no longer this sender's (taken over, or stored by an earlier try): ignore the line before",
         "its deadline passed without proof: who waits is told unresolved, and the work goes on",
         "batch of 12 by h:2: 200 in 12.3 ms, 24 tokens of write",
         "given up (timeout): a dead letter",
@@ -627,15 +627,15 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audi
     assert list(stamps) == sorted(stamps)
     assert (code, err) == (0, "")
     first, *_ = map(json.loads, here("history", "--json", "o-1")[1].splitlines())
-    assert set(first) == {"id", "at", "kind", "told"}
-    assert (first["kind"], first["told"][0][:11]) == ("request", "asked for b")
+    assert set(first) == {"id", "at", "kind", "lines"}
+    assert (first["kind"], first["lines"][0][:11]) == ("request", "asked for b")
 
 
 def test_an_order_that_the_audit_log_does_not_know_has_an_exit_code_of_its_own(here):
     assert here("history", "o") == (
         Exit.NOT_KNOWN_HERE,
         "",
-        "cancelctl: the audit trail knows nothing of o\n",
+        "cancelctl: the audit log knows nothing of o\n",
     )
 
 
@@ -648,7 +648,7 @@ def test_a_retry_is_noted_with_who_and_why(audit_log, env, here):
     for order_id in ("a", "b"):
         store.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
     claimed = store.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
-    store.conclude([GiveUp(entry, "") for entry in claimed.entries])
+    store.conclude([MakeDeadLetter(entry, "") for entry in claimed.entries])
     assert (
         here("retry", "a", "nobody", "--by", "ann", "--why", "the exchange is back")[0] == Exit.NOT_KNOWN_HERE
     )
@@ -724,7 +724,7 @@ def test_a_worker_trims_the_audit_log(crew):
         audit_log = audit_log_of(apart.client)
         fill(audit_log, 50)
         [worker] = apart.start()
-        wait_until(lambda: audit_log.verify().entries == 10, what="the trail is trimmed")
+        wait_until(lambda: audit_log.verify().entries == 10, what="the audit log is trimmed")
         assert "is about to be trimmed there" in worker.log_text()
 
 
@@ -776,7 +776,7 @@ def test_the_audit_log_of_a_mass_cancel_adds_up_to_its_report_in_every_format(cr
 
 def adds_up(entries, report, placed):
     """What the audit log's rows say of each order, against the report."""
-    asked, fates, lost = Counter(), {}, set()
+    asked, conclusions, lost = Counter(), {}, set()
     for entry in entries:
         body = json.loads(entry["body"])
         if entry["kind"] == "request":
@@ -784,13 +784,15 @@ def adds_up(entries, report, placed):
                 assert (order["requested_by"], order["reason"]) == ("ann", "drill")
                 asked[order["order_id"]] += 1
         elif entry["kind"] == "work":
-            fates |= {each: fate for each, fate in body["orders"].items() if fate[0] == "settled"}
+            conclusions |= {each: end for each, end in body["orders"].items() if end[0] == "settled"}
         elif entry["kind"] == "lost":
             lost |= set(body["orders"])
     assert set(asked) == placed
-    assert set(fates) == placed
+    assert set(conclusions) == placed
     assert lost == set()
-    canceled = {each: fate[2] for each, fate in fates.items() if fate[1] == "canceled"}
+    canceled = {
+        each: conclusion[2] for each, conclusion in conclusions.items() if conclusion[1] == "canceled"
+    }
     assert canceled == {each["order_id"]: each["reduced_by"] for each in report["affected"]}
     proven = [Decimal(count) for count in canceled.values() if count is not None]
     assert sum(proven) == Decimal(report["contracts_canceled"])
@@ -852,7 +854,7 @@ def test_an_audit_log_that_cannot_be_written_keeps_nobody_from_anything_and_tell
         finally:
             mend(server)
         gap = lambda: [each for each in audit_log_of(apart.client).read() if each.kind == "gap"]  # noqa: E731
-        [marked] = wait_until(gap, within_s=PATIENCE_S, what="the trail tells of it")
+        [marked] = wait_until(gap, within_s=PATIENCE_S, what="the audit log tells of it")
         missed = int(server.hget("kalshi-cancel:counts", "audit_missed"))
         assert marked.missed == missed > 3
         assert marked.fields()["why"]

@@ -80,9 +80,9 @@ def watched(crew):
 def test_a_mass_cancel_that_cannot_be_read_keeps_no_other_from_its_runner(watched):
     for at, spoilt in enumerate(("[1, 2]", "null", "7", '{"scope": []}', "no JSON")):
         watched.server.hset(f"{PREFIX}:mass:spoilt-{at}", "request", spoilt)
-        watched.server.sadd(f"{PREFIX}:masses:open", f"spoilt-{at}")
+        watched.server.sadd(f"{PREFIX}:mass_cancels:open", f"spoilt-{at}")
     watched.server.set(f"{PREFIX}:mass:other", "of another type")
-    watched.server.sadd(f"{PREFIX}:masses:open", "other")
+    watched.server.sadd(f"{PREFIX}:mass_cancels:open", "other")
     wait_until(
         lambda: watched.worker.log_text().count("cannot be read") >= 6,
         within_s=PATIENCE_S,
@@ -101,7 +101,7 @@ def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
     assert "WRONGTYPE" in found
     assert watched.metric("service_up", "answer lists") == 0
     assert watched.metric("service_failures_total", "answer lists") >= 1
-    assert watched.metric("service_up", "tell overdue") == 1
+    assert watched.metric("service_up", "report overdue") == 1
     watched.overdue_is_told()
     watched.cancels_still_go_through()
     assert "background job answer lists failed: " in watched.worker.log_text()
@@ -120,7 +120,7 @@ def test_a_list_of_results_is_answered_though_nobody_can_be_told_that_the_worker
 
 
 def test_what_a_stranger_says_among_the_workers_hides_none_of_them(watched):
-    for said in ("[]", "7", "no JSON", '{"name": "x"}', '{"name": "y", "lanes": 7, "hands": {}}'):
+    for said in ("[]", "7", "no JSON", '{"name": "x"}', '{"name": "y", "lanes": 7, "senders": {}}'):
         watched.server.zadd(f"{PREFIX}:workers", {said: 4e12})
     [worker] = watched.client.workers()
     assert worker.name.endswith(f":{watched.worker.pid}")
@@ -232,7 +232,7 @@ def test_of_two_twins_the_one_that_froze_leaves_a_mass_cancel_to_the_other(crew,
     [runner] = wait_until(runs, within_s=PATIENCE_S, what="one runs it")
     with crew.frozen(runner):
         wait_until(lambda: len(runs()) == 2, within_s=PATIENCE_S, what="the other has taken over")
-    left = f"mass cancel {pending.request_id} is in other hands, or done"
+    left = f"mass cancel {pending.request_id} is in other senders, or done"
     wait_until(lambda: left in runner.log_text(), within_s=PATIENCE_S, what="the first one sees that")
     crew.control.clear_faults()
     assert pending.result(timeout=PATIENCE_S)["flat"] is True
@@ -251,11 +251,11 @@ def test_the_claim_of_an_order_names_host_and_process_for_people(watched):
     watched.crew.control.fault("slow", order_id=order_id, operation="cancel", seconds=1.0, effect="after")
     pending = watched.client.cancel(order_id)
     entry = wait_until(
-        lambda: (now := watched.client.status(order_id).open) and now.in_hand and now,
+        lambda: (now := watched.client.status(order_id).open) and now.claimed and now,
         within_s=PATIENCE_S,
-        what="it is in hand",
+        what="it is claimed",
     )
-    assert entry.hand.endswith(f":{watched.worker.pid}")
+    assert entry.claimed_by.endswith(f":{watched.worker.pid}")
     assert pending.result(timeout=PATIENCE_S).outcome == "canceled"
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import HANDS, PATIENCE_S, ids
+from crew import PATIENCE_S, SENDERS, ids
 
 from kalshi_cancel.model.orders import Lane
 from trials.stack import wait_until
@@ -96,7 +96,7 @@ def test_risk_and_strategy_orders_never_share_a_call_and_risk_goes_first(crew):
     with crew.apart("-c", "1", KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:
         apart.start()
         waiting = [apart.client.cancel_many([slow])]
-        wait_until(lambda: next(apart.client.open_cancels()).in_hand, what="the only hand is busy")
+        wait_until(lambda: next(apart.client.open_cancels()).claimed, what="the only sender is busy")
         waiting += [apart.client.cancel_many(calm), apart.client.cancel_many(urgent, lane=Lane.RISK)]
         for pending in waiting:
             assert {result.outcome for result in pending.results(timeout=PATIENCE_S)} == {"canceled"}
@@ -257,7 +257,7 @@ def test_a_batch_refused_as_too_large_is_split_and_the_size_is_learned(crew, sta
     refused = [call for call in batches(crew) if call["status"] == status]
     accepted = [len(call["order_ids"]) for call in batches(crew) if call["status"] == 200]
     print(f"refused: {[len(call['order_ids']) for call in refused]}")
-    assert 1 <= len(refused) <= 7 * HANDS, "the search for the size, by every hand once at most"
+    assert 1 <= len(refused) <= 7 * SENDERS, "the search for the size, by every sender once at most"
     assert max(accepted) == 7, "as large as is allowed, found by itself"
     assert {result.outcome for result in results.values()} == {"canceled"}
     assert set(crew.effective().values()) == {1}

@@ -71,7 +71,7 @@ def test_cancels_that_vanish_from_the_store_are_found_lost(campaign):
         for worker in scene.crew.workers:
             worker.signal(signal.SIGSTOP)
         scene.until_all_asked()
-        gone = list(scene.redis.scan_iter("kalshi-cancel:entry:*", count=1000))
+        gone = list(scene.redis.scan_iter("kalshi-cancel:pending:*", count=1000))
         scene.redis.delete(*gone)
         for worker in scene.crew.workers:
             worker.signal(signal.SIGCONT)
@@ -236,7 +236,7 @@ def test_recovery_is_counted_from_each_mark_that_left_something_open():
 def test_a_cancel_that_is_open_when_time_is_over_is_stuck():
     finding = judge("kind", 1, evidence(records={}, open_ids=["o"]))
     assert (finding.accepted, finding.settled, finding.lost) == (1, 0, [])
-    assert finding.stuck == ["o: open in the book"]
+    assert finding.stuck == ["o: open in the cancel store"]
 
 
 def test_a_cancel_of_which_nothing_is_left_is_lost():
@@ -480,9 +480,9 @@ def test_a_plan_has_no_raw_messages_where_celerys_own_may_be_lost():
 
 
 def test_a_failing_run_prints_how_to_play_it_again(capsys):
-    Say(quiet=False).run(Finding("redis-restart", 7, lost=["o: open in the book"]), cancels=500)
+    Say(quiet=False).run(Finding("redis-restart", 7, lost=["o: open in the cancel store"]), cancels=500)
     printed = capsys.readouterr().out
-    assert "lost: o: open in the book" in printed
+    assert "lost: o: open in the cancel store" in printed
     assert "-m trials.campaign --only redis-restart --seed 7 --cancels 500" in printed
 
 

@@ -23,7 +23,7 @@ from kalshi_cancel.cli.printing import duration
 from kalshi_cancel.doctor import Health, examine
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, GiveBack, GiveUp, connect
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, RetryLater, connect
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import ROOT, Keys, RedisServer, free_port, wait_until
 
@@ -118,7 +118,7 @@ def claim_one(store):
     return entry
 
 
-LEARNED = json.dumps(
+PROGRESS = json.dumps(
     {
         "attempts": 4,
         "last_problem": {"code": "http_502", "message": "Bad \x1b[31mGateway", "http_status": 502},
@@ -371,7 +371,7 @@ def test_with_a_worker_nobody_is_told_that_there_is_none(here, idle_env, store):
 
 def test_what_was_given_up_is_not_said_to_be_worked_on(here, store, order_id):
     here("cancel", "--no-wait", order_id)
-    store.conclude([GiveUp(claim_one(store), LEARNED)])
+    store.conclude([MakeDeadLetter(claim_one(store), PROGRESS)])
     code, out, _ = here("status", order_id)
     assert re.search(r" 4 +- +never +given up +http_502", out)
     assert code == Exit.REFUSED
@@ -392,7 +392,7 @@ def test_an_order_that_nobody_asked_for_has_an_exit_code_of_its_own(here, order_
     assert code == Exit.NOT_KNOWN_HERE
 
 
-def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
+def test_open_lists_what_is_waiting_claimed_and_unresolved(here, store):
     assert here("open") == (0, "nothing is open\n", "")
     assert here("open", "--json") == (0, "", "")
     for order_id, *options in (["waits"], ["tried", "--deadline", "0.001"], ["held", "--risk"]):
@@ -400,8 +400,8 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
     held = claim_one(store)
     assert held.order_id == "held"
     for entry in store.claim([Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
-        learned, pause_s = (LEARNED, 90) if entry.order_id == "tried" else ("", 0)
-        store.conclude([GiveBack(entry, learned, pause_s)])
+        progress, pause_s = (PROGRESS, 90) if entry.order_id == "tried" else ("", 0)
+        store.conclude([RetryLater(entry, progress, pause_s)])
     unresolved = CancelResult("tried", Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")
     wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
 
@@ -421,7 +421,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
     ]
     times = r"\b\d+\.\d s\b|\b1 min \d+ s\b"
     assert [re.sub(times, "T", re.sub(" {2,}", "|", line)) for line in lines] == [
-        "held|risk|T|0|now|in hand|desk of held",
+        "held|risk|T|0|now|claimed|desk of held",
         "waits|strategy|T|0|due|waiting|desk of waits",
         "tried|strategy|T|4|in T|waiting, unresolved|desk of tried|http_502: Bad ?[31mGateway",
     ]
@@ -429,7 +429,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
 
     code, out, _ = here("open", "--json")
     held, waits, tried = map(json.loads, out.splitlines())
-    assert held["in_hand"]
+    assert held["claimed"]
     assert held["next_try_s"] is None
     assert waits["next_try_s"] == 0
     assert 0 < tried["next_try_s"] <= 90
@@ -447,7 +447,7 @@ def test_open_lists_what_is_waiting_in_hand_and_unresolved(here, store):
 
 def test_open_says_which_workers_hold_cancels_back(here, idle_env):
     settings = RedisSettings.from_env(idle_env)
-    held = WorkerShown("worker1@host", ("risk",), 2, gate="paused")
+    held = WorkerShown("worker1@host", ("risk",), 2, breaker="paused")
     WorkerRegistry(connect(settings), settings).show(held)
     assert here("open") == (
         0,
@@ -460,7 +460,7 @@ def test_dead_letters_are_listed_and_put_back(here, store):
     assert here("dead") == (0, "nothing was given up\n", "")
     assert here("retry", "--all") == (0, "nothing was given up\n", "")
     store.accept([CancelRequest("gone", requested_by="desk 7")], lane=Lane.RISK, default_deadline_s=1)
-    store.conclude([GiveUp(claim_one(store), LEARNED)])
+    store.conclude([MakeDeadLetter(claim_one(store), PROGRESS)])
 
     code, out, _ = here("dead")
     titles, line = out.splitlines()
@@ -481,7 +481,7 @@ def test_dead_letters_are_listed_and_put_back(here, store):
     assert code == Exit.NOT_KNOWN_HERE
     assert store.open_cancel("gone").lane is Lane.RISK
 
-    store.conclude([GiveUp(claim_one(store), "")])
+    store.conclude([MakeDeadLetter(claim_one(store), "")])
     code, out, _ = here("retry", "--all", "--json")
     assert json.loads(out) == {"order_id": "gone", "retried": True}
     assert code == 0

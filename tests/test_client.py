@@ -284,14 +284,14 @@ def test_a_redis_that_is_silent_is_told_in_time_and_asking_again_is_safe(own_red
 def test_an_accepted_cancel_outlives_a_bell_that_cannot_be_rung(own_redis, order_id, caplog):
     with own_redis.client() as server:
         server.acl_setuser(
-            "no-bells",
+            "no-wake-ups",
             enabled=True,
             nopass=True,
             keys=["kalshi-cancel:*", "celery-task-meta-*", "cancels", "risk"],
             channels=["*"],
             commands=["+@all", "-lpush"],
         )
-    client = CancelClient(f"redis://no-bells:any@127.0.0.1:{own_redis.port}/0")
+    client = CancelClient(f"redis://no-wake-ups:any@127.0.0.1:{own_redis.port}/0")
     asked = time.monotonic()
     client.cancel(order_id)
     assert time.monotonic() - asked < PROMISED_S

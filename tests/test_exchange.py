@@ -89,7 +89,7 @@ def canceled(exchange, order_id, routing=HERE):
     return answer
 
 
-def troubled(exchange, order_id, routing=HERE, *, time_left_s=TIME_LEFT_S):
+def failed(exchange, order_id, routing=HERE, *, time_left_s=TIME_LEFT_S):
     answer = exchange.cancel(order_id, routing, time_left_s=time_left_s)
     assert isinstance(answer, Failure), answer
     return answer
@@ -117,8 +117,8 @@ def test_a_v2_cancel_removes_the_rest_of_the_order(connect, control):
 def test_a_v2_cancel_is_routed_by_its_query(connect, control):
     control.place("o-1", ticker="KXBTC-26NOV22-B", exchange_index=2, subaccount=3)
     exchange = connect()
-    assert troubled(exchange, "o-1").meaning is Meaning.NOT_FOUND
-    assert troubled(exchange, "o-1", Routing(exchange_index=2)).meaning is Meaning.NOT_FOUND
+    assert failed(exchange, "o-1").meaning is Meaning.NOT_FOUND
+    assert failed(exchange, "o-1", Routing(exchange_index=2)).meaning is Meaning.NOT_FOUND
     canceled(exchange, "o-1", Routing("KXBTC-26NOV22-B", 2, 3))
     assert (
         control.calls("cancel")[-1]["query"] == "subaccount=3&exchange_index=2&market_ticker=KXBTC-26NOV22-B"
@@ -182,7 +182,7 @@ def test_whatever_goes_wrong_is_a_failure_with_a_meaning_and_is_not_asked_twice(
 ):
     control.place("o-1")
     control.fault(**fault, operation="cancel", times=1)
-    assert troubled(connect(), "o-1").meaning is meaning
+    assert failed(connect(), "o-1").meaning is meaning
     assert len(control.calls("cancel")) == 1
 
 
@@ -191,7 +191,7 @@ def test_a_call_without_an_end_ends_with_its_time(connect, control, kind):
     control.place("o-1")
     control.fault(kind, order_id="o-1")
     started = time.monotonic()
-    answer = troubled(connect(), "o-1", time_left_s=0.4)
+    answer = failed(connect(), "o-1", time_left_s=0.4)
     assert time.monotonic() - started < 4.0, "without that it would take 5 s"
     assert answer.meaning is Meaning.UNANSWERED
     control.clear_faults()
@@ -201,7 +201,7 @@ def test_a_call_has_a_deadline_of_its_own_however_much_time_is_left(connect, con
     control.fault("hang")
     exchange = connect(call_deadline_s=0.3)
     started = time.monotonic()
-    assert troubled(exchange, "o-1", time_left_s=float("inf")).meaning is Meaning.UNANSWERED
+    assert failed(exchange, "o-1", time_left_s=float("inf")).meaning is Meaning.UNANSWERED
     fetched = exchange.fetch(ACCOUNT_LIMITS)
     assert isinstance(fetched, Failure)
     assert time.monotonic() - started < 9.0, "without that two calls would take 10 s"
@@ -210,13 +210,13 @@ def test_a_call_has_a_deadline_of_its_own_however_much_time_is_left(connect, con
 
 def test_what_never_left_us_is_told_apart(connect):
     nobody = connect(url="http://127.0.0.1:9")
-    answer = troubled(nobody, "o-1")
+    answer = failed(nobody, "o-1")
     assert (answer.meaning, answer.problem.code, answer.problem.http_status) == (
         Meaning.NOT_SENT,
         "not_sent",
         None,
     )
-    assert troubled(connect(), "o-1", time_left_s=0.0).meaning is Meaning.NOT_SENT
+    assert failed(connect(), "o-1", time_left_s=0.0).meaning is Meaning.NOT_SENT
 
 
 # -- batches
@@ -301,7 +301,7 @@ def test_a_batch_can_fail_as_a_whole(connect, control, fault, meaning):
 def test_a_retired_v1_is_left_for_v2_and_the_next_cancel_succeeds(connect, control, caplog):
     control.place("o-1")
     exchange = connect(dialect=Dialect.V1)
-    assert troubled(exchange, "o-1").meaning is Meaning.RETIRED
+    assert failed(exchange, "o-1").meaning is Meaning.RETIRED
     assert exchange.dialect is Dialect.V2
     canceled(exchange, "o-1")
     assert [call["status"] for call in control.calls("cancel")] == [410, 200]
@@ -322,7 +322,7 @@ def test_the_move_is_said_once_however_many_threads_run_into_it(connect, control
 
     def ask(n):
         together.wait()
-        return troubled(exchange, f"o-{n}").meaning
+        return failed(exchange, f"o-{n}").meaning
 
     with ThreadPoolExecutor(threads) as pool:
         assert set(pool.map(ask, range(threads))) == {Meaning.RETIRED}
@@ -335,7 +335,7 @@ def test_the_move_is_said_once_however_many_threads_run_into_it(connect, control
 def test_a_410_in_v2_moves_nothing(connect, control, caplog):
     control.fault("status", status=410, code="deprecated_v1_order_endpoint", times=1)
     exchange = connect()
-    assert troubled(exchange, "o-1").meaning is Meaning.RETIRED
+    assert failed(exchange, "o-1").meaning is Meaning.RETIRED
     assert exchange.dialect is Dialect.V2
     assert loud(caplog) == []
 
@@ -350,7 +350,7 @@ def test_a_clock_that_is_off_is_corrected_by_the_date_and_the_next_attempt_succe
     control.configure(skew_s=skew_s)
     control.place("o-1")
     exchange = connect()
-    assert troubled(exchange, "o-1").meaning is Meaning.CLOCK
+    assert failed(exchange, "o-1").meaning is Meaning.CLOCK
     canceled(exchange, "o-1")
     assert abs(exchange.skew_ms - skew_s * 1000) <= 1000
     assert abs(exchange.now_ms() - (time.time() + skew_s) * 1000) <= 1000
@@ -364,7 +364,7 @@ def test_an_exchange_whose_clock_jumps_is_followed(connect, control):
         control.configure(skew_s=skew_s)
         control.place(f"o-{n}")
         if skew_s:
-            assert troubled(exchange, f"o-{n}").meaning is Meaning.CLOCK
+            assert failed(exchange, f"o-{n}").meaning is Meaning.CLOCK
         canceled(exchange, f"o-{n}")
         assert abs(exchange.skew_ms - skew_s * 1000) <= 1000
 
@@ -375,7 +375,7 @@ def test_a_clock_that_is_off_within_the_window_is_warned_about_once_and_works(co
     exchange = connect()
     canceled(exchange, "o-1")
     for _ in range(3):
-        troubled(exchange, "o-1")
+        failed(exchange, "o-1")
     warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert len([each for each in warnings if "clock is off" in each]) == 1
     assert abs(exchange.skew_ms - 4_000) <= 1000
@@ -401,7 +401,7 @@ def test_an_answer_without_a_usable_date_changes_nothing(connect, control):
     exchange.warm_up()
     known = exchange.skew_ms
     control.fault("drop_before", times=1)
-    troubled(exchange, "o-1")
+    failed(exchange, "o-1")
     assert exchange.skew_ms == known
 
 
@@ -420,7 +420,7 @@ def test_every_attempt_has_a_timestamp_and_a_signature_of_its_own(connect, contr
     control.fault("http_503", operation="cancel", times=5)
     exchange = connect()
     for _ in range(5):
-        troubled(exchange, "o-1")
+        failed(exchange, "o-1")
         exchange.read_order("o-1", time_left_s=TIME_LEFT_S)
     canceled(exchange, "o-1")
     calls = control.calls()
@@ -432,7 +432,7 @@ def test_every_attempt_has_a_timestamp_and_a_signature_of_its_own(connect, contr
 def test_concurrent_attempts_share_no_signature(connect, control):
     exchange = connect()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: troubled(exchange, f"o-{n}"), range(80)))
+        list(pool.map(lambda n: failed(exchange, f"o-{n}"), range(80)))
     calls = control.calls("cancel")
     assert len({call["signature"] for call in calls}) == len(calls) == 80
     assert len({(call["timestamp"], call["path"]) for call in calls}) == 80
@@ -442,7 +442,7 @@ def test_one_connection_carries_call_after_call(connect, control):
     exchange = connect()
     exchange.warm_up()
     for _ in range(5):
-        troubled(exchange, "o-1")
+        failed(exchange, "o-1")
     assert len({call["connection"] for call in control.calls()}) == 1
 
 
@@ -454,7 +454,7 @@ def test_a_read_only_key_is_refused_and_that_is_said_once_loudly(connect, contro
     control.place("o-1")
     exchange = connect()
     for _ in range(3):
-        answer = troubled(exchange, "o-1")
+        answer = failed(exchange, "o-1")
         assert (answer.meaning, answer.problem.http_status) == (Meaning.REFUSED, 403)
     assert isinstance(exchange.read_order("o-1", time_left_s=TIME_LEFT_S), Order)
     [said] = loud(caplog)
@@ -467,7 +467,7 @@ def test_a_read_only_key_is_refused_and_that_is_said_once_loudly(connect, contro
     ("key_id", "details"), [("key-unknown", "NOT_FOUND"), ("key-wrong", "INCORRECT_API_KEY_SIGNATURE")]
 )
 def test_an_unknown_key_and_a_wrong_one_are_refused_and_told_apart(connect, caplog, key_id, details):
-    answer = troubled(connect(key_id), "o-1")
+    answer = failed(connect(key_id), "o-1")
     assert answer.meaning is Meaning.KEY_REFUSED
     assert details in answer.problem.message
     [said] = loud(caplog)
@@ -480,7 +480,7 @@ def test_neither_key_nor_signature_is_ever_logged(connect, control, caplog):
     exchange = connect("key-wrong")
     control.fault("drop_before", times=1)
     for _ in range(4):
-        troubled(exchange, "o-1")
+        failed(exchange, "o-1")
     signatures = [call["signature"] for call in control.calls() if call["signature"]]
     assert signatures
     text = caplog.text + repr(exchange) + repr([vars(record) for record in caplog.records])
@@ -490,7 +490,7 @@ def test_neither_key_nor_signature_is_ever_logged(connect, control, caplog):
 
 def test_a_refusal_of_a_request_is_told_in_its_result_and_not_aloud(connect, control, caplog):
     control.fault("status", status=422, code="invalid", times=1)
-    assert troubled(connect(), "o-1").meaning is Meaning.REFUSED
+    assert failed(connect(), "o-1").meaning is Meaning.REFUSED
     assert loud(caplog) == []
 
 

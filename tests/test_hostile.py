@@ -433,7 +433,7 @@ UGLY_IDS = {
     "a lone surrogate": SURROGATE,
     "from right to left": "\u202egnp.exe",
     "a script": "'; redis.call('FLUSHALL') --",
-    "a key of the book": "x}:entry:{y",
+    "a key of the store": "x}:pending:{y",
     "null": None,
     "a number": 7,
     "a fraction": 1.5,

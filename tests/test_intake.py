@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from celery import Celery
-from crew import HANDS, PATIENCE_S
+from crew import PATIENCE_S, SENDERS
 
 from trials.stack import wait_until
 from worker.broker import guard
@@ -58,15 +58,15 @@ def test_a_flood_survives_the_death_of_who_takes_it_in(crew, strangers):
     first.kill()
     # (What Celery had popped, one for each thread at most, comes back after the visibility timeout.)
     settled = sum(1 for _ in crew.client.results(order_ids, timeout=PATIENCE_S / 3))
-    assert settled >= FLOOD - HANDS
+    assert settled >= FLOOD - SENDERS
 
 
-@pytest.mark.parametrize("wish", [{"countdown": 5}, {"expires": 60}])
-def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, wish):
+@pytest.mark.parametrize("timing", [{"countdown": 5}, {"expires": 60}])
+def test_what_asks_for_a_time_is_left_to_celery(crew, strangers, timing):
     crew.workers(0)
     with crew.redis.client() as server:
         server.delete("cancels")
-    for how in ({}, wish):
+    for how in ({}, timing):
         strangers.send_task("cancel_order", kwargs={"order_id": "x"}, queue="cancels", **how)
     with crew.redis.client() as server:
         timed, plain = (item.encode() for item in server.lrange("cancels", 0, -1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from dataclasses import dataclass
 
 import pytest
 from celery import Celery
@@ -13,64 +12,94 @@ from crew import PATIENCE_S, ids
 
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, CancelStore, connect
+from kalshi_cancel.store.keys import KEYS, PENDING, SCRIPTS_HEADING, Keys, page
 from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"
 CELERYS = ("cancels", "risk", "unacked", "_kombu.")
-SAYS_A_KEY = re.compile(r"""(?:prefix \.\. '|(?:key_)?prefix\}):([a-z_]+)""")
+PAGE = ROOT / "docs/reference/redis-keys.md"
+LUA_KEY = re.compile(r"prefix \.\. '((?::[a-z_]+)+)")
+SPELLED_IN_PYTHON = re.compile(r"prefix\}:[a-z{]")
+# A command of Lua that names fields of a hash: gather('HSET', entry, 'field', ...), fields(entry, 'field',
+# ...).
+LUA_FIELDS = re.compile(r"(?:'(?:HSET|HDEL)', entry|fields\(entry)((?:, [^,()]*)+)")
+# What a row of the last table says that a script writes to a pending cancel.
+WRITES = re.compile(r"`(?:HSET|HDEL) P:pending:\{order_id\} ([\w,]+)`")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a name with ``{...}`` for what differs, a kind of Redis, and when it ends.
-
-    In italics it has no life but an owner.
-    """
-
-    name: str
-    kind: str
-    ends: str
-
-    @property
-    def has_life(self):
-        return not re.fullmatch(r"\*.+\*", self.ends)
-
-    def fits(self, key):
-        """Whether a key with this prefix, P or R, is one of these."""
-        parts = re.split(r"\{[^}]*\}", self.name)
-        return re.fullmatch(".+".join(map(re.escape, parts)), key, re.DOTALL) is not None
-
-    @property
-    def letters(self):
-        """How much of its name is the same for all."""
-        return len(re.sub(r"\{[^}]*\}", "", self.name))
+def fits(row, key):
+    """Whether a key with this prefix, P or R, is one of these."""
+    parts = re.split(r"\{[^}]*\}", row.name)
+    return re.fullmatch(".+".join(map(re.escape, parts)), key, re.DOTALL) is not None
 
 
-ROWS = [
-    Row(*row)
-    for row in re.findall(
-        r"^\| `([PR]:[^`]+)` \| (\w+) \| .+ \| (.+) \|$",
-        (ROOT / "docs/keys.md").read_text("utf-8"),
-        re.MULTILINE,
-    )
-]
+def letters(row):
+    """How much of its name is the same for all."""
+    return len(re.sub(r"\{[^}]*\}", "", row.name))
+
+
+def has_life(row):
+    """Whether it ends by itself; in italics, it has an owner."""
+    return not re.fullmatch(r"\*.+\*", row.ends)
 
 
 def named(key, results="celery-task-meta-"):
     """The row that a key of Redis belongs to, the most special one; None: the table does not name it."""
     for long, short in ((f"{PREFIX}:", "P:"), (results, "R:")):
         if key.startswith(long):
-            fitting = [row for row in ROWS if row.fits(short + key.removeprefix(long))]
-            return max(fitting, key=lambda row: row.letters, default=None)
+            fitting = [row for row in KEYS if fits(row, short + key.removeprefix(long))]
+            return max(fitting, key=letters, default=None)
     return None
 
 
-def test_every_key_that_the_code_spells_is_in_the_table():
+def lua_files():
+    return sorted((ROOT / "kalshi_cancel/store/lua").glob("*.lua"))
+
+
+def test_every_key_that_lua_spells_is_in_the_table():
+    spelled = {found for path in lua_files() for found in LUA_KEY.findall(path.read_text("utf-8"))}
+    named = {re.sub(r"\{[^}]*\}", "*", row.name) for row in KEYS}
+    known = {name.removeprefix("P").partition("*")[0].rstrip(":") for name in named}
+    assert ":pending" in spelled
+    assert spelled <= known
+
+
+def test_python_spells_keys_in_one_module_only():
     packages = (ROOT / "kalshi_cancel", ROOT / "worker")
-    sources = [path for folder in packages for kind in ("*.py", "*.lua") for path in folder.rglob(kind)]
-    spelled = {found for path in sources for found in SAYS_A_KEY.findall(path.read_text("utf-8"))}
-    assert spelled
-    assert spelled <= {re.split("[:{]", row.name)[1] for row in ROWS}
+    sources = [path for folder in packages for path in folder.rglob("*.py") if path.name != "keys.py"]
+    assert [path for path in sources if SPELLED_IN_PYTHON.search(path.read_text("utf-8"))] == []
+
+
+def test_every_key_that_python_spells_is_in_the_table():
+    keys, named = Keys("P"), {re.sub(r"\{[^}]*\}", "x", row.name) for row in KEYS}
+    plain = {getattr(keys, name) for name in Keys.__slots__ if name != "prefix"}
+    of_one = {
+        *(key_of("x") for key_of in (keys.pending, keys.dead_letter, keys.set_aside, keys.bucket)),
+        *(key_of("x") for key_of in (keys.wake_up, keys.listeners, keys.intake)),
+        *(key_of("x") for key_of in (keys.result_list, keys.mass_cancel)),
+        *(key_of("x", "x") for key_of in (keys.due, keys.wake_up_with)),
+    }
+    assert plain | of_one <= named
+
+
+def test_every_field_of_a_pending_cancel_that_lua_spells_is_in_the_table():
+    text = "\n".join(re.sub("--.*", "", path.read_text("utf-8")) for path in lua_files())
+    spelled = {name for args in LUA_FIELDS.findall(text) for name in re.findall(r"'(\w+)'", args)}
+    assert {"progress", "claimed_by", "asked_again", "replied"} <= spelled
+    assert spelled == {each.name for each in PENDING}
+
+
+def test_the_page_is_what_the_tables_say():
+    shown = PAGE.read_text("utf-8")
+    assert shown == page(shown), "python -m kalshi_cancel.store.keys docs/reference/redis-keys.md"
+
+
+def test_who_writes_a_field_of_a_pending_cancel_is_what_the_scripts_do():
+    said = {each.name: set(each.scripts.split()) for each in PENDING}
+    for line in PAGE.read_text("utf-8").partition(SCRIPTS_HEADING)[2].splitlines():
+        for fields in WRITES.findall(line):
+            for name in fields.split(","):
+                assert line.split("`")[1] in said[name], f"{name}: {line[:60]}"
 
 
 @pytest.mark.parametrize(
@@ -80,8 +109,8 @@ def test_every_key_that_the_code_spells_is_in_the_table():
         ("kalshi-cancel:mass:a:left", "P:mass:{id}:left"),
         ("kalshi-cancel:list:t", "P:list:{task_id}"),
         ("kalshi-cancel:list:t:left", "P:list:{task_id}:left"),
-        ("kalshi-cancel:bell:risk", "P:bell:{lane}"),
-        ("kalshi-cancel:bell:risk:key", "P:bell:{lane}:{key_id}"),
+        ("kalshi-cancel:wake_up:risk", "P:wake_up:{lane}"),
+        ("kalshi-cancel:wake_up:risk:key", "P:wake_up:{lane}:{key_id}"),
         ("celery-task-meta-cancel:a", "R:cancel:{order_id}"),
         ("celery-task-meta-a", "R:{task_id}"),
     ],
@@ -91,7 +120,7 @@ def test_a_key_is_known_by_the_most_special_row(key, name):
 
 
 @pytest.mark.parametrize(
-    "key", ["kalshi-cancel:new", "kalshi-cancel", "other:entry:a", "kalshi-cancel:entry:"]
+    "key", ["kalshi-cancel:new", "kalshi-cancel", "other:pending:a", "kalshi-cancel:pending:"]
 )
 def test_what_the_table_does_not_name_is_not_known(key):
     assert named(key) is None
@@ -112,9 +141,9 @@ def look(server):
         if row.kind not in ("any", kind) and kind != "none":
             wrong.append(f"{key}: a {kind}")
         is_open = row.name.startswith("P:mass:") and server.sismember(
-            f"{PREFIX}:masses:open", key.split(":")[2]
+            f"{PREFIX}:mass_cancels:open", key.split(":")[2]
         )
-        if row.has_life and life == -1 and not is_open:
+        if has_life(row) and life == -1 and not is_open:
             wrong.append(f"{key}: no life")
     return wrong, found
 
@@ -132,13 +161,17 @@ def test_after_all_kinds_of_work_each_key_is_named_and_has_a_life_or_an_owner(cr
             wait_until(
                 lambda: not list(apart.client.open_cancels()), within_s=PATIENCE_S, what="all is settled"
             )
-            wait_until(lambda: not server.smembers(f"{PREFIX}:masses:open"), what="no mass cancel is open")
+            wait_until(
+                lambda: not server.smembers(f"{PREFIX}:mass_cancels:open"), what="no mass cancel is open"
+            )
             wait_until(lambda: not server.keys(f"{PREFIX}:list:*"), what="the lists are answered")
             wrong, found = look(server)
             assert wrong == []
-            assert {"P:entry:{order_id}", "P:due:{lane}:{path}", "P:list:{task_id}:left"} <= open_found
+            assert {"P:pending:{order_id}", "P:due:{lane}:{path}", "P:list:{task_id}:left"} <= open_found
             assert {"P:dead:{order_id}", "P:aside:{order_id}", "P:mass:{id}:orders", "P:unreadable"} <= found
-            assert not {row for row in found if row.startswith(("P:entry", "P:due", "P:deadline", "P:list:"))}
+            assert not {
+                row for row in found if row.startswith(("P:pending", "P:due", "P:deadline", "P:list:"))
+            }
 
 
 def send(crew, apart, raw, server):
@@ -156,7 +189,7 @@ def send(crew, apart, raw, server):
     crew.control.fault("http_429", operation="cancel", times=1)
     apart.client.cancel(settled[21], exchange_index=1).result(timeout=PATIENCE_S)
     apart.client.cancel(unknown, deadline_s=1)
-    server.hset(f"{PREFIX}:entry:{spoilt}", mapping={"request": "no JSON", "lane": "risk", "path": "write"})
+    server.hset(f"{PREFIX}:pending:{spoilt}", mapping={"request": "no JSON", "lane": "risk", "path": "write"})
     server.zadd(f"{PREFIX}:due:risk:write", {spoilt: 1})
     wait_until(lambda: server.exists(f"{PREFIX}:aside:{spoilt}"), within_s=PATIENCE_S, what="set aside")
     for order_id in (stuck, settled[22]):

@@ -139,8 +139,8 @@ def test_a_plain_group_is_served(control, cancel):
 
 
 def test_a_wake_up_with_more_to_come_is_warned_of(stack, celery_producer):
-    bell = celery_producer.signature("wake_up", immutable=True, options={"queue": "cancels"})
-    told = chain(bell.clone(), bell.set(task_id=str(uuid.uuid4()))).apply_async()
+    wake_up = celery_producer.signature("wake_up", immutable=True, options={"queue": "cancels"})
+    told = chain(wake_up.clone(), wake_up.set(task_id=str(uuid.uuid4()))).apply_async()
     with pytest.raises(InvalidTaskError, match=FOLLOWS):
         told.get(timeout=PATIENCE_S)
 

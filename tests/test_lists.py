@@ -129,7 +129,7 @@ def test_one_order_may_be_on_many_lists(dispatcher):
 def test_what_is_unresolved_is_a_result_and_the_list_does_not_wait_for_the_end(dispatcher):
     [order_id] = ids(1)
     task_id = dispatcher.wanted([order_id])
-    dispatcher.server.hset(f"{dispatcher.settings.key_prefix}:entry:{order_id}", "deadline_ms", 1)
+    dispatcher.server.hset(f"{dispatcher.settings.key_prefix}:pending:{order_id}", "deadline_ms", 1)
     assert dispatcher.store.report([CancelResult(order_id, Outcome.UNRESOLVED)]) == 1
     assert dispatcher.results(task_id) == [(order_id, "unresolved")]
 

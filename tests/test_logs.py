@@ -123,7 +123,7 @@ def test_by_its_request_id_a_mass_cancel_is_found_and_each_of_its_orders(own, wo
     part = worker("json")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many([waiting, {"order_id": elsewhere, "request_id": "mine-7"}])
-        given_back = lambda: (entry := client.status(waiting).open).progress.attempts and not entry.in_hand  # noqa: E731 - a condition
+        given_back = lambda: (entry := client.status(waiting).open).progress.attempts and not entry.claimed  # noqa: E731 - a condition
         wait_until(given_back, what="the order that waits for its next try")
         mass = client.mass_cancel({"tickers": ["KXLOG-26"]})
         named = client.mass_cancel({"order_ids": [listed, str(uuid.uuid4())]})
@@ -135,7 +135,7 @@ def test_by_its_request_id_a_mass_cancel_is_found_and_each_of_its_orders(own, wo
     lines = lines_of(part.log_text())
     by_id = outcomes_of(lines)
     assert by_id[elsewhere]["request_id"] == "mine-7"
-    assert by_id[waiting]["request_id"] == mass.request_id, "it was asked for before, and not in hand"
+    assert by_id[waiting]["request_id"] == mass.request_id, "it was asked for before, and not claimed"
     assert by_id[unknown]["request_id"] == named.request_id, "no listing has shown it"
     assert by_id[listed]["request_id"] in {mass.request_id, named.request_id}
     for request_id in (mass.request_id, named.request_id):

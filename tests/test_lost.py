@@ -16,7 +16,7 @@ from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient, Lost, NotSettled, StoreError
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, GiveUp, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, Settle, connect
 from trials.stack import ROOT, RedisServer, wait_until
 
 PATIENCE_S = 30.0
@@ -122,7 +122,7 @@ def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(for
         if entry.order_id == settled:
             store.conclude([Settle(entry, CancelResult(settled, Outcome.CANCELED))])
     with forgetful.client() as redis:
-        redis.delete(f"{PREFIX}:entry:{gone}")
+        redis.delete(f"{PREFIX}:pending:{gone}")
     got = []
     with pytest.raises(Lost) as told:
         got.extend(result.order_id for result in pending.as_settled(timeout=60))
@@ -141,7 +141,7 @@ def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, store)
     pending = client.cancel_many([dead, rests])
     for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == dead:
-            store.conclude([GiveUp(entry, "")])
+            store.conclude([MakeDeadLetter(entry, "")])
     with forgetful.client() as redis:
         redis.delete(f"celery-task-meta-cancel:{dead}")  # as after its life
     with pytest.raises(NotSettled) as told:
@@ -155,7 +155,7 @@ def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, store)
 def test_a_record_that_somebody_has_spoilt_is_to_be_asked_for_again(forgetful, client, order_id):
     pending = client.cancel(order_id)
     with forgetful.client() as redis:
-        redis.delete(f"{PREFIX}:entry:{order_id}")
+        redis.delete(f"{PREFIX}:pending:{order_id}")
         redis.set(f"celery-task-meta-cancel:{order_id}", "no record")
     with pytest.raises(Lost):
         pending.result(timeout=0)
@@ -214,9 +214,9 @@ def test_the_command_line_says_so_with_an_exit_code(forgetful):
     cancel = command(forgetful, "cancel", "--timeout", "60", *order_ids)
     mass = command(forgetful, "mass", "--everything", "--yes")
     with forgetful.client() as redis:
-        wait_until(lambda: redis.zcard(f"{PREFIX}:masses"), within_s=PATIENCE_S, what="a mass cancel")
+        wait_until(lambda: redis.zcard(f"{PREFIX}:mass_cancels"), within_s=PATIENCE_S, what="a mass cancel")
         wait_until(
-            lambda: redis.exists(f"{PREFIX}:entry:{order_ids[1]}"), within_s=PATIENCE_S, what="cancels"
+            lambda: redis.exists(f"{PREFIX}:pending:{order_ids[1]}"), within_s=PATIENCE_S, what="cancels"
         )
         flush(forgetful)
     out, err = cancel.communicate(timeout=PATIENCE_S)

@@ -53,7 +53,7 @@ def resting(crew):
     return {order["order_id"] for order in crew.control.orders() if order["status"] == "resting"}
 
 
-def sweep(crew, scope, **how):
+def mass_cancel(crew, scope, **how):
     return crew.client.mass_cancel(scope, **how).result(timeout=PATIENCE_S)
 
 
@@ -106,7 +106,7 @@ def no_order_was_canceled_twice(crew):
 def test_a_dry_run_plans_and_touches_nothing(crew):
     crew.place(3, ticker=TICKERS[0])
     crew.place(2, ticker=TICKERS[3], exchange_index=2, count="2.50")
-    report = sweep(crew, EVERYTHING, dry_run=True, requested_by="desk 7", reason="drill")
+    report = mass_cancel(crew, EVERYTHING, dry_run=True, requested_by="desk 7", reason="drill")
     plan = report["plan"]
     assert (plan["orders"], plan["contracts"], plan["tokens"]) == (5, "35.00", 10.0)
     assert plan["shards"] == {"0": 3, "2": 2}
@@ -121,7 +121,7 @@ def test_a_dry_run_plans_and_touches_nothing(crew):
 
 def test_a_plan_is_made_of_all_pages_of_the_listing(crew):
     crew.place(2300)
-    report = sweep(crew, EVERYTHING, dry_run=True)
+    report = mass_cancel(crew, EVERYTHING, dry_run=True)
     assert report["plan"]["orders"] == 2300
     pages = [call for call in crew.control.calls("list") if "limit=1000" in call["query"]]
     assert len(pages) == 3
@@ -170,7 +170,7 @@ def test_exactly_what_is_in_scope_is_canceled(crew, scope, meant):
     crew.control.place_many(placed)
     if "order_ids" in scope:
         scope = {"order_ids": [names[name] for name in scope["order_ids"]]}
-    report = sweep(crew, scope)
+    report = mass_cancel(crew, scope)
     assert report["flat"]
     assert set(canceled(crew)) == {names[name] for name in meant}
     assert {each["order_id"] for each in report["affected"]} == set(canceled(crew))
@@ -183,7 +183,7 @@ def test_ids_that_do_not_rest_are_reported_as_what_they_are(crew):
     crew.control.fill(executed)
     crew.control.cancel_elsewhere(gone)
     unknown = str(uuid.uuid4())
-    report = sweep(crew, {"order_ids": [rests, executed, gone, unknown]})
+    report = mass_cancel(crew, {"order_ids": [rests, executed, gone, unknown]})
     assert report["flat"]
     assert report["affected"] == [{"order_id": rests, "reduced_by": "10.00"}]
     reasons = {each["order_id"]: each["reason"] for each in report["not_affected"]}
@@ -197,7 +197,7 @@ def test_ids_that_do_not_rest_are_reported_as_what_they_are(crew):
 def test_an_id_that_rests_outside_of_the_other_filters_is_left_alone(crew):
     [inside] = crew.place(subaccount=1)
     [outside] = crew.place(subaccount=2)
-    report = sweep(crew, {"order_ids": [inside, outside], "subaccount": 1})
+    report = mass_cancel(crew, {"order_ids": [inside, outside], "subaccount": 1})
     assert report["flat"]
     assert set(canceled(crew)) == {inside}
     assert report["not_affected"] == [
@@ -208,7 +208,7 @@ def test_an_id_that_rests_outside_of_the_other_filters_is_left_alone(crew):
 def test_a_sweep_over_one_subaccount_never_touches_anothers_orders_old_or_new(crew):
     crew.place(40, subaccount=1)
     others = [*crew.place(20, subaccount=0), *crew.place(20, subaccount=2)]
-    report = sweep(crew, {"subaccount": 1})
+    report = mass_cancel(crew, {"subaccount": 1})
     others += [*crew.place(1, subaccount=0), *crew.place(1, subaccount=2)]
     assert report["flat"]
     assert resting(crew) == set(others)
@@ -257,7 +257,7 @@ def test_the_report_has_all_that_a_risk_desk_is_asked_for(crew):
 
 def test_every_order_of_a_mass_cancel_has_a_result_of_its_own(crew):
     [order_id, other] = crew.place(2)
-    sweep(crew, EVERYTHING, requested_by="desk 7")
+    mass_cancel(crew, EVERYTHING, requested_by="desk 7")
     for each in (order_id, other):
         result = crew.client.status(each).result
         assert (result.outcome, result.reduced_by) == ("canceled", Decimal("10.00"))
@@ -266,8 +266,8 @@ def test_every_order_of_a_mass_cancel_has_a_result_of_its_own(crew):
 
 def test_a_mass_cancel_is_stored_and_listed_with_the_latest_first(crew):
     crew.place(2)
-    first = sweep(crew, EVERYTHING)
-    second = sweep(crew, EVERYTHING)
+    first = mass_cancel(crew, EVERYTHING)
+    second = mass_cancel(crew, EVERYTHING)
     listed = crew.client.mass_cancels(at_most=2)
     assert [(request_id, shown) for request_id, _, shown in listed] == [
         (second["request_id"], second),
@@ -301,7 +301,7 @@ def test_with_side_effects_allowed_everything_is_canceled_by_one_command_and_rea
     know_the_engines_clock(crew)
     order_ids = crew.place(150)
     before = crew.control.calls()[-1]["seq"]
-    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    report = mass_cancel(crew, EVERYTHING, allow_side_effects=True)
     assert report["flat"] is True
     assert commands(crew) == ["cancel_all"]
     assert [call for call in crew.cancels() if call["seq"] > before] == []
@@ -318,7 +318,7 @@ def test_with_side_effects_allowed_everything_is_canceled_by_one_command_and_rea
 def test_with_side_effects_allowed_an_order_group_is_triggered(crew):
     crew.place(30, order_group_id="group-7")
     others = crew.place(3)
-    report = sweep(crew, {"order_group_id": "group-7"}, allow_side_effects=True)
+    report = mass_cancel(crew, {"order_group_id": "group-7"}, allow_side_effects=True)
     assert (report["flat"], report["orders_affected"]) == (True, 30)
     assert commands(crew) == ["group_trigger"]
     assert resting(crew) == set(others)
@@ -327,7 +327,7 @@ def test_with_side_effects_allowed_an_order_group_is_triggered(crew):
 @pytest.mark.parametrize("scope", [{"subaccount": 0}, {"order_group_id": "group-8", "side": "yes"}])
 def test_a_command_that_would_reach_further_than_the_scope_is_never_sent(crew, scope):
     crew.place(5, order_group_id="group-8")
-    report = sweep(crew, scope, allow_side_effects=True)
+    report = mass_cancel(crew, scope, allow_side_effects=True)
     assert report["flat"] is True
     assert commands(crew) == []
 
@@ -336,7 +336,7 @@ def test_a_command_that_would_reach_further_than_the_scope_is_never_sent(crew, s
 def test_whatever_becomes_of_a_command_every_order_is_truthfully_reported(crew, kind):
     crew.place(40)
     crew.control.fault(kind, operation="cancel_all", times=1)
-    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    report = mass_cancel(crew, EVERYTHING, allow_side_effects=True)
     assert (report["flat"], report["orders_affected"]) == (True, 40)
     proven = Decimal(report["contracts_canceled"])
     assert proven == 10 * (40 - report["orders_count_unknown"])
@@ -350,7 +350,7 @@ def test_whatever_becomes_of_a_command_every_order_is_truthfully_reported(crew, 
 def test_a_command_that_did_nothing_is_not_taken_for_an_attempt_of_ours(crew, kind, how):
     order_ids = crew.place(4)
     crew.control.fault(kind, operation="cancel_all", times=1, **how)
-    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    report = mass_cancel(crew, EVERYTHING, allow_side_effects=True)
     assert (report["flat"], report["orders_affected"], commands(crew)) == (True, 4, ["cancel_all"])
     results = [crew.client.status(order_id).result for order_id in order_ids]
     # Marked as perhaps canceled by it, they would be read back, and another's cancel be taken for ours.
@@ -362,7 +362,7 @@ def test_a_command_that_was_not_given_leaves_no_mark_on_the_orders(crew):
     crew.control.fault("slow", order_id=waiting, operation="cancel", seconds=1.0, effect="after", times=1)
     crew.client.cancel(waiting)
     crew.wait_sent(waiting)
-    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    report = mass_cancel(crew, EVERYTHING, allow_side_effects=True)
     assert (report["flat"], commands(crew)) == (True, [])
     results = [crew.client.status(order_id).result for order_id in others]
     assert {(each.confirmed_by, each.attempts) for each in results} == {("cancel", 1)}
@@ -373,13 +373,13 @@ def test_an_order_that_somebody_is_at_already_is_not_swept_from_under_their_hand
     crew.control.fault("slow", order_id=waiting, operation="cancel", seconds=1.0, effect="after", times=1)
     crew.client.cancel(waiting)
     crew.wait_sent(waiting)
-    report = sweep(crew, EVERYTHING, allow_side_effects=True)
+    report = mass_cancel(crew, EVERYTHING, allow_side_effects=True)
     assert (report["flat"], report["orders_affected"]) == (True, 3)
     assert commands(crew) == []
 
 
 def test_an_empty_account_is_flat_at_once(crew):
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert (report["flat"], report["orders_affected"], report["actual_s"]) == (True, 0, None)
     assert report["completed_at"] > report["accepted_at"]
 
@@ -467,7 +467,7 @@ def test_an_id_that_is_taken_is_refused_and_the_same_message_again_gets_the_repo
     assert (other["flat"], resting(crew)) == (False, set(second))
     assert other["error"].startswith("request_id: is taken by another mass cancel")
     with crew.redis.client() as server:
-        assert request_id not in server.smembers("kalshi-cancel:masses:open")
+        assert request_id not in server.smembers("kalshi-cancel:mass_cancels:open")
 
 
 def test_the_client_refuses_a_bad_scope_by_name_before_anything_is_asked_for(crew):
@@ -507,7 +507,7 @@ def test_a_sweep_among_fills_new_orders_lost_answers_and_a_killed_runner_ends_fl
     def meanwhile():
         """Every twentieth order is filled, wholly or in part, and as many arrive new."""
         for at, order_id in enumerate(reversed(placed[::20])):
-            with contextlib.suppress(ControlError):  # the sweep was there first
+            with contextlib.suppress(ControlError):  # the sweeper was there first
                 crew.control.fill(order_id, "4.00" if at % 2 else None)
             arrived.extend(crew.place(1))
 
@@ -553,7 +553,7 @@ def test_what_a_strategy_waits_for_already_is_taken_along_and_canceled_once(crew
     placed = crew.place(60)
     crew.control.configure(latency_s=0.1)
     strategy = crew.client.cancel_many(placed[:30], lane=Lane.STRATEGY)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"]
     assert {result.outcome for result in strategy.results(timeout=PATIENCE_S)} == {"canceled"}
     assert crew.effective() == Counter(placed)
@@ -564,7 +564,7 @@ def test_what_cannot_be_canceled_is_reported_with_its_reason_and_nothing_is_call
     [stuck, forbidden, fine] = crew.place(3)
     crew.control.fault("http_500", order_id=stuck)
     crew.control.fault("status", order_id=forbidden, status=403, code="forbidden")
-    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=2.0)
     assert report["flat"] is False
     assert report["flat_listing"] is None
     assert report["why_not_flat"]
@@ -577,14 +577,14 @@ def test_what_cannot_be_canceled_is_reported_with_its_reason_and_nothing_is_call
     )
     assert resting(crew) == {stuck, forbidden}
     crew.control.clear_faults()
-    assert sweep(crew, EVERYTHING)["flat"]
+    assert mass_cancel(crew, EVERYTHING)["flat"]
 
 
 def test_what_stays_refused_is_reported_so_long_before_the_deadline(crew):
     [forbidden] = crew.place()
     crew.control.fault("status", order_id=forbidden, status=403, code="forbidden")
     asked = time.monotonic()
-    report = sweep(crew, EVERYTHING, deadline_s=60.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=60.0)
     assert time.monotonic() - asked < PATIENCE_S
     assert report["not_affected"] == [{"order_id": forbidden, "reason": "refused", "error": "forbidden"}]
     assert report["why_not_flat"] == "1 orders rest and are refused: forbidden"
@@ -594,7 +594,7 @@ def test_what_stays_refused_is_reported_so_long_before_the_deadline(crew):
 def test_a_listing_that_is_refused_is_not_asked_for_again_and_again(crew):
     crew.place()
     crew.control.fault("status", operation="list", status=401, code="authentication_error")
-    report = sweep(crew, EVERYTHING, deadline_s=60.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=60.0)
     assert (report["flat"], report["why_not_flat"]) == (
         False,
         "no listing could be had: authentication_error",
@@ -610,7 +610,7 @@ def test_one_order_that_cannot_be_understood_hides_no_other_and_is_no_proof(crew
     crew.control.fault("status", operation="list", status=200, body=body, times=1)
     empty = {"orders": [strange], "cursor": ""}
     crew.control.fault("status", operation="list", status=200, body=empty)
-    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=2.0)
     assert resting(crew) == set()
     assert (report["flat"], report["orders_affected"]) == (False, 3)
     assert report["why_not_flat"] == "1 listed orders cannot be understood"
@@ -620,7 +620,7 @@ def test_orders_of_the_old_form_are_found_where_the_exchange_lists_them(crew):
     crew.control.configure(order_form="int")
     [order_id] = crew.place(1, subaccount=3, exchange_index=2)
     others = crew.place(1, subaccount=4, exchange_index=1)
-    report = sweep(crew, {"subaccount": 3, "exchange_index": 2})
+    report = mass_cancel(crew, {"subaccount": 3, "exchange_index": 2})
     assert (report["flat"], [each["order_id"] for each in report["affected"]]) == (True, [order_id])
     assert resting(crew) == set(others)
 
@@ -628,7 +628,7 @@ def test_orders_of_the_old_form_are_found_where_the_exchange_lists_them(crew):
 def test_what_was_final_before_takes_neither_time_nor_tokens(crew):
     order_ids = crew.place(2)
     crew.client.cancel_many(order_ids).results(timeout=PATIENCE_S)
-    report = sweep(crew, {"order_ids": order_ids})
+    report = mass_cancel(crew, {"order_ids": order_ids})
     reads = len(crew.control.calls("list")) + len(crew.control.calls("api_keys"))
     assert (report["flat"], report["actual_s"]) == (True, None)
     assert report["tokens_spent"] == 10 * reads
@@ -638,7 +638,7 @@ def test_without_a_listing_nothing_is_called_flat_and_it_ends_at_its_deadline(cr
     [order_id] = crew.place()
     crew.control.fault("http_500", operation="list")
     asked = time.monotonic()
-    report = sweep(crew, EVERYTHING, deadline_s=1.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=1.0)
     assert time.monotonic() - asked < 1.0 + SLACK_S
     assert report["flat"] is False
     assert report["why_not_flat"].startswith("no listing could be had: ")
@@ -649,7 +649,7 @@ def test_without_a_listing_nothing_is_called_flat_and_it_ends_at_its_deadline(cr
 def test_orders_that_are_named_are_canceled_even_when_nothing_can_be_listed(crew):
     order_ids = crew.place(3)
     crew.control.fault("http_500", operation="list")
-    report = sweep(crew, {"order_ids": order_ids}, deadline_s=6.0)
+    report = mass_cancel(crew, {"order_ids": order_ids}, deadline_s=6.0)
     assert report["flat"] is False
     assert report["why_not_flat"].startswith("no listing could be had: ")
     assert {each["order_id"] for each in report["affected"]} == set(order_ids)
@@ -659,7 +659,7 @@ def test_orders_that_are_named_are_canceled_even_when_nothing_can_be_listed(crew
 def test_a_step_that_takes_longer_than_the_lease_is_not_begun_by_a_second_runner(crew):
     crew.place(3_100)
     crew.control.fault("slow", operation="list", seconds=1.3, effect="before", times=4)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"]
     begun = [worker.log_text().count(f"{report['request_id']} by test starts") for worker in crew.alive()]
     assert sum(begun) == 1
@@ -667,7 +667,7 @@ def test_a_step_that_takes_longer_than_the_lease_is_not_begun_by_a_second_runner
 
 def test_reads_that_lag_delay_the_proof_and_do_not_fool_it(crew):
     crew.place(20, read_lag_s=0.4)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"]
     assert report["orders_affected"] == 20
     assert set(crew.sent().values()) == {1}, "a stale listing is no reason to cancel again"
@@ -903,8 +903,8 @@ def test_what_is_not_flat_has_an_exit_code_of_its_own_and_names_what_is_exposed(
 
 def test_mass_cancels_are_listed_for_eyes_and_for_machines(crew, ctl):
     crew.place(2)
-    flat = sweep(crew, EVERYTHING, requested_by="desk 7", reason="limit")
-    planned = sweep(crew, EVERYTHING, dry_run=True)
+    flat = mass_cancel(crew, EVERYTHING, requested_by="desk 7", reason="limit")
+    planned = mass_cancel(crew, EVERYTHING, dry_run=True)
     lines = ctl("list").stdout.splitlines()
     assert lines[0].split() == ["REQUEST", "ACCEPTED", "STATE", "ORDERS", "CONTRACTS", "WHO", "REASON"]
     assert re.match(rf"{planned['request_id']} +\S+Z +planned only +0 +0\.00 ", lines[1])

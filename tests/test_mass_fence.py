@@ -15,7 +15,7 @@ from crew import PATIENCE_S
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, GiveUp, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, MakeDeadLetter, Settle, connect
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned
 from kalshi_cancel.store.rate_limits import Limits, Pacer
@@ -111,7 +111,7 @@ def test_a_runner_that_was_stopped_longer_than_its_lease_cancels_nothing_new_and
             report = pending.result(timeout=PATIENCE_S)
             assert report["flat"], report["why_not_flat"]
             new = crew.place(5)
-    others = "is in other hands, or done"
+    others = "is in other senders, or done"
     wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert resting(crew) == set(new)
     assert crew.client.mass_status(pending.request_id) == report
@@ -131,7 +131,7 @@ def test_a_runner_that_was_stopped_before_its_command_does_not_send_it_afterward
             report = pending.result(timeout=PATIENCE_S)
             new = crew.place(5)
             sent = len(crew.control.calls("cancel_all"))
-        others = "is in other hands, or done"
+        others = "is in other senders, or done"
         wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert report["flat"], report["why_not_flat"]
     assert len(crew.control.calls("cancel_all")) == sent
@@ -155,7 +155,7 @@ def test_a_runner_that_was_cut_off_from_redis_cancels_nothing_new_and_changes_no
         report = pending.result(timeout=PATIENCE_S)
         new = crew.place(5)
         link.mend()
-        others = "is in other hands, or done"
+        others = "is in other senders, or done"
         wait_until(lambda: others in away.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
         assert report["flat"], report["why_not_flat"]
         assert {each["order_id"] for each in report["affected"]} == set(old)
@@ -175,7 +175,7 @@ def test_a_spoilt_request_is_answered_and_keeps_nobody_from_the_others(crew, tex
     spoilt = f"spoilt-{time.time_ns()}"
     with crew.redis.client() as server:
         server.hset(f"{PREFIX}:mass:{spoilt}", "request", text)
-        server.sadd(f"{PREFIX}:masses:open", spoilt)
+        server.sadd(f"{PREFIX}:mass_cancels:open", spoilt)
         server.sadd(f"{PREFIX}:mass:{spoilt}:waiters", f"waiter-{spoilt}")
         report = crew.client.mass_cancel(EVERYTHING).result(timeout=PATIENCE_S)
         assert (report["flat"], [each["order_id"] for each in report["affected"]]) == (True, [order_id])
@@ -183,7 +183,7 @@ def test_a_spoilt_request_is_answered_and_keeps_nobody_from_the_others(crew, tex
             answer = app.AsyncResult(f"waiter-{spoilt}").get(timeout=PATIENCE_S)
         assert (answer["request_id"], answer["flat"]) == (spoilt, False)
         assert answer["error"].startswith("its request cannot be read: ")
-        assert spoilt not in server.smembers(f"{PREFIX}:masses:open")
+        assert spoilt not in server.smembers(f"{PREFIX}:mass_cancels:open")
         kept = [json.loads(each) for each in server.lrange(f"{PREFIX}:unreadable", 0, -1)]
         assert {"mass_cancel": spoilt, "request": text} in kept
         assert server.hget(f"{PREFIX}:mass:{spoilt}", "request") == text, "as it was"
@@ -337,8 +337,8 @@ def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, setti
     other = CancelRequest("wanted", requested_by="mm")
     foreign = CancelRequest("foreign", requested_by="mm")
     store.accept([other, foreign], lane=Lane.STRATEGY, default_deadline_s=9.0)
-    in_hand = CancelRequest("in-hand", request_id=request_id)
-    store.accept([in_hand], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
+    claimed = CancelRequest("claimed", request_id=request_id)
+    store.accept([claimed], lane=Lane.RISK, default_deadline_s=9.0, fence=claim.fence)
     names = ("free", "wanted", "foreign", "gone")
     done = claim.withdraw([_not_asked_for(each, Problem("forbidden", "no", 403)) for each in names])
     assert done == 1
@@ -346,7 +346,7 @@ def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, setti
     assert (result.outcome, result.attempts, result.error.code) == ("refused", 0, "forbidden")
     assert result.requested_by == ("risk",)
     assert store.open_cancel("free") is None
-    for still in ("wanted", "foreign", "in-hand"):
+    for still in ("wanted", "foreign", "claimed"):
         assert store.open_cancel(still) is not None
     assert server.zscore(f"{settings.key_prefix}:deadline", "free") is None
 
@@ -378,7 +378,7 @@ def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_
         each.order_id: each
         for each in store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
     }
-    store.conclude([GiveUp(entries.pop("dead"), "")])
+    store.conclude([MakeDeadLetter(entries.pop("dead"), "")])
     result = CancelResult("late", Outcome.CANCELED, reduced_by=Decimal(10))
     pacer = Pacer(server, settings.key_prefix, Limits(100, 200, 100, 200))
     means = Means(

@@ -33,7 +33,7 @@ def resting(crew):
     return {order["order_id"] for order in crew.control.orders() if order["status"] == "resting"}
 
 
-def sweep(crew, scope, **how):
+def mass_cancel(crew, scope, **how):
     return crew.client.mass_cancel(scope, **how).result(timeout=PATIENCE_S)
 
 
@@ -82,7 +82,7 @@ def test_what_is_placed_past_the_deadline_is_named(crew):
     placer = threading.Thread(target=place)
     placer.start()
     try:
-        report = sweep(crew, EVERYTHING, deadline_s=4.0)
+        report = mass_cancel(crew, EVERYTHING, deadline_s=4.0)
     finally:
         stop.set()
         placer.join()
@@ -127,7 +127,7 @@ def test_an_order_that_nobody_can_judge_is_named_and_no_proof_while_the_others_a
     ]
     [unclear] = crew.place(1, ticker="KXODD-26-T1")
     crew.control.fault("odd_fields", order_id=unclear, **odd)
-    report = sweep(crew, scope, deadline_s=20.0)
+    report = mass_cancel(crew, scope, deadline_s=20.0)
     assert report["flat"] is False
     assert affected(report) == set(fine)
     assert report["not_affected"] == [{"order_id": unclear, "reason": "cannot_tell", "error": why}]
@@ -140,7 +140,7 @@ def test_an_order_that_nobody_can_judge_is_named_and_no_proof_while_the_others_a
 def test_an_order_that_nobody_can_judge_is_canceled_when_it_is_named(crew):
     [unclear] = crew.place()
     crew.control.fault("odd_fields", order_id=unclear, without=["yes_price_dollars", "no_price_dollars"])
-    report = sweep(crew, {"order_ids": [unclear], "max_price": "0.60"})
+    report = mass_cancel(crew, {"order_ids": [unclear], "max_price": "0.60"})
     assert (report["flat"], affected(report)) == (True, {unclear})
 
 
@@ -159,7 +159,7 @@ def test_an_order_that_nobody_can_judge_is_canceled_when_it_is_named(crew):
 def test_an_order_with_an_odd_field_is_canceled_like_the_others(crew, fields):
     order_ids = crew.place(5)
     crew.control.fault("odd_fields", operation="list", order_id=order_ids[2], fields=fields)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"], report["why_not_flat"]
     assert affected(report) == set(order_ids)
     assert resting(crew) == set()
@@ -169,7 +169,7 @@ def test_an_order_with_an_odd_field_is_canceled_like_the_others(crew, fields):
 def test_a_page_without_a_list_and_without_a_cursor_is_an_empty_page(crew, form):
     crew.control.configure(empty_page=form)
     order_ids = crew.place(3)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert (report["flat"], affected(report)) == (True, set(order_ids))
 
 
@@ -201,7 +201,7 @@ def test_of_a_listing_of_several_pages_two_that_agree_are_a_proof(crew):
     crew.control.configure(cursors="offset")
     others = crew.place(1500, ticker="KXOTHER-1")
     mine = crew.place(3, ticker="KXMEANT-1")
-    report = sweep(crew, {"series": "KXMEANT"})
+    report = mass_cancel(crew, {"series": "KXMEANT"})
     assert (report["flat"], affected(report)) == (True, set(mine))
     assert report["flat_listing"]["pages"] == 2
     assert resting(crew) == set(others)
@@ -213,7 +213,7 @@ def test_of_a_listing_of_several_pages_two_that_agree_are_a_proof(crew):
 def test_with_a_key_that_sees_one_subaccount_the_whole_account_is_never_called_flat(crew):
     hidden, seen = crew.place(3, subaccount=0), crew.place(3, subaccount=1)
     confine_key(crew, 1)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert (report["flat"], affected(report), resting(crew)) == (False, set(seen), set(hidden))
     assert report["why_not_flat"] == "this key sees subaccount 1 only: what rests in others is not known"
     assert report["key"] == {"subaccount": 1, "scopes": ["read", "write"], "may_cancel": True}
@@ -223,17 +223,17 @@ def test_what_such_a_key_sees_is_called_flat(crew):
     crew.place(3, subaccount=0)
     seen = crew.place(3, subaccount=1)
     confine_key(crew, 1)
-    report = sweep(crew, {"subaccount": 1})
+    report = mass_cancel(crew, {"subaccount": 1})
     assert (report["flat"], affected(report)) == (True, set(seen))
 
 
 def test_named_orders_that_are_all_over_are_flat_whatever_the_key_sees(crew):
     seen = crew.place(3, subaccount=1)
     confine_key(crew, 1)
-    report = sweep(crew, {"order_ids": seen})
+    report = mass_cancel(crew, {"order_ids": seen})
     assert (report["flat"], affected(report)) == (True, set(seen))
     [hidden] = crew.place(1, subaccount=0)
-    assert sweep(crew, {"order_ids": [hidden]})["flat"] is False
+    assert mass_cancel(crew, {"order_ids": [hidden]})["flat"] is False
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_named_orders_that_are_all_over_are_flat_whatever_the_key_sees(crew):
 def test_while_it_is_not_known_what_the_key_sees_nothing_is_called_flat(crew, fault):
     order_ids = crew.place(3)
     crew.control.fault(operation="api_keys", **fault)
-    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=2.0)
     assert (report["flat"], affected(report)) == (False, set(order_ids))
     assert report["why_not_flat"].startswith("what this key sees is not known: ")
     assert report["key"] is None
@@ -258,7 +258,7 @@ def test_while_it_is_not_known_what_the_key_sees_nothing_is_called_flat(crew, fa
 def test_once_it_is_known_again_what_the_key_sees_it_is_flat(crew):
     order_ids = crew.place(3)
     crew.control.fault("http_500", operation="api_keys", for_s=2.0)
-    report = sweep(crew, EVERYTHING, deadline_s=15.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=15.0)
     assert (report["flat"], affected(report)) == (True, set(order_ids))
 
 
@@ -269,7 +269,7 @@ def test_an_order_that_the_exchange_has_restored_is_canceled_again(crew):
     [restored, other] = crew.place(2)
     assert crew.client.cancel(restored).result(timeout=PATIENCE_S).outcome == "canceled"
     crew.control.restore(restored)  # a listing within the read lag proves nothing yet: it is listed again
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"], report["why_not_flat"]
     assert affected(report) == {restored, other}
     assert resting(crew) == set()
@@ -279,7 +279,7 @@ def test_only_what_is_proven_is_summed_up(crew):
     decreased, whole = crew.place(2)
     crew.control.decrease(decreased, to="6.00")
     crew.control.fault("drop_after", order_id=decreased, operation=["cancel", "batch"], times=1)
-    report = sweep(crew, EVERYTHING)
+    report = mass_cancel(crew, EVERYTHING)
     assert report["flat"], report["why_not_flat"]
     counts = {each["order_id"]: each["reduced_by"] for each in report["affected"]}
     assert counts[whole] in ("10.00", None)
@@ -306,7 +306,7 @@ def test_a_decrease_meanwhile_is_not_taken_for_a_fill(crew):
 def test_a_listing_that_gives_a_new_cursor_for_ever_proves_nothing_and_ends(crew):
     placed = crew.place(5)
     crew.control.fault("endless_cursor", operation="list")
-    report = sweep(crew, EVERYTHING, deadline_s=2.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=2.0)
     assert (report["flat"], affected(report)) == (False, set(placed))
     assert report["why_not_flat"] == "no listing could be had: endless_listing"
     assert len(lists(crew)) < 200, "each listing ends by itself, and they come at a measured pace"
@@ -340,7 +340,7 @@ def test_a_worker_that_ends_leaves_a_listing_of_many_pages_to_another(crew):
 def test_a_listing_ends_with_the_page_at_which_its_time_is_over(crew):
     crew.place(6_000)
     crew.control.fault("slow", operation="list", seconds=1.0)
-    report = sweep(crew, EVERYTHING, dry_run=True, deadline_s=2.0)
+    report = mass_cancel(crew, EVERYTHING, dry_run=True, deadline_s=2.0)
     assert report["why_not_flat"] == "no listing could be had: no_time"
     assert len(lists(crew)) <= 4
 

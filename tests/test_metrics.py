@@ -1,4 +1,4 @@
-"""What a worker counts, scraped from real ones; the fleet's state; and the table of it all in the docs."""
+"""What a worker counts, scraped from real ones; the shared state; and the table of it all in the docs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, GiveUp
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Limits, Pacer
@@ -28,7 +28,7 @@ from kalshi_cancel.store.stats import ENDS, Stats
 from trials.stack import ROOT, Stack, free_port, wait_until
 from worker.dispatch.events import CallMade, emit_to_all
 from worker.mass.report import in_short
-from worker.telemetry.metrics import CODES_MOST, OF_THE_FLEET, OF_THE_WORKER, PREFIX, Metrics
+from worker.telemetry.metrics import CODES_MOST, OF_ALL_WORKERS, OF_THE_WORKER, PREFIX, Metrics
 
 PATIENCE_S = 30.0
 
@@ -130,9 +130,9 @@ def test_what_became_of_the_cancels_is_counted_whatever_the_pool(own, worker, po
     sent = sum(len(call["order_ids"]) for call in calls if call["operation"] in ("cancel", "batch"))
     assert scrape.value("orders_sent_total") == sent == attempts + risky
     assert scrape.value("tokens_spent_total", bucket="write") == 2 * sent
-    assert scrape.value("gate_open") == 1
-    assert scrape.value("gate_state", state="open") == 1
-    assert scrape.value("gate_state") == 1
+    assert scrape.value("breaker_closed") == 1
+    assert scrape.value("breaker_state", state="closed") == 1
+    assert scrape.value("breaker_state") == 1
     assert abs(scrape.value("clock_skew_seconds")) <= 1
     assert scrape.value("open") == 0
     assert scrape.value("redis_up") == 1
@@ -165,8 +165,10 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     own.control.fault("drop_before", how="reset")
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel_many(ids(10))
-        wait_until(lambda: Scrape(port).value("gate_state", state="unreachable") == 1, what="an open breaker")
-        assert Scrape(port).value("gate_open") == 0
+        wait_until(
+            lambda: Scrape(port).value("breaker_state", state="unreachable") == 1, what="an open breaker"
+        )
+        assert Scrape(port).value("breaker_closed") == 0
         ready = requests.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S)
         assert (ready.status_code, ready.json()["breaker"]) == (503, "unreachable")
         own.control.clear_faults()
@@ -176,8 +178,8 @@ def test_what_a_killed_process_has_counted_stays_and_what_it_was_goes(own, worke
     scrape = wait_until(lambda: (now := Scrape(port)).value("settled_total") == 30 and now, what="30 settled")
     assert scrape.value("settled_total", outcome="canceled") == 20
     assert scrape.value("settled_total", outcome="unknown_order") == 10
-    assert scrape.value("gate_open") == 1
-    assert scrape.value("gate_state", state="unreachable") == 0
+    assert scrape.value("breaker_closed") == 1
+    assert scrape.value("breaker_state", state="unreachable") == 0
 
 
 def test_a_worker_whose_port_is_taken_refuses_to_start_in_one_line(own, worker):
@@ -218,7 +220,7 @@ def test_a_scrape_has_every_metric_of_the_table_with_its_type_labels_and_meaning
     _, port = worker()
     asked(own, Lane.STRATEGY, canceled=1)
     families = Scrape(port).families
-    table = {PREFIX + each.name.removesuffix("_total"): each for each in (*OF_THE_WORKER, *OF_THE_FLEET)}
+    table = {PREFIX + each.name.removesuffix("_total"): each for each in (*OF_THE_WORKER, *OF_ALL_WORKERS)}
     assert sorted(families) == sorted(table)
     for name, meter in table.items():
         family = families[name]
@@ -241,7 +243,7 @@ def test_without_redis_a_scrape_says_so_and_what_the_worker_has_seen(tmp_path):
         wait_until(lambda: Scrape(port).value("redis_up") == 1, what="Redis back")
 
 
-# -- the fleet's state
+# -- the shared state
 
 
 @pytest.fixture
@@ -269,7 +271,7 @@ def enter(store, number, lane=Lane.STRATEGY, deadline_s=60.0):
 
 def make_older(store, order_id, *, by_s):
     """Has the entry be older than it is."""
-    key = f"{store._prefix}:entry:{order_id}"
+    key = f"{store._prefix}:pending:{order_id}"
     store._server.hset(key, "accepted_ms", int(store._server.hget(key, "accepted_ms")) - by_s * 1000)
 
 
@@ -277,7 +279,7 @@ def take(store, at_most):
     return store.claim([Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
 
 
-def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_in_a_hand(store, stats):
+def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_claimed(store, stats):
     assert all((lane.open, lane.oldest_age_s) == (0, 0) for lane in stats.look().lanes.values())
     waiting = enter(store, 3)
     enter(store, 2, Lane.RISK)
@@ -308,7 +310,7 @@ def test_those_whose_waiters_were_told_are_unresolved_and_what_is_given_up_is_a_
     state = stats.look()
     assert (state.unresolved, state.dead_letters) == (1, 0)
     store._server.zrem(f"{store._prefix}:deadline", entry.order_id)  # as if its waiters had been told
-    store.conclude([GiveUp(entry, "")])
+    store.conclude([MakeDeadLetter(entry, "")])
     state = stats.look()
     assert (state.unresolved, state.dead_letters, state.lanes[Lane.STRATEGY].open) == (1, 1, 4)
 
@@ -340,8 +342,8 @@ def test_mass_cancels_are_told_apart_by_how_they_ended_and_a_plan_is_no_end(stor
         MassCancels(store._server, settings),
         MassClaims(store._server, settings, name="host:1"),
     )
-    wish = {"scope": {"everything": True}, "reason": '"flat": true'}
-    running, *ended = (MassRequest.parse(wish) for _ in range(4))
+    fields = {"scope": {"everything": True}, "reason": '"flat": true'}
+    running, *ended = (MassRequest.parse(fields) for _ in range(4))
     for request in (running, *ended):
         mass_cancels.enter(request)
     assert stats.look().mass_cancels == {"running": 4, "flat": 0, "not_flat": 0}
@@ -389,6 +391,6 @@ def test_the_tables_of_the_docs_are_those_of_the_code():
     found = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.+) \|$", text, re.MULTILINE)
     expected = [
         (each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels), each.meaning)
-        for each in (*OF_THE_WORKER, *OF_THE_FLEET)
+        for each in (*OF_THE_WORKER, *OF_ALL_WORKERS)
     ]
     assert found == expected

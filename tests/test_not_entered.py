@@ -21,13 +21,13 @@ from kalshi_cancel.store.scripts import StoreError, can_pass, connect
 from trials.stack import wait_until
 from worker.dispatch.dispatcher import Dispatcher
 
-HANDS = 4
+SENDERS = 4
 MORE_THAN_THREADS = 40
 # Refused each time: to accept orders whose id begins with `z`, and to store results of those with `y`.
 ALLOWED = (
     *("~cancels*", "~risk*", "~unacked*", "~_kombu*"),
     *("~celery-task-meta-????????-*", "~celery-task-meta-cancel:[^y]*"),
-    *("~kalshi-cancel:[^e]*", "~kalshi-cancel:ears:*", "~kalshi-cancel:entry:[^z]*"),
+    *("~kalshi-cancel:[^e]*", "~kalshi-cancel:listeners:*", "~kalshi-cancel:pending:[^z]*"),
 )
 
 
@@ -57,7 +57,7 @@ def scene(crew):
         server.acl_setuser("limited", enabled=True, passwords=["+pw"], commands=["+@all"], channels=["*"])
         server.execute_command("ACL", "SETUSER", "limited", *ALLOWED)
         address = apart.url.removeprefix("redis://")
-        worker = crew.stack.spawn_worker("-c", str(HANDS), REDIS_URL=f"redis://limited:pw@{address}")
+        worker = crew.stack.spawn_worker("-c", str(SENDERS), REDIS_URL=f"redis://limited:pw@{address}")
         with Celery(broker=apart.url, backend=apart.url, set_as_current=False) as stranger:
             scene = Scene(crew, apart.url, stranger)
             with closing(scene.client):
@@ -134,7 +134,7 @@ def test_a_mass_cancel_that_is_never_taken_is_answered(scene):
 
 
 def test_results_that_are_never_taken_keep_no_other_from_being_stored_and_are_kept_as_text(scene):
-    good, bad = scene.crew.place(20), [f"y{uuid.uuid4()}" for _ in range(HANDS + 1)]
+    good, bad = scene.crew.place(20), [f"y{uuid.uuid4()}" for _ in range(SENDERS + 1)]
     scene.crew.control.place_many([{"order_id": order_id} for order_id in bad])
     scene.client.cancel_many([*bad, *good])
     results = list(scene.client.results(good, timeout=PATIENCE_S))

@@ -166,12 +166,12 @@ def patient(order_ids):
 
 
 def wait_while_held(client, *, seconds):
-    """Waits so many seconds and asserts that nothing was settled and nothing is in a hand at their end."""
+    """Waits so many seconds and asserts that nothing was settled and nothing is claimed at their end."""
     since, waiting = time.monotonic(), len(list(client.open_cancels()))
     wait_until(lambda: time.monotonic() - since > seconds, what=f"an outage of {seconds:g} s")
     held = list(client.open_cancels())
     assert len(held) == waiting
-    assert not any(each.in_hand for each in held)
+    assert not any(each.claimed for each in held)
     return held
 
 
@@ -190,7 +190,7 @@ def test_an_exchange_that_is_gone_is_not_hammered_and_work_resumes_within_two_se
     back = time.monotonic()
     wait_until(crew.cancels, within_s=PATIENCE_S, what="the first cancel sent")
     assert time.monotonic() - back <= EXCHANGE_BACK_S
-    wait_until(lambda: not held_back(crew), within_s=PATIENCE_S, what="the gates open")
+    wait_until(lambda: not held_back(crew), within_s=PATIENCE_S, what="the breakers closed")
     all_canceled(crew, order_ids)
 
 

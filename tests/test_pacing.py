@@ -1,4 +1,4 @@
-"""The account's token buckets: their arithmetic, what is kept for risk, a fleet that never exceeds them."""
+"""The account's token buckets: their arithmetic, what is kept for risk, workers that never exceed them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from crew import HANDS, PATIENCE_S, ids
+from crew import PATIENCE_S, SENDERS, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kalshi_cancel.client import StoreError
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Known, Wish, connect
+from kalshi_cancel.store.cancels import CancelStore, ClaimRequest, Known, connect
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from trials.stack import wait_until
 from worker.dispatch.executor import ReadSlots
@@ -187,7 +187,7 @@ def test_the_tokens_of_shards_can_be_looked_at_without_taking_any(account):
 
 def test_workers_share_the_buckets_and_the_limits(account):
     other = account.another_workers(Limits(1.0, 1.0, 1.0, 1.0))
-    assert other.take("write", 540) == 0, "the fleet's limits count, not a worker's own"
+    assert other.take("write", 540) == 0, "the shared limits count, not a worker's own"
     assert account.pacer.take("write", 540) > 1
     other.set_limits_unless_known()
     account.pass_time(2)
@@ -259,7 +259,7 @@ def test_a_claim_that_finds_nothing_due_takes_no_tokens(account):
 
 @pytest.fixture
 def shards(account):
-    """A store with risk cancels of shards from 1, and how hands claim them."""
+    """A store with risk cancels of shards from 1, and how senders claim them."""
 
     class Shards:
         store = CancelStore(account.server, account.settings)
@@ -269,8 +269,8 @@ def shards(account):
             self.store.accept(requests, lane=Lane.RISK, default_deadline_s=60)
 
         def claims(self, calls, at_most=1):
-            wish = Wish((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
-            return self.store.turn((), wish)[1]
+            wanted = ClaimRequest((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
+            return self.store.turn((), wanted)[1]
 
     return Shards()
 
@@ -532,7 +532,7 @@ def test_whatever_the_exchange_says_the_limits_are_usable_or_none(limits, costs)
     assert known is None or known.write_refill > 0
 
 
-# -- a fleet
+# -- several workers
 
 
 def within_the_bucket(calls, capacity, refill):
@@ -699,11 +699,11 @@ def test_what_was_never_sent_is_claimed_before_what_is_to_be_read_back(account):
     [old], [new] = ids(1), ids(1)
     store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
     store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
-    wish = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
-    assert [each.order_id for each in store.claim([Lane.RISK], **wish).entries] == [new]
-    nothing = store.claim([Lane.RISK], **wish, reads=0)
+    wanted = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
+    assert [each.order_id for each in store.claim([Lane.RISK], **wanted).entries] == [new]
+    nothing = store.claim([Lane.RISK], **wanted, reads=0)
     assert (nothing.entries, nothing.is_more, nothing.next_due_s) == ((), False, pytest.approx(60, abs=5))
-    assert [each.order_id for each in store.claim([Lane.RISK], **wish, reads=1).entries] == [old]
+    assert [each.order_id for each in store.claim([Lane.RISK], **wanted, reads=1).entries] == [old]
 
 
 def test_a_read_back_that_has_waited_for_long_goes_first(account):
@@ -715,9 +715,9 @@ def test_a_read_back_that_has_waited_for_long_goes_first(account):
     assert [each.order_id for each in claim.entries] == [old]
 
 
-@pytest.mark.parametrize(("hands", "most"), [(1, 1), (2, 1), (3, 1), (16, 8)])
-def test_half_of_the_hands_may_read_back(hands, most):
-    slots = ReadSlots(hands)
+@pytest.mark.parametrize(("senders", "most"), [(1, 1), (2, 1), (3, 1), (16, 8)])
+def test_half_of_the_senders_may_read_back(senders, most):
+    slots = ReadSlots(senders)
     with ExitStack() as busy:
         for _ in range(most):
             assert slots.free > 0
@@ -799,7 +799,7 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
         took_s = time.monotonic() - started
     assert took_s < (160 * CANCEL_COST - 100) / 100, "what the unscoped bucket alone would take"
     assert {"write:1", "write:2", "write:3"} & {call["bucket"] for call in crew.cancels()}
-    # Several hands' results may be stored in one step; still each is told with the call that it is from.
+    # Several senders' results may be stored in one step; still each is told with the call that it is from.
     with connect(RedisSettings.from_env({"REDIS_URL": apart.url})) as server:
         audit_log = [fields for _, fields in server.xrange("kalshi-cancel:audit")]
     stories = [json.loads(fields["body"]) for fields in audit_log if fields["kind"] == "work"]
@@ -809,14 +809,16 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
 
 
 def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):
-    risk, *strategies = crew.place(3 * HANDS)
+    risk, *strategies = crew.place(3 * SENDERS)
     with crew.apart(KALSHI_BATCH_MOST="1", KALSHI_READ_TIMEOUT_S="20", KALSHI_CALL_DEADLINE_S="20") as apart:
         apart.start()
         for order_id in strategies:
             crew.control.fault("hang", order_id=order_id, operation="cancel", effect="none", times=1)
         apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in strategies])
         wait_until(
-            lambda: len(crew.cancels()) >= HANDS - 1, within_s=PATIENCE_S, what="every other hand has a call"
+            lambda: len(crew.cancels()) >= SENDERS - 1,
+            within_s=PATIENCE_S,
+            what="other senders have calls",
         )
         asked = time.monotonic()
         assert apart.client.cancel(risk, lane=Lane.RISK).result(PATIENCE_S).outcome == "canceled"

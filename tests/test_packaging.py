@@ -406,9 +406,9 @@ def test_the_images_steps_install_exactly_what_is_locked(image):
     command = [image.root / "opt/venv/bin/pip", "list", "--format=json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = {canonicalize_name(each["name"]): Version(each["version"]) for each in json.loads(done.stdout)}
-    brought = {"pip", "setuptools", "kalshi-cancel"}
+    tools = {"pip", "setuptools", "kalshi-cancel"}
     pins = locked("requirements.lock")
-    assert {name: version for name, version in found.items() if name not in brought} == {
+    assert {name: version for name, version in found.items() if name not in tools} == {
         name: version for name, pinned in pins.items() for version, _ in pinned if found.get(name) == version
     }
     assert {Requirement(each).name for each in PROJECT["project"]["dependencies"]} <= set(found)

@@ -176,7 +176,7 @@ def test_entries_whose_messages_were_all_deleted_are_noticed(crew):
     order_ids = crew.place(20)
     pending = crew.client.cancel_many(order_ids)
     with crew.redis.client() as server:
-        server.delete("cancels", *server.keys("kalshi-cancel:bell:*"))
+        server.delete("cancels", *server.keys("kalshi-cancel:wake_up:*"))
         assert list(crew.client.open_cancels())
     crew.workers(1)
     started = time.monotonic()
@@ -185,7 +185,7 @@ def test_entries_whose_messages_were_all_deleted_are_noticed(crew):
 
 
 def test_a_long_backlog_drains_without_one_superfluous_wake_up(crew):
-    """What drains by itself needs no ringing, however long it is and however long it takes to accept."""
+    """What drains by itself needs no wake-ups, however long it is and however long it takes to accept."""
     with crew.apart(workers=2, KALSHI_BATCH_MOST="") as apart:
         workers = apart.start()
         order_ids = crew.place(BACKLOG)

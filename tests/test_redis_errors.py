@@ -249,14 +249,14 @@ def test_of_a_long_list_what_came_before_the_failure_may_be_accepted(own_redis):
     with own_redis.client() as server:
         server.acl_setuser("early", enabled=True, nopass=True, commands=["+@all"], channels=["*"])
         keys = (
-            "entry:a-*",
+            "pending:a-*",
             "dead:*",
             "aside:*",
             "due:*",
             "paths",
             "deadline",
-            "bell:*",
-            "ears:*",
+            "wake_up:*",
+            "listeners:*",
             "audit*",
             "counts",
         )

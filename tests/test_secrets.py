@@ -177,7 +177,7 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
         client.cancel("a/b")
     secrets.signatures = {call["signature"] for call in control.calls() if call["signature"]}
     assert len(secrets.signatures) > 2 * len(faults)
-    # The exchange and Redis go away under the worker's hands.
+    # The exchange and Redis go away while the worker runs.
     guarded.exchange.kill()
     client.cancel(str(uuid.uuid4()))
     worker = guarded.workers[0]

@@ -28,7 +28,7 @@ from kalshi_cancel.client import CancelClient, NotSettled, StoreError
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, GiveUp
+from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
@@ -218,9 +218,9 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with frozen(worker), as_user(guarded.redis, "worker") as server:
         as_producer.cancel(order_id)
-        store = CancelStore(server, settings)  # in a worker's hands, and with its permissions
+        store = CancelStore(server, settings)  # in a worker's senders, and with its permissions
         claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
-        assert store.conclude([GiveUp(entry, "") for entry in claim.entries]) == [True]
+        assert store.conclude([MakeDeadLetter(entry, "") for entry in claim.entries]) == [True]
         assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
         assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
     assert as_producer.retry([order_id]) == [order_id]
@@ -241,7 +241,7 @@ def test_the_audit_log_is_appended_to_read_exported_and_trimmed_without_one_deni
     for user in ("monitor", "auditor"):
         assert "every entry fits" in cancelctl(guarded, user, "audit", "verify").stdout
         assert "retry by test: drill" in cancelctl(guarded, user, "history", "nobody").stdout
-    exported = tmp_path / "trail.jsonl"
+    exported = tmp_path / "audit.jsonl"
     done = cancelctl(guarded, "auditor", "audit", "export", "--out", str(exported))
     assert (done.returncode, exported.stat().st_size > 0) == (0, True)
     with as_user(guarded.redis, "admin") as admin:
@@ -260,7 +260,7 @@ ARGUMENTS = {
     "cancelctl history": "ORDER",
     "history": "ORDER",
     "audit verify": "",
-    "audit export": "--out trail.jsonl",
+    "audit export": "--out audit.jsonl",
     "doctor --producer": "",
 }
 
@@ -301,7 +301,7 @@ def test_the_audit_commands_that_are_shown_run_as_the_auditor(guarded, as_produc
             (tmp_path / file).write_text(ran.stdout)
     assert guarded.denials() == set()
     written = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(written) == {"trail.jsonl", "day.csv", "trail.parquet"}
+    assert set(written) == {"audit.jsonl", "day.csv", "audit.parquet"}
     assert min(written.values()) > 0
 
 
@@ -309,7 +309,7 @@ def test_the_live_view_runs_at_a_terminal_as_the_user_that_may_only_look(guarded
     guarded.denials()
     terminal = Terminal({"REDIS_URL": url_of(guarded.redis, "monitor")})
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ senders; every breaker is closed$")
         terminal.wait_for_frames(2)  # which go on where the first look at the audit log has ended
         assert "\nOLD: " not in terminal.text
         assert terminal.text.startswith(f"cancelctl top  kalshi-cancel at 127.0.0.1:{guarded.redis.port}/0  ")
@@ -378,7 +378,7 @@ def cancelctl_doctor(stack, user):
 # -- nobody does another's
 
 
-ENTRY = "kalshi-cancel:entry:x"
+ENTRY = "kalshi-cancel:pending:x"
 RECORD = "celery-task-meta-cancel:x"
 AUDIT_LOG = "kalshi-cancel:audit"
 DENIED_TO_ALL = (
@@ -428,8 +428,8 @@ DENIED_TO = {
         ("PUBLISH", RECORD, "x"),
         ("DEL", "celery-task-meta-mass:x"),
         ("DEL", "kalshi-cancel:due:strategy:write"),
-        ("DEL", "kalshi-cancel:masses:open"),
-        ("SREM", "kalshi-cancel:masses:open", "x"),
+        ("DEL", "kalshi-cancel:mass_cancels:open"),
+        ("SREM", "kalshi-cancel:mass_cancels:open", "x"),
         ("HSET", "kalshi-cancel:mass:x", "report", "{}"),
         ("HSET", "kalshi-cancel:limits", "write_refill", "1e9"),
         ("HSET", "kalshi-cancel:bucket:write", "tokens", "1e9"),
@@ -551,7 +551,7 @@ def test_what_a_producer_writes_into_an_entry_forges_no_result(guarded, as_produ
     [worker] = guarded.workers
     with frozen(worker), as_user(guarded.redis, "producer") as producer:
         as_producer.cancel(order_id)
-        producer.hset(f"kalshi-cancel:entry:{order_id}", field, value.replace("{other}", other))
+        producer.hset(f"kalshi-cancel:pending:{order_id}", field, value.replace("{other}", other))
     result = as_producer.results([order_id], timeout=PATIENCE_S)
     assert [(each.outcome, each.status, str(each.reduced_by)) for each in result] == [
         ("too_late", "executed", "0.00")

@@ -450,7 +450,7 @@ def test_a_clock_outside_the_exchanges_window_is_corrected_by_its_date_header(co
             *expired, last = [call["code"] for call in cancels(control, first)]
             says(value, first, **by_cancel(control.order(first), attempts=len(expired) + 1))
             assert last is None
-            assert expired in ([], ["header_timestamp_expired"])  # or another call had learned it already
+            assert expired in ([], ["header_timestamp_expired"])  # or another call had progress it already
             value = client.cancel(second).result(timeout=PATIENCE_S).to_json()
             says(value, second, **by_cancel(control.order(second)))  # it has learned
         log = client.worker.log_text()

@@ -63,7 +63,7 @@ def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and
 ):
     going_on = threading.Event()
     job = Job(raising(KeyError("spoilt")), then=going_on.wait)
-    services.start(Service("registry", job, every_s=0.01))
+    services.start(Service("worker registry", job, every_s=0.01))
     wait_for("the failure shown", lambda: failure(services) == {"registry": "failed: KeyError('spoilt')"})
     wait_for("the next round", lambda: job.rounds == 2)
     going_on.set()

@@ -1,4 +1,4 @@
-"""SIGTERM: what is in hand is finished or given back at once, within a bounded time, and nothing twice."""
+"""SIGTERM: what is claimed is finished or put back at once, within a bounded time, and nothing twice."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def terminate(worker, *, within_s):
 
 
 def all_given_back(crew):
-    """Nothing is in a hand: the next worker need not wait for any lease."""
+    """Nothing is claimed: the next worker need not wait for any lease."""
     held = list(crew.client.open_cancels())
-    assert not any(each.in_hand for each in held)
+    assert not any(each.claimed for each in held)
     return held
 
 

@@ -31,24 +31,24 @@ def server(apart):
 
 
 def entry_of(order_id):
-    return f"{PREFIX}:entry:{order_id}"
+    return f"{PREFIX}:pending:{order_id}"
 
 
-def learned(server, order_id, **fields):
+def progress(server, order_id, **fields):
     """Stored progress as another version may have left it."""
-    known = json.loads(server.hget(entry_of(order_id), "learned") or "{}")
-    server.hset(entry_of(order_id), "learned", json.dumps({**known, **fields}))
+    known = json.loads(server.hget(entry_of(order_id), "progress") or "{}")
+    server.hset(entry_of(order_id), "progress", json.dumps({**known, **fields}))
 
 
 # Of a newer version: worked on, however strange.
 NEWER = {
-    "a progress field more": lambda server, order_id: learned(server, order_id, whim={"of": 2030}),
-    "a field more of a problem": lambda server, order_id: learned(
+    "a progress field more": lambda server, order_id: progress(server, order_id, whim={"of": 2030}),
+    "a field more of a problem": lambda server, order_id: progress(
         server, order_id, last_problem={"code": "http_502", "message": "m", "http_status": 502, "more": 1}
     ),
-    "an unknown step": lambda server, order_id: learned(server, order_id, step="consult_oracle"),
-    "attempts of another form": lambda server, order_id: learned(server, order_id, attempts={"sent": 2}),
-    "history of another form": lambda server, order_id: learned(server, order_id, history=[{"at": 1}]),
+    "an unknown step": lambda server, order_id: progress(server, order_id, step="consult_oracle"),
+    "attempts of another form": lambda server, order_id: progress(server, order_id, attempts={"sent": 2}),
+    "history of another form": lambda server, order_id: progress(server, order_id, history=[{"at": 1}]),
     "a request field more": lambda server, order_id: server.hset(
         entry_of(order_id), "request", json.dumps({"order_id": order_id, "urgency": {"of": 2030}})
     ),
@@ -66,11 +66,11 @@ SPOILT = {
     "no JSON in the request": lambda server, order_id: server.hset(entry_of(order_id), "request", "{oops"),
     "no object in the request": lambda server, order_id: server.hset(entry_of(order_id), "request", "[1]"),
     "no request": lambda server, order_id: server.hdel(entry_of(order_id), "request"),
-    "no JSON in the progress": lambda server, order_id: server.hset(entry_of(order_id), "learned", "{oops"),
-    "no object in the progress": lambda server, order_id: server.hset(entry_of(order_id), "learned", "7"),
+    "no JSON in the progress": lambda server, order_id: server.hset(entry_of(order_id), "progress", "{oops"),
+    "no object in the progress": lambda server, order_id: server.hset(entry_of(order_id), "progress", "7"),
     "a moment that is none": lambda server, order_id: server.hset(entry_of(order_id), "accepted_ms", "soon"),
     "a deadline that is none": lambda server, order_id: server.hset(entry_of(order_id), "deadline_ms", ""),
-    "nested without end": lambda server, order_id: server.hset(entry_of(order_id), "learned", "[" * 100_000),
+    "nested without end": lambda server, order_id: server.hset(entry_of(order_id), "progress", "[" * 100_000),
     "a text instead": lambda server, order_id: (
         server.delete(entry_of(order_id)),
         server.set(entry_of(order_id), "what is this?"),
@@ -145,7 +145,7 @@ def test_what_cannot_be_read_is_set_aside_with_its_text_and_the_others_go_on(cre
     assert dead[spoilt["a text instead"]].stored == {"text": "what is this?"}
     assert "Traceback" not in worker.log_text()
     assert worker.log_text().count("is set aside, nobody works on it") == len(spoilt)
-    assert server.keys(f"{PREFIX}:entry:*") == []
+    assert server.keys(f"{PREFIX}:pending:*") == []
     assert server.zcard(f"{PREFIX}:due:strategy:write") == server.zcard(f"{PREFIX}:deadline") == 0
     # Whoever asks again, or has it retried, starts it anew.
     order_ids = list(spoilt.values())
@@ -165,7 +165,7 @@ def test_the_waiters_of_an_overdue_entry_that_cannot_be_read_are_told_and_so_are
     apart.client.cancel(others[0], deadline_s=0.3)
     wait_until(apart.client.held_back, within_s=PATIENCE_S, what="the worker knows that it is paused")
     ask_for(apart, [spoilt, *others], deadline_s=0.3)
-    server.hset(entry_of(spoilt), "learned", "{oops")
+    server.hset(entry_of(spoilt), "progress", "{oops")
     results = {each.order_id: each for each in apart.client.results([spoilt, *others], timeout=PATIENCE_S)}
     assert {order_id: results[order_id].outcome for order_id in others} == dict.fromkeys(others, "unresolved")
     assert results[spoilt].error.code == "spoilt_entry"
@@ -178,7 +178,7 @@ def test_lists_show_what_cannot_be_read_beside_everything_else(crew, apart, serv
     spoilt, fine, strange = ids(3)
     ask_for(apart, [spoilt, fine, strange], requested_by="desk 7")
     server.hset(entry_of(spoilt), mapping={"request": "{oops", "requested_by": "[7, {}]"})
-    learned(server, strange, last_problem={"code": "c", "message": "m", "of_2030": 1}, history=[7])
+    progress(server, strange, last_problem={"code": "c", "message": "m", "of_2030": 1}, history=[7])
     shown = {each.order_id: each for each in apart.client.open_cancels()}
     assert set(shown) == {spoilt, fine, strange}
     assert shown[spoilt].progress.last_problem.code == "spoilt_entry"
@@ -250,7 +250,7 @@ def test_everybody_is_told_unresolved_and_then_what_became_of_it(crew, apart, se
         what="everybody knows the end",
     )
     assert server.keys(f"{PREFIX}:waiters:*") == []
-    assert server.exists(f"{PREFIX}:untold") == 0
+    assert server.exists(f"{PREFIX}:replies_left") == 0
 
 
 def test_names_that_the_list_has_no_room_for_are_counted(crew, apart):

@@ -31,7 +31,7 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, GiveBack, GiveUp, Known, connect
+from kalshi_cancel.store.cancels import CancelStore, Known, MakeDeadLetter, RetryLater, connect
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
 from kalshi_cancel.store.rate_limits import Level, Limits, Pacer, levels_now
@@ -63,7 +63,7 @@ BUSY = Snapshot(
         WorkerShown("trade-host-2:4711", ("risk", "strategy"), 8),
     ),
     held_back={"trade-host-2:4711": "unreachable"},
-    masses=(
+    mass_cancels=(
         MassShown("0b7c6a9e-1", "ann", "limit", {"settled": 512, "orders": 1000, "unresolved": 3}),
         MassShown("1b7c6a9e-2", None, None, None),
     ),
@@ -71,7 +71,7 @@ BUSY = Snapshot(
 SHOWN = """\
 cancelctl top  kalshi-cancel at 127.0.0.1:6379/0         2026-11-22 16:37:24 UTC
 
-LANE        OPEN  IN HAND       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
+LANE        OPEN  CLAIMED       OLDEST       MEDIAN  UNRESOLVED  MESSAGES
 risk          12        8        0.4 s        0.2 s           0         0
 strategy   10432      96+   1 min 12 s       31.2 s          3+         4
 DEAD LETTERS 2: cancelctl dead
@@ -89,9 +89,9 @@ MASS CANCELS  2 running
 0b7c6a9e  [##########..........]  512/1000 settled, 3 unresolved  ann: limit
 1b7c6a9e  planning                -
 
-WORKERS  2 with 16 hands; 1 HOLD CANCELS BACK
-trade-host-2:4711        risk+strategy   8 hands  HOLDS BACK: unreachable
-trade-host-1:4711        risk+strategy   8 hands  sends"""
+WORKERS  2 with 16 senders; 1 HOLD CANCELS BACK
+trade-host-2:4711        risk+strategy   8 senders  HOLDS BACK: unreachable
+trade-host-1:4711        risk+strategy   8 senders  sends"""
 
 # -- the frame
 
@@ -104,7 +104,7 @@ def test_an_idle_service_says_what_there_is_not():
     idle = Snapshot(0.0, "x", (LaneGlance(Lane.RISK, 0, 0, 0, 0, None, None, 0),), 0, None, (), (), {}, ())
     shown = frame(idle, COLUMNS, LINES)
     assert re.search(r"^risk +0 +0 +- +- +0 +0$", shown, re.MULTILINE)
-    for words in ("there is no audit trail", "MASS CANCELS  none runs", "WORKERS  NONE RUNS"):
+    for words in ("there is no audit log", "MASS CANCELS  none runs", "WORKERS  NONE RUNS"):
         assert words in shown
     assert "DEAD LETTERS" not in shown
 
@@ -126,7 +126,7 @@ def test_what_is_too_much_is_left_out_from_the_longest_list_and_counted():
     workers = [line for line in lines if line.startswith(("h:", "trade-host-2"))]
     assert left_out == 101 - len(workers)
     assert "1b7c6a9e  planning" in "\n".join(lines)
-    assert lines[lines.index("WORKERS  100 with 200 hands; 1 HOLD CANCELS BACK") + 1].endswith(
+    assert lines[lines.index("WORKERS  100 with 200 senders; 1 HOLD CANCELS BACK") + 1].endswith(
         "HOLDS BACK: unreachable"
     ), "those first"
     assert len(frame(many, COLUMNS).splitlines()) > 100
@@ -147,7 +147,11 @@ def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, w
     mass = MassShown(who, who, why, {"settled": 1, "orders": 0, "unresolved": 2})
     workers = tuple(WorkerShown(name, ("risk",), 1) for name in names)
     snapshot = replace(
-        BUSY, where=who, masses=(mass,) * len(names), workers=workers, held_back=dict.fromkeys(names, why)
+        BUSY,
+        where=who,
+        mass_cancels=(mass,) * len(names),
+        workers=workers,
+        held_back=dict.fromkeys(names, why),
     )
     text = frame(snapshot, width, height, failure=failure)
     screen = pyte.Screen(width + 1, height + 1)  # one more, in which nothing may ever stand
@@ -192,7 +196,7 @@ def wait_for_age(store, order_id):
     wait_until(lambda: store.open_cancel(order_id).age_s >= 0.3, what="its age")
 
 
-def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(store, settings):
+def test_lanes_have_what_is_open_claimed_unresolved_and_how_old(store, settings):
     [late] = accept(store, 1, deadline_s=0.001)
     wait_for_age(store, late)
     accept(store, 2, exchange_index=1)
@@ -202,12 +206,12 @@ def test_lanes_have_what_is_open_in_hand_unresolved_and_how_old(store, settings)
     wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
     snapshot = Watcher(settings).snapshot()
     risk, strategy = snapshot.lanes
-    assert (risk.lane, risk.open, risk.in_hand, risk.unresolved) == (Lane.RISK, 3, len(held), 0)
-    assert (strategy.lane, strategy.open, strategy.in_hand, strategy.unresolved) == (Lane.STRATEGY, 3, 0, 1)
+    assert (risk.lane, risk.open, risk.claimed, risk.unresolved) == (Lane.RISK, 3, len(held), 0)
+    assert (strategy.lane, strategy.open, strategy.claimed, strategy.unresolved) == (Lane.STRATEGY, 3, 0, 1)
     assert 0.3 <= strategy.oldest_s < 10
     assert strategy.median_s < strategy.oldest_s
     assert abs(snapshot.now_s - time.time()) < 1
-    store.conclude([GiveUp(entry, "") for entry in held])
+    store.conclude([MakeDeadLetter(entry, "") for entry in held])
     assert Watcher(settings).snapshot().dead_letters == len(held)
 
 
@@ -216,7 +220,7 @@ def test_a_long_lane_is_counted_whole_and_looked_at_where_it_is_next_due_and_whe
 ):
     accept(store, 1)
     [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
-    store.conclude([GiveBack(entry, "", pause_s=3600)])  # at the very end of the line
+    store.conclude([RetryLater(entry, "", pause_s=3600)])  # at the very end of the line
     wait_for_age(store, entry.order_id)
     accept(store, 2000)
     [_, lane] = Watcher(settings).snapshot().lanes
@@ -268,8 +272,8 @@ def test_rates_are_those_of_the_last_ten_seconds_of_the_audit_log(redis_client, 
     audit_log, watcher = AuditLog(redis_client, settings), Watcher(settings)
     audit_log.append("request", {"lane": "risk", "orders": [{"order_id": "a"}, {"order_id": "b"}]})
     calls = [CALL, {**CALL, "status": 404, "code": "not_found", "ms": 30}, {**CALL, "status": None, "ms": 20}]
-    fates = {"a": ["settled", "canceled", "1.00", 1], "b": ["open", 100, None]}
-    audit_log.append("work", {"calls": calls, "orders": fates})
+    conclusions = {"a": ["settled", "canceled", "1.00", 1], "b": ["open", 100, None]}
+    audit_log.append("work", {"calls": calls, "orders": conclusions})
     audit_log.append("work", {"spoilt": 1})
     redis_client.xadd(f"{settings.key_prefix}:audit", {"kind": "work", "body": "no JSON"})
     rates = watcher.snapshot().rates
@@ -301,21 +305,23 @@ def test_what_is_older_than_the_window_counts_no_more(redis_client, settings):
 
 
 def test_running_mass_cancels_workers_and_breakers_are_listed(redis_client, settings):
-    masses = MassCancels(redis_client, settings)
+    mass_cancels = MassCancels(redis_client, settings)
     first = MassRequest.parse({"scope": {"everything": True}, "requested_by": "ann", "reason": "limit"})
     done = MassRequest.parse({"scope": {"everything": True}})
     for request in (first, done):
-        masses.enter(request)
+        mass_cancels.enter(request)
     claims = MassClaims(redis_client, settings, name="host:1")
     claims.take(first.request_id).note(progress={"settled": 1, "orders": 2})
     claims.take(done.request_id).finish({"flat": True}, {})
-    redis_client.sadd(f"{settings.key_prefix}:masses:open", "spoilt")
+    redis_client.sadd(f"{settings.key_prefix}:mass_cancels:open", "spoilt")
     registry = WorkerRegistry(redis_client, settings)
     registry.show(WorkerShown("host:1", ("risk",), 2, "a"))
-    held = WorkerShown("host:1", ("risk",), 2, "a", gate="paused")
+    held = WorkerShown("host:1", ("risk",), 2, "a", breaker="paused")
     registry.show(held)
     snapshot = Watcher(settings).snapshot()
-    assert snapshot.masses == (MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),)
+    assert snapshot.mass_cancels == (
+        MassShown(first.request_id, "ann", "limit", {"settled": 1, "orders": 2}),
+    )
     assert snapshot.workers == (held,)
     assert snapshot.held_back == {"host:1": "paused"}
 
@@ -517,9 +523,9 @@ def test_a_supervisor_s_word_ends_it_and_the_terminal_is_as_it_was(terminal):
 
 
 def test_a_terminal_of_another_size_is_used_as_it_is(terminal, redis_client, settings):
-    masses = MassCancels(redis_client, settings)
+    mass_cancels = MassCancels(redis_client, settings)
     for _ in range(30):
-        masses.enter(MassRequest.parse({"scope": {"everything": True}}))
+        mass_cancels.enter(MassRequest.parse({"scope": {"everything": True}}))
     terminal.wait_for(r"MASS CANCELS  30 running\n(.*\n)*\.\.\. and \d+ more$")
     terminal.resize(120, 60)
     terminal.wait_for(r"MASS CANCELS  30 running\n(.* planning .*\n){30}\nWORKERS")
@@ -559,8 +565,8 @@ def test_a_real_service_is_seen_at_work_in_80_columns(stack, control):
     env = {name: value for name, value in stack.environment.items() if not name.startswith("KALSHI_")}
     terminal = Terminal(env)
     try:
-        terminal.wait_for(r"^WORKERS  1 with \d+ hands; every gate is open$")
-        terminal.wait_for(r"risk\+strategy +\d+ hands  sends$")
+        terminal.wait_for(r"^WORKERS  1 with \d+ senders; every breaker is closed$")
+        terminal.wait_for(r"risk\+strategy +\d+ senders  sends$")
         terminal.wait_for(r"^write +\[#+\.*\] ")
         started = subprocess.run(
             [sys.executable, "-m", "kalshi_cancel.cli", "mass", "--everything", "--yes", "--json"],

@@ -244,7 +244,7 @@ def measure(folder: Path, *, delay_s: float, wait: int, min_replicas: int, cut_o
         client.replicaof("NO", "ONE")
         pipeline = client.pipeline(transaction=False)
         for order_id in found.accepted:
-            pipeline.exists(f"{settings.key_prefix}:entry:{order_id}")
+            pipeline.exists(f"{settings.key_prefix}:pending:{order_id}")
         found.lost = pipeline.execute().count(0)
     replica.stop()
     return found

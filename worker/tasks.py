@@ -29,7 +29,7 @@ from kalshi_cancel.model.orders import (
     is_traceparent,
 )
 from kalshi_cancel.store.scripts import StoreError
-from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, ring_for
+from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, wake_up_for
 from worker.app import app
 from worker.broker.guard import RESERVED_IDS
 from worker.broker.links import LINKS_HEADER, Follower, followers, why_refused
@@ -64,7 +64,7 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
         intake().take_in(lane)  # where one comes raw, more may be waiting
     if parsed.order_id in entered.accepted.settled:
         return entered.accepted.settled[parsed.order_id].to_json()
-    if not entered.accepted.heard:
+    if not entered.accepted.listener_woken:
         dispatcher().work()
     raise Ignore  # the store keeps the result under this task's id when the order is settled
 
@@ -85,8 +85,8 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
         bad = {request.order_id for request, _ in entered.refused}
         accepted = entered.accepted
         fresh = [each for each in requests if each.order_id not in {*accepted.settled, *bad}]
-        if not accepted.heard:
-            ring_for(app, lane, fresh, waiting=accepted.waiting_messages)
+        if not accepted.listener_woken:
+            wake_up_for(app, lane, fresh, waiting=accepted.waiting_messages)
         refused = [_refused(each, lane) for each in parsed if isinstance(each, CancelResult)]
         refused += [_not_entered(self, request, error) for request, error in entered.refused]
         if listed:  # (accepting again, should it come to that, changes nothing)
@@ -94,7 +94,7 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
             with _list_may_fail(self, ids):
                 _until_done(lambda: lists().close(self.request.id, wanted, refused, not_entered=bad))
     dispatcher().work()
-    raise Ignore  # the sweep stores the list under this task's id when all orders are settled
+    raise Ignore  # the sweeper stores the list under this task's id when all orders are settled
 
 
 @app.task(bind=True, name="mass_cancel")
@@ -124,7 +124,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
 
 @app.task(bind=True, name="wake_up")
 def wake_up(self: Task, /, *_args: Any, **_fields: Any) -> None:
-    """Works on what is due; published by the sweep when nobody else is coming. Takes no notice of fields."""
+    """Works on what is due; published by the sweeper when nobody else is coming. Ignores fields."""
     if why := _refused_links(self):
         log.warning("refused: %s", why)
     dispatcher().work()
@@ -194,7 +194,7 @@ def _not_entered(task: Task, request: CancelRequest, error: StoreError) -> dict[
 
 
 def _entered(task: Task) -> bool:
-    """Whether it is one of our bells; those want no result, and a stranger that does is to get one."""
+    """Whether it is one of our wake-ups; those want no result, and a stranger that does is to get one."""
     return bool(task.request.get(ENTERED_HEADER) and task.request.ignore_result)
 
 
@@ -255,11 +255,11 @@ def _refused_links(task: Task) -> str:
     why = why_refused(links)
     for each in followers(links):
         if not each.task_id.startswith(RESERVED_IDS):
-            _tell_follower(each, why, _lane(task))
+            _answer_follower(each, why, _lane(task))
     return why
 
 
-def _tell_follower(follower: Follower, why: str, lane: Lane) -> None:
+def _answer_follower(follower: Follower, why: str, lane: Lane) -> None:
     """Stores the result of a call that will never be made, unless it has one."""
     if follower.task == cancel_order.name:
         message = _one_message(follower.args, follower.kwargs)

@@ -1,6 +1,6 @@
 """Hides the service behind one command, `cancelctl`: ask for cancels, see what is known, find what is wrong.
 
-One file for each room of commands; `exits` has what their exit codes mean.
+One file for each group of commands; `exits` has what their exit codes mean.
 """
 
 from __future__ import annotations

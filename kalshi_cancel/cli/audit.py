@@ -34,17 +34,17 @@ def add_audit(commands: Subparsers) -> None:
         commands,
         "audit",
         _verify,
-        about="verify or export the trail of everything that was asked for and done",
+        about="verify or export the audit log of everything that was asked for and done",
         examples="  cancelctl audit verify\n"
         "  cancelctl audit export --since 2026-11-22 --until 2026-11-23 > day.jsonl\n"
-        "  cancelctl audit export --format parquet --out trail.parquet --resume",
+        "  cancelctl audit export --format parquet --out audit.parquet --resume",
     )
     deeds = command.add_subparsers(title="what to do", metavar="verify | export", required=True)
     verify = add_command(
         deeds,
         "verify",
         _verify,
-        about="walk through the whole trail and see whether anything was changed or removed",
+        about="walk through the whole audit log and see whether anything was changed or removed",
         examples="  cancelctl audit verify\n  cancelctl audit verify --json | jq -r .head",
     )
     add_json(verify)
@@ -52,10 +52,10 @@ def add_audit(commands: Subparsers) -> None:
         deeds,
         "export",
         _export,
-        about="write the trail's entries to a file or to stdout, oldest first",
-        examples="  cancelctl audit export --out trail.jsonl --resume\n"
+        about="write the audit log's entries to a file or to stdout, oldest first",
+        examples="  cancelctl audit export --out audit.jsonl --resume\n"
         "  cancelctl audit export --format csv --since 2026-11-22T09:30:00-05:00 | less\n"
-        "  cancelctl audit export --format parquet --out trail.parquet",
+        "  cancelctl audit export --format parquet --out audit.parquet",
     )
     export.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"({FORMATS[0]})")
     since = "from this time on (ISO 8601, UTC unless it has an offset), or from where the file ends"
@@ -121,7 +121,7 @@ def add_history(commands: Subparsers) -> None:
         commands,
         "history",
         _history,
-        about="tell the story of one order: who asked and why, each call, the outcome",
+        about="show the history of one order: who asked and why, each call, the outcome",
         examples="  cancelctl history 3f2c1e0a-...\n  cancelctl history --json 3f2c1e0a-... | jq .kind",
     )
     command.add_argument("order_id", metavar="ORDER_ID", help="the exchange's order id")
@@ -133,26 +133,26 @@ def _history(arguments: argparse.Namespace) -> int:
     for noted in _audit_log().read():
         if order_id not in noted.body:  # most are about others: only what may be meant is parsed
             continue
-        lines = list(_story(noted, order_id))
+        lines = list(_for_audit(noted, order_id))
         known = known or bool(lines)
         if lines and arguments.json:
             at = utc_text(noted.at_ms / 1000)
-            print_json({"id": noted.entry_id, "at": at, "kind": noted.kind, "told": lines})
+            print_json({"id": noted.entry_id, "at": at, "kind": noted.kind, "lines": lines})
         elif lines:
             for line in lines:
                 print_line([utc_text(noted.at_ms / 1000), line], [0, 0])
     if known:
         return Exit.SETTLED
-    return complain(f"the audit trail knows nothing of {order_id}", Exit.NOT_KNOWN_HERE)
+    return complain(f"the audit log knows nothing of {order_id}", Exit.NOT_KNOWN_HERE)
 
 
-def _story(noted: Noted, order_id: str) -> Iterator[str]:
+def _for_audit(noted: Noted, order_id: str) -> Iterator[str]:
     """What an entry tells of an order, in plain lines; nothing when it is about others, or spoilt."""
-    tell = _TELLERS.get(noted.kind)
-    if tell is None:
+    lines_of = _LINES.get(noted.kind)
+    if lines_of is None:
         return
     try:
-        yield from tell(noted.fields(), order_id)
+        yield from lines_of(noted.fields(), order_id)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         yield f"an entry of kind {noted.kind} that cannot be read"
 
@@ -186,11 +186,11 @@ def _work(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
         by = f" by {worker}" if worker else ""
         cost = f"{call['tokens']:g} tokens of {call['bucket']}"
         yield f"{doing}{by}: {answer}{code} in {call['ms']:.1f} ms, {cost}"
-    yield _fate(body["orders"][order_id])
+    yield _conclusion(body["orders"][order_id])
 
 
-def _fate(fate: Sequence[Any]) -> str:
-    match fate:
+def _conclusion(conclusion: Sequence[Any]) -> str:
+    match conclusion:
         case ["settled", outcome, reduced_by, attempts]:
             removed = "" if reduced_by is None else f", {reduced_by} contracts removed"
             return f"settled: {outcome}{removed}, attempts: {attempts}"
@@ -198,7 +198,7 @@ def _fate(fate: Sequence[Any]) -> str:
             return f"not settled yet ({code or 'no problem'}): due again in {duration(pause_ms / 1000)}"
         case ["dead", code]:
             return f"given up ({code or 'no problem'}): a dead letter"
-    raise ValueError(fate)
+    raise ValueError(conclusion)
 
 
 def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
 
 def _lost(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id in body["orders"]:
-        yield "in this hand no more (taken over, or stored by an earlier try): the line before does not count"
+        yield "no longer this sender's (taken over, or stored by an earlier try): ignore the line before"
 
 
 def _mass(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _operator(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
         yield f"{body['action']} by {body['who']}" + (f": {body['why']}" if body.get("why") else "")
 
 
-_TELLERS = {
+_LINES = {
     "request": _request,
     "refused": _refused,
     "work": _work,

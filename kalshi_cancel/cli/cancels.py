@@ -19,7 +19,7 @@ from kalshi_cancel.cli.line import (
     ids_given,
     parse_seconds,
 )
-from kalshi_cancel.cli.nobody import say_when_nobody_works, told_when_nobody_works
+from kalshi_cancel.cli.nobody import notice_when_nobody_works, say_when_nobody_works
 from kalshi_cancel.cli.printing import (
     clean,
     duration,
@@ -103,7 +103,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
             f"whether {happened} accepted is not known (asking again is always safe): {error}", Exit.REDIS
         )
     try:
-        with told_when_nobody_works(client):
+        with notice_when_nobody_works(client):
             return _show_outcomes(client, pending.as_settled(_wait_s(arguments)), order_ids, arguments)
     except StoreError as error:
         return complain(f"accepted, but the outcomes cannot be read: {error}", Exit.REDIS)
@@ -296,8 +296,8 @@ def _open_json(entry: OpenCancel) -> dict[str, Any]:
         "requested_by_left_out": entry.left_out,
         "requested_at": entry.requested_at,
         "age_s": entry.age_s,
-        "next_try_s": None if entry.in_hand else max(entry.next_due_s, 0.0),
-        "in_hand": entry.in_hand,
+        "next_try_s": None if entry.claimed else max(entry.next_due_s, 0.0),
+        "claimed": entry.claimed,
         "unresolved": entry.unresolved,
         **progress_json(entry),
         "request": entry.request.fields(),
@@ -305,11 +305,11 @@ def _open_json(entry: OpenCancel) -> dict[str, Any]:
 
 
 def _next_try(entry: OpenCancel) -> str:
-    if entry.in_hand:
+    if entry.claimed:
         return "now"
     return f"in {duration(entry.next_due_s)}" if entry.next_due_s > 0 else "due"
 
 
 def _state(entry: OpenCancel) -> str:
-    state = "in hand" if entry.in_hand else "waiting"
+    state = "claimed" if entry.claimed else "waiting"
     return f"{state}, unresolved" if entry.unresolved else state

@@ -72,8 +72,8 @@ def add_retry(commands: Subparsers) -> None:
     )
     add_order_ids(command, nargs="*")
     command.add_argument("--all", action="store_true", help="every one that was given up")
-    command.add_argument("--by", metavar="WHO", help="who does it, for the audit trail (the user logged in)")
-    command.add_argument("--why", metavar="WHY", help="why, for the audit trail")
+    command.add_argument("--by", metavar="WHO", help="who does it, for the audit log (the user logged in)")
+    command.add_argument("--why", metavar="WHY", help="why, for the audit log")
     add_json(command)
 
 

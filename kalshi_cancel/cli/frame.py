@@ -28,7 +28,7 @@ def frame(snapshot: Snapshot, width: int, height: int | None = None, *, failure:
         head.append(f"OLD: {failure}")
     for section in (_lanes(snapshot), _rates(snapshot.rates)):
         head += ["", *section]
-    lists = [_buckets(snapshot.buckets), _masses(snapshot.masses), _workers(snapshot)]
+    lists = [_buckets(snapshot.buckets), _mass_cancels(snapshot.mass_cancels), _workers(snapshot)]
     if height is not None:
         lists = _cut(lists, height - len(head))
     lines = [*head, *(line for section in lists for line in ("", *section))]
@@ -39,7 +39,7 @@ def frame(snapshot: Snapshot, width: int, height: int | None = None, *, failure:
 
 
 def _lanes(snapshot: Snapshot) -> list[str]:
-    titles = ("LANE", "OPEN", "IN HAND", "OLDEST", "MEDIAN", "UNRESOLVED", "MESSAGES")
+    titles = ("LANE", "OPEN", "CLAIMED", "OLDEST", "MEDIAN", "UNRESOLVED", "MESSAGES")
     lines = _table([titles, *map(_lane_cells, snapshot.lanes)], (8, -7, -8, -12, -12, -11, -9))
     dead = snapshot.dead_letters
     return [*lines, f"DEAD LETTERS {dead}: cancelctl dead"] if dead else lines
@@ -51,7 +51,7 @@ def _lane_cells(lane: LaneGlance) -> tuple[str, ...]:
     return (
         lane.lane.value,
         str(lane.open),
-        f"{lane.in_hand}{more}",
+        f"{lane.claimed}{more}",
         oldest,
         median,
         f"{lane.unresolved}{more}",
@@ -61,7 +61,7 @@ def _lane_cells(lane: LaneGlance) -> tuple[str, ...]:
 
 def _rates(rates: Rates | None) -> list[str]:
     if rates is None:
-        return ["RATES    not known: there is no audit trail (KALSHI_AUDIT)"]
+        return ["RATES    not known: there is no audit log (KALSHI_AUDIT)"]
     took = ""
     if rates.call_ms is not None and rates.slowest_ms is not None:
         took = f", median {rates.call_ms:.0f} ms, slowest {rates.slowest_ms:.0f} ms"
@@ -103,10 +103,10 @@ def _buckets(levels: Sequence[Level]) -> list[str]:
     return _table(rows, (8, BAR_CHARS + 2, -7, -7, -9, -7, -6))
 
 
-def _masses(masses: Sequence[MassShown]) -> list[str]:
-    if not masses:
+def _mass_cancels(mass_cancels: Sequence[MassShown]) -> list[str]:
+    if not mass_cancels:
         return ["MASS CANCELS  none runs"]
-    return [f"MASS CANCELS  {len(masses)} running", *map(_mass_line, masses)]
+    return [f"MASS CANCELS  {len(mass_cancels)} running", *map(_mass_line, mass_cancels)]
 
 
 def _mass_line(mass: MassShown) -> str:
@@ -122,9 +122,9 @@ def _workers(snapshot: Snapshot) -> list[str]:
     held_back, running = snapshot.held_back, {worker.name for worker in snapshot.workers}
     if not snapshot.workers and not held_back:
         return ["WORKERS  NONE RUNS"]
-    hands = sum(worker.hands for worker in snapshot.workers)
-    gates = f"{len(held_back)} HOLD CANCELS BACK" if held_back else "every gate is open"
-    first = f"WORKERS  {len(snapshot.workers)} with {hands} hands; {gates}"
+    senders = sum(worker.senders for worker in snapshot.workers)
+    breakers = f"{len(held_back)} HOLD CANCELS BACK" if held_back else "every breaker is closed"
+    first = f"WORKERS  {len(snapshot.workers)} with {senders} senders; {breakers}"
     # Those that hold cancels back first: they are what somebody looks for.
     shown = sorted(snapshot.workers, key=lambda worker: worker.name not in held_back)
     lines = [_worker_line(worker, held_back.get(worker.name)) for worker in shown]
@@ -134,7 +134,7 @@ def _workers(snapshot: Snapshot) -> list[str]:
 
 def _worker_line(worker: WorkerShown, why: str | None) -> str:
     state = "sends" if why is None else f"HOLDS BACK: {why}"
-    return f"{worker.name:<24} {'+'.join(worker.lanes):<13} {worker.hands:>3} hands  {state}"
+    return f"{worker.name:<24} {'+'.join(worker.lanes):<13} {worker.senders:>3} senders  {state}"
 
 
 # --- laying out -------------------------------------------------------------------------------------------

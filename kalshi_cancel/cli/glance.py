@@ -10,6 +10,7 @@ import redis
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 
 AT_MOST = 250  # entries at either end of each index: the next due, and those that wait longest
 
@@ -24,7 +25,7 @@ class LaneGlance:
     lane: Lane
     open: int
     looked_at: int
-    in_hand: int
+    claimed: int
     unresolved: int
     oldest_s: float | None
     median_s: float | None
@@ -42,16 +43,16 @@ class Glance:
 
 def glance(server: redis.Redis, settings: RedisSettings) -> Glance:
     """How full the lanes are and how old what is in them; raises StoreError."""
-    prefix = settings.key_prefix
-    paths = sorted(scripts.call(lambda: server.smembers(f"{prefix}:paths")))
+    keys_of = Keys(settings.key_prefix)
+    paths = sorted(scripts.call(lambda: server.smembers(keys_of.paths)))
     homes = [(lane, path) for lane in Lane for path in paths]
     pipeline = server.pipeline(transaction=False)
     pipeline.time()
-    pipeline.zcard(f"{prefix}:dead")
+    pipeline.zcard(keys_of.dead)
     for lane in Lane:
         pipeline.llen(settings.celery_prefix + lane.queue)
     for lane, path in homes:
-        due = f"{prefix}:due:{lane}:{path}"
+        due = keys_of.due(lane, path)
         pipeline.zcard(due)
         pipeline.zrange(due, 0, AT_MOST - 1)
         pipeline.zrange(due, -AT_MOST, -1)
@@ -62,7 +63,7 @@ def glance(server: redis.Redis, settings: RedisSettings) -> Glance:
     for at, lane in enumerate(Lane):
         mine = [n for n, (home, _) in enumerate(homes) if home is lane]
         ids = dict.fromkeys(each for n in mine for ends in indexes[3 * n + 1 : 3 * n + 3] for each in ends)
-        keys = [f"{prefix}:entry:{order_id}" for order_id in ids]
+        keys = [keys_of.pending(order_id) for order_id in ids]
         size = sum(indexes[3 * n] for n in mine)
         lanes.append(_lane(server, lane, keys, size=size, now_s=now_s, messages=messages[at]))
     return Glance(now_s, tuple(lanes), dead)

@@ -12,7 +12,7 @@ from typing import Any
 
 from kalshi_cancel.cli.exits import Exit, UsageError, complain
 from kalshi_cancel.cli.line import DEFAULT_REQUESTER, Subparsers, add_command, add_json, parse_seconds
-from kalshi_cancel.cli.nobody import told_when_nobody_works
+from kalshi_cancel.cli.nobody import notice_when_nobody_works
 from kalshi_cancel.cli.printing import duration, print_json, print_lines, print_table
 from kalshi_cancel.cli.reports import exit_of_mass, mass_state, show_report
 from kalshi_cancel.client import CancelClient, Lost, PendingMass, StoreError
@@ -135,7 +135,7 @@ def _mass(arguments: argparse.Namespace) -> int:
     if asks and not sys.stdin.isatty():
         raise UsageError("nobody can be asked without a terminal: --yes does it, --dry-run only plans")
     client = CancelClient.from_env(preload=False)
-    with told_when_nobody_works(client):
+    with notice_when_nobody_works(client):
         if arguments.dry_run or not arguments.yes:
             try:
                 planned = _planned(client, scope, arguments)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from kalshi_cancel.client import CancelClient, StoreError
 
-TOLD_AFTER_S = 1.5  # most are answered before that
+NOTICE_AFTER_S = 1.5  # most are answered before that
 
 
 def say_when_nobody_works(client: CancelClient) -> None:
@@ -27,9 +27,9 @@ def say_when_nobody_works(client: CancelClient) -> None:
 
 
 @contextmanager
-def told_when_nobody_works(client: CancelClient) -> Iterator[None]:
+def notice_when_nobody_works(client: CancelClient) -> Iterator[None]:
     """Who still waits in the body after a while is told if no worker runs."""
-    later = threading.Timer(TOLD_AFTER_S, say_when_nobody_works, [client])
+    later = threading.Timer(NOTICE_AFTER_S, say_when_nobody_works, [client])
     later.daemon = True
     later.start()
     try:

@@ -46,7 +46,7 @@ def problem_text(problem: Problem | None) -> str:
 
 
 def progress_json(entry: OpenCancel | DeadLetter) -> dict[str, Any]:
-    """What was learned about an open or dead cancel."""
+    """The progress of an open or dead cancel."""
     progress = entry.progress
     return {
         "attempts": progress.attempts,

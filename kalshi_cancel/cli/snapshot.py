@@ -59,7 +59,7 @@ class Snapshot:
     buckets: tuple[Level, ...]
     workers: tuple[WorkerShown, ...]
     held_back: dict[str, str]
-    masses: tuple[MassShown, ...]
+    mass_cancels: tuple[MassShown, ...]
 
 
 class Watcher:
@@ -69,7 +69,7 @@ class Watcher:
         self._settings = settings
         self._server = connect(settings)
         self._registry = WorkerRegistry(self._server, settings)
-        self._masses = MassCancels(self._server, settings)
+        self._mass_cancels = MassCancels(self._server, settings)
         self._recent = _Recent(AuditLog(self._server, settings)) if settings.audit else None
 
     def snapshot(self) -> Snapshot:
@@ -84,9 +84,9 @@ class Watcher:
             buckets=tuple(levels_now(self._server, self._settings.key_prefix)),
             workers=tuple(self._registry.workers()),
             held_back=self._registry.held_back(),
-            masses=tuple(
+            mass_cancels=tuple(
                 MassShown(request.request_id, request.requested_by, request.reason, progress)
-                for request, progress in self._masses.running()
+                for request, progress in self._mass_cancels.running()
             ),
         )
 
@@ -144,9 +144,9 @@ def _told(noted: Noted) -> tuple[Counter[tuple[str, str]], list[float]]:
                 answer = call["code"] or call["status"]
                 counts["answers", str(answer)] += 1
                 times_ms.append(float(call["ms"]))
-            for fate in body["orders"].values():
-                if fate[0] == "settled":
-                    counts["settled", str(fate[1])] += 1
+            for conclusion in body["orders"].values():
+                if conclusion[0] == "settled":
+                    counts["settled", str(conclusion[1])] += 1
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return Counter(), []
     return counts, times_ms

@@ -268,7 +268,7 @@ class Exchange:
         if failure.problem.code == GATEWAY_CODE and (more := self._gateway_told.now()) is not None:
             log.error("no usable answer: %s", f"{failure.problem.message}{more}")
         if failure.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
-            self._tell_refusal(failure.problem)
+            self._log_refusal(failure.problem)
 
     def _learn_front(self, call: Call, reply: Reply, sent_s: float) -> None:
         """Learns the front's clock from a `Date`, and whether to sign by it instead of by ours."""
@@ -307,7 +307,7 @@ class Exchange:
             "the exchange has retired the V1 orders API; cancels go to V2 now: set KALSHI_ORDERS_API=v2"
         )
 
-    def _tell_refusal(self, problem: Problem) -> None:
+    def _log_refusal(self, problem: Problem) -> None:
         """Says a permanent refusal of key or scope once, loudly; the orders' own results tell it each."""
         if problem.http_status not in (401, 403):
             return

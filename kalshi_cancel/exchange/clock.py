@@ -2,7 +2,7 @@
 
 The exchange shows two clocks. The *front's* is the ``Date`` of its answers, in whole seconds; it judges the
 timestamps that we sign. The *engine's* stamps orders: ``ts_ms`` of a cancel, ``last_update_time`` of an
-order. They may disagree by seconds. Each is learned from answers to calls of our own: what an answer says
+order. They may disagree by seconds. Each is measured from answers to calls of our own: what an answer says
 was true at some moment between the sending of the call and its answer. Each answer narrows the bounds.
 
 The rule for whose cancel ended an order (the resolution applies it): the order's end, as the engine has

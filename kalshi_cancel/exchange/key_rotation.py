@@ -64,10 +64,10 @@ class Rotation:
             self._tried, self._try_again_s = pair, time.monotonic() + TRY_AGAIN_S
             failure = self._exchange.sign_with(signer_from(settings))
         except (SettingsError, KeyProblem) as problem:
-            self._tell(str(problem))
+            self._log_problem(str(problem))
             return
         if failure is not None:
-            self._tell(f"{failure.problem.code}: {failure.problem.message}")
+            self._log_problem(f"{failure.problem.code}: {failure.problem.message}")
             return
         self._in_use = pair
         self._changed()
@@ -76,7 +76,7 @@ class Rotation:
         if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
             log.warning(warning)
 
-    def _tell(self, why: str) -> None:
+    def _log_problem(self, why: str) -> None:
         """Says once why the old key stays in use."""
         if why != self._told:
             self._told = why

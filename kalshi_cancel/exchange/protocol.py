@@ -1,4 +1,4 @@
-"""The exchange's language: composes calls and deciphers replies, in both dialects, without any I/O.
+"""The exchange's protocol: composes calls and deciphers replies, in both dialects, without any I/O.
 
 V1 is the dialect of ``/portfolio/orders`` (retired in production in June 2026), V2 that of
 ``/portfolio/events/orders``; reads are common to both. A reply is bytes from a stranger: deciphering
@@ -29,7 +29,7 @@ from kalshi_cancel.model.orders import Order, OrderStatus, Problem, is_order_id,
 
 API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
-RETRY_AFTER_MAX_S = 60.0  # a longer wish is not believed: a cancel is money at risk
+RETRY_AFTER_MAX_S = 60.0  # a longer pause is not believed: a cancel is money at risk
 LIST_PAGE = 1000  # more is a 400
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 # An error code of the exchange: words in one case, perhaps with a tail (``user_not_found:_5d8c``).
@@ -251,11 +251,11 @@ def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
         return decipher_error(reply)
     body = _json_object(reply.body)
     if body is None or not body.keys() & _OF_A_CANCEL:
-        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no answer to a cancel: {_text(reply.body)}")
+        return _failure(Meaning.UNANSWERED, reply, "garbage", f"no answer to a cancel: {_text(reply.body)}")
     if isinstance(body.get("order"), Mapping):
         return _decipher_v1_success(order_id, body, reply)
     if body.get("order_id") != order_id:
-        return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
+        return _failure(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
     reduced_by = parse_count(_first(body, "reduced_by", "reduced_by_fp"))
     return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
 
@@ -270,16 +270,16 @@ def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAn
     body = _json_object(reply.body)
     entries = body.get("orders") if body is not None else None
     if not isinstance(entries, list):
-        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+        return _failure(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
     wanted = set(order_ids)
     answers: dict[str, CancelAnswer] = {}
     for entry in entries:
         order_id = _entry_order_id(entry)
         if order_id in answers:  # two tales of one order: which is its own, only a read-back can tell
-            answers[order_id] = _trouble(Meaning.UNCLEAR, reply, "twice", "the answer tells of it twice")
+            answers[order_id] = _failure(Meaning.UNCLEAR, reply, "twice", "the answer tells of it twice")
         elif order_id in wanted:
             answers[order_id] = _decipher_entry(order_id, entry, reply)
-    unmentioned = _trouble(
+    unmentioned = _failure(
         Meaning.UNANSWERED, reply, "unmentioned", "the batch's answer leaves this order out"
     )
     return {order_id: answers.get(order_id, unmentioned) for order_id in order_ids}
@@ -324,9 +324,9 @@ def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Repl
 def _decipher_v1_success(order_id: str, body: Mapping[str, Any], reply: Reply) -> CancelAnswer:
     order = parse_order(body["order"])
     if order is None or order.order_id != order_id:
-        return _trouble(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
+        return _failure(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
     if order.status is not OrderStatus.CANCELED or order.remaining_count:
-        return _trouble(
+        return _failure(
             Meaning.UNCLEAR, reply, "contradiction", f"canceled, but the order is shown {order.status.value}"
         )
     reduced_by = parse_count(_first(body, "reduced_by_fp", "reduced_by"))
@@ -337,11 +337,11 @@ def _canceled(
     reduced_by: Decimal | None, ts_ms: int | None, order: Order | None, reply: Reply
 ) -> CancelAnswer:
     if reduced_by is None:
-        return _trouble(
+        return _failure(
             Meaning.UNCLEAR, reply, "no_count", "accepted, but reduced_by is missing or unreadable"
         )
     if reduced_by == 0:
-        return _trouble(
+        return _failure(
             Meaning.NOT_FOUND, reply, "nothing_removed", "accepted, but nothing was left to remove"
         )
     return Canceled(reduced_by, ts_ms, order, 1 if order is None else order.last_update_within_ms)
@@ -364,7 +364,7 @@ def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
         why = f"the body shows another order: {shown.get('order_id')!a}"
     else:
         why = f"the order has no readable status: {shown.get('status')!a}"
-    return _trouble(Meaning.UNANSWERED, reply, "garbage", why)
+    return _failure(Meaning.UNANSWERED, reply, "garbage", why)
 
 
 def decipher_command(reply: Reply) -> Failure | None:
@@ -395,7 +395,7 @@ def decipher_list(reply: Reply) -> Page | Failure:
         # The exchange leaves empty lists out, or says null; a page that goes on has orders.
         listed = body.get("orders") if body.get("orders") is not None or cursor else []
     if not isinstance(listed, list) or not isinstance(cursor, str):
-        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
+        return _failure(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
     known = tuple(order for order in map(parse_order, listed) if order is not None)
     return Page(known, cursor, len(listed) - len(known))
 
@@ -406,7 +406,7 @@ def decipher_object(reply: Reply) -> Mapping[str, Any] | Failure:
         return decipher_error(reply)
     body = _json_object(reply.body)
     if body is None:
-        return _trouble(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
+        return _failure(Meaning.UNANSWERED, reply, "garbage", f"unreadable body: {_text(reply.body)}")
     return body
 
 
@@ -521,7 +521,7 @@ def _error_words(body: Mapping[str, Any] | None) -> tuple[str, str]:
     return _shown(code), _shown(words)
 
 
-def _trouble(meaning: Meaning, reply: Reply, code: str, message: str) -> Failure:
+def _failure(meaning: Meaning, reply: Reply, code: str, message: str) -> Failure:
     return Failure(meaning, Problem(code, message[:TEXT_SHOWN_CHARS], reply.status))
 
 
@@ -529,15 +529,15 @@ def _retry_after_s(reply: Reply) -> float | None:
     """Seconds to wait, told as such or as a moment on the exchange's clock."""
     told = reply.headers.get("retry-after", "")
     try:
-        wish = float(told)
+        asked_s = float(told)
     except ValueError:
         moment_s = _epoch_s(told)
         now_s = None if "age" in reply.headers else _epoch_s(reply.headers.get("date", ""))
         now_s = reply.clock_s if now_s is None else now_s
         if moment_s is None or now_s is None:
             return None
-        wish = max(moment_s - now_s, 0.0)
-    return min(wish, RETRY_AFTER_MAX_S) if wish >= 0 else None  # NaN compares false: no wish
+        asked_s = max(moment_s - now_s, 0.0)
+    return min(asked_s, RETRY_AFTER_MAX_S) if asked_s >= 0 else None  # NaN compares false: no pause
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

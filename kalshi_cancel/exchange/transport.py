@@ -49,7 +49,7 @@ LINE_MOST_BYTES = 65_536
 
 
 class TransportError(Exception):
-    """A call that brought no complete reply."""
+    """A call that got no complete reply."""
 
 
 class NotSent(TransportError):  # noqa: N818 - named after the phase, see the tree above

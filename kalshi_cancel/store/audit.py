@@ -2,7 +2,7 @@
 
 A stream that is only appended to. Each entry's hash covers the hash before it, so that an edit or a gap
 shows. What the store does is appended by its scripts in the step that does it (``lua/audit.lua``);
-mass cancels and operators append here. Its keys: docs/keys.md.
+mass cancels and operators append here. Its keys: docs/reference/redis-keys.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import redis
 from kalshi_cancel.logs import Seldom
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class AuditLog:
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
-        self._key = f"{settings.key_prefix}:audit"
+        self._key = Keys(settings.key_prefix).audit
         self._on = settings.audit
         self._uncounted = 0  # entries that are missing, which Redis does not know yet
         self._gap = Seldom()
@@ -168,7 +169,7 @@ class AuditLog:
     def _unmarked(self) -> int:
         """How many entries are missing that the audit log does not tell of, because it cannot be written."""
         noted = scripts.call(
-            lambda: self._server.hmget(f"{self._prefix}:counts", ["audit_missed", "audit_marked"])
+            lambda: self._server.hmget(Keys(self._prefix).counts, ["audit_missed", "audit_marked"])
         )
         missed, marked = (int(each or 0) for each in noted)
         return max(missed - marked, 0)
@@ -203,7 +204,7 @@ class AuditLog:
         return all_dropped
 
     def _warn(self, max_age_ms: float, max_entries: int) -> None:
-        """Says, once in a while for the whole fleet, that what is not exported is about to be trimmed."""
+        """Says, once in a while for all workers, that what is not exported is about to be trimmed."""
         known = self.exported()
         waiting = self._page(f"({known}" if known else "-", "+", at_most=1)
         if not waiting:

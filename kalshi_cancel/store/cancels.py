@@ -5,7 +5,8 @@ is due at a moment: now, when a pause ends, or when the lease of the sender that
 a vanished worker held comes back by itself. Time is the server's: workers' clocks may differ.
 
 Each operation is one Lua script, under ``lua`` with its contract above it; its cost does not depend
-on how long the store is. Their keys and fields, and in which order they are written: docs/keys.md.
+on how long the store is. Their keys and fields, and in which order they are written:
+docs/reference/redis-keys.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from kalshi_cancel.model.orders import (
 )
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.server_clock import ServerClock
@@ -42,21 +44,21 @@ __all__ = [
     "Accepted",
     "CancelStore",
     "Claim",
+    "ClaimRequest",
     "Conclusion",
     "DeadLetter",
     "Entry",
     "Fence",
     "Fenced",
-    "GiveBack",
-    "GiveUp",
+    "MakeDeadLetter",
     "NothingClaimed",
     "OpenCancel",
     "Overdue",
     "Progress",
+    "RetryLater",
     "Settle",
     "Standing",
     "StoreError",
-    "Wish",
     "connect",
 ]
 
@@ -69,34 +71,35 @@ LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
 FORGET_AT_ONCE = 200
-KEYS_BELL_LIFE_S = 5  # nobody may listen any more
+KEYS_WAKE_UP_LIFE_S = 5  # nobody may listen any more
 MEND_AT_ONCE = 200  # keys to scan
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 _GLOB = re.compile(r"[*?\[\]\\]")
-_HAND_TOLD = 2  # what sweep.lua answers when a sender listens
+_LISTENER_WOKEN = 2  # what lanes_to_wake.lua answers when a sender listens
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """What accepting some requests came to; ``settled`` are answered from the record already.
 
-    ``heard``: a sender that listens was told; otherwise a message must wake a worker up, unless enough wait.
+    ``listener_woken``: a listening sender got a wake-up; otherwise a message must wake a worker,
+    unless enough of them wait.
     ``joined``: the orders that had an entry already.
     """
 
     settled: dict[str, CancelResult]
-    heard: bool
+    listener_woken: bool
     waiting_messages: int
     joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What new entries begin with: what was learned about them, which path they are due on, and when."""
+    """What new entries begin with: what is known about them, which path they are due on, and when."""
 
-    learned: str
+    progress: str
     path: str
     due_in_s: float
 
@@ -127,7 +130,7 @@ class Entry:
     order_id: str
     token: str
     request: CancelRequest
-    learned: str
+    progress: str
     interrupted: bool
     first_sent_ms: str | None
     first_sent_age_ms: int
@@ -157,7 +160,7 @@ class Claim:
 
 
 class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
-    """What was put down in a turn is done, as ``done`` says; nothing could be taken up."""
+    """What was to be stored is stored, as ``done`` says; nothing could be claimed."""
 
     def __init__(self, message: str, done: list[bool]) -> None:
         super().__init__(message, may_be_accepted=False)
@@ -165,8 +168,8 @@ class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What senders are ready to take up: one call's worth of what is due, the first lane first.
+class ClaimRequest:
+    """What senders are ready to claim: one call's worth of what is due, the first lane first.
 
     Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
     ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
@@ -196,7 +199,7 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class RetryLater:
     """Not known yet: due again after ``pause_s``; without a pause, at its old place in the line.
 
     ``path`` names the bucket that pays for the next call (empty: the same as before).
@@ -204,26 +207,26 @@ class GiveBack:
     """
 
     entry: Entry
-    learned: str
+    progress: str
     pause_s: float = 0.0
     path: str = ""
     for_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class MakeDeadLetter:
     """Too old to be worked on: kept as a dead letter."""
 
     entry: Entry
-    learned: str
+    progress: str
 
 
-Conclusion = Settle | GiveBack | GiveUp
+Conclusion = Settle | RetryLater | MakeDeadLetter
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """What one sender puts down; ``done`` are the calls made for it, as the audit log is to show them."""
+class Completed:
+    """What one sender completed; ``done`` are the calls made for it, as the audit log is to show them."""
 
     conclusions: Sequence[Conclusion]
     done: Sequence[Mapping[str, Any]] = ()
@@ -234,13 +237,13 @@ class Overdue:
     """An open entry whose deadline has passed without its waiters being told."""
 
     order_id: str
-    learned: str
+    progress: str
     requested_at: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What was learned about an open cancel, as far as an operator wants to know it.
+    """What is known about an open cancel, as far as an operator wants to know it.
 
     ``history`` holds the latest failures: the moment (ms, the exchange's clock) and the code of each.
     """
@@ -250,15 +253,15 @@ class Progress:
     history: tuple[tuple[int, str], ...] = ()
 
     @classmethod
-    def parse(cls, learned: str) -> Self:
+    def parse(cls, progress: str) -> Self:
         """Out of the JSON that the dispatcher keeps with an entry; empty: nothing yet.
 
         Raises one of ``_UNREADABLE`` for what is no JSON object. What a newer version has put into it in
         another way is left out.
         """
-        if not learned:
+        if not progress:
             return cls()
-        fields = _object(learned)
+        fields = _object(progress)
         attempts, told, history = (fields.get(name) for name in ("attempts", "last_problem", "history"))
         problem = None
         if isinstance(told, dict) and isinstance(told.get("code"), str):
@@ -293,7 +296,7 @@ class DeadLetter:
 class OpenCancel:
     """An entry of the store as an operator sees it; times are ISO 8601 UTC.
 
-    ``next_due_s`` from now: the next try, or for what is claimed, the end of its lease. ``hand`` is the
+    ``next_due_s`` from now: the next try, or for what is claimed, the end of its lease. ``claimed_by`` is the
     latest to have claimed it (host and process id), empty when none has. ``left_out``: requests joined whose
     names are not in the list.
     """
@@ -304,11 +307,11 @@ class OpenCancel:
     requested_at: str
     age_s: float
     next_due_s: float
-    in_hand: bool
+    claimed: bool
     unresolved: bool
     request: CancelRequest
     progress: Progress
-    hand: str = ""
+    claimed_by: str = ""
     left_out: int = 0
 
 
@@ -329,28 +332,31 @@ class CancelStore:
         self._server = server
         self._name = name  # of the process, as the audit log and the entries that it has claimed show it
         self._prefix = settings.key_prefix
+        self._keys = Keys(settings.key_prefix)
         self._celery_prefix = settings.celery_prefix
         self._record_prefix = results.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
-        self._accept = scripts.load(server, "gather", "audit", "bells", "fenced", "tell", "aside", "accept")
+        self._accept = scripts.load(
+            server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "accept"
+        )
         self._turn = scripts.load(
-            server, "gather", "audit", "bells", "tell", "conclude", "buckets", "claim", "turn"
+            server, "gather", "audit", "wake_ups", "reply", "conclude", "buckets", "claim", "turn"
         )
         self._wait_replicas = settings.wait_replicas
         self.clock = ServerClock(server)
         self._gap = Seldom()
         self._extend = scripts.load(server, "gather", "extend")
         self._overdue = scripts.load(server, "gather", "place", "overdue")
-        self._report = scripts.load(server, "gather", "audit", "tell", "report")
+        self._report = scripts.load(server, "gather", "audit", "reply", "report")
         self._retry = scripts.load(server, "gather", "place", "aside", "retry")
-        self._sweep = scripts.load(server, "gather", "audit", "bells", "sweep")
+        self._lanes_to_wake = scripts.load(server, "gather", "audit", "wake_ups", "lanes_to_wake")
         self._refuse = scripts.load(server, "gather", "audit", "refuse")
-        self._learn = scripts.load(server, "gather", "bells", "fenced", "learn")
-        self._set_aside = scripts.load(server, "gather", "audit", "tell", "aside", "set_aside")
-        self._tell_rest = scripts.load(server, "gather", "tell", "tell_rest")
+        self._set_progress = scripts.load(server, "gather", "wake_ups", "fenced", "set_progress")
+        self._set_aside = scripts.load(server, "gather", "audit", "reply", "aside", "set_aside")
+        self._reply_rest = scripts.load(server, "gather", "reply", "reply_rest")
         self._forget = scripts.load(server, "gather", "forget")
-        self._mend = scripts.load(server, "gather", "bells", "place", "mend")
+        self._mend = scripts.load(server, "gather", "wake_ups", "place", "mend")
 
     def ping(self) -> None:
         """Asks Redis for a sign of life; raises StoreError."""
@@ -380,7 +386,7 @@ class CancelStore:
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
         spoilt: list[tuple[CancelRequest, str]] = []
-        heard, waiting = 1, 0
+        woken, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
             args: list[Any] = [
@@ -390,7 +396,7 @@ class CancelStore:
                 self._record_life_s,
                 self._celery_prefix + lane.queue,
                 int(self._audit),
-                known.learned if known else "",
+                known.progress if known else "",
                 round(known.due_in_s * 1000) if known else 0,
                 *_fence_args(fence),
                 not_believed,
@@ -408,7 +414,7 @@ class CancelStore:
                     reply_to[at] if reply_to else "",
                 )
             answer = scripts.surely(self._server, self._accept, args, replicas=self._wait_replicas)
-            heard, waiting, *answers = _unless_fenced(answer, fence)
+            woken, waiting, *answers = _unless_fenced(answer, fence)
             for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
                 if answer == "joined":
                     joined.add(request.order_id)
@@ -428,12 +434,12 @@ class CancelStore:
                 fence=fence,
                 records_older_than_s=0.0,
             )
-            heard, waiting = anew.heard, anew.waiting_messages
+            woken, waiting = anew.listener_woken, anew.waiting_messages
             settled |= anew.settled
             joined |= anew.joined
-        return Accepted(settled, bool(heard), waiting, frozenset(joined))
+        return Accepted(settled, bool(woken), waiting, frozenset(joined))
 
-    def learn(
+    def set_progress(
         self,
         requests: Sequence[CancelRequest],
         known: Known | None,
@@ -446,15 +452,15 @@ class CancelStore:
         ``known`` None: nothing but the request, and due at once. Raises StoreError, and Fenced when ``fence``
         does not hold.
         """
-        learned = 0
+        changed = 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
-            args: list[Any] = [self._prefix, lane.value, known.learned if known else ""]
+            args: list[Any] = [self._prefix, lane.value, known.progress if known else ""]
             args += (round(known.due_in_s * 1000) if known else 0, *_fence_args(fence))
             for request in requests[start : start + ACCEPT_AT_ONCE]:
                 path = known.path if known else write_path(request.exchange_index)
                 args += (request.order_id, path)
-            learned += int(_unless_fenced(self._run(self._learn, args), fence))
-        return learned
+            changed += int(_unless_fenced(self._run(self._set_progress, args), fence))
+        return changed
 
     def refuse(self, result: CancelResult) -> bool:
         """Stores the record of a request that never entered, unless the order has one or an entry."""
@@ -472,27 +478,34 @@ class CancelStore:
         args.append(json.dumps(told)[1:] if self._audit else "")
         return bool(self._run(self._refuse, args))
 
-    def turn(self, brought: Sequence[Brought], wish: Wish | None) -> tuple[list[bool], list[Claim]]:
-        """One step for senders: puts down what they bring, and claims what they wish for, if anything.
+    def turn(
+        self, completed: Sequence[Completed], wanted: ClaimRequest | None
+    ) -> tuple[list[bool], list[Claim]]:
+        """One step for senders: stores what they completed, and claims what they ask for, if anything.
 
         False for each conclusion whose entry was another's by now (nothing is done about it). With a
-        wish there is at least one claim; if nothing could be claimed, one without entries. Raises StoreError:
-        nothing was done; or NothingClaimed: what was put down is done.
+        request there is at least one claim; if nothing could be claimed, one without entries. Raises
+        StoreError: nothing was done; or NothingClaimed: what was completed is stored.
         """
-        conclusions = [each for sender in brought for each in sender.conclusions]
+        conclusions = [each for sender in completed for each in sender.conclusions]
         audit_log = (
-            [self._audit_entry_of(sender) for sender in brought if sender.conclusions] if self._audit else []
+            [self._audit_entry_of(sender) for sender in completed if sender.conclusions]
+            if self._audit
+            else []
         )
         args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
         args += (len(audit_log), *audit_log, 7 * len(conclusions))
         for each in conclusions:
-            args += (each.entry.order_id, each.entry.token, *self._fate(each))
-        if wish is not None:
-            args += (wish.at_most, wish.calls, round(wish.lease_s * 1000))
-            args += ("" if wish.exchange_ms is None else wish.exchange_ms, wish.risk_reserve)
-            args += (wish.cancel_cost, wish.read_cost, wish.list_cost, self._name)
-            args += (wish.reads, round(wish.reads_after_s * 1000))
-            for lane in wish.lanes:
+            args += (each.entry.order_id, each.entry.token, *self._conclusion_args(each))
+        if wanted is not None:
+            args += (wanted.at_most, wanted.calls, round(wanted.lease_s * 1000))
+            args += (
+                "" if wanted.exchange_ms is None else wanted.exchange_ms,
+                wanted.risk_reserve,
+            )
+            args += (wanted.cancel_cost, wanted.read_cost, wanted.list_cost, self._name)
+            args += (wanted.reads, round(wanted.reads_after_s * 1000))
+            for lane in wanted.lanes:
                 args += (lane.value, self._celery_prefix + lane.queue)
         # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
         concluded, *claimed = scripts.surely(self._server, self._turn, args)
@@ -503,19 +516,19 @@ class CancelStore:
             raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
         return done, self._parse_claims(*claimed[0])
 
-    def claim(self, lanes: Sequence[Lane], **wish: Any) -> Claim:
-        """Takes tokens and the due entries that they pay for, for one call; see :class:`Wish`."""
-        _, [claim] = self.turn((), Wish(tuple(lanes), **wish))
+    def claim(self, lanes: Sequence[Lane], **wanted: Any) -> Claim:
+        """Takes tokens and the due entries that they pay for, for one call; see :class:`ClaimRequest`."""
+        _, [claim] = self.turn((), ClaimRequest(tuple(lanes), **wanted))
         return claim
 
     def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
-        """Puts down what a sender brings; see :meth:`turn`."""
-        return self.turn([Brought(conclusions)], None)[0]
+        """Stores what a sender completed; see :meth:`turn`."""
+        return self.turn([Completed(conclusions)], None)[0]
 
-    def _audit_entry_of(self, brought: Brought) -> str:
+    def _audit_entry_of(self, completed: Completed) -> str:
         """What the audit log is to say of it, without its first brace."""
-        orders = {each.entry.order_id: _story(each) for each in brought.conclusions}
-        said = {"worker": self._name, "calls": brought.done, "orders": orders}
+        orders = {each.entry.order_id: _for_audit(each) for each in completed.conclusions}
+        said = {"worker": self._name, "calls": completed.done, "orders": orders}
         return json.dumps(said, separators=(",", ":"))[1:]
 
     def _parse_claims(
@@ -570,36 +583,36 @@ class CancelStore:
         return [bool(held) for held in self._run(self._extend, args)]
 
     def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> bool:
-        """Waits until a bell rings for one of these lanes; False when none has within the time.
+        """Waits for a wake-up of one of these lanes; False when none came within the time.
 
-        Hears as well those that ring for workers with its key only (``key_id``).
+        Includes wake-ups for workers with its key only (``key_id``).
         """
-        bells = [f"{self._prefix}:bell:{lane}" for lane in lanes]
+        lists = [self._keys.wake_up(lane) for lane in lanes]
         if key_id:
-            bells += [f"{bell}:{key_id}" for bell in bells]
-        return scripts.call(lambda: self._server.blpop(bells, timeout=within_s)) is not None
+            lists += [self._keys.wake_up_with(lane, key_id) for lane in lanes]
+        return scripts.call(lambda: self._server.blpop(lists, timeout=within_s)) is not None
 
-    def ring_for(self, key_id: str, lane: Lane) -> None:
+    def wake_up_worker_with(self, key_id: str, lane: Lane) -> None:
         """Calls a sender of a worker that has this key: what there is, others may not cancel."""
-        bell = f"{self._prefix}:bell:{lane}:{key_id}"
+        wake_up = self._keys.wake_up_with(lane, key_id)
         pipeline = self._server.pipeline()
-        pipeline.delete(bell)  # one is enough
-        pipeline.lpush(bell, 1)
-        pipeline.expire(bell, KEYS_BELL_LIFE_S)
+        pipeline.delete(wake_up)  # one is enough
+        pipeline.lpush(wake_up, 1)
+        pipeline.expire(wake_up, KEYS_WAKE_UP_LIFE_S)
         scripts.call(pipeline.execute)
 
-    def show_ears(self, lanes: Sequence[Lane], *, life_s: float) -> None:
+    def show_listeners(self, lanes: Sequence[Lane], *, life_s: float) -> None:
         """Says that senders of these lanes listen, for so long."""
         pipeline = self._server.pipeline(transaction=False)
         for lane in lanes:
-            pipeline.set(f"{self._prefix}:ears:{lane}", 1, px=round(life_s * 1000))
+            pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
 
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""
         pipeline = self._server.pipeline()
-        pipeline.lpush(f"{self._prefix}:unreadable", message)
-        pipeline.ltrim(f"{self._prefix}:unreadable", 0, UNREADABLE_MOST - 1)
+        pipeline.lpush(self._keys.unreadable, message)
+        pipeline.ltrim(self._keys.unreadable, 0, UNREADABLE_MOST - 1)
         scripts.call(pipeline.execute)
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
@@ -607,23 +620,23 @@ class CancelStore:
 
         Tells waiters that are too many for one step as well, and sets aside what cannot be read.
         """
-        untold, *entries = self._run(self._overdue, [self._prefix, at_most])
+        owed, *entries = self._run(self._overdue, [self._prefix, at_most])
         found, spoilt = [], {}
-        for order_id, learned, accepted_ms in entries:
+        for order_id, progress, accepted_ms in entries:
             try:
-                Progress.parse(learned)
-                found.append(Overdue(order_id, learned, utc_text(int(accepted_ms) / 1000)))
+                Progress.parse(progress)
+                found.append(Overdue(order_id, progress, utc_text(int(accepted_ms) / 1000)))
             except _UNREADABLE as error:
                 spoilt[order_id] = "", error
         self._set_aside_all(spoilt)
-        if untold:
-            self._tell_the_rest(untold)
+        if owed:
+            self._reply_to_the_rest(owed)
         return found
 
-    def _tell_the_rest(self, order_ids: Sequence[str]) -> None:
+    def _reply_to_the_rest(self, order_ids: Sequence[str]) -> None:
         """Tells further waiters of these orders, in portions."""
         args = [self._prefix, self._record_prefix, self._record_life_s, *order_ids]
-        while self._run(self._tell_rest, args):
+        while self._run(self._reply_rest, args):
             pass
 
     def mend(self, cursor: int = 0) -> tuple[int, int]:
@@ -631,9 +644,9 @@ class CancelStore:
 
         Where to go on (0: all were looked at), and how many had none.
         """
-        pattern = f"{_GLOB.sub(_escaped, self._prefix)}:entry:*"
+        pattern = Keys(_GLOB.sub(_escaped, self._prefix)).pending("*")
         cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
-        prefix = f"{self._prefix}:entry:"
+        prefix = self._keys.pending("")
         mended = 0
         if keys:
             mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
@@ -660,29 +673,29 @@ class CancelStore:
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""
         start = 0
-        while dead := self._range("dead", start):
+        while dead := self._range(self._keys.dead, start):
             start += len(dead)
             pipeline = self._server.pipeline(transaction=False)
             for order_id, _ in dead:
                 pipeline.hmget(
-                    f"{self._prefix}:dead:{order_id}", ["request", "requested_by", "accepted_ms", "learned"]
+                    self._keys.dead_letter(order_id), ["request", "requested_by", "accepted_ms", "progress"]
                 )
             for (order_id, died_ms), fields in zip(dead, self._each(pipeline), strict=True):
                 if fields is None or fields[0] is not None:
                     yield _parse_dead_letter(order_id, died_ms, fields)
         start = 0
-        while aside := self._range("aside", start):
+        while aside := self._range(self._keys.aside, start):
             start += len(aside)
             for order_id, at_ms in aside:
                 yield self._aside(order_id, at_ms)
 
     def dead_letter(self, order_id: str) -> DeadLetter | None:
         """What was given up or set aside about one order, None when nothing was."""
-        names = ["request", "requested_by", "accepted_ms", "learned"]
+        names = ["request", "requested_by", "accepted_ms", "progress"]
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zscore(f"{self._prefix}:dead", order_id)
-        pipeline.hmget(f"{self._prefix}:dead:{order_id}", names)
-        pipeline.zscore(f"{self._prefix}:aside", order_id)
+        pipeline.zscore(self._keys.dead, order_id)
+        pipeline.hmget(self._keys.dead_letter(order_id), names)
+        pipeline.zscore(self._keys.aside, order_id)
         died_ms, fields, aside_ms = self._each(pipeline)
         if died_ms is not None and (fields is None or fields[0] is not None):
             return _parse_dead_letter(order_id, died_ms, fields)
@@ -691,8 +704,8 @@ class CancelStore:
     def _aside(self, order_id: str, at_ms: float) -> DeadLetter:
         """What was set aside: a hash as it was, or text; of anything else nothing is shown."""
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.hgetall(f"{self._prefix}:aside:{order_id}")
-        pipeline.get(f"{self._prefix}:aside:{order_id}")
+        pipeline.hgetall(self._keys.set_aside(order_id))
+        pipeline.get(self._keys.set_aside(order_id))
         stored, text = self._each(pipeline)
         at = utc_text(at_ms / 1000)
         stored = {"text": text} if text is not None else stored or {}
@@ -707,11 +720,11 @@ class CancelStore:
         args: list[Any] = [self._prefix, round(patience_s * 1000), int(self._audit)]
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
-        missing, why, *rings = self._run(self._sweep, args)
+        missing, why, *states = self._run(self._lanes_to_wake, args)
         if missing > 0 and (more := self._gap.now()) is not None:
             log.error("the audit log is missing %d entries, cancels go on: %s", missing, f"{why}{more}")
-        found = zip(lanes, rings, strict=True)
-        return {lane: ring == _HAND_TOLD for lane, ring in found if ring}
+        found = zip(lanes, states, strict=True)
+        return {lane: state == _LISTENER_WOKEN for lane, state in found if state}
 
     def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
         """The records of these orders as they come; ends early when the time is over. Raises StoreError."""
@@ -732,8 +745,8 @@ class CancelStore:
             pipeline = self._server.pipeline(transaction=True)
             pipeline.mget([self._record_prefix + order_id for order_id in some])
             for order_id in some:
-                for kind in ("entry", "dead", "aside"):
-                    pipeline.exists(f"{self._prefix}:{kind}:{order_id}")
+                for key_of in (self._keys.pending, self._keys.dead_letter, self._keys.set_aside):
+                    pipeline.exists(key_of(order_id))
             texts, *there = scripts.call(pipeline.execute)
             for at, (order_id, text) in enumerate(zip(some, texts, strict=True)):
                 entry, dead, aside = there[3 * at : 3 * at + 3]
@@ -760,20 +773,20 @@ class CancelStore:
         for lane in Lane:
             for path in self._paths():
                 start = 0
-                while due := self._range(f"due:{lane}:{path}", start):
+                while due := self._range(self._keys.due(lane, path), start):
                     start += len(due)
                     yield from self._listed(lane, due)
 
     def open_cancel(self, order_id: str) -> OpenCancel | None:
         """The entry of one order, or None when nothing is open for it."""
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.exists(f"{self._prefix}:entry:{order_id}")
-        pipeline.hmget(f"{self._prefix}:entry:{order_id}", ["lane", "path"])
+        pipeline.exists(self._keys.pending(order_id))
+        pipeline.hmget(self._keys.pending(order_id), ["lane", "path"])
         is_there, home = self._each(pipeline)
         if not is_there:
             return None
         lane, path = home or ("", "")
-        due = scripts.call(lambda: self._server.zscore(f"{self._prefix}:due:{lane}:{path}", order_id))
+        due = scripts.call(lambda: self._server.zscore(self._keys.due(lane, path), order_id))
         lane = lane if lane in tuple(Lane) else Lane.RISK
         return next(self._listed(Lane(lane), [(order_id, math.nan if due is None else due)]), None)
 
@@ -791,17 +804,15 @@ class CancelStore:
         paths = self._paths()
         pipeline = self._server.pipeline(transaction=False)
         for path in paths:
-            pipeline.zcount(f"{self._prefix}:due:{lane}:{path}", "-inf", "+inf")
+            pipeline.zcount(self._keys.due(lane, path), "-inf", "+inf")
         return dict(zip(paths, scripts.call(pipeline.execute), strict=True)) if paths else {}
 
     def _paths(self) -> list[str]:
-        return sorted(scripts.call(lambda: self._server.smembers(f"{self._prefix}:paths")))
+        return sorted(scripts.call(lambda: self._server.smembers(self._keys.paths)))
 
     def _range(self, index: str, start: int) -> list[tuple[str, float]]:
         end = start + LIST_AT_ONCE - 1
-        members = scripts.call(
-            lambda: self._server.zrange(f"{self._prefix}:{index}", start, end, withscores=True)
-        )
+        members = scripts.call(lambda: self._server.zrange(index, start, end, withscores=True))
         return [(str(order_id), float(score)) for order_id, score in members]
 
     def _listed(self, lane: Lane, due: Sequence[tuple[str, float]]) -> Iterator[OpenCancel]:
@@ -809,9 +820,17 @@ class CancelStore:
         pipeline.time()
         for order_id, _ in due:
             pipeline.hmget(
-                f"{self._prefix}:entry:{order_id}",
+                self._keys.pending(order_id),
                 [
-                    *("request", "requested_by", "accepted_ms", "token", "reported", "learned", "hand"),
+                    *(
+                        "request",
+                        "requested_by",
+                        "accepted_ms",
+                        "token",
+                        "reported",
+                        "progress",
+                        "claimed_by",
+                    ),
                     "left_out",
                 ],
             )
@@ -833,21 +852,21 @@ class CancelStore:
                     now,
                     0.0,
                     next_due_s,
-                    in_hand=False,
+                    claimed=False,
                     unresolved=False,
                     request=nothing,
                     progress=progress,
                 )
 
-    def _fate(self, conclusion: Conclusion) -> tuple[Any, ...]:
+    def _conclusion_args(self, conclusion: Conclusion) -> tuple[Any, ...]:
         """The conclusion as ``lua/conclude.lua`` takes it."""
         match conclusion:
             case Settle():
                 return ("settled", "", "", *self._record_parts(conclusion.result))
-            case GiveBack():
-                return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.learned, "", "")
-            case GiveUp():
-                return ("dead", "", conclusion.learned, "", "")
+            case RetryLater():
+                return (round(conclusion.pause_s * 1000), conclusion.path, conclusion.progress, "", "")
+            case MakeDeadLetter():
+                return ("dead", "", conclusion.progress, "", "")
 
     def _record_parts(self, result: CancelResult) -> tuple[str, str]:
         """Its record; what is settled is settled now, by the server's clock, unless it says otherwise."""
@@ -889,16 +908,16 @@ def _unless_fenced(answer: Any, fence: Fence | None) -> Any:
     return answer
 
 
-def _story(conclusion: Conclusion) -> list[Any]:
+def _for_audit(conclusion: Conclusion) -> list[Any]:
     """The conclusion as the audit log tells it."""
     match conclusion:
         case Settle(result=result):
             return ["settled", result.outcome.value, count_text(result.reduced_by), result.attempts]
-        case GiveBack(learned=learned):
-            problem = Progress.parse(learned).last_problem
+        case RetryLater(progress=progress):
+            problem = Progress.parse(progress).last_problem
             return ["open", round(conclusion.pause_s * 1000), problem and problem.code]
-        case GiveUp(learned=learned):
-            problem = Progress.parse(learned).last_problem
+        case MakeDeadLetter(progress=progress):
+            problem = Progress.parse(progress).last_problem
             return ["dead", problem and problem.code]
 
 
@@ -915,7 +934,7 @@ def _names(requested_by: str | None) -> tuple[str, ...]:
 def _parse_open(
     order_id: str, lane: Lane, fields: Sequence[Any], now_ms: int, next_due_s: float
 ) -> OpenCancel:
-    request, requested_by, accepted_ms, token, reported, learned, hand, left_out = fields
+    request, requested_by, accepted_ms, token, reported, progress, claimed_by, left_out = fields
     return OpenCancel(
         order_id,
         lane,
@@ -926,8 +945,8 @@ def _parse_open(
         bool(token),
         reported == "1",
         CancelRequest.from_json(request),
-        Progress.parse(learned),
-        hand or "",
+        Progress.parse(progress),
+        claimed_by or "",
         int(left_out or 0),
     )
 
@@ -936,27 +955,27 @@ def _parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any] | No
     """The dead letter; of one that somebody has spoilt (None: it is no hash), its id and when it died."""
     died_at = utc_text(died_ms / 1000)
     try:
-        request, requested_by, accepted_ms, learned = fields or ()
+        request, requested_by, accepted_ms, progress = fields or ()
         return DeadLetter(
             order_id,
             _names(requested_by),
             utc_text(int(accepted_ms) / 1000),
             died_at,
             CancelRequest.from_json(request),
-            Progress.parse(learned),
+            Progress.parse(progress),
         )
     except _UNREADABLE:
         return DeadLetter(order_id, (), died_at, died_at, CancelRequest(order_id), Progress(0, SPOILT_ENTRY))
 
 
 def _parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
-    order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms, *rest = fields
+    order_id, token, request, progress, sent, first_sent_ms, lane, accepted_ms, *rest = fields
     deadline_ms, reported, first_sent_age = rest
     return Entry(
         order_id=order_id,
         token=str(token),
         request=CancelRequest.from_json(request),
-        learned=json.dumps(_object(learned)) if learned else "",
+        progress=json.dumps(_object(progress)) if progress else "",
         interrupted=sent == "1",
         first_sent_ms=first_sent_ms or None,
         first_sent_age_ms=int(first_sent_age or 0),

@@ -1,8 +1,8 @@
 """The lists of results that bulk messages wait for, each answered once every order on it has a result.
 
-The scripts that tell an order's waiters strike it off (``lua/tell.lua``): among them a list is known
+The scripts that reply to an order's waiters strike it off (``lua/reply.lua``): among them a list is known
 by its task's id with ``list:`` before it. So only lists of which something was struck off are looked at.
-Their keys: docs/keys.md.
+Their keys: docs/reference/redis-keys.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import redis
 from kalshi_cancel.model.orders import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.server_clock import ServerClock
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,12 @@ class Lists:
         pipeline.expire(self._key(task_id), LIFE_S)
         if not_entered:
             pipeline.srem(self._left(task_id), *not_entered)
-        pipeline.sadd(f"{self._prefix}:lists", task_id)
+        pipeline.sadd(Keys(self._prefix).lists, task_id)
         scripts.call(pipeline.execute)
 
     def answer(self) -> None:
         """Stores the list of results of every task whose orders all have one."""
-        touched = scripts.call(lambda: self._server.srandmember(f"{self._prefix}:lists", LOOK_AT_ONCE))
+        touched = scripts.call(lambda: self._server.srandmember(Keys(self._prefix).lists, LOOK_AT_ONCE))
         if not touched:
             return
         for task_id in scripts.call(lambda: self._complete(args=[self._prefix, *touched])):
@@ -107,11 +108,11 @@ class Lists:
             pipeline.set(key, record, ex=self._life_s)
             pipeline.publish(key, record)
         pipeline.delete(self._key(task_id), self._left(task_id))
-        pipeline.srem(f"{self._prefix}:lists", task_id)
+        pipeline.srem(Keys(self._prefix).lists, task_id)
         scripts.call(pipeline.execute)
 
     def _key(self, task_id: str) -> str:
-        return f"{self._prefix}:list:{task_id}"
+        return Keys(self._prefix).result_list(task_id)
 
     def _left(self, task_id: str) -> str:
         return f"{self._key(task_id)}:left"

@@ -22,6 +22,7 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import Fence, Fenced
+from kalshi_cancel.store.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class MassClaims:
             note=scripts.load(server, "gather", "fenced", "mass_note"),
             note_orders=scripts.load(server, "gather", "fenced", "note_orders"),
             still_open=scripts.load(server, "gather", "fenced", "still_open"),
-            withdraw=scripts.load(server, "gather", "fenced", "tell", "mass_withdraw"),
-            without_entry=scripts.load(server, "without_entry"),
+            withdraw=scripts.load(server, "gather", "fenced", "reply", "mass_withdraw"),
+            without_entry=scripts.load(server, "not_pending"),
             finish=scripts.load(server, "gather", "audit", "mass_finish"),
             put_back=scripts.load(server, "gather", "mass_put_back"),
         )
@@ -98,7 +99,7 @@ class MassClaims:
         if not claimed:
             return None
         token, meant, spent, waiters = claimed
-        key = f"{self.settings.key_prefix}:mass:{request_id}"
+        key = Keys(self.settings.key_prefix).mass_cancel(request_id)
         request = scripts.call(lambda: self.server.hget(key, "request")) or ""
         kept = _Kept(waiters, {"request": request, "meant": meant}, float(spent))
         return MassClaim(self, Fence(request_id, token), kept, held_until=asked + LEASE_MS / 1000)
@@ -143,7 +144,7 @@ class MassClaim:
         self._settings = claims.settings
         self._scripts = claims.scripts
         self._audit_log = claims.audit_log
-        self._key = f"{self._settings.key_prefix}:mass:{fence.request_id}"
+        self._key = Keys(self._settings.key_prefix).mass_cancel(fence.request_id)
         self._held_until = held_until  # of its lease, as far as it is sure (monotonic)
 
     # -- the lease
@@ -281,7 +282,7 @@ class MassClaim:
     def finish(self, report: Mapping[str, Any], in_short: Mapping[str, Any]) -> None:
         """Stores the report, tells whoever waits, and lets the mass cancel go.
 
-        That is one step. What it puts in place, which may be megabytes, is brought there before.
+        That is one step. What it puts in place, which may be megabytes, is written before.
         """
         is_done_at = report.get("completed_at") or utc_text(self.now_s())
         record = results.task_record("", report, date_done=is_done_at).removesuffix('""}')

@@ -18,6 +18,7 @@ import redis
 
 from kalshi_cancel.model.orders import SHARDS, write_path
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
@@ -92,16 +93,16 @@ class Pacer:
         self._set_limits = scripts.load(server, "gather", "buckets", "limits")
 
     def set_limits(self, limits: Limits) -> None:
-        """Makes these the limits of the whole fleet; raises StoreError."""
+        """Makes these the limits of all workers; raises StoreError."""
         self.limits = limits
         args = [self._prefix, *_shared(limits).values()]
         scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
-        """Makes the configured limits the fleet's, unless true ones are known; raises StoreError."""
+        """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
-            pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
+            pipeline.hsetnx(Keys(self._prefix).limits, str(field), value)
         scripts.call(pipeline.execute)
 
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
@@ -112,7 +113,7 @@ class Pacer:
     def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
         """Learns from a 429 of a call whose tokens were taken at that moment (monotonic).
 
-        The whole fleet learns from it: once from all calls that were under way together. True where the
+        All workers learn from it: once from all calls that were under way together. True where the
         tokens must have been there: the call was turned away for something else, its size perhaps.
         """
         args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
@@ -142,7 +143,7 @@ class Pacer:
         names = ["read", *(write_path(shard) for shard in range(SHARDS))]
         pipeline = self._server.pipeline(transaction=False)
         for name in names:
-            pipeline.hgetall(f"{self._prefix}:bucket:{name}")
+            pipeline.hgetall(Keys(self._prefix).bucket(name))
         return {
             name: {field: float(value) for field, value in fields.items()}
             for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
@@ -172,13 +173,13 @@ def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
     """
     pipeline = server.pipeline(transaction=False)
     pipeline.time()
-    pipeline.hgetall(f"{prefix}:limits")
-    pipeline.smembers(f"{prefix}:paths")
+    pipeline.hgetall(Keys(prefix).limits)
+    pipeline.smembers(Keys(prefix).paths)
     (seconds, micros), limits, paths = scripts.call(pipeline.execute)
     names = sorted({"read", "write", *(path for path in paths if path.startswith("write:"))})
     pipeline = server.pipeline(transaction=False)
     for name in names:
-        pipeline.hmget(f"{prefix}:bucket:{name}", ["tokens", "at_us", "share", "share_at_us", "refused"])
+        pipeline.hmget(Keys(prefix).bucket(name), ["tokens", "at_us", "share", "share_at_us", "refused"])
     now_us = seconds * 1_000_000 + micros
     return [
         _level(name, limits, fields, now_us)
@@ -200,7 +201,7 @@ def _level(name: str, limits: Mapping[str, str], fields: Sequence[str | None], n
 
 
 def _shared(limits: Limits) -> dict[Any, Any]:
-    """The fields of the fleet's limits, as ``lua/buckets.lua`` reads them."""
+    """The fields of the shared limits, as ``lua/buckets.lua`` reads them."""
     return {
         "read_refill": limits.read_refill,
         "read_capacity": limits.read_capacity,

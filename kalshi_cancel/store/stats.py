@@ -1,4 +1,4 @@
-"""How the whole fleet stands, read from Redis in one look: what every worker sees alike."""
+"""How the whole service stands, read from Redis in one look: what every worker sees alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import redis
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 
 # Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.
 ENDS = 500
-MASSES_MOST = 100
+MASS_CANCELS_MOST = 100
 # The lists in which Celery keeps a queue's messages: one for each of its priority steps.
 _PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
@@ -39,7 +40,7 @@ class BucketState:
 
 @dataclass(frozen=True, slots=True)
 class StatsShown:
-    """The fleet at one moment; ``masses`` counts the latest hundred: ``running``, ``flat``, ``not_flat``.
+    """The service at one moment; ``mass_cancels`` counts the latest 100: ``running``, ``flat``, ``not_flat``.
 
     ``set_aside``: entries that cannot be read; ``audit_gaps``: entries that the audit log is missing.
     """
@@ -56,13 +57,13 @@ class StatsShown:
 
 
 class Stats:
-    """The fleet under one prefix; safe to share between threads."""
+    """The service under one prefix; safe to share between threads."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
         self._prefix = settings.key_prefix
         self._celery_prefix = settings.celery_prefix
-        self._state = scripts.load(server, "gather", "buckets", "fleet")
+        self._state = scripts.load(server, "gather", "buckets", "stats")
         self._mass_end = scripts.load(server, "mass_end")
         self._ended: dict[str, str] = {}  # what has ended does not change any more
 
@@ -102,8 +103,8 @@ class Stats:
 
     def _mass_cancels(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zrange(f"{self._prefix}:masses", -MASSES_MOST, -1)
-        pipeline.smembers(f"{self._prefix}:masses:open")
+        pipeline.zrange(Keys(self._prefix).mass_cancels, -MASS_CANCELS_MOST, -1)
+        pipeline.smembers(Keys(self._prefix).mass_cancels_open)
         latest, running = scripts.call(pipeline.execute)
         ended = {
             each: self._ended.get(each) or self._how_ended(each) for each in latest if each not in running
@@ -113,5 +114,5 @@ class Stats:
         return {"running": len(running), "flat": counts["flat"], "not_flat": counts["not_flat"]}
 
     def _how_ended(self, request_id: str) -> str:
-        args = [f"{self._prefix}:mass:{request_id}"]
+        args = [Keys(self._prefix).mass_cancel(request_id)]
         return str(scripts.call(lambda: self._mass_end(args=args)))

@@ -23,13 +23,14 @@ import redis
 from kalshi_cancel.model.orders import Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 
 WORKER_LIFE_S = 5.0  # since it last said that it runs
 # A worker that fell silent without saying that it ends may be frozen and come back: so long, an order that
 # other keys may not cancel, or do not see, waits for its key.
 KEY_LIFE_S = 60.0
 LOOK_EVERY_S = 0.5  # at the others, for who asks again and again
-OPEN = "open"
+CLOSED = "closed"
 KEY_REFUSED = "key_refused"
 
 
@@ -55,24 +56,24 @@ class Identity:
 class WorkerShown:
     """A worker process that runs: which lanes it serves, with how many senders at most, and as whom.
 
-    ``gate`` is the state of its circuit breaker, ``problem`` what opened it. One without senders of its own
-    serves by other processes.
+    ``breaker`` is the state of its circuit breaker, ``problem`` what opened it. One without senders of its
+    own serves by other processes.
     """
 
     name: str
     lanes: tuple[str, ...]
-    hands: int
+    senders: int
     worker_id: str = ""
     key_id: str = ""
-    gate: str = OPEN
+    breaker: str = CLOSED
     problem: Problem | None = None
 
     @property
     def why_held_back(self) -> str:
         """Why it holds cancels back; empty while it sends."""
-        if self.gate == OPEN:
+        if self.breaker == CLOSED:
             return ""
-        return self.gate if self.problem is None else f"{self.gate} ({self.problem.code})"
+        return self.breaker if self.problem is None else f"{self.breaker} ({self.problem.code})"
 
 
 class WorkerRegistry:
@@ -80,7 +81,7 @@ class WorkerRegistry:
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
-        self._key = f"{settings.key_prefix}:workers"
+        self._key = Keys(settings.key_prefix).workers
 
     def show(self, worker: WorkerShown) -> None:
         """Says that a worker runs; to be said again and again: who has not for a while is forgotten."""
@@ -130,7 +131,7 @@ class Colleagues:
 
     def serve(self) -> bool:
         """Whether any of them sends."""
-        return any(each.gate == OPEN for each in self._others(WORKER_LIFE_S))
+        return any(each.breaker == CLOSED for each in self._others(WORKER_LIFE_S))
 
     def another_key(self, key_ids: Collection[str], lane: str) -> str:
         """The id of a key that is none of these, of one that serves the lane; empty: there is none.
@@ -138,7 +139,12 @@ class Colleagues:
         A key that the exchange refuses altogether does not count. That of a worker that fell silent does.
         """
         for each in self._others(KEY_LIFE_S):
-            if each.key_id and each.key_id not in key_ids and each.gate != KEY_REFUSED and lane in each.lanes:
+            if (
+                each.key_id
+                and each.key_id not in key_ids
+                and each.breaker != KEY_REFUSED
+                and lane in each.lanes
+            ):
                 return each.key_id
         return ""
 
@@ -158,10 +164,10 @@ def _parse(text: str) -> WorkerShown | None:
         return WorkerShown(
             name=str(said["name"]),
             lanes=tuple(str(lane) for lane in said["lanes"]),
-            hands=int(said["hands"]),
+            senders=int(said["senders"]),
             worker_id=str(said.get("worker_id", "")),
             key_id=str(said.get("key_id", "")),
-            gate=str(said.get("gate", OPEN)),
+            breaker=str(said.get("breaker", CLOSED)),
             problem=Problem(str(problem["code"]), str(problem["message"]), problem.get("http_status"))
             if problem
             else None,

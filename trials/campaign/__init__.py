@@ -8,7 +8,7 @@ every accepted cancel must settle, and its record must say what the exchange's o
 
 plan       which orders there are, who asks for which of them when, who meddles: drawn from the seed
 kinds      the table of faults; mass_plays: those around a mass cancel
-scene      what a fault can lay its hands on; relay: a way to Redis that can be cut
+scene      what a fault can reach; relay: a way to Redis that can be cut
 run        plays one: producers ask and wait, the fault plays, everything is observed
 judge      holds what was promised against what the exchange knows; sweeps: the same for mass cancels
 report     the findings as a table, and the document around it

@@ -126,13 +126,13 @@ def _judge_order(finding: Finding, order_id: str, promise: Promise, evidence: Ev
     if record is None or record.outcome not in SETTLED:
         said = "" if record is None else f", record {record.outcome.value}: {record.error}"
         if order_id in evidence.open_ids:
-            finding.stuck.append(f"{order_id}: open in the book{said}")
+            finding.stuck.append(f"{order_id}: open in the cancel store{said}")
         else:
             finding.lost.append(f"{order_id}: neither record nor entry{said}")
         return
     finding.settled += 1
     if order_id in evidence.open_ids:
-        finding.problems.append(f"{order_id}: settled and still in the book")
+        finding.problems.append(f"{order_id}: settled and still in the cancel store")
     if order_id in evidence.unanswered:
         finding.lost.append(f"{order_id}: who waits for it gets no answer")
     truth = evidence.truth.get(order_id)

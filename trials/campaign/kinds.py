@@ -184,11 +184,11 @@ def _read_only(scene: Scene) -> None:
     scene.mark()
 
 
-def _lost_bells(scene: Scene) -> None:
-    bells = [f"kalshi-cancel:bell:{lane}" for lane in Lane]
+def _lost_wake_ups(scene: Scene) -> None:
+    wake_up_keys = [f"kalshi-cancel:wake_up:{lane}" for lane in Lane]
     while not scene.asked.wait(0.02):
-        scene.redis.delete(*(lane.queue for lane in Lane), "unacked", "unacked_index", *bells)
-    scene.redis.delete(*(lane.queue for lane in Lane), *bells)
+        scene.redis.delete(*(lane.queue for lane in Lane), "unacked", "unacked_index", *wake_up_keys)
+    scene.redis.delete(*(lane.queue for lane in Lane), *wake_up_keys)
     scene.mark()
 
 
@@ -386,7 +386,7 @@ KINDS = {
     "worker-kill-again": Kind("SIGKILL of a worker, four times within 3.5 s", _kill_again_and_again),
     "worker-kill-all": Kind("SIGKILL of all workers at once", _kill_all),
     "kill-at-pop": Kind(
-        "SIGKILL of all when a bell has rung for one", _kill_all_at("LPUSH kalshi-cancel:bell")
+        "SIGKILL of all when one of them was woken up", _kill_all_at("LPUSH kalshi-cancel:wake_up")
     ),
     "kill-at-claim": Kind("SIGKILL of all when one has claimed", _kill_all_at(":fence")),
     "kill-before-effect": Kind("SIGKILL of a worker whose call takes effect later", _kill_in_call("after")),
@@ -403,7 +403,7 @@ KINDS = {
     "redis-kill-clients": Kind("CLIENT KILL of every connection, five times", _client_kill),
     "redis-oom": Kind("Redis out of memory for 0.5 to 3 s", _out_of_memory),
     "redis-read-only": Kind("Redis a read-only replica for 0.5 to 3 s", _read_only),
-    "lost-messages": Kind("queues and bells are deleted every 20 ms", _lost_bells),
+    "lost-messages": Kind("queues and wake-ups are deleted every 20 ms", _lost_wake_ups),
     # the exchange
     "http-500": Kind("500", _during(_arm("http_500", operations=_ANY)), raw=True),
     "http-502-html": Kind("502 with an HTML page", _during(_arm("http_502_html", operations=_ANY)), raw=True),

@@ -57,7 +57,7 @@ def runner_cut_off(scene: Scene) -> None:
 
 
 def _begin_with_one_runner(scene: Scene) -> None:
-    """A mass cancel in the hands of the last worker, whose first cancels have been sent."""
+    """A mass cancel that the last worker runs, whose first cancels have been sent."""
     scene.until(scene.chance.uniform(0.1, 0.6))
     # Listings take their time: it is not over before the runner is gone.
     scene.fault("slow", operation="list", seconds=0.5)

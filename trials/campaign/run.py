@@ -193,7 +193,7 @@ def _all_settled(evidence: Evidence) -> bool:
 
 def _entries(server: redis.Redis) -> set[str]:
     """The orders that have an entry, read past the service's own code: that may be what fails."""
-    sign = "kalshi-cancel:entry:"
+    sign = "kalshi-cancel:pending:"
     return {str(key).removeprefix(sign) for key in server.scan_iter(f"{sign}*", count=1000)}
 
 

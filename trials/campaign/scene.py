@@ -1,4 +1,4 @@
-"""What a fault of the campaign can lay its hands on: the running parts, the seed's chance, and the clock.
+"""What a fault of the campaign can reach: the running parts, the seed's chance, and the clock.
 
 A scene lasts for one run. Whatever a fault does to a worker is noted as an upset; the moments from which
 recovery is to be counted are marks.
@@ -234,10 +234,10 @@ class Scene:
 
     def age_entries(self, share: float) -> None:
         """Gives a share of the open entries fields as a newer version may have stored them."""
-        for key in self.redis.scan_iter("kalshi-cancel:entry:*", count=1000):
+        for key in self.redis.scan_iter("kalshi-cancel:pending:*", count=1000):
             if self.chance.random() >= share:
                 continue
-            for field in ("request", "learned"):
+            for field in ("request", "progress"):
                 text = self.redis.hget(key, field)
                 if text:
                     newer = json.dumps(_from_a_newer_version(json.loads(text)))

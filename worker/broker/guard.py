@@ -97,7 +97,7 @@ def _noticed(connection_class: Any) -> Any:
 
 
 def _check_popped(prefix_length: int, answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:
-    """What BRPOP brought, (queue with its prefix, item), the item checked."""
+    """What BRPOP got, (queue with its prefix, item), the item checked."""
     if not answer:
         return None
     queue, item = answer

@@ -17,6 +17,7 @@ import redis
 from kalshi_cancel.model.orders import BadRequest, CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.wake_ups import ENTERED_HEADER
 from worker.broker.guard import PlainCall, plain_call
@@ -57,7 +58,7 @@ class Intake:
     def _take_some(self, lane: Lane) -> bool:
         """Takes in a portion; False when there is no more."""
         queue = self._settings.celery_prefix + lane.queue
-        turn = f"{self._settings.key_prefix}:intake:{lane}"
+        turn = Keys(self._settings.key_prefix).intake(lane)
         if not scripts.call(lambda: self._server.set(turn, 1, nx=True, px=TURN_MS)):
             return False
         try:

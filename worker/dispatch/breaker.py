@@ -32,7 +32,7 @@ KEY_LOOK_EVERY_S = 3.0  # a signed read, which costs tokens
 class BreakerState(StrEnum):
     """Whether cancels pass, and if not, why."""
 
-    CLOSED = "open"  # the text that registry and metrics have shown so far
+    CLOSED = "closed"
     UNREACHABLE = "unreachable"
     PAUSED = "paused"
     KEY_REFUSED = "key_refused"

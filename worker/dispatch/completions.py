@@ -6,7 +6,7 @@ While several come at a time, the next waits a few milliseconds more, so that ca
 more.
 
 Where calls are for one order each (a shard's own tokens pay for single cancels only), the sender whose turn
-it is has the step in Redis done for those behind it, too: what they bring is put down, each is given a
+it is has the step in Redis done for those behind it, too: what they completed is stored, each is given a
 call, and they sign and send at once.
 """
 
@@ -28,7 +28,7 @@ LARGE_CALL = 10
 SEVERAL = 4
 ENOUGH = 30
 GATHER_S = 0.012
-# What several senders bring is put down in one step up to so many orders: the script must not take long.
+# What several senders completed is stored in one step up to so many orders: the script must not take long.
 TOGETHER_MOST = 30
 
 Held = TypeVar("Held")

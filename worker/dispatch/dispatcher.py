@@ -2,7 +2,7 @@
 
 A woken sender calls :meth:`Dispatcher.work`: it claims one call's worth of what is due, risk first, and
 goes on until nothing is due. Whatever arrives or runs out of its lease meanwhile is seen by the next claim,
-which is one step with putting down what the last one brought.
+which is one step with storing what the last one completed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from kalshi_cancel.store.cancels import (
     Accepted,
     CancelStore,
     Claim,
+    ClaimRequest,
     Conclusion,
     Entry,
-    GiveBack,
-    GiveUp,
+    MakeDeadLetter,
     NothingClaimed,
     Overdue,
     Progress,
+    RetryLater,
     Settle,
-    Wish,
 )
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
@@ -47,11 +47,11 @@ from worker.dispatch.leases import LEASE_S, Leases
 
 log = logging.getLogger(__name__)
 
-# A sender with nothing to do stays for what is due this soon; beyond that, the sweep wakes somebody up.
+# A sender with nothing to do stays for what is due this soon; beyond that, the sweeper wakes somebody up.
 LINGER_S = 1.0
 # Waiting for tokens takes at least this: what comes together meanwhile goes out in one call.
 GATHER_S = 0.01
-# A sender that was called comes at once; if none has come by then, the bell was lost.
+# A sender that was called comes at once; if none has come by then, the wake-up was lost.
 CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
@@ -86,7 +86,7 @@ class Entered:
         mine, more = self.accepted, other.accepted
         accepted = Accepted(
             mine.settled | more.settled,
-            heard=mine.heard and more.heard,
+            listener_woken=mine.listener_woken and more.listener_woken,
             waiting_messages=max(mine.waiting_messages, more.waiting_messages),
             joined=mine.joined | more.joined,
         )
@@ -174,7 +174,7 @@ class Dispatcher:
             if error.can_pass:
                 raise
             if len(requests) == 1:
-                return Entered(Accepted({}, heard=True, waiting_messages=0), ((requests[0], error),))
+                return Entered(Accepted({}, listener_woken=True, waiting_messages=0), ((requests[0], error),))
         else:
             return Entered(accepted)
         half = len(requests) // 2  # one of them spoils the step: the others are entered without it
@@ -239,7 +239,7 @@ class Dispatcher:
         """
         try:
             self._work(tuple(lanes), beat)
-        except StoreError as error:  # the sweep wakes somebody up when Redis is back
+        except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
             if (more := self._no_store.now()) is not None:
@@ -260,7 +260,7 @@ class Dispatcher:
                         self._turn(places, lanes)
                     given, held = place.given(), place.held
                     if given is None:
-                        continue  # another sender has put down what this one brought, and there is more
+                        continue  # another sender has stored what this one completed, and there is more
                     claim, asked = given
                     self._completions.claimed(len(claim.entries), is_more=claim.is_more)
                     if claim.entries:
@@ -285,22 +285,22 @@ class Dispatcher:
             return Completion()
 
     def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
-        """Puts down what these senders bring and claims for each of them, in one step."""
+        """Stores what these senders completed and claims for each of them, in one step."""
         claims: list[Claim] = []
         asked = 0.0
         try:
             while not claims:
-                brought = [place.held for place in places]
+                completed = [place.held for place in places]
                 asked = time.monotonic()
                 try:
-                    wish = self._wish(lanes, calls=len(places))
-                    done, claims = self._store.turn([held.brought for held in brought], wish)
+                    wanted = self._claim_request(lanes, calls=len(places))
+                    done, claims = self._store.turn([held.completed for held in completed], wanted)
                 except NothingClaimed as error:
                     self._empty(places)
-                    self._tell_put(brought, error.done)
+                    self._emit_concluded(completed, error.done)
                     raise
                 except StoreError:
-                    if not any(held.conclusions for held in brought):
+                    if not any(held.conclusions for held in completed):
                         raise
                     for place in places:  # until that is done, the exchange will not say it twice
                         place.held = self._put_down(place.held)
@@ -314,10 +314,10 @@ class Dispatcher:
                     place.serve((claim, asked))
                 else:  # whether there is something in lanes that were not looked at, it finds out itself
                     place.serve(nothing if place.takes == places[0].takes else None)
-        self._tell_put(brought, done)
+        self._emit_concluded(completed, done)
 
     def _empty(self, places: Sequence[_Place]) -> None:
-        """What these senders have brought is put down."""
+        """What these senders completed is stored."""
         self._release([place.held for place in places])
         for place in places:
             place.held = Completion()
@@ -341,14 +341,14 @@ class Dispatcher:
             return False
         try:
             self._called_at = -math.inf
-            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: a fleet out of step
+            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: workers out of step
         finally:
             staying.release()
         return True
 
-    def _wish(self, lanes: tuple[Lane, ...], *, calls: int) -> Wish:
+    def _claim_request(self, lanes: tuple[Lane, ...], *, calls: int) -> ClaimRequest:
         limits = self._pacer.limits
-        return Wish(
+        return ClaimRequest(
             lanes,
             at_most=self._executor.batch_size.limit,
             lease_s=LEASE_S,
@@ -371,7 +371,7 @@ class Dispatcher:
         while forgotten := self._store.forget_dead():
             log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
 
-    def tell_overdue(self) -> None:
+    def report_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
 
         Where no worker's key works they are told that it is refused. Once one works, they are canceled.
@@ -398,7 +398,7 @@ class Dispatcher:
         return self._store.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
 
     def stop(self) -> None:
-        """Ends every :meth:`work` after the call it is in; what is in hand goes back into the store."""
+        """Ends every :meth:`work` after the call it is in; what is claimed goes back into the store."""
         self._stopping.set()
 
     @property
@@ -412,7 +412,7 @@ class Dispatcher:
         return self._breaker.state
 
     def extend_leases(self) -> None:
-        """Keeps what is in hand there; raises StoreError."""
+        """Extends the leases of what is claimed; raises StoreError."""
         self._leases.extend()
 
     def _show_breaker(self, state: BreakerState) -> None:
@@ -425,7 +425,7 @@ class Dispatcher:
         give_up = None
         while held.conclusions and done is None:
             try:
-                done, _ = self._store.turn([held.brought], None)
+                done, _ = self._store.turn([held.completed], None)
             except StoreError as error:
                 if not error.can_pass:
                     return self._put_down_each(held, error)
@@ -437,7 +437,7 @@ class Dispatcher:
                 time.sleep(STORE_AGAIN_EVERY_S)
         self._release([held])
         if done is not None:
-            self._tell_put([held], done)
+            self._emit_concluded([held], done)
         return Completion()
 
     def _put_down_each(self, held: Completion, error: StoreError) -> Completion:
@@ -465,7 +465,7 @@ class Dispatcher:
     def _release(self, helds: Sequence[Completion]) -> None:
         self._leases.release([each.entry for held in helds for each in held.conclusions])
 
-    def _tell_put(self, helds: Sequence[Completion], done: Sequence[bool]) -> None:
+    def _emit_concluded(self, helds: Sequence[Completion], done: Sequence[bool]) -> None:
         """Emits what has been put down, of all at once: that takes as long for one as for many."""
         conclusions = [each for held in helds for each in held.conclusions]
         if not conclusions:
@@ -481,12 +481,12 @@ class Dispatcher:
         left = {
             (each.for_key, each.entry.lane)
             for each in conclusions
-            if isinstance(each, GiveBack) and each.for_key
+            if isinstance(each, RetryLater) and each.for_key
         }
         for key_id, lane in left:
             try:
-                self._store.ring_for(key_id, lane)
-            except StoreError as error:  # the sweep finds what nobody comes for
+                self._store.wake_up_worker_with(key_id, lane)
+            except StoreError as error:  # the sweeper finds what nobody comes for
                 log.warning("workers with another key could not be called: %s", error)
 
 
@@ -516,13 +516,13 @@ def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
                 usual.append(("{}: {} after {} attempts{}".format(*said), fields))
             else:
                 log.warning("%s: %s after %d attempts%s", *said, extra=fields)
-        elif isinstance(conclusion, GiveUp):
-            learned = Progress.parse(conclusion.learned)
+        elif isinstance(conclusion, MakeDeadLetter):
+            progress = Progress.parse(conclusion.progress)
             log.error(
                 "%s: given up unresolved after %.0f s",
                 entry.order_id,
                 age_s,
-                extra=_came_to(entry, Outcome.UNRESOLVED, learned.attempts, learned.last_problem, age_s),
+                extra=_came_to(entry, Outcome.UNRESOLVED, progress.attempts, progress.last_problem, age_s),
             )
     if usual and log.isEnabledFor(logging.INFO):
         log.info(Lines(usual))
@@ -531,7 +531,7 @@ def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
 def _attempts(conclusion: Conclusion) -> int:
     if isinstance(conclusion, Settle):
         return conclusion.result.attempts
-    return Progress.parse(conclusion.learned).attempts
+    return Progress.parse(conclusion.progress).attempts
 
 
 def _came_to(
@@ -556,7 +556,7 @@ def _held_back(state: BreakerState) -> Problem:
 
 
 def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
-    attempts = Progress.parse(overdue.learned).attempts
+    attempts = Progress.parse(overdue.progress).attempts
     return CancelResult(
         order_id=overdue.order_id,
         outcome=Outcome.REFUSED,
@@ -567,7 +567,7 @@ def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
 
 
 def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:
-    progress = Progress.parse(overdue.learned)
+    progress = Progress.parse(overdue.progress)
     return CancelResult(
         order_id=overdue.order_id,
         outcome=Outcome.UNRESOLVED,

@@ -64,15 +64,15 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True)
-class BellRung:
-    """The sweep found something claimable that nobody was coming for."""
+class WakeUpSent:
+    """The sweeper found something claimable that nobody was coming for."""
 
     lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
 class BucketCorrected:
-    """A 429: the fleet's idea of a bucket was corrected."""
+    """A 429: the shared idea of a bucket was corrected."""
 
     bucket: str
 
@@ -120,7 +120,7 @@ Event: TypeAlias = (
     | CallMade
     | Concluded
     | LeaseLost
-    | BellRung
+    | WakeUpSent
     | BucketCorrected
     | BreakerMoved
     | MassStep

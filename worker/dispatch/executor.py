@@ -24,7 +24,15 @@ from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Order, OrderStatus, Outcome, write_path
-from kalshi_cancel.store.cancels import Brought, Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
+from kalshi_cancel.store.cancels import (
+    Claim,
+    Completed,
+    Conclusion,
+    Entry,
+    MakeDeadLetter,
+    RetryLater,
+    Settle,
+)
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.archive import Archive, NotNow
@@ -93,7 +101,7 @@ class Completion:
     since: float = 0.0
 
     @property
-    def brought(self) -> Brought:
+    def completed(self) -> Completed:
         """As the store is to have it."""
         done = [
             {
@@ -107,7 +115,7 @@ class Completion:
             }
             for call in self.calls
         ]
-        return Brought(self.conclusions, done)
+        return Completed(self.conclusions, done)
 
 
 class Executor:
@@ -180,7 +188,7 @@ class Executor:
         try:
             verdict = self._retrying(self._take_step, walk)
         except _NotKnownYet as open_still:
-            return self._give_back(walk, self._pause_after(open_still))
+            return self._retry_later(walk, self._pause_after(open_still))
         return self._settle(walk, verdict)
 
     def _take_step(self, walk: _Walk) -> Verdict:
@@ -203,24 +211,24 @@ class Executor:
         if case.step is Step.CANCEL:
             case = case.sending(self._now(walk))
             answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
-            learned = after_cancel(case, answer, self._now(walk))
+            decided = after_cancel(case, answer, self._now(walk))
         else:
             answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
             # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
             asked_at = self._now(walk, ago_s=time.monotonic() - started)
-            learned = after_read(case, answer, asked_at, self._lags)
+            decided = after_read(case, answer, asked_at, self._lags)
         operation = "cancel" if case.step is Step.CANCEL else "read_back"
         if isinstance(answer, Failure) and answer.meaning is Meaning.REFUSED and operation == "cancel":
             self.batch_size.spoiler_found()
         self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
-        return self._known(walk, case, learned)
+        return self._known(walk, case, decided)
 
-    def _known(self, walk: _Walk, case: Case, learned: Verdict | Next) -> Verdict:
+    def _known(self, walk: _Walk, case: Case, decided: Verdict | Next) -> Verdict:
         """The verdict, if it is one; else raises _NotKnownYet."""
-        walk.case = case if isinstance(learned, Verdict) else learned.case
-        if isinstance(learned, Next):
-            raise _NotKnownYet(walk, learned)
-        return learned
+        walk.case = case if isinstance(decided, Verdict) else decided.case
+        if isinstance(decided, Next):
+            raise _NotKnownYet(walk, decided)
+        return decided
 
     def _search(self, walk: _Walk) -> Verdict:
         """Looks into the archive, which pays for itself; raises _NotKnownYet."""
@@ -284,7 +292,7 @@ class Executor:
 
     def _pause_after(self, open_still: _NotKnownYet) -> float:
         if open_still.pause_s is None:
-            open_still.pause_s = _draw_pause_s(open_still.learned, open_still.walk)
+            open_still.pause_s = _draw_pause_s(open_still.decided, open_still.walk)
         return open_still.pause_s
 
     def _enough_for_now(self, state: RetryCallState) -> bool:
@@ -302,7 +310,7 @@ class Executor:
 
     def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
         if not all(self._leases.is_held(walk.entry) for walk in walks):
-            return [self._give_back(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
+            return [self._retry_later(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
         clocks = self._clocks()
         for walk in walks:
             walk.case = walk.case.sending(walk.instant(clocks))
@@ -339,7 +347,7 @@ class Executor:
         """
         if failure.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
-            return [self._give_back(walk, 0.0) for walk in walks]
+            return [self._retry_later(walk, 0.0) for walk in walks]
         if was_affordable and len(walks) > NEVER_TOO_MANY:
             self.batch_size.refused(len(walks))
         if failure.may_have_taken_effect or failure.meaning is Meaning.NOT_FOUND:
@@ -347,8 +355,8 @@ class Executor:
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, failure, walk.instant(clocks)).case
             if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
-                return [self._give_back(walk, 0.0) for walk in walks]
-            return [self._give_back(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
+                return [self._retry_later(walk, 0.0) for walk in walks]
+            return [self._retry_later(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
 
     def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:
@@ -370,21 +378,21 @@ class Executor:
                 walk = missing.pop(order.order_id, None)
                 if walk is not None:
                     at = self._now(walk, ago_s=time.monotonic() - started)
-                    learned = after_read(walk.case, order, at, self._lags)
-                    conclusions.append(self._conclude(walk, learned))
+                    decided = after_read(walk.case, order, at, self._lags)
+                    conclusions.append(self._conclude(walk, decided))
             cursor = page.cursor
             if not cursor or len(missing) * limits.read_cost <= limits.list_cost:
                 break
             walks[0].taken_at = time.monotonic()
             paid_s = self._pacer.take("read", limits.list_cost)
         # What is not among the canceled ones is executed, or shown late: that only its own read-back tells.
-        return conclusions + [self._give_back(walk, 0.0, path="read") for walk in missing.values()]
+        return conclusions + [self._retry_later(walk, 0.0, path="read") for walk in missing.values()]
 
-    def _conclude(self, walk: _Walk, learned: Verdict | Next) -> Conclusion:
-        if isinstance(learned, Verdict):
-            return self._settle(walk, learned)
-        walk.case = learned.case
-        return self._give_back(walk, _draw_pause_s(learned, walk))
+    def _conclude(self, walk: _Walk, decided: Verdict | Next) -> Conclusion:
+        if isinstance(decided, Verdict):
+            return self._settle(walk, decided)
+        walk.case = decided.case
+        return self._retry_later(walk, _draw_pause_s(decided, walk))
 
     # -- both
 
@@ -411,17 +419,17 @@ class Executor:
             other = other or self._another_key(turned_away, walk.entry.lane)
         except StoreError as error:
             log.warning("whether workers with another key run is not known: %s", error)
-            return self._give_back(walk, LEFT_OVERDUE_S)
+            return self._retry_later(walk, LEFT_OVERDUE_S)
         if not other:
             return None
         walk.case = case
         pause_s = LEFT_OVERDUE_S if walk.is_overdue() else LEFT_TO_OTHERS_S
-        given = self._give_back(walk, pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
-        return replace(given, for_key=other) if isinstance(given, GiveBack) else given
+        given = self._retry_later(walk, pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
+        return replace(given, for_key=other) if isinstance(given, RetryLater) else given
 
     def _case(self, entry: Entry, key_id: str, clocks: Clocks) -> Case:
         """What is known of an entry, as a worker with this key goes on with it."""
-        case = Case.from_json(entry.request, entry.learned).asked_by(key_id)
+        case = Case.from_json(entry.request, entry.progress).asked_by(key_id)
         if not entry.interrupted:
             return case
         attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
@@ -433,13 +441,13 @@ class Executor:
     def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
         return walk.instant(self._clocks(), ago_s=ago_s)
 
-    def _give_back(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
+    def _retry_later(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the store again, at its old place while the breaker is open; or too old for it."""
-        learned = walk.case.to_json(walk.key_id)
+        progress = walk.case.to_json(walk.key_id)
         if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
-            return GiveUp(walk.entry, learned)
-        return GiveBack(
-            walk.entry, learned, pause_s if self._breaker.is_closed else 0.0, path or _bucket(walk.case)
+            return MakeDeadLetter(walk.entry, progress)
+        return RetryLater(
+            walk.entry, progress, pause_s if self._breaker.is_closed else 0.0, path or _bucket(walk.case)
         )
 
 
@@ -593,7 +601,7 @@ class _Walk:
         return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine)
 
     def is_overdue(self) -> bool:
-        """Whether the waiters are told ``unresolved``, now or already: no hurry any more, and no end."""
+        """Whether the waiters are told ``unresolved``, now or already: no short pauses, and no end."""
         return self.entry.reported or self._deadline - time.monotonic() < WORTH_A_CALL_S
 
     def time_left_s(self) -> float:
@@ -604,10 +612,10 @@ class _Walk:
 class _NotKnownYet(Exception):  # noqa: N818 - no error, the reason to ask again
     """The outcome is not known yet: the one exception that is asked again for."""
 
-    def __init__(self, walk: _Walk, learned: Next, *, abandoned: bool = False) -> None:
+    def __init__(self, walk: _Walk, decided: Next, *, abandoned: bool = False) -> None:
         super().__init__(walk.entry.order_id)
         self.walk = walk
-        self.learned = learned
+        self.decided = decided
         self.abandoned = abandoned
         self.pause_s: float | None = None
 
@@ -618,15 +626,15 @@ def _raised(state: RetryCallState) -> _NotKnownYet:
     return error
 
 
-def _draw_pause_s(learned: Next, walk: _Walk) -> float:
-    if learned.pause is Pause.NONE:
-        return learned.at_least_s
-    most_s = BACK_OFF_MOST_READ_S if learned.case.step.reads else BACK_OFF_MOST_S
+def _draw_pause_s(decided: Next, walk: _Walk) -> float:
+    if decided.pause is Pause.NONE:
+        return decided.at_least_s
+    most_s = BACK_OFF_MOST_READ_S if decided.case.step.reads else BACK_OFF_MOST_S
     if walk.is_overdue():
         most_s = BACK_OFF_MOST_OVERDUE_S
-    ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(learned.case.back_offs - 1, 20), most_s)
+    ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(decided.case.back_offs - 1, 20), most_s)
     pause_s = random.uniform(0, ceiling_s)  # noqa: S311 - jitter, not a secret
-    return max(pause_s, learned.at_least_s)
+    return max(pause_s, decided.at_least_s)
 
 
 def _bucket(case: Case) -> str:

@@ -158,14 +158,14 @@ class Case:
         )
 
     def to_json(self, key_id: str = "") -> str:
-        """What was learned with a key, as the store keeps it between claims, with the request beside it."""
-        learned = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
+        """The progress made with a key, as the store keeps it between claims, with the request beside it."""
+        stored = {name: value for name in _PLAIN if _says_something(value := getattr(self, name))}
         if key_id and self._is_partly_turned_away:
-            learned["asked_with"] = key_id
+            stored["asked_with"] = key_id
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         attempts = {name: _told(value) for name in _ATTEMPTS if (value := getattr(self, name)) is not None}
         counts = {name: str(value) for name in _COUNTS if (value := getattr(self, name)) is not None}
-        known = {**learned, **nested, **attempts, **counts, "routing": asdict(self.routing)}
+        known = {**stored, **nested, **attempts, **counts, "routing": asdict(self.routing)}
         return json.dumps(known, separators=(",", ":"))
 
     @classmethod
@@ -183,7 +183,7 @@ class Case:
             return case.in_doubt()
 
     def in_doubt(self) -> Case:
-        """The case when what was learned cannot be understood: anything may have been sent, and worked."""
+        """The case when the stored progress cannot be understood: anything may have been sent, and worked."""
         return replace(
             self,
             request=replace(self.request, again=True),
@@ -194,30 +194,28 @@ class Case:
             filled=None,
         )
 
-    def informed(self, learned: dict[str, Any]) -> Case:
-        """The case with what was learned; raises TypeError and the like when that is of another form."""
+    def informed(self, stored: dict[str, Any]) -> Case:
+        """The case with the stored progress; raises TypeError and the like when that is of another form."""
         case = self
-        known: dict[str, Any] = {name: _plain(name, learned[name]) for name in _PLAIN if name in learned}
-        known |= {name: _problem(learned[name]) for name in _PROBLEMS if name in learned}
-        known |= {name: _attempt(learned[name]) for name in _ATTEMPTS if name in learned}
-        known |= {name: _count(learned[name]) for name in _COUNTS if name in learned}
-        noted = learned.get("routing", {})
+        known: dict[str, Any] = {name: _plain(name, stored[name]) for name in _PLAIN if name in stored}
+        known |= {name: _problem(stored[name]) for name in _PROBLEMS if name in stored}
+        known |= {name: _attempt(stored[name]) for name in _ATTEMPTS if name in stored}
+        known |= {name: _count(stored[name]) for name in _COUNTS if name in stored}
+        noted = stored.get("routing", {})
         # Routing that a later request added fills what was not known.
         routing = {
             name: noted.get(name) if noted.get(name) is not None else asked
             for name, asked in asdict(case.routing).items()
         }
-        known["history"] = tuple((at_ms, code) for at_ms, code in learned.get("history", ()))
-        known["turned_away"] = tuple(
-            (str(key), int(age_ms)) for key, age_ms in learned.get("turned_away", ())
-        )
+        known["history"] = tuple((at_ms, code) for at_ms, code in stored.get("history", ()))
+        known["turned_away"] = tuple((str(key), int(age_ms)) for key, age_ms in stored.get("turned_away", ()))
         known["routing"] = Routing(**routing)
-        step = learned.get("step", Step.CANCEL)
+        step = stored.get("step", Step.CANCEL)
         # A step that only a newer version takes: where that left off is read.
         known["step"] = Step(step) if step in list(Step) else Step.READ_BACK
         return replace(case, **known)
 
-    def troubled(self, problem: Problem, now: Instant) -> Case:
+    def with_problem(self, problem: Problem, now: Instant) -> Case:
         """The case with one more failure in its history."""
         history = (*self.history, (now.exchange_ms, problem.code))[-HISTORY_MOST:]
         # That a cancel finds nothing there says less than the word which nobody here understands.
@@ -284,12 +282,14 @@ class Case:
         At the earliest at that moment.
         """
         problem = Problem("interrupted", "a worker vanished while it may have been sending")
-        return replace(self.troubled(problem, now), attempts=self.attempts + 1, attempt=attempt).doubted(now)
+        return replace(self.with_problem(problem, now), attempts=self.attempts + 1, attempt=attempt).doubted(
+            now
+        )
 
     def sending(self, now: Instant) -> Case:
         """The case once a cancel is about to be sent."""
         attempt = Attempt(now.age_ms, now.engine)
-        if not self.attempts and not self.history:  # nothing was learned: most of thousands a second
+        if not self.attempts and not self.history:  # no progress yet: most of thousands a second
             return Case(
                 self.request,
                 self.routing,
@@ -387,7 +387,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """Not known yet: the case with what was just learned and the step to take, and the pause before it."""
+    """Not known yet: the case with its new progress and the step to take, and the pause before it."""
 
     case: Case
     pause: Pause
@@ -413,7 +413,7 @@ def after_cancel(case: Case, answer: CancelAnswer, now: Instant) -> Verdict | Ne
             answer.ts_ms,
             order=answer.order,
         )
-    case = case.troubled(answer.problem, now)
+    case = case.with_problem(answer.problem, now)
     if answer.may_have_taken_effect:
         case = case.doubted(now)
     return _AFTER_CANCEL[answer.meaning](case, answer, now)
@@ -482,7 +482,7 @@ _AFTER_CANCEL: dict[Meaning, Callable[[Case, Failure, Instant], Verdict | Next]]
 
 def after_lost_batch(case: Case, failure: Failure, now: Instant) -> Next:
     """A batch got no usable reply: what it did is read back; asking again would spend write tokens first."""
-    case = case.troubled(failure.problem, now)
+    case = case.with_problem(failure.problem, now)
     return _at_once(case.doubted(now) if failure.may_have_taken_effect else case, Step.READ_BACK)
 
 
@@ -490,7 +490,7 @@ def after_read(case: Case, answer: ReadAnswer, asked: Instant, lags: Lags) -> Ve
     """What an answer to the read-back means."""
     if isinstance(answer, Order):
         return _shown(case, answer, asked, lags)
-    case = case.troubled(answer.problem, asked)
+    case = case.with_problem(answer.problem, asked)
     if answer.meaning is Meaning.NOT_FOUND and answer.proof:
         return _unknown(case, asked.age_ms, lags)
     if answer.meaning is Meaning.KEY_REFUSED:
@@ -513,7 +513,7 @@ def after_search(case: Case, found: ReadAnswer | None, asked: Instant, lags: Lag
         return _back_off(replace(case, unknown_reads=0, first_unknown_age_ms=None), Step.READ_BACK)
     if isinstance(found, Order):
         return _shown(case, found, asked, lags)
-    case = case.troubled(found.problem, asked)
+    case = case.with_problem(found.problem, asked)
     return _back_off(case, Step.SEARCH_ARCHIVE, found.retry_after_s or 0.0)
 
 
@@ -526,7 +526,7 @@ def _shown(case: Case, order: Order, asked: Instant, lags: Lags) -> Verdict | Ne
     if order.status is OrderStatus.UNKNOWN:
         word = ascii(order.raw.get("status"))
         said = f"the exchange shows it with the status {word}, which is not known here"
-        case = case.troubled(Problem(UNKNOWN_STATUS, said), asked)
+        case = case.with_problem(Problem(UNKNOWN_STATUS, said), asked)
     return _still_resting(case, order, asked.age_ms, lags)
 
 

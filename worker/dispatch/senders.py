@@ -1,7 +1,8 @@
-"""The senders of a process: threads that listen for a bell in Redis and then work until nothing is due.
+"""The senders of a process: threads that listen for a wake-up in Redis and then work until nothing is due.
 
-A bell rings in the same step that brings work into the store, so a cancel is on its way within milliseconds;
-Celery's messages wake workers up where no sender listens. One sender of several serves the risk lane only.
+A wake-up goes out in the same step that adds work to the store, so a cancel is on its way within
+milliseconds; Celery's messages wake workers up where no sender listens. One sender of several serves the risk
+lane only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
 HELD_BACK_S = 0.25  # between looks whether the exchange is back
 # That senders listen is said again and again, which comes late where a process has more to do than it can.
-EARS_LIFE_S = 5.0
+LISTENERS_LIFE_S = 5.0
 # Longer than any step of a sender's work may take: a call to the exchange, a few pages of a listing.
 HANGS_AFTER_S = 120.0
 
@@ -44,10 +45,10 @@ class Senders:
         self._dispatcher = dispatcher
         self._store = store
         self._lanes = tuple(lanes)
-        self._no_bell = Seldom()
+        self._not_listening = Seldom()
         kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
         self.services = [
-            _Sender(f"hand-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
+            _Sender(f"sender-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
             for at in range(number)
         ]
         self.names = {service.name for service in self.services}
@@ -58,33 +59,33 @@ class Senders:
         services.start(*self.services)
         self._running = services
 
-    def show_ears(self) -> None:
+    def show_listeners(self) -> None:
         """Says in Redis that somebody listens; raises StoreError."""
         if self._running is not None:
-            self._store.show_ears(self._lanes, life_s=EARS_LIFE_S)
+            self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S)
 
     def _serve(self, sender: _Sender) -> float:
-        """One round: works if a bell has rung, then listens; how long to wait until the next."""
-        if sender.rung:
+        """One round: works if there was a wake-up, then listens; how long to wait until the next."""
+        if sender.woken:
             self._dispatcher.serve(sender.lanes, beat=sender.service.beat)
-        sender.rung = True  # bells may be lost with the connection, and whoever holds cancels back hears none
+        sender.woken = True  # a lost connection loses wake-ups, and an open breaker takes none
         if not self._dispatcher.may_claim:
-            return HELD_BACK_S  # a bell that this sender takes would be missing to workers that can go on
+            return HELD_BACK_S  # workers that can go on need the wake-up
         try:
-            sender.rung = self._store.listen(sender.lanes, within_s=LISTEN_S, key_id=self._key_id())
+            sender.woken = self._store.listen(sender.lanes, within_s=LISTEN_S, key_id=self._key_id())
         except StoreError as error:
             if not error.can_pass:
                 raise
-            if (more := self._no_bell.now()) is not None:
+            if (more := self._not_listening.now()) is not None:
                 log.info("no bell can be heard: %s", f"{error}{more}")
             return LISTEN_AGAIN_S
         return 0.0
 
 
 class _Sender:
-    """One of them; ``rung``: there may be something to do, as there may be before anybody has listened."""
+    """One of them; ``woken``: there may be something to do, as there may be before anybody has listened."""
 
     def __init__(self, name: str, serve: Callable[[_Sender], float], lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
-        self.rung = True
+        self.woken = True
         self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)

@@ -117,7 +117,7 @@ class Services:
         return [
             ServiceState(
                 job.service.name,
-                _trouble(job),
+                _why_not_well(job),
                 None if job.good_at is None else now - job.good_at,
             )
             for job in list(self._jobs)
@@ -225,7 +225,7 @@ class _Job:
         self.seldom = Seldom()
 
 
-def _trouble(job: _Job) -> str:
+def _why_not_well(job: _Job) -> str:
     if job.stopping:
         return ""
     return _ended(job) or _hung(job) or job.failure

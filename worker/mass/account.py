@@ -108,7 +108,7 @@ class Account:
         settled = self._store.records(ids) if noted else {}
         return len(ids) - len(settled), len(settled)
 
-    def tell_progress(self, still: int, overdue: int) -> None:
+    def report_progress(self, still: int, overdue: int) -> None:
         """Tells how many orders are open, and of how many whoever waits was told they are unresolved."""
         orders = self._claim.count_orders()
         still = min(still, orders)  # what was noted twice is left twice, for a moment

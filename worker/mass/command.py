@@ -175,7 +175,7 @@ class Commanding:
         known = self._perhaps(COMMAND_CATCH_UP_S) if self.given.may_have_worked else None
         waiting, self._waiting = self._waiting, []
         try:
-            self._store.learn(waiting, known, lane=Lane.RISK, fence=self._claim.fence)
+            self._store.set_progress(waiting, known, lane=Lane.RISK, fence=self._claim.fence)
         except StoreError as error:  # they are due anyway, a little later
             log.warning("mass cancel %s: %s", self._claim.fence.request_id, error)
 

@@ -275,7 +275,7 @@ class Entering:
         accepted = self._store.accept(
             requests, lane=Lane.RISK, default_deadline_s=ORDER_DEADLINE_S, fence=self._claim.fence, **how
         )
-        if not accepted.heard:
+        if not accepted.listener_woken:
             self._call_senders(Lane.RISK, accepted.waiting_messages)
         return accepted
 

@@ -160,7 +160,7 @@ class MassRun:
             self._entering.lost(but=self._account.results.keys())
             self._still, overdue = self._claim.still_open()
         if self._account.plan is not None or is_late:
-            self._account.tell_progress(self._still, overdue)
+            self._account.report_progress(self._still, overdue)
         if self._still:
             self._settled_s = None
         elif self._settled_s is None:

@@ -152,7 +152,7 @@ class MassRunner:
                     self._give_up(claim)
                     return
             else:
-                self._tell_end(request, report)
+                self._log_end(request, report)
                 return
         self._leave(claim)
 
@@ -176,7 +176,7 @@ class MassRunner:
         except (StoreError, Fenced) as error:
             log.warning("mass cancel %s: %s", claim.fence.request_id, error)
 
-    def _tell_end(self, request: MassRequest, report: dict[str, object]) -> None:
+    def _log_end(self, request: MassRequest, report: dict[str, object]) -> None:
         said = about(Lane.RISK, request.request_id, request.traceparent)
         if request.dry_run:
             log.info("mass cancel %s: planned only", request.request_id, extra=said)

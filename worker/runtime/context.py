@@ -66,8 +66,8 @@ class WorkerContext:
     shutdown_s: float
 
     def begin(self, app: Celery) -> None:
-        """Has the main process of a worker sweep the store."""
-        self.services.start(*upkeep.sweep(app, self.dispatcher, self.senders, self.lists, self.emit))
+        """Starts the sweeper in the main process of a worker."""
+        self.services.start(*upkeep.sweeper(app, self.dispatcher, self.senders, self.lists, self.emit))
 
     def stop(self) -> None:
         """What is claimed goes back into the store, what is under way to other workers."""
@@ -177,10 +177,10 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             app.conf.worker_concurrency,
             worker_id=me.worker_id,
             key_id=exchange.signs_with[0],
-            gate=the_dispatcher.breaker_state.value,
+            breaker=the_dispatcher.breaker_state.value,
         )
 
-    registration = Service("registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)
+    registration = Service("worker registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)
     the_dispatcher = Dispatcher(
         the_store,
         exchange,
@@ -194,7 +194,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         lanes=lanes,
         completions=completions,
         senders=app.conf.worker_concurrency,
-        call_sender=lambda lane: upkeep.ring(wake_ups.wake_up, app, lane),
+        call_sender=lambda lane: upkeep.publish_wake_up(wake_ups.wake_up, app, lane),
         breaker_moved=registration.wake,
         others_serve=colleagues.serve,
         another_key=colleagues.another_key,
@@ -206,7 +206,9 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             mass_cancels=MassCancels(server, settings.redis),
             exchange=exchange,
             pacer=pacer,
-            call_senders=lambda lane, waiting: upkeep.ring(wake_ups.wake_up_all, app, lane, waiting=waiting),
+            call_senders=lambda lane, waiting: upkeep.publish_wake_up(
+                wake_ups.wake_up_all, app, lane, waiting=waiting
+            ),
             read_lag_s=settings.read_lag_s,
             stopping=threading.Event(),
             emit=emit,

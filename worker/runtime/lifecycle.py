@@ -109,7 +109,7 @@ def _begin(sender: Any, **_: Any) -> None:
     if not _forks(sender.controller):
         mine.senders.start(mine.services)
         with suppress(StoreError):  # it is said again and again
-            mine.senders.show_ears()
+            mine.senders.show_listeners()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
@@ -125,7 +125,7 @@ def _end(**_: Any) -> None:
 
 
 @signals.worker_shutting_down.connect
-def _give_back(**_: Any) -> None:
+def _retry_later(**_: Any) -> None:
     """Stops the dispatcher; ends the process if something hangs: what it holds comes back by its lease."""
     _stopping.set()
     mine = opened_context()

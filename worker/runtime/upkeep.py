@@ -1,4 +1,4 @@
-"""The background jobs of a worker: the limits, the audit log, and the sweep over the store."""
+"""The background jobs of a worker: the limits, the audit log, and the sweeper over the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.dispatcher import Dispatcher
-from worker.dispatch.events import BellRung, Emit
+from worker.dispatch.events import Emit, WakeUpSent
 from worker.dispatch.senders import Senders
 from worker.dispatch.services import Service
 
@@ -36,7 +36,7 @@ SHOW_EVERY_S = 1.0
 # What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
 SWEEP_EVERY_S = 0.25
 MEND_EVERY_S = 1.0  # a look at some two hundred keys
-EARS_EVERY_S = 1.0  # well within the life of what is said
+LISTENERS_EVERY_S = 1.0  # well within the life of what is said
 
 
 def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
@@ -91,32 +91,32 @@ def trimmed_audit_log(audit_log: AuditLog, *, max_age_s: float, max_entries: int
     def trim() -> None:
         audit_log.trim(max_age_s=max_age_s, max_entries=max_entries)
 
-    return Service("audit trail", trim, every_s=TRIM_EVERY_S)
+    return Service("trim audit log", trim, every_s=TRIM_EVERY_S)
 
 
-def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, emit: Emit) -> list[Service]:
+def sweeper(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, emit: Emit) -> list[Service]:
     """Looks again and again for what nobody is coming for, and for those who wait; each job by itself."""
 
     def wake_lanes() -> None:
-        for lane, heard in dispatcher.lanes_to_wake().items():
+        for lane, woken in dispatcher.lanes_to_wake().items():
             log.info("waking up for the %s lane", lane.value)
-            emit(BellRung(lane))
-            if not heard:
-                ring(wake_ups.wake_up, app, lane)
+            emit(WakeUpSent(lane))
+            if not woken:
+                publish_wake_up(wake_ups.wake_up, app, lane)
 
     return [
-        Service("tell overdue", dispatcher.tell_overdue, every_s=SWEEP_EVERY_S),
+        Service("report overdue", dispatcher.report_overdue, every_s=SWEEP_EVERY_S),
         Service("answer lists", lists.answer, every_s=SWEEP_EVERY_S),
         Service("wake lanes", wake_lanes, every_s=SWEEP_EVERY_S),
-        Service("mend the book", dispatcher.mend, every_s=MEND_EVERY_S),
-        Service("forget the dead", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
-        Service("show that hands listen", senders.show_ears, every_s=EARS_EVERY_S),
+        Service("mend the store", dispatcher.mend, every_s=MEND_EVERY_S),
+        Service("forget dead letters", dispatcher.forget_dead, every_s=FORGET_EVERY_S),
+        Service("show listeners", senders.show_listeners, every_s=LISTENERS_EVERY_S),
     ]
 
 
-def ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
-    """Publishes a bell, if that can be done; the sweep rings again."""
+def publish_wake_up(publish: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None:
+    """Publishes a wake-up if it can; the sweeper sends another later."""
     try:
-        bell(app, lane, **how)
+        publish(app, lane, **how)
     except (OperationalError, OSError) as error:
         log.warning("nobody could be woken up: %s", words(error))

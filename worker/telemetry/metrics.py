@@ -26,12 +26,11 @@ from prometheus_client.registry import Collector
 from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.foreign import count_in_files
-from kalshi_cancel.store.cancels import GiveUp, Settle
+from kalshi_cancel.store.cancels import MakeDeadLetter, Settle
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats, StatsShown
 from worker.dispatch.breaker import BreakerState
 from worker.dispatch.events import (
-    BellRung,
     BreakerMoved,
     CallMade,
     Claimed,
@@ -42,6 +41,7 @@ from worker.dispatch.events import (
     ServiceFailed,
     ServiceMoved,
     ServiceRestarted,
+    WakeUpSent,
 )
 
 PREFIX = "kalshi_cancel_"
@@ -72,12 +72,12 @@ class Meter:
 # What one worker has seen itself: add up over workers.
 OF_THE_WORKER = (
     Meter("settled_total", "counter", ("outcome", "lane"), "Cancels whose outcome is known and stored."),
-    Meter("given_up_total", "counter", ("lane",), "Cancels that became dead letters."),
+    Meter("dead_lettered_total", "counter", ("lane",), "Cancels that became dead letters."),
     Meter(
         "accepted_to_wire_seconds",
         "histogram",
         ("lane",),
-        "From a cancel's acceptance until a hand took it, paid for, to send it the first time.",
+        "From a cancel's acceptance until a sender claimed it to send it the first time.",
         _WAIT_S,
     ),
     Meter(
@@ -116,19 +116,25 @@ OF_THE_WORKER = (
     ),
     Meter("tokens_spent_total", "counter", ("bucket",), "Tokens paid for calls."),
     Meter("rate_limited_total", "counter", ("bucket",), "Calls that were answered 429."),
-    Meter("leases_lost_total", "counter", (), "Entries in hand that turned out to be in another's."),
+    Meter("leases_lost_total", "counter", (), "Claimed cancels that turned out to be another worker's."),
     Meter(
-        "bells_rung_total",
+        "sweeper_wake_ups_total",
         "counter",
         ("lane",),
-        "Wake-ups by the sweep: for work that nobody came for.",
+        "Wake-ups by the sweeper: for work that nobody came for.",
     ),
-    Meter("gate_open", "gauge", (), "1: cancels pass; 0: they are held in the book.", merge="livemin"),
     Meter(
-        "gate_state",
+        "breaker_closed",
+        "gauge",
+        (),
+        "1: the circuit breaker is closed, cancels pass; 0: it is open, they wait.",
+        merge="livemin",
+    ),
+    Meter(
+        "breaker_state",
         "gauge",
         ("state",),
-        "1 for the state of the gate: open, unreachable, paused or key_refused.",
+        "1 for the breaker's state: closed, or why it is open: unreachable, paused or key_refused.",
     ),
     Meter(
         "clock_skew_seconds",
@@ -160,7 +166,7 @@ OF_THE_WORKER = (
     ),
 )
 # What is read from Redis as it is asked for, the same on every worker: take the greatest, do not add up.
-OF_THE_FLEET = (
+OF_ALL_WORKERS = (
     Meter("accepted_total", "counter", ("lane",), "Cancel requests accepted."),
     Meter("open", "gauge", ("lane",), "Cancels that are accepted and not settled."),
     Meter(
@@ -197,7 +203,7 @@ _FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
         if outcome is not Outcome.UNRESOLVED  # which is not settled
         for lane in Lane
     ],
-    **dict.fromkeys(("given_up_total", "bells_rung_total", "attempts"), _LANES),
+    **dict.fromkeys(("dead_lettered_total", "sweeper_wake_ups_total", "attempts"), _LANES),
     **dict.fromkeys(("accepted_to_wire_seconds", "accepted_to_settled_seconds"), _LANES),
     **dict.fromkeys(("unanswered_total", "exchange_call_seconds"), _CALLS),
     "orders_sent_total": _CANCELS,
@@ -240,7 +246,7 @@ class Metrics:
             )
 
     def watch_stats(self, stats: Stats) -> None:
-        """Shows the fleet's state as well, from now on."""
+        """Shows the shared state as well, from now on."""
         self._shown.register(_StatsCollector(stats))
 
     def begin(self, *, signs_with: Callable[[], tuple[str, str]], skew_s: Callable[[], float | None]) -> None:
@@ -252,7 +258,7 @@ class Metrics:
                     self._meters[name].labels(*each)
             self._note_skew()
             self._note_key()
-            self._meters["gate_open"].set(1)
+            self._meters["breaker_closed"].set(1)
             # The main process of several works on no order: it has no breaker whose state says anything.
             if self._folder is None or os.getpid() != self._main_pid:
                 self._note_breaker(BreakerState.CLOSED)
@@ -269,10 +275,10 @@ class Metrics:
                     self._concluded(event)
                 case LeaseLost(entries):
                     self._meters["leases_lost_total"].inc(entries)
-                case BellRung(lane):
-                    self._meters["bells_rung_total"].labels(lane.value).inc()
+                case WakeUpSent(lane):
+                    self._meters["sweeper_wake_ups_total"].labels(lane.value).inc()
                 case BreakerMoved(state):
-                    self._meters["gate_open"].set(state is BreakerState.CLOSED)
+                    self._meters["breaker_closed"].set(state is BreakerState.CLOSED)
                     self._note_breaker(state)
                 case MassStep(step=step):
                     self._meters["mass_steps_total"].labels(step).inc()
@@ -294,7 +300,7 @@ class Metrics:
     def breaker_states(self) -> list[str]:
         """The states, other than closed, that a breaker of this worker's processes is in."""
         self._forget_dead_processes()
-        name = f"{PREFIX}gate_state"
+        name = f"{PREFIX}breaker_state"
         held = [state.value for state in BreakerState if state is not BreakerState.CLOSED]
         return [each for each in held if self._registry.get_sample_value(name, {"state": each})]
 
@@ -310,8 +316,8 @@ class Metrics:
         ]
 
     def _claimed(self, claimed: Claimed) -> None:
-        # What was learned or sent before tells that it is not the first time.
-        first = [each for each in claimed.entries if not each.learned and not each.interrupted]
+        # Progress or a sent cancel shows that it is not the first time.
+        first = [each for each in claimed.entries if not each.progress and not each.interrupted]
         for lane in {each.lane for each in first}:
             ages_s = [each.age_s for each in first if each.lane is lane]
             self._meters["accepted_to_wire_seconds"].labels(lane.value).observe_all(ages_s)
@@ -325,8 +331,8 @@ class Metrics:
                 continue
             if isinstance(conclusion, Settle):
                 settled.setdefault(conclusion.entry.lane, []).append((conclusion.result, age_s))
-            elif isinstance(conclusion, GiveUp):
-                self._meters["given_up_total"].labels(conclusion.entry.lane.value).inc()
+            elif isinstance(conclusion, MakeDeadLetter):
+                self._meters["dead_lettered_total"].labels(conclusion.entry.lane.value).inc()
         for lane, many in settled.items():
             for outcome, number in Counter([result.outcome for result, _ in many]).items():
                 self._meters["settled_total"].labels(outcome.value, lane.value).inc(number)
@@ -379,7 +385,7 @@ class Metrics:
 
     def _note_breaker(self, state: BreakerState) -> None:
         for each in BreakerState:
-            self._meters["gate_state"].labels(each.value).set(each is state)
+            self._meters["breaker_state"].labels(each.value).set(each is state)
 
     def _forget_dead_processes(self) -> None:
         """What a killed child has counted stays; what it was, it is not any more."""
@@ -426,7 +432,7 @@ class _Everything(Collector):
 
 
 class _StatsCollector(Collector):
-    """Asks for the fleet's state whenever it is asked for its metrics."""
+    """Asks for the shared state whenever it is asked for its metrics."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
@@ -441,7 +447,7 @@ class _StatsCollector(Collector):
             found: dict[str, dict[str, float]] = {"redis_up": {"": 0}}
         else:
             found = _values(state)
-        for meter in OF_THE_FLEET:
+        for meter in OF_ALL_WORKERS:
             if meter.name in found:
                 kind = CounterMetricFamily if meter.kind == "counter" else GaugeMetricFamily
                 family = kind(PREFIX + meter.name, meter.meaning, labels=meter.labels)
@@ -451,7 +457,7 @@ class _StatsCollector(Collector):
 
 
 def _values(state: StatsShown) -> dict[str, dict[str, float]]:
-    """The value of each metric of the fleet, by its one label."""
+    """The value of each shared metric, by its one label."""
     lanes, buckets = state.lanes.items(), state.buckets.items()
     return {
         "accepted_total": {lane.value: each.accepted for lane, each in lanes},

@@ -39,7 +39,7 @@ class Readiness:
         self._failing = failing
         self._lock = threading.Lock()
         self._asked_at = -ASK_EXCHANGE_EVERY_S
-        self._trouble: Failure | None = None
+        self._failure: Failure | None = None
 
     def look(self) -> dict[str, str]:
         """``ok`` or why not, for each of redis, key, clock, exchange, breaker and services.
@@ -84,6 +84,6 @@ class Readiness:
         with self._lock:
             if time.monotonic() - self._asked_at >= ASK_EXCHANGE_EVERY_S:
                 answer = self._exchange.fetch(ACCOUNT_LIMITS)
-                self._trouble = answer if isinstance(answer, Failure) else None
+                self._failure = answer if isinstance(answer, Failure) else None
                 self._asked_at = time.monotonic()
-            return self._trouble
+            return self._failure

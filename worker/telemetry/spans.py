@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from kalshi_cancel.store.cancels import Conclusion, Entry, GiveBack, Settle
+from kalshi_cancel.store.cancels import Conclusion, Entry, RetryLater, Settle
 from worker.dispatch.events import CallMade, Claimed, Concluded, Event, MassStep
 
 _SERVER_FAILED = 500
@@ -25,19 +25,19 @@ class Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._in_hand: dict[str, Span] = {}
+        self._open_spans: dict[str, Span] = {}
         self._running: dict[str, Span] = {}  # mass cancels
 
     def __call__(self, event: Event) -> None:
         """Begins, adds or ends spans."""
         if isinstance(event, Claimed):
             for entry in event.entries:
-                self._in_hand[entry.order_id] = self._settle(entry)
+                self._open_spans[entry.order_id] = self._settle(entry)
         elif isinstance(event, CallMade):
             self._call(event)
         elif isinstance(event, Concluded):
             for conclusion, ours in zip(event.conclusions, event.ours, strict=True):
-                span = self._in_hand.pop(conclusion.entry.order_id, None)
+                span = self._open_spans.pop(conclusion.entry.order_id, None)
                 if span is not None:
                     span.set_attributes(_end_of(conclusion, ours=ours))
                     span.end()
@@ -67,7 +67,7 @@ class Spans:
         return self._tracer.start_span(name, context=context, kind=SpanKind.CONSUMER, attributes=noted)
 
     def _call(self, call: CallMade) -> None:
-        senders = [span for each in call.order_ids if (span := self._in_hand.get(each)) is not None]
+        senders = [span for each in call.order_ids if (span := self._open_spans.get(each)) is not None]
         if call.request_id is not None and call.request_id in self._running:
             senders.append(self._running[call.request_id])
         links = [Link(span.get_span_context()) for span in senders] if len(senders) > 1 else None
@@ -103,4 +103,4 @@ def _end_of(conclusion: Conclusion, *, ours: bool) -> dict[str, str | int]:
         result = conclusion.result
         code = {} if result.error is None else {"kalshi.code": result.error.code}
         return {"kalshi.outcome": result.outcome.value, "kalshi.attempts": result.attempts, **code}
-    return {"kalshi.outcome": "open" if isinstance(conclusion, GiveBack) else "given_up"}
+    return {"kalshi.outcome": "open" if isinstance(conclusion, RetryLater) else "given_up"}

@@ -1,24 +1,24 @@
--- accept: enters cancel requests into the book, or joins them to the entries that are there already.
+-- accept: enters cancel requests into the cancel store, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, bells.lua, fenced.lua, aside.lua, tell.lua) ARGV  1 prefix of the book's keys · 2 prefix of
---       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is a
---       trail (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) ARGV  1 prefix of the store's keys · 2 prefix of
+--       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is an
+--       audit log (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
 --       9 the mass cancel that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a
 --       final record is not believed, ms (or empty: always believed) · then six for each request: order_id ·
 --       request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms · task id that
 --       wants the result too (or empty)
--- returns { whether a listening hand was told (1, 0), messages waiting in the queue where none was,
+-- returns { whether a listening sender was woken (1, 0), messages waiting in the queue where none was,
 --           then for each request: the final record's JSON, or "joined" to an open one, or "" when new },
 --         or "fenced": the mass cancel has a report, or another runner
 --
--- An order has one entry, however many ask: a further request adds its name, its wish for a reply, what
+-- An order has one entry, however many ask: a further request adds its name, its task id for a reply, what
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
 -- record is final is answered from it; a record that is not final goes, because work on it starts again. So
 -- does a final one that is too old to be believed: somebody saw the order rest after that. An entry that cannot
 -- be read is set aside, and the order entered anew.
 
 local FIRST = 12  -- of the requests' values
--- Everybody who asks is told, and each of these copies has the names: more would be too long a record.
+-- Everybody who asks gets a copy of the record, with the names: more would be too long a record.
 local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
 -- Whoever waits for longer than this has given up; so the list of an order that never settles has an end.
 local WAITERS_LIFE_S = 7 * 86400  -- store/lists.py
@@ -39,7 +39,7 @@ local function stand(order_id, in_lane, path, at_ms)  -- a place in line
   gather('ZADD', prefix .. ':due:' .. in_lane .. ':' .. path, at_ms, order_id)
 end
 
--- What is known of an order's entry, with what joins it; it is put into the book once, after all have joined.
+-- What is known of an order's entry, with what joins it; it is put into the cancel store once, after all have joined.
 
 local encoded_names = {}
 local function as_listed(requested_by)  -- a name's JSON as lists have it: others write what is not ASCII otherwise
@@ -62,7 +62,7 @@ local function stored_state(key, is_dead)  -- of an entry, or of a dead letter; 
   local is_over = is_dead or e[7] == '1'  -- nobody waits any more, and the record says so
   return {
     text = e[1], request = request, names = e[2], reply_to = e[3], lane = e[4], deadline_ms = tonumber(e[5]), path = e[8],
-    left_out = e[9], waiters = e[10], in_hand = not is_dead and (e[6] or '') ~= '', was_dead = is_dead,
+    left_out = e[9], waiters = e[10], claimed = not is_dead and (e[6] or '') ~= '', was_dead = is_dead,
     home = not is_dead and prefix .. ':due:' .. e[4] .. ':' .. e[8], lane_was = e[4], path_was = e[8],
     is_over = is_over, record_goes = is_over, changed = {},
   }
@@ -95,13 +95,13 @@ local function add_waiter(state, order_id, task_id)
     state.reply_to, state.changed.reply_to = '[' .. cjson.encode(task_id) .. ']', true
     return
   end
-  if not state.is_told then
-    state.is_told, state.further = {}, 0
-    for _, known in ipairs(texts(state.reply_to)) do state.is_told[known] = true end
+  if not state.asked_by then
+    state.asked_by, state.further = {}, 0
+    for _, known in ipairs(texts(state.reply_to)) do state.asked_by[known] = true end
   end
   local waiters = prefix .. ':waiters:' .. order_id
-  if state.is_told[task_id] or redis.call('ZSCORE', waiters, task_id) then return end
-  state.is_told[task_id], state.further = true, state.further + 1
+  if state.asked_by[task_id] or redis.call('ZSCORE', waiters, task_id) then return end
+  state.asked_by[task_id], state.further = true, state.further + 1
   gather('ZADD', waiters, redis.call('ZCARD', waiters) + state.further, task_id)  -- by when they came
   state.waiters, state.changed.waiters = '1', true
 end
@@ -118,7 +118,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
   if more_known then
     local is_json, text = pcall(cjson.encode, state.request)
     if is_json then state.text, state.changed.request = text, true end
-    if state.path == 'write' and not state.in_hand then state.path = path end
+    if state.path == 'write' and not state.claimed then state.path = path end
   end
   if requested_by ~= '' then add_name(state, as_listed(requested_by)) end
   if task_id ~= '' then add_waiter(state, order_id, task_id) end
@@ -131,22 +131,22 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
 end
 
 local function put_new(order_id, state)
-  local entry = prefix .. ':entry:' .. order_id
+  local entry = prefix .. ':pending:' .. order_id
   sure[entry] = true
   write('HSET', entry, 'request', state.text, 'lane', lane, 'path', state.path, 'accepted_ms', now_ms, 'deadline_ms', state.deadline_ms)
   if state.names then gather('HSET', entry, 'requested_by', state.names) end
   if state.left_out then gather('HSET', entry, 'left_out', state.left_out) end
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
-  if ARGV[7] ~= '' then gather('HSET', entry, 'learned', ARGV[7]) end
+  if ARGV[7] ~= '' then gather('HSET', entry, 'progress', ARGV[7]) end
   stand(order_id, lane, state.path, now_ms + ARGV[8])
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end
 
 local function put_joined(order_id, state)
-  local entry, changed = prefix .. ':entry:' .. order_id, state.changed
+  local entry, changed = prefix .. ':pending:' .. order_id, state.changed
   local due = state.home and redis.call('ZSCORE', state.home, order_id)
-  if state.was_dead then  -- a dead letter is an entry again, with what was learned
+  if state.was_dead then  -- a dead letter is an entry again, with its progress
     gather('ZREM', prefix .. ':dead', order_id)
     write('RENAME', prefix .. ':dead:' .. order_id, entry)
     gather('HSET', entry, 'accepted_ms', now_ms)
@@ -162,10 +162,10 @@ local function put_joined(order_id, state)
   end
   if state.asked_anew then
     gather('HSET', entry, 'reported', 0)
-    if state.in_hand then gather('HSET', entry, 'hurry', 1) end
+    if state.claimed then gather('HSET', entry, 'asked_again', 1) end
   end
   local moves = state.lane ~= state.lane_was or state.path ~= state.path_was
-  local due_ms = state.asked_anew and not state.in_hand and now_ms or due or now_ms
+  local due_ms = state.asked_anew and not state.claimed and now_ms or due or now_ms
   if moves then
     if due then gather('ZREM', state.home, order_id) end
     gather('HSET', entry, 'lane', state.lane, 'path', state.path)
@@ -178,16 +178,16 @@ end
 local record_keys, homes = {}, {}
 for at = FIRST, #ARGV, 6 do
   record_keys[#record_keys + 1] = record_prefix .. ARGV[at]
-  homes[#homes + 1] = prefix .. ':entry:' .. ARGV[at]
+  homes[#homes + 1] = prefix .. ':pending:' .. ARGV[at]
   homes[#homes + 1] = prefix .. ':dead:' .. ARGV[at]
   homes[#homes + 1] = prefix .. ':aside:' .. ARGV[at]
 end
 local records = #record_keys > 0 and redis.call('MGET', unpack(record_keys))
 local any_there = #homes > 0 and redis.call('EXISTS', unpack(homes)) > 0
 
-local function meet(order_id)  -- what there is of an order in the book: its state; or what is known of it otherwise
+local function meet(order_id)  -- what there is of an order in the cancel store: its state; or what is known of it otherwise
   if not any_there then return nil, false end
-  local entry, letter = prefix .. ':entry:' .. order_id, prefix .. ':dead:' .. order_id
+  local entry, letter = prefix .. ':pending:' .. order_id, prefix .. ':dead:' .. order_id
   local was_aside = redis.call('EXISTS', prefix .. ':aside:' .. order_id) == 1
   local state, spoilt
   if redis.call('EXISTS', entry) == 1 then
@@ -253,7 +253,7 @@ end
 flush()
 if open > 0 then
   redis.pcall('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
-  answer[1] = ring(lane)
+  answer[1] = wake_up(lane)
   if answer[1] == 0 then answer[2] = length(queue) end
 end
 if ARGV[6] == '1' then

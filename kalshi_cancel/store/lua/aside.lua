@@ -15,7 +15,7 @@ local function set_aside(order_id, key)  -- `key`: of the entry, or of the dead 
     gather('ZREM', prefix .. ':dead', order_id)
     if key ~= letter then write('DEL', letter) end
   end
-  -- Where it stood in line, it may not say: an order in two lines would be in two hands.
+  -- Where it stood in line, it may not say: an order in two lines would be claimed twice.
   for _, lane in ipairs(LANES) do
     for _, path in ipairs(redis.call('SMEMBERS', prefix .. ':paths')) do
       local due = prefix .. ':due:' .. lane .. ':' .. path

@@ -1,11 +1,11 @@
--- audit: appends to the trail of everything that was asked for and done; put before the scripts that do so.
+-- audit: appends to the audit log of everything that was asked for and done; put before the scripts that do so.
 --
 -- Expects `prefix`. P:audit is a stream of { kind, body (JSON), hash }; the hash is SHA-1 (all that Redis
 -- offers) over the previous entry's hash, the kind and the body, so that an edit or a gap shows. P:audit:head
 -- is the last hash. Written in the same step as what it tells, so that nothing happens unseen.
 --
--- The trail never decides about a cancel: where it cannot be written, the script goes on. P:counts counts what is
--- missing (audit_missed, with audit_why) and what of that the trail tells of (audit_marked): the next entry that
+-- The audit log never decides about a cancel: where it cannot be written, the script goes on. P:counts counts what is
+-- missing (audit_missed, with audit_why) and how many of them the audit log has noted (audit_marked): the next entry that
 -- can be written is one of the kind "gap".
 
 local function append(kind, body)  -- why it cannot be; nil: it is there
@@ -19,7 +19,7 @@ local function append(kind, body)  -- why it cannot be; nil: it is there
   redis.call('SET', head_key, hash)
 end
 
-local function missing()  -- how many entries are missing that the trail does not tell of yet, of how many ever; and why
+local function missing()  -- how many entries are missing that the audit log has not noted yet, of how many ever; and why
   local noted = redis.pcall('HMGET', prefix .. ':counts', 'audit_missed', 'audit_marked', 'audit_why')
   if noted.err then return 0, 0, noted.err end
   local missed = tonumber(noted[1]) or 0

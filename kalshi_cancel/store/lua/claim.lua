@@ -1,16 +1,16 @@
 -- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries, or several
 -- calls of one entry each.
 --
--- Expects `prefix`, `now_ms`, buckets.lua, bells.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
+-- Expects `prefix`, `now_ms`, buckets.lua, wake_ups.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
 --       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
 --       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
---       cancel · of a read · of a listing · the hand's name · how many of the calls may be read-backs · how much
+--       cancel · of a read · of a listing · the worker's name · how many of the calls may be read-backs · how much
 --       later than it is a read-back counts as due, ms · then two for each lane, the most urgent first:
 --       lane · its queue
--- returns { this moment (ms), hands that are coming (told, or messages in the queues), whether more could be
+-- returns { this moment (ms), senders that are coming (woken, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
---             a list of { order_id, token, request, learned, sent, first_sent_ms, lane, accepted_ms,
+--             a list of { order_id, token, request, progress, sent, first_sent_ms, lane, accepted_ms,
 --                         deadline_ms, reported, first_sent_age (ms since accepted_ms) } } };
 --         a first one without a bucket: of entries that are none (the key holds something else), the order ids
 --
@@ -20,13 +20,13 @@
 -- cancels as the unscoped bucket pays for, in one call, filled up from the shards' paths; `write:N` one cancel
 -- of a shard from its own bucket, the fullest first, or many from what the unscoped bucket can spare. To the shards
 -- that one lends where it refills as fast as single calls are made, and where they have no tokens.
--- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 tells that
+-- An entry whose lease ran out is due like any other. `sent` is what it was before this claim, so 1 means that
 -- a claimer vanished and an answer may be lost; a claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
--- extends or gives back. When more could be claimed, another hand is told.
+-- extends or ends it. When more could be claimed, another sender is woken.
 
 local READS_AT_ONCE = 200  -- what is put down in one step, too
 local WORTH_A_CALL = 20  -- orders
-local SINGLE_CALL_MS = 3  -- of a hand's time; a bucket that takes longer to refill is kept for what only it pays for
+local SINGLE_CALL_MS = 3  -- of a sender's time; a bucket that takes longer to refill is kept for what only it pays for
 local SPOILT_MS = 60000  -- until what is no entry is met again, should nobody have set it aside
 local LAST_TOKEN_MOST = 2 ^ 52  -- beyond that, Lua's numbers are not all different
 local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
@@ -35,7 +35,7 @@ local function claim(first)
   local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
   local lease_ms, exchange_ms, share = tonumber(ARGV[first + 2]), ARGV[first + 3], tonumber(ARGV[first + 4])
   local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6]), tonumber(ARGV[first + 7])
-  local hand, reads_most, reads_after_ms = ARGV[first + 8], tonumber(ARGV[first + 9]), tonumber(ARGV[first + 10])
+  local worker, reads_most, reads_after_ms = ARGV[first + 8], tonumber(ARGV[first + 9]), tonumber(ARGV[first + 10])
   local calls, held_up_ms = {}, 0
   local claimed, taken, paid_bucket, paid  -- of the call that is being put together
   local gone, spoilt, given = {}, {}, 0  -- how many of each line's head are taken by now; what is no entry; tokens given
@@ -100,8 +100,8 @@ local function claim(first)
     local ids = redis.call('ZRANGE', due, '-inf', now_ms, 'BYSCORE', 'LIMIT', gone[due] or 0, count)
     gone[due] = (gone[due] or 0) + #ids
     for _, order_id in ipairs(ids) do
-      local entry = prefix .. ':entry:' .. order_id
-      local e = fields(entry, 'request', 'learned', 'sent', 'first_sent_ms', 'lane',
+      local entry = prefix .. ':pending:' .. order_id
+      local e = fields(entry, 'request', 'progress', 'sent', 'first_sent_ms', 'lane',
         'accepted_ms', 'deadline_ms', 'reported', 'first_sent_age')
       if not e then
         spoilt[#spoilt + 1] = { order_id }
@@ -116,16 +116,16 @@ local function claim(first)
     end
   end
 
-  local function mark()  -- what was taken is in this hand
+  local function mark()  -- what was taken is this sender's now
     local token = last_token + given
     for at, each in ipairs(taken) do
       local entry, due = each[1], each[2]
       if paid_bucket == 'read' then  -- nothing is sent before it is claimed anew from its write path
-        write('HSET', entry, 'token', token + at, 'hand', hand)
+        write('HSET', entry, 'token', token + at, 'claimed_by', worker)
       elseif each[3] then
-        write('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1)
+        write('HSET', entry, 'token', token + at, 'claimed_by', worker, 'sent', 1)
       else
-        write('HSET', entry, 'token', token + at, 'hand', hand, 'sent', 1, 'first_sent_ms', exchange_ms,
+        write('HSET', entry, 'token', token + at, 'claimed_by', worker, 'sent', 1, 'first_sent_ms', exchange_ms,
           'first_sent_age', now_ms - (tonumber(claimed[at][8]) or now_ms))
       end
       gather('ZADD', due, now_ms + lease_ms, claimed[at][1])
@@ -236,7 +236,7 @@ local function claim(first)
   if given > 0 then write('INCRBY', prefix .. ':fence', given) end
   write('HSET', prefix .. ':claimed_ms', unpack(looked))
   flush()
-  for _, lane in ipairs(with_more) do coming = coming + ring(lane) end
+  for _, lane in ipairs(with_more) do coming = coming + wake_up(lane) end
   if #spoilt > 0 then table.insert(calls, 1, { '', '0', spoilt }) end
   return { now_ms, coming, is_more and 1 or 0, next_due_ms, held_up_ms, unpack(calls) }
 end

@@ -8,7 +8,7 @@
 -- Its request follows, by a command of its own: it may be megabytes. Until it is there, nobody takes the mass cancel.
 
 local id = ARGV[2]
-local key, masses = prefix .. ':mass:' .. id, prefix .. ':masses'
+local key, index = prefix .. ':mass:' .. id, prefix .. ':mass_cancels'
 local meant, report = redis.call('HGET', key, 'meant'), redis.call('HGET', key, 'report')
 sure[key] = true
 if meant and meant ~= ARGV[5] then return { 'other' } end
@@ -18,8 +18,8 @@ if not meant then
 end
 if not report then
   if ARGV[3] ~= '' then gather('SADD', key .. ':waiters', ARGV[3]) end
-  if not redis.call('ZSCORE', masses, id) then gather('ZADD', masses, ARGV[4], id) end
-  gather('SADD', masses .. ':open', id)
+  if not redis.call('ZSCORE', index, id) then gather('ZADD', index, ARGV[4], id) end
+  gather('SADD', index .. ':open', id)
 end
 flush()
 return { meant and 'known' or 'new', report and 1 or 0 }

@@ -1,12 +1,12 @@
--- extend: keeps claimed entries in the hand that holds them.
+-- extend: keeps claims for the sender that holds them.
 --
 -- (after gather.lua) ARGV  1 prefix · 2 lease, ms · then two for each entry: order_id · token
--- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this hand's
+-- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this sender's
 
 local lease_ms = tonumber(ARGV[2])
 local answer = {}
 for at = 3, #ARGV, 2 do
-  local held = fields(prefix .. ':entry:' .. ARGV[at], 'token', 'lane', 'path') or {}
+  local held = fields(prefix .. ':pending:' .. ARGV[at], 'token', 'lane', 'path') or {}
   if held[1] == ARGV[at + 1] and held[2] and held[3] then
     gather('ZADD', prefix .. ':due:' .. held[2] .. ':' .. held[3], now_ms + lease_ms, ARGV[at])
     answer[#answer + 1] = 1

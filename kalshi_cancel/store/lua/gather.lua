@@ -5,7 +5,7 @@
 -- of the kind that the command takes. What else can stop a script (no memory, a replica, a full disk) stops it
 -- at its first write, or not at all. Whatever a script reads before that, it reads as it was before.
 --
--- docs/keys.md lists every key with its fields, and what each script writes in which order.
+-- docs/reference/redis-keys.md lists every key with its fields, and what each script writes in which order.
 --
 -- Many members in one command cost less than many commands, here and in the append-only file.
 

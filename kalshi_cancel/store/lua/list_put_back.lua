@@ -7,7 +7,7 @@ local LIFE_S = 7 * 86400  -- store/lists.py
 local left = prefix .. ':list:' .. ARGV[3] .. ':left'
 local coming, name = 0, 'list:' .. ARGV[3]
 for at = 4, #ARGV do
-  local entry, waiters = prefix .. ':entry:' .. ARGV[at], prefix .. ':waiters:' .. ARGV[at]
+  local entry, waiters = prefix .. ':pending:' .. ARGV[at], prefix .. ':waiters:' .. ARGV[at]
   if redis.call('EXISTS', ARGV[2] .. ARGV[at]) == 1 then
     coming = coming + 1
   elseif redis.call('EXISTS', entry) == 1 then

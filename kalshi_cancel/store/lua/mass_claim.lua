@@ -4,7 +4,7 @@
 -- returns { fencing token, what it means, tokens spent, tasks that want the report }; empty: another runner has it, or there is nothing (left) to do
 
 local ON_ITS_WAY_MS = 60000  -- a request follows its mass cancel
-local open, mass = prefix .. ':masses:open', prefix .. ':mass:' .. ARGV[2]
+local open, mass = prefix .. ':mass_cancels:open', prefix .. ':mass:' .. ARGV[2]
 if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
 local known = redis.call('HMGET', mass, 'entered_ms', 'report', 'fence', 'meant', 'spent')
 sure[mass] = true

@@ -1,16 +1,16 @@
 -- mend: gives entries a place in line that have none.
 --
--- (after gather.lua, bells.lua, place.lua) ARGV  1 prefix · then order ids
+-- (after gather.lua, wake_ups.lua, place.lua) ARGV  1 prefix · then order ids
 -- returns how many had none
 
 local mended, lanes = 0, {}
 for at = 2, #ARGV do
-  local e = fields(prefix .. ':entry:' .. ARGV[at], 'request', 'lane', 'path')
+  local e = fields(prefix .. ':pending:' .. ARGV[at], 'request', 'lane', 'path')
   if e and e[1] and place(ARGV[at], e[2], e[3]) then
     mended = mended + 1
     lanes[e[2] == 'strategy' and 'strategy' or 'risk'] = true
   end
 end
 flush()
-for lane in pairs(lanes) do ring(lane) end
+for lane in pairs(lanes) do wake_up(lane) end
 return mended

@@ -1,4 +1,4 @@
--- note: appends to the trail what no other script does: steps of mass cancels, operators' actions.
+-- note: appends to the audit log what no other script does: steps of mass cancels, operators' actions.
 --
 -- (after audit.lua) ARGV  1 prefix · 2 kind · 3 body: a JSON object, which gets "at" put before its fields ·
 --       4 how many entries are missing that could not even be counted

@@ -1,15 +1,15 @@
--- overdue: the open entries whose deadline has passed and whose waiters were not told so yet.
+-- overdue: the open entries whose deadline has passed and whose waiters do not know yet.
 --
 -- (after gather.lua, place.lua) ARGV  1 prefix · 2 how many at most
--- returns { orders of P:untold, as many at most; then for each entry: { order_id, learned, accepted_ms } }
+-- returns { orders of P:replies_left, as many at most; then for each entry: { order_id, progress, accepted_ms } }
 --
 -- What cannot be known of an entry is empty. One that has no place in line gets one.
 
-local untold = redis.pcall('SRANDMEMBER', prefix .. ':untold', ARGV[2])
-local answer = { untold.err and {} or untold }
+local owed = redis.pcall('SRANDMEMBER', prefix .. ':replies_left', ARGV[2])
+local answer = { owed.err and {} or owed }
 for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. ':deadline', '-inf', now_ms, 'LIMIT', 0, ARGV[2])) do
-  local entry = prefix .. ':entry:' .. order_id
-  local e = fields(entry, 'learned', 'accepted_ms', 'request', 'lane', 'path')
+  local entry = prefix .. ':pending:' .. order_id
+  local e = fields(entry, 'progress', 'accepted_ms', 'request', 'lane', 'path')
   if not e then
     answer[#answer + 1] = { order_id, '', '' }
   elseif e[2] or e[3] then

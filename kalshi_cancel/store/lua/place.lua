@@ -7,7 +7,7 @@ local function is_line(lane, path)
   return (lane == 'risk' or lane == 'strategy') and type(path) == 'string' and path ~= ''
 end
 
-local looked_at  -- the paths that hands look at
+local looked_at  -- the paths that senders look at
 local function is_looked_at(path)
   if not looked_at then
     looked_at = {}
@@ -24,7 +24,7 @@ local function place(order_id, lane, path)  -- whether it had none
   end
   if not is_line(lane, path) then
     lane, path = lane == 'strategy' and 'strategy' or 'risk', 'read'
-    gather('HSET', prefix .. ':entry:' .. order_id, 'lane', lane, 'path', path)
+    gather('HSET', prefix .. ':pending:' .. order_id, 'lane', lane, 'path', path)
   end
   gather('SADD', prefix .. ':paths', path)
   gather('ZADD', prefix .. ':due:' .. lane .. ':' .. path, now_ms, order_id)

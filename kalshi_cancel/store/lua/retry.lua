@@ -1,14 +1,14 @@
--- retry: puts dead letters back into the book, due at once, with what was learned.
+-- retry: puts dead letters back into the cancel store, due at once, with its progress.
 --
 -- (after gather.lua, place.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
 -- returns the order ids that were dead, or set aside, and are open now
 --
--- The record that says "unresolved" goes: who asks now is told what comes of this.
+-- The record that says "unresolved" goes: who asks now gets what comes of this.
 
 local answer, opened_now = {}, {}
 for at = 4, #ARGV do
   local order_id = ARGV[at]
-  local entry, letter = prefix .. ':entry:' .. order_id, prefix .. ':dead:' .. order_id
+  local entry, letter = prefix .. ':pending:' .. order_id, prefix .. ':dead:' .. order_id
   local opened = false
   if redis.call('EXISTS', entry) == 0 and not opened_now[order_id] then
     local home = redis.call('ZSCORE', prefix .. ':dead', order_id) and fields(letter, 'lane', 'path', 'request')

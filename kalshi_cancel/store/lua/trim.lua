@@ -1,4 +1,4 @@
--- trim: drops the oldest entries of the trail, those that are too old or too many.
+-- trim: drops the oldest entries of the audit log, those that are too old or too many.
 --
 -- (after gather.lua) ARGV  1 prefix · 2 how old an entry may be, ms · 3 how many may stay · 4 how many to drop at most
 -- returns { dropped, how many of those no export had got to }

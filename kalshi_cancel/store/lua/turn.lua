@@ -1,7 +1,7 @@
--- turn: one step of hands: puts down what they have done, and takes up what is due next.
+-- turn: one step of senders: stores what they have done, and takes up what is due next.
 --
--- (after audit.lua, bells.lua, gather.lua, tell.lua, conclude.lua, buckets.lua, claim.lua) ARGV  1 prefix of the book's keys ·
---       2 prefix of the record keys · 3 record's life, seconds · 4 how many entries of the trail follow · those
+-- (after audit.lua, wake_ups.lua, gather.lua, reply.lua, conclude.lua, buckets.lua, claim.lua) ARGV  1 prefix of the store's keys ·
+--       2 prefix of the record keys · 3 record's life, seconds · 4 how many entries of the audit log follow · those
 --       (a body's JSON without its first brace) · how many values of conclusions follow · those (see
 --       conclude.lua) · then, if anything is to be claimed, what claim.lua expects
 -- returns { for each conclusion whether it was done (1, 0), then the claims, if there were to be any; null where
@@ -10,13 +10,13 @@
 -- What was put down is done, whatever is wrong with what is to be taken up: nobody must put it down again.
 
 local answer = {}
-local trail = tonumber(ARGV[4])
-local first, many = 6 + trail, tonumber(ARGV[5 + trail])
+local audit_entries = tonumber(ARGV[4])
+local first, many = 6 + audit_entries, tonumber(ARGV[5 + audit_entries])
 if many > 0 then
   local lost
   answer[1], lost = conclude(ARGV[2], ARGV[3], first, first + many - 1)
-  for at = 5, 4 + trail do audit('work', '{"at":' .. now_ms .. ',' .. ARGV[at]) end
-  if #lost > 0 and trail > 0 then audit('lost', '{"at":' .. now_ms .. ',"orders":' .. cjson.encode(lost) .. '}') end
+  for at = 5, 4 + audit_entries do audit('work', '{"at":' .. now_ms .. ',' .. ARGV[at]) end
+  if #lost > 0 and audit_entries > 0 then audit('lost', '{"at":' .. now_ms .. ',"orders":' .. cjson.encode(lost) .. '}') end
 else
   answer[1] = {}
 end

@@ -1,13 +1,13 @@
--- sweep: finds the lanes in which something can be claimed and nobody is coming to claim it.
+-- lanes_to_wake: finds the lanes in which something can be claimed and nobody is coming to claim it.
 --
--- (after gather.lua, audit.lua, bells.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is a trail (1, 0) · then two for
+-- (after gather.lua, audit.lua, wake_ups.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is an audit log (1, 0) · then two for
 --       each lane: lane · key of its queue
--- returns { how many entries the trail is missing without telling so, why;
---           then for each lane: 2 a listening hand was told, 1 a wake-up is to be published (by this caller alone), 0 neither }
+-- returns { how many entries the audit log is missing without telling so, why;
+--           then for each lane: 2 a listening sender was woken, 1 a wake-up is to be published (by this caller alone), 0 neither }
 --
--- Somebody is coming when a message waits in the queue, or when a hand has claimed within the patience: it
+-- Somebody is coming when a message waits in the queue, or when a sender has claimed within the patience: it
 -- goes on until nothing is due. What became due within the patience has its message on the way, unless it
--- was a vanished hand's. Asked to ring, a caller that dies is replaced after the patience.
+-- was a vanished sender's. A caller that dies before it publishes the wake-up is replaced after the patience.
 
 local patience_ms = tonumber(ARGV[2])
 local paths = redis.call('SMEMBERS', prefix .. ':paths')
@@ -18,7 +18,7 @@ local function anything_due(lane)
     local due_for_ms = first[2] and now_ms - tonumber(first[2]) or -1
     if due_for_ms >= patience_ms then return true end
     if due_for_ms >= 0 then
-      local held = fields(prefix .. ':entry:' .. first[1], 'token')
+      local held = fields(prefix .. ':pending:' .. first[1], 'token')
       if not held or (held[1] or '') ~= '' then return true end  -- its lease ran out
     end
   end
@@ -28,10 +28,10 @@ local wanted = {}
 for at = 4, #ARGV, 2 do
   local lane, queue = ARGV[at], ARGV[at + 1]
   local claimed_ms = tonumber(redis.call('HGET', prefix .. ':claimed_ms', lane) or 0) or 0
-  local rung = prefix .. ':rung:' .. lane
+  local sent_key = prefix .. ':wake_up_sent:' .. lane
   if anything_due(lane) and length(queue) == 0 and now_ms - claimed_ms >= patience_ms
-    and redis.call('EXISTS', rung) == 0 then
-    write('SET', rung, now_ms, 'PX', patience_ms)
+    and redis.call('EXISTS', sent_key) == 0 then
+    write('SET', sent_key, now_ms, 'PX', patience_ms)
     wanted[lane] = true
   end
 end
@@ -43,5 +43,5 @@ if ARGV[3] == '1' then
   unmarked, _, why = missing()
 end
 local answer = { unmarked, why }
-for at = 4, #ARGV, 2 do answer[#answer + 1] = wanted[ARGV[at]] and 1 + ring(ARGV[at]) or 0 end
+for at = 4, #ARGV, 2 do answer[#answer + 1] = wanted[ARGV[at]] and 1 + wake_up(ARGV[at]) or 0 end
 return answer

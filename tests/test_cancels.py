@@ -34,13 +34,22 @@ from kalshi_cancel.model.orders import (
 )
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, GiveBack, GiveUp, Known, Settle, connect
+from kalshi_cancel.store.cancels import (
+    CancelStore,
+    Fence,
+    Fenced,
+    Known,
+    MakeDeadLetter,
+    RetryLater,
+    Settle,
+    connect,
+)
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import wait_until
 
 LONG_S = 60.0  # a lease or a pause that does not end within a test
 BOTH = (Lane.RISK, Lane.STRATEGY)
-TROUBLED = json.dumps(
+WITH_PROBLEM = json.dumps(
     {"attempts": 3, "last_problem": {"code": "http_500", "message": "oops"}, "history": [[7, "http_500"]]}
 )
 
@@ -110,15 +119,15 @@ class Shortcuts:
         [done] = self.store.conclude([Settle(entry, result(entry.order_id, outcome, **known))])
         return done
 
-    def give_back(self, entry, pause_s=0.0, learned=""):
-        [done] = self.store.conclude([GiveBack(entry, learned, pause_s)])
+    def retry_later(self, entry, pause_s=0.0, progress=""):
+        [done] = self.store.conclude([RetryLater(entry, progress, pause_s)])
         return done
 
-    def give_up(self, entry, learned=TROUBLED):
-        [done] = self.store.conclude([GiveUp(entry, learned)])
+    def make_dead_letter(self, entry, progress=WITH_PROBLEM):
+        [done] = self.store.conclude([MakeDeadLetter(entry, progress)])
         return done
 
-    def tell_overdue(self):
+    def report_overdue(self):
         overdue = self.store.overdue(at_most=100)
         return self.store.report([result(each.order_id, Outcome.UNRESOLVED) for each in overdue])
 
@@ -154,7 +163,7 @@ def test_what_is_accepted_is_open_until_it_is_settled(dispatcher):
     [order_id] = ids()
     assert dispatcher.accept(order_id, requested_by="mm-btc", reason="news").settled == {}
     shown = dispatcher.store.open_cancel(order_id)
-    assert (shown.lane, shown.requested_by, shown.in_hand, shown.unresolved) == (
+    assert (shown.lane, shown.requested_by, shown.claimed, shown.unresolved) == (
         Lane.STRATEGY,
         ("mm-btc",),
         False,
@@ -174,7 +183,7 @@ def test_accepting_the_same_order_again_joins_the_entry_that_is_there(dispatcher
     assert dispatcher.open_ids() == [order_id]
     assert dispatcher.store.open_cancel(order_id).requested_by == ("a", "b")
     entry = dispatcher.claim_one()
-    dispatcher.accept(order_id, requested_by="c")  # while it is in a hand
+    dispatcher.accept(order_id, requested_by="c")  # while it is claimed
     assert dispatcher.claim() == []
     assert dispatcher.settle(entry)
     assert dispatcher.store.record(order_id).requested_by == ("a", "b", "c")
@@ -331,7 +340,7 @@ def test_an_entry_in_a_hand_is_not_claimed_by_another(dispatcher):
     assert len(dispatcher.claim(2)) == 2
     assert len(dispatcher.claim(9)) == 1
     assert dispatcher.claim(9) == []
-    assert all(each.in_hand for each in dispatcher.store.open_cancels())
+    assert all(each.claimed for each in dispatcher.store.open_cancels())
 
 
 def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
@@ -339,9 +348,9 @@ def test_what_is_to_be_read_back_is_claimed_alone_at_its_old_age(dispatcher):
     for order_id in (older, read, younger):
         dispatcher.accept(order_id)
         dispatcher.pause_until_next_ms()
-    in_hand = {entry.order_id: entry for entry in dispatcher.claim(3)}
-    dispatcher.store.conclude([GiveBack(in_hand[order_id], "") for order_id in (older, younger)])
-    dispatcher.store.conclude([GiveBack(in_hand[read], TROUBLED, path="read")])
+    claimed = {entry.order_id: entry for entry in dispatcher.claim(3)}
+    dispatcher.store.conclude([RetryLater(claimed[order_id], "") for order_id in (older, younger)])
+    dispatcher.store.conclude([RetryLater(claimed[read], WITH_PROBLEM, path="read")])
     calls = [[entry.order_id for entry in dispatcher.claim_call(9).entries] for _ in range(3)]
     assert calls == [[older, younger], [read], []]
 
@@ -363,7 +372,7 @@ def test_a_claim_tells_when_there_is_more_to_come(dispatcher):
     dispatcher.accept(now, later)
     claim = dispatcher.claim_call()
     assert claim.next_due_s == 0.0
-    dispatcher.give_back(dispatcher.claim_one(), LONG_S)
+    dispatcher.retry_later(dispatcher.claim_one(), LONG_S)
     assert 0 < dispatcher.claim_call().next_due_s <= LONG_S
 
 
@@ -385,17 +394,17 @@ def test_a_lease_that_is_extended_does_not_run_out(dispatcher):
     assert dispatcher.claim() == []
 
 
-def test_an_old_token_cannot_settle_extend_give_back_or_give_up(dispatcher):
+def test_an_old_token_cannot_settle_extend_retry_later_or_make_a_dead_letter(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
     frozen = dispatcher.claim_one(lease_s=0)
     newer = dispatcher.claim_one()
-    before = dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}")
+    before = dispatcher.server.hgetall(f"{dispatcher.prefix}:pending:{order_id}")
     assert not dispatcher.settle(frozen)
-    assert not dispatcher.give_back(frozen)
-    assert not dispatcher.give_up(frozen)
+    assert not dispatcher.retry_later(frozen)
+    assert not dispatcher.make_dead_letter(frozen)
     assert dispatcher.store.extend([frozen], lease_s=0) == [False]
-    assert dispatcher.server.hgetall(f"{dispatcher.prefix}:entry:{order_id}") == before
+    assert dispatcher.server.hgetall(f"{dispatcher.prefix}:pending:{order_id}") == before
     assert dispatcher.store.record(order_id) is None
     assert dispatcher.settle(newer, reduced_by=Decimal("7.00"))
     assert not dispatcher.settle(frozen)
@@ -423,7 +432,7 @@ def test_an_index_whose_entry_was_deleted_by_hand_does_not_stop_the_line(dispatc
     dispatcher.accept(gone)
     dispatcher.pause_until_next_ms()
     dispatcher.accept(order_id)
-    dispatcher.server.delete(f"{dispatcher.prefix}:entry:{gone}")
+    dispatcher.server.delete(f"{dispatcher.prefix}:pending:{gone}")
     claimed = [*dispatcher.claim(1), *dispatcher.claim(1)]
     assert [entry.order_id for entry in claimed] == [order_id]
     assert dispatcher.open_ids() == [order_id]
@@ -444,7 +453,7 @@ def test_storing_the_record_and_removing_the_entry_are_one_step(dispatcher):
                 order_id = random.choice(order_ids)
                 entry, record = (
                     mine.pipeline(transaction=True)
-                    .exists(f"{dispatcher.prefix}:entry:{order_id}")
+                    .exists(f"{dispatcher.prefix}:pending:{order_id}")
                     .exists(results.record_key(order_id, dispatcher.celery_prefix))
                     .execute()
                 )
@@ -480,8 +489,8 @@ def test_given_back_without_a_pause_an_entry_has_its_old_place_in_the_line(dispa
         dispatcher.accept(order_id)
         dispatcher.pause_until_next_ms()
     first, second = dispatcher.claim(2)
-    assert dispatcher.give_back(second)
-    assert dispatcher.give_back(first)
+    assert dispatcher.retry_later(second)
+    assert dispatcher.retry_later(first)
     again = dispatcher.claim(3)
     assert [entry.order_id for entry in again] == order_ids
     assert not any(entry.interrupted for entry in again)
@@ -490,22 +499,22 @@ def test_given_back_without_a_pause_an_entry_has_its_old_place_in_the_line(dispa
 def test_given_back_with_a_pause_an_entry_comes_after_it_with_what_was_learned(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
-    assert dispatcher.give_back(dispatcher.claim_one(), 0.05, TROUBLED)
+    assert dispatcher.retry_later(dispatcher.claim_one(), 0.05, WITH_PROBLEM)
     assert dispatcher.claim() == []
     shown = dispatcher.store.open_cancel(order_id)
-    assert (shown.in_hand, shown.progress.attempts, shown.progress.last_problem.code) == (
+    assert (shown.claimed, shown.progress.attempts, shown.progress.last_problem.code) == (
         False,
         3,
         "http_500",
     )
     [entry] = wait_until(dispatcher.claim, within_s=2, what="the pause's end")
-    assert (entry.learned, entry.interrupted) == (TROUBLED, False)
+    assert (entry.progress, entry.interrupted) == (WITH_PROBLEM, False)
 
 
 def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id, requested_by="mm", reason="news")
-    assert dispatcher.give_up(dispatcher.claim_one())
+    assert dispatcher.make_dead_letter(dispatcher.claim_one())
     assert dispatcher.open_ids() == []
     [letter] = dispatcher.store.dead_letters()
     assert (letter.order_id, letter.requested_by, letter.request.reason) == (order_id, ("mm",), "news")
@@ -513,17 +522,17 @@ def test_what_is_given_up_is_kept_with_its_history_and_can_be_brought_back(dispa
     assert dispatcher.store.retry([order_id, *ids()], deadline_s=10) == [order_id]
     assert list(dispatcher.store.dead_letters()) == []
     entry = dispatcher.claim_one()
-    assert (entry.learned, entry.age_s < 5, entry.reported) == (TROUBLED, True, False)
+    assert (entry.progress, entry.age_s < 5, entry.reported) == (WITH_PROBLEM, True, False)
     assert dispatcher.store.retry([order_id], deadline_s=10) == []
 
 
 def test_what_is_asked_for_again_while_it_is_being_given_up_is_not_given_up(dispatcher):
     dispatcher.accept("order", deadline_s=0.001)
     dispatcher.pause_until_next_ms()
-    assert dispatcher.tell_overdue() == 1
+    assert dispatcher.report_overdue() == 1
     held = dispatcher.claim_one()
     dispatcher.accept("order", lane=Lane.RISK)
-    assert dispatcher.give_up(held)
+    assert dispatcher.make_dead_letter(held)
     assert (dispatcher.open_ids(), list(dispatcher.store.dead_letters())) == (["order"], [])
     assert dispatcher.claim_one().lane is Lane.RISK
 
@@ -561,28 +570,30 @@ def test_who_runs_a_mass_cancel_no_longer_enters_nothing_and_is_told_so(dispatch
     with pytest.raises(Fenced, match="mass-1"):
         dispatcher.accept("other", "mine", fence=fence)
     with pytest.raises(Fenced, match="mass-1"):
-        dispatcher.store.learn([CancelRequest("mine")], Known("{}", "read", 0.0), lane=Lane.RISK, fence=fence)
+        dispatcher.store.set_progress(
+            [CancelRequest("mine")], Known("{}", "read", 0.0), lane=Lane.RISK, fence=fence
+        )
     assert dispatcher.open_ids() == ["mine"]
-    assert dispatcher.claim_one().learned == ""
+    assert dispatcher.claim_one().progress == ""
 
 
 def test_who_runs_a_mass_cancel_enters_and_teaches_as_anybody_does(dispatcher):
     fence = Fence("mass-1", "8")
     dispatcher.server.hset(f"{dispatcher.prefix}:mass:mass-1", mapping={"request": "{}", "fence": "8"})
     dispatcher.accept("order", fence=fence)
-    taught = dispatcher.store.learn(
+    taught = dispatcher.store.set_progress(
         [CancelRequest("order")], Known('{"attempts":1}', "read", 0.0), lane=Lane.RISK, fence=fence
     )
-    assert (taught, json.loads(dispatcher.claim_one().learned)) == (1, {"attempts": 1})
+    assert (taught, json.loads(dispatcher.claim_one().progress)) == (1, {"attempts": 1})
 
 
 def test_a_hand_that_only_read_back_leaves_no_attempt_behind(dispatcher):
     dispatcher.accept("order")
     [held] = dispatcher.claim(1)
-    dispatcher.store.conclude([GiveBack(held, TROUBLED, 0.0, "read")])
+    dispatcher.store.conclude([RetryLater(held, WITH_PROBLEM, 0.0, "read")])
     reading = dispatcher.claim_one(lease_s=0)
     assert not reading.interrupted
-    assert not dispatcher.claim_one().interrupted, "the hand before had sent nothing"
+    assert not dispatcher.claim_one().interrupted, "the sender before had sent nothing"
 
 
 def test_when_the_first_attempt_was_sent_is_known_by_its_age_too(dispatcher):
@@ -604,7 +615,7 @@ def test_shards_far_beyond_those_there_are_have_no_line_of_their_own(dispatcher)
 def test_asking_again_for_what_was_given_up_opens_it_again(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id)
-    dispatcher.give_up(dispatcher.claim_one())
+    dispatcher.make_dead_letter(dispatcher.claim_one())
     dispatcher.accept(order_id, requested_by="again")
     assert dispatcher.open_ids() == [order_id]
     assert list(dispatcher.store.dead_letters()) == []
@@ -613,18 +624,18 @@ def test_asking_again_for_what_was_given_up_opens_it_again(dispatcher):
 
 def test_what_is_known_of_an_entry_can_be_changed_until_a_hand_has_had_it(dispatcher):
     fresh, taken = "fresh", "taken"
-    perhaps = Known(TROUBLED, "reads", LONG_S)
+    perhaps = Known(WITH_PROBLEM, "reads", LONG_S)
     requests = [CancelRequest(order_id, exchange_index=2) for order_id in (fresh, taken)]
     dispatcher.store.accept(requests[1:], lane=Lane.RISK, default_deadline_s=LONG_S)
     held = dispatcher.claim_one()
     dispatcher.store.accept(requests[:1], lane=Lane.RISK, default_deadline_s=LONG_S, known=perhaps)
     assert dispatcher.claim(2) == [], "it is not due yet"
-    assert dispatcher.store.learn(requests, None, lane=Lane.RISK) == 1
+    assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 1
     [entry] = dispatcher.claim(2)
-    assert (entry.order_id, entry.learned) == (fresh, "")
-    dispatcher.give_back(held, learned=TROUBLED)
-    assert dispatcher.store.learn(requests, None, lane=Lane.RISK) == 0
-    assert dispatcher.claim_one().learned == TROUBLED
+    assert (entry.order_id, entry.progress) == (fresh, "")
+    dispatcher.retry_later(held, progress=WITH_PROBLEM)
+    assert dispatcher.store.set_progress(requests, None, lane=Lane.RISK) == 0
+    assert dispatcher.claim_one().progress == WITH_PROBLEM
 
 
 def test_several_conclusions_are_judged_each_by_itself(dispatcher):
@@ -638,8 +649,8 @@ def test_several_conclusions_are_judged_each_by_itself(dispatcher):
         [
             Settle(stale, result(stale.order_id)),
             Settle(settled, result(settled.order_id)),
-            GiveBack(back, "", 0.0),
-            GiveUp(up, ""),
+            RetryLater(back, "", 0.0),
+            MakeDeadLetter(up, ""),
         ]
     )
     assert done == [False, True, True, True]
@@ -655,7 +666,7 @@ def test_an_overdue_entry_is_told_unresolved_once_and_stays_open(dispatcher):
     dispatcher.accept(late, deadline_s=0, reply_to=f"task-{late}", requested_by="mm")
     dispatcher.accept(in_time)
     assert [each.order_id for each in dispatcher.store.overdue(at_most=9)] == [late]
-    assert dispatcher.tell_overdue() == 1
+    assert dispatcher.report_overdue() == 1
     assert dispatcher.store.overdue(at_most=9) == []
     told = dispatcher.store.record(late)
     assert (told.outcome, told.requested_by) == (Outcome.UNRESOLVED, ("mm",))
@@ -689,12 +700,16 @@ def test_an_entry_asked_for_again_between_the_look_and_the_report_is_not_told_un
 def test_asking_again_for_an_unresolved_order_forgets_the_record_and_makes_it_due_at_once(dispatcher):
     [order_id] = ids()
     dispatcher.accept(order_id, deadline_s=0)
-    dispatcher.give_back(dispatcher.claim_one(), LONG_S, TROUBLED)
-    dispatcher.tell_overdue()
+    dispatcher.retry_later(dispatcher.claim_one(), LONG_S, WITH_PROBLEM)
+    dispatcher.report_overdue()
     assert dispatcher.accept(order_id, deadline_s=LONG_S).settled == {}
     assert dispatcher.store.record(order_id) is None
     entry = dispatcher.claim_one()
-    assert (entry.learned, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (TROUBLED, False, True)
+    assert (entry.progress, entry.reported, 0 < entry.deadline_left_s <= LONG_S) == (
+        WITH_PROBLEM,
+        False,
+        True,
+    )
 
 
 # -- refusing
@@ -722,14 +737,14 @@ def lanes_to_wake(dispatcher, patience_s=0.05):
 
 
 def wait_for_ring(dispatcher, patience_s=0.05):
-    return wait_until(lambda: lanes_to_wake(dispatcher, patience_s), within_s=5, what="a ring")
+    return wait_until(lambda: lanes_to_wake(dispatcher, patience_s), within_s=5, what="a wake-up")
 
 
 def test_the_sweep_rings_once_for_what_nobody_is_coming_for(dispatcher):
     assert lanes_to_wake(dispatcher) == []
     dispatcher.accept(*ids(2), lane=Lane.RISK)
     assert wait_for_ring(dispatcher, 0.5) == [Lane.RISK]
-    assert lanes_to_wake(dispatcher, 0.5) == []  # another sweeper has just rung
+    assert lanes_to_wake(dispatcher, 0.5) == []  # another sweeper has just sent a wake-up
 
 
 def test_the_sweep_rings_again_after_its_patience_when_the_first_ringer_died(dispatcher):
@@ -745,7 +760,7 @@ def test_the_sweep_does_not_ring_for_what_was_accepted_just_now_because_its_mess
 
 def test_the_sweep_does_not_ring_while_a_hand_is_claiming(dispatcher):
     dispatcher.accept(*ids(2), lane=Lane.STRATEGY)
-    dispatcher.claim(1, lease_s=0)  # over at once: it would be rung for
+    dispatcher.claim(1, lease_s=0)  # over at once: it would get a wake-up
     assert lanes_to_wake(dispatcher, LONG_S) == []
     assert wait_for_ring(dispatcher) == [Lane.STRATEGY]
 
@@ -754,7 +769,7 @@ def test_the_sweep_does_not_ring_while_a_message_waits(dispatcher):
     dispatcher.accept(*ids(), lane=Lane.RISK)
     dispatcher.claim(1, lease_s=0)
     try:
-        dispatcher.server.rpush(dispatcher.celery_prefix + "risk", "a bell")
+        dispatcher.server.rpush(dispatcher.celery_prefix + "risk", "a wake-up")
         waited = time.monotonic()
         wait_until(lambda: time.monotonic() - waited > 0.1, what="longer than the patience")
         assert lanes_to_wake(dispatcher) == []
@@ -765,18 +780,18 @@ def test_the_sweep_does_not_ring_while_a_message_waits(dispatcher):
 
 def test_where_a_hand_listens_the_sweep_rings_for_it_and_nothing_is_to_be_published(dispatcher):
     dispatcher.accept(*ids())
-    dispatcher.store.show_ears([Lane.STRATEGY], life_s=60)
+    dispatcher.store.show_listeners([Lane.STRATEGY], life_s=60)
     wanted = lambda: dispatcher.store.lanes_to_wake(BOTH, patience_s=0.05)  # noqa: E731 - a condition
-    assert wait_until(wanted, within_s=5, what="a ring") == {Lane.STRATEGY: True}
+    assert wait_until(wanted, within_s=5, what="a wake-up") == {Lane.STRATEGY: True}
     assert dispatcher.store.listen([Lane.STRATEGY], within_s=0.5)
-    assert not dispatcher.store.listen([Lane.STRATEGY], within_s=0.1), "one bell is enough"
+    assert not dispatcher.store.listen([Lane.STRATEGY], within_s=0.1), "one wake-up is enough"
 
 
 def test_accepting_rings_for_a_hand_that_listens_and_once_only(dispatcher):
-    assert not dispatcher.accept(*ids()).heard
-    dispatcher.store.show_ears(BOTH, life_s=60)
+    assert not dispatcher.accept(*ids()).listener_woken
+    dispatcher.store.show_listeners(BOTH, life_s=60)
     for _ in range(3):
-        assert dispatcher.accept(*ids(), lane=Lane.RISK).heard
+        assert dispatcher.accept(*ids(), lane=Lane.RISK).listener_woken
     assert dispatcher.store.listen(BOTH, within_s=0.5)
     assert not dispatcher.store.listen(BOTH, within_s=0.1)
 
@@ -790,10 +805,10 @@ def test_the_sweep_rings_for_a_vanished_hands_orders_as_soon_as_their_lease_is_o
     assert time.monotonic() - claimed < 1.0  # the lease, but no patience after it
 
 
-def test_the_sweep_does_not_ring_for_what_is_in_a_hand_or_paused_and_does_when_that_is_over(dispatcher):
+def test_the_sweep_does_not_ring_for_what_is_claimed_or_paused_and_does_when_that_is_over(dispatcher):
     dispatcher.accept(*ids(2))
     _held, paused = dispatcher.claim(2, lease_s=0.3)
-    dispatcher.give_back(paused, 0.3)
+    dispatcher.retry_later(paused, 0.3)
     assert lanes_to_wake(dispatcher, 0.001) == []
     assert wait_for_ring(dispatcher, 0.001) == [Lane.STRATEGY]
 
@@ -807,9 +822,9 @@ def test_every_key_is_under_the_prefix(dispatcher):
     dispatcher.accept(*order_ids, deadline_s=0)
     first, second, third, *_ = dispatcher.claim(5)
     dispatcher.settle(first)
-    dispatcher.give_up(second)
-    dispatcher.give_back(third, 1.0)
-    dispatcher.tell_overdue()
+    dispatcher.make_dead_letter(second)
+    dispatcher.retry_later(third, 1.0)
+    dispatcher.report_overdue()
     lanes_to_wake(dispatcher)
     dispatcher.store.keep_unreadable("?")
     registry = WorkerRegistry(dispatcher.server, dispatcher.settings)
@@ -829,19 +844,19 @@ def test_a_settled_order_leaves_nothing_behind_but_its_record(dispatcher):
         for key in dispatcher.server.scan_iter(f"{dispatcher.prefix}:*")
         if dispatcher.server.type(key) == "zset"
     ]
-    entries = list(dispatcher.server.scan_iter(f"{dispatcher.prefix}:entry:*"))
+    entries = list(dispatcher.server.scan_iter(f"{dispatcher.prefix}:pending:*"))
     assert (indexes, entries) == ([], [])
 
 
 def commands_of_one_round(dispatcher, *, waiting):
-    """How many commands a claim, its conclusions, a sweep and a look for overdue ones take in the server."""
+    """How many commands the server runs for a claim, its conclusions and two jobs of the sweeper."""
     dispatcher.accept(*ids(waiting))
     dispatcher.server.config_resetstat()
     entries = dispatcher.claim(5)
     assert len(entries) == 5
     dispatcher.store.extend(entries, lease_s=LONG_S)
     dispatcher.store.conclude(
-        [*(Settle(each, result(each.order_id)) for each in entries[:3]), GiveBack(entries[3], "", 1.0)]
+        [*(Settle(each, result(each.order_id)) for each in entries[:3]), RetryLater(entries[3], "", 1.0)]
     )
     dispatcher.accept(*ids(2))
     dispatcher.store.overdue(at_most=10)
@@ -883,11 +898,11 @@ def test_no_order_is_settled_twice_by_hands_that_often_lose_their_leases(dispatc
         fresh = ids(150)
         dispatcher.accept(*fresh)
         order_ids += fresh
-        hands = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for hand in hands:
-            hand.start()
-        for hand in hands:
-            hand.join()
+        senders = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
         if overtaken:
             break
     assert settled == Counter(order_ids)
@@ -896,10 +911,10 @@ def test_no_order_is_settled_twice_by_hands_that_often_lose_their_leases(dispatc
 
 @dataclass
 class _Open:
-    """What the model knows about an entry; ``leased``: in a hand whose lease does not end in the test.
+    """What the model knows about an entry; ``leased``: claimed under a lease that does not end in the test.
 
     ``sent``: a sender that has not put it down may have sent a cancel; ``reads``: it is to be read back;
-    ``asked_anew``: in a hand, it was asked for again after its waiters were told that it is unresolved.
+    ``asked_anew``: while claimed, it was asked for again after its waiters were told that it is unresolved.
     """
 
     lane: Lane
@@ -919,7 +934,7 @@ class _Model:
     dead: dict[str, _Open] = field(default_factory=dict)
     records: dict[str, CancelResult] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
-    held: list = field(default_factory=list)  # every entry that any hand believes to hold
+    held: list = field(default_factory=list)  # every entry that any sender believes to hold
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -959,7 +974,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert accepted.settled == {order_id: record}
             return
         assert accepted.settled == {}
-        if order_id in model.dead:  # it is open again, with all who asked and all that was learned
+        if order_id in model.dead:  # it is open again, with all who asked and its progress
             model.open[order_id] = model.dead.pop(order_id)
             model.open[order_id].told, model.open[order_id].token = True, None
         entry = model.open.get(order_id)
@@ -986,7 +1001,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
         entries = self.dispatcher.claim_call(at_most, lanes=lanes, lease_s=lease_s).entries
         claimed = [entry.order_id for entry in entries]
-        assert set(claimed) <= set(due), "in two hands"
+        assert set(claimed) <= set(due), "claimed twice"
         assert len(claimed) == len(set(claimed)) <= at_most
         if due:
             first = Lane.RISK if Lane.RISK in due.values() else Lane.STRATEGY
@@ -1017,9 +1032,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.held)
     @rule(pick=picks, pause_s=st.sampled_from([0.0, LONG_S]), path=st.sampled_from(["", "read", "write"]))
-    def give_back(self, pick, pause_s, path):
+    def retry_later(self, pick, pause_s, path):
         entry, known = self._pick(pick)
-        [done] = self.dispatcher.store.conclude([GiveBack(entry, "", pause_s, path)])
+        [done] = self.dispatcher.store.conclude([RetryLater(entry, "", pause_s, path)])
         assert done == (known is not None), "fenced"
         if known:
             known.token, known.leased, known.sent, known.paused = None, False, False, pause_s > 0
@@ -1028,9 +1043,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.held)
     @rule(pick=picks)
-    def give_up(self, pick):
+    def make_dead_letter(self, pick):
         entry, known = self._pick(pick)
-        assert self.dispatcher.give_up(entry) == (known is not None), "fenced"
+        assert self.dispatcher.make_dead_letter(entry) == (known is not None), "fenced"
         if known:
             known.token, known.leased, known.sent, known.paused = None, False, False, False
             if known.asked_anew:
@@ -1057,7 +1072,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.open[order_id].told = False
 
     @rule()
-    def tell_overdue(self):
+    def report_overdue(self):
         for each in self.dispatcher.store.overdue(at_most=100):
             value = result(each.order_id, Outcome.UNRESOLVED)
             assert self.dispatcher.store.report([value]) == 1
@@ -1089,7 +1104,7 @@ class StoreMachine(RuleBasedStateMachine):
         for order_id, each in is_open.items():
             known = self.model.open[order_id]
             assert (each.lane, each.requested_by) == (known.lane, tuple(known.names))
-            assert each.in_hand == (known.token is not None)
+            assert each.claimed == (known.token is not None)
 
 
 def test_the_stores_laws_hold_under_any_sequence_of_operations(server_of_each_make):
@@ -1108,7 +1123,7 @@ def test_the_stores_laws_hold_under_any_sequence_of_operations(server_of_each_ma
 def test_an_entry_of_a_newer_version_is_worked_on_and_keeps_what_only_that_knows(dispatcher):
     [order_id] = ids(1)
     dispatcher.accept(order_id)
-    entry = f"{dispatcher.prefix}:entry:{order_id}"
+    entry = f"{dispatcher.prefix}:pending:{order_id}"
     newer = {**json.loads(dispatcher.server.hget(entry, "request")), "of_the_future": {"a": 1}}
     dispatcher.server.hset(entry, "request", json.dumps(newer))
     [claimed] = dispatcher.claim(9)
@@ -1119,7 +1134,7 @@ def test_an_entry_of_a_newer_version_is_worked_on_and_keeps_what_only_that_knows
 def test_an_entry_that_somebody_has_spoilt_is_kept_as_a_dead_letter_and_stops_nobody(dispatcher):
     spoilt, sound = ids(2)
     dispatcher.accept(spoilt, sound)
-    dispatcher.server.hset(f"{dispatcher.prefix}:entry:{spoilt}", "request", "no JSON")
+    dispatcher.server.hset(f"{dispatcher.prefix}:pending:{spoilt}", "request", "no JSON")
     assert [entry.order_id for entry in dispatcher.claim(9)] == [sound]
     [letter] = dispatcher.store.dead_letters()
     assert (letter.order_id, letter.progress.last_problem.code) == (spoilt, "spoilt_entry")

@@ -88,10 +88,10 @@ def after_read_at(case, answer, now_ms, age_ms=None):
     return resolution.after_read(case, answer, at(now_ms, age_ms), Lags(LAG_MS, DAY_MS))
 
 
-def onward(learned):
+def onward(decided):
     """The case of an answer that settled nothing."""
-    assert isinstance(learned, Next)
-    return learned.case
+    assert isinstance(decided, Next)
+    return decided.case
 
 
 def lost_then_404():
@@ -136,13 +136,13 @@ def test_the_rules_and_the_table_of_answers_agree_on_what_may_have_taken_effect(
 
 @pytest.mark.parametrize("meaning", [*NOT_APPLIED, *PERHAPS_APPLIED])
 def test_an_answer_that_asks_for_patience_is_followed_up_after_a_pause(meaning):
-    learned = after_cancel(sent(), failure(meaning), T0 + 70)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.0)
-    assert learned.case.step is (Step.CANCEL if meaning in NOT_APPLIED else Step.READ_BACK)
-    assert learned.case.back_offs == 1
-    assert learned.case.last_problem is not None
-    assert learned.case.last_problem.code == "some_code"
+    decided = after_cancel(sent(), failure(meaning), T0 + 70)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.at_least_s) == (Pause.BACK_OFF, 0.0)
+    assert decided.case.step is (Step.CANCEL if meaning in NOT_APPLIED else Step.READ_BACK)
+    assert decided.case.back_offs == 1
+    assert decided.case.last_problem is not None
+    assert decided.case.last_problem.code == "some_code"
 
 
 @pytest.mark.parametrize("meaning", NOT_APPLIED)
@@ -190,9 +190,9 @@ def test_what_may_have_been_applied_is_remembered_with_its_moment(meaning):
 
 @pytest.mark.parametrize("meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.PAUSED])
 def test_a_retry_after_is_the_least_pause(meaning):
-    learned = after_cancel(sent(), failure(meaning, retry_after_s=1.5), T0)
-    assert isinstance(learned, Next)
-    assert learned.at_least_s == 1.5
+    decided = after_cancel(sent(), failure(meaning, retry_after_s=1.5), T0)
+    assert isinstance(decided, Next)
+    assert decided.at_least_s == 1.5
 
 
 def test_back_offs_are_counted_over_all_answers():
@@ -203,27 +203,27 @@ def test_back_offs_are_counted_over_all_answers():
 
 
 def test_a_404_is_no_outcome_but_is_read_back_at_once():
-    learned = after_cancel(sent(), NOT_FOUND, T0 + 100)
-    assert isinstance(learned, Next)
-    assert learned.pause is Pause.NONE
-    assert (learned.case.step, learned.case.not_found_age_ms) == (Step.READ_BACK, 100)
-    assert learned.case.unanswered_age_ms is None
+    decided = after_cancel(sent(), NOT_FOUND, T0 + 100)
+    assert isinstance(decided, Next)
+    assert decided.pause is Pause.NONE
+    assert (decided.case.step, decided.case.not_found_age_ms) == (Step.READ_BACK, 100)
+    assert decided.case.unanswered_age_ms is None
 
 
 def test_an_answer_about_another_order_is_read_back_at_once():
-    learned = after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
-    assert isinstance(learned, Next)
-    assert learned.pause is Pause.NONE
-    assert (learned.case.step, learned.case.accepted_age_ms) == (Step.READ_BACK, 100)
+    decided = after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100)
+    assert isinstance(decided, Next)
+    assert decided.pause is Pause.NONE
+    assert (decided.case.step, decided.case.accepted_age_ms) == (Step.READ_BACK, 100)
 
 
 def test_a_refused_key_is_its_workers_failure_until_it_is_refused_for_this_order_alone():
     case, refusal = case_of(), failure(Meaning.KEY_REFUSED, status=401)
     for n in range(KEY_REFUSALS_MOST - 1):
-        learned = after_cancel(case.sending(at(T0 + n)), refusal, T0 + n)
-        assert isinstance(learned, Next)
-        assert learned.case.step is Step.CANCEL
-        case = learned.case
+        decided = after_cancel(case.sending(at(T0 + n)), refusal, T0 + n)
+        assert isinstance(decided, Next)
+        assert decided.case.step is Step.CANCEL
+        case = decided.case
     assert after_cancel(case.sending(at(T0 + 9)), refusal, T0 + 9) == Verdict(
         Outcome.REFUSED, problem=refusal.problem
     )
@@ -237,34 +237,34 @@ def test_a_key_that_may_not_cancel_is_the_outcome_when_no_answer_was_lost():
 @pytest.mark.parametrize("status", [400, 409, 413, 422])
 def test_before_a_request_is_called_refused_the_order_is_read_once(status):
     refusal = failure(Meaning.REFUSED, status=status)
-    learned = after_cancel(sent(), refusal, T0)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
-    over = after_read_at(learned.case, order(EXECUTED), T0 + 50)
+    decided = after_cancel(sent(), refusal, T0)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.NONE, Step.READ_BACK)
+    over = after_read_at(decided.case, order(EXECUTED), T0 + 50)
     assert isinstance(over, Verdict)
     assert over.outcome is Outcome.TOO_LATE
-    resting = after_read_at(learned.case, order(RESTING), T0 + 50)
+    resting = after_read_at(decided.case, order(RESTING), T0 + 50)
     assert isinstance(resting, Verdict)
     assert (resting.outcome, resting.problem) == (Outcome.REFUSED, refusal.problem)
-    nowhere = after_read_at(learned.case, NOT_FOUND, T0 + 50)
+    nowhere = after_read_at(decided.case, NOT_FOUND, T0 + 50)
     assert isinstance(nowhere, Verdict)
     assert (nowhere.outcome, nowhere.problem) == (Outcome.REFUSED, refusal.problem)
 
 
 def test_a_refused_cancel_whose_order_rests_elsewhere_is_asked_for_there():
     refused = onward(after_cancel(sent(), failure(Meaning.REFUSED, status=400), T0))
-    learned = after_read_at(refused, order(RESTING, exchange_index=2), T0 + 50)
-    assert isinstance(learned, Next)
-    assert (learned.case.step, learned.case.routing) == (Step.CANCEL, Routing(TICKER, 2, 0))
-    assert learned.case.refused is None
+    decided = after_read_at(refused, order(RESTING, exchange_index=2), T0 + 50)
+    assert isinstance(decided, Next)
+    assert (decided.case.step, decided.case.routing) == (Step.CANCEL, Routing(TICKER, 2, 0))
+    assert decided.case.refused is None
 
 
 def test_a_permanent_error_after_a_lost_answer_is_read_back_before_it_is_reported():
     lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
-    learned = after_cancel(lost.sending(at(T0 + 1_100)), failure(Meaning.REFUSED), T0 + 1_200)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
-    canceled = after_read_at(learned.case, order(CANCELED, fill_count=Decimal(4)), T0 + 1_300)
+    decided = after_cancel(lost.sending(at(T0 + 1_100)), failure(Meaning.REFUSED), T0 + 1_200)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.NONE, Step.READ_BACK)
+    canceled = after_read_at(decided.case, order(CANCELED, fill_count=Decimal(4)), T0 + 1_300)
     assert isinstance(canceled, Verdict)
     assert (canceled.outcome, canceled.reduced_by) == (Outcome.CANCELED, None)
 
@@ -281,17 +281,17 @@ def test_a_refused_cancel_whose_order_still_rests_after_the_lag_is_refused():
 
 
 def test_a_batch_without_an_answer_is_read_back_at_once_and_its_loss_is_remembered():
-    learned = after_lost_batch(sent(), LOST, T0 + 300)
-    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.READ_BACK)
-    assert learned.case.unanswered_age_ms == 300
-    verdict = after_read_at(learned.case, order(CANCELED), T0 + 400)
+    decided = after_lost_batch(sent(), LOST, T0 + 300)
+    assert (decided.pause, decided.case.step) == (Pause.NONE, Step.READ_BACK)
+    assert decided.case.unanswered_age_ms == 300
+    verdict = after_read_at(decided.case, order(CANCELED), T0 + 400)
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
 
 
 def test_a_batch_that_was_not_applied_leaves_no_doubt_behind():
-    learned = after_lost_batch(sent(), NOT_FOUND, T0 + 300)
-    assert (learned.case.step, learned.case.unanswered_age_ms) == (Step.READ_BACK, None)
+    decided = after_lost_batch(sent(), NOT_FOUND, T0 + 300)
+    assert (decided.case.step, decided.case.unanswered_age_ms) == (Step.READ_BACK, None)
 
 
 def test_every_meaning_has_a_rule():
@@ -583,10 +583,10 @@ def test_what_a_newer_version_says_in_another_form_leaves_everything_in_doubt_an
 )
 def test_an_order_that_rests_elsewhere_is_canceled_again_there_at_once(asked, rests, goes_to):
     case = onward(after_cancel(sent(case_of(**asked)), NOT_FOUND, T0 + 100))
-    learned = after_read_at(case, order(RESTING, **rests), T0 + 101)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.NONE, Step.CANCEL)
-    assert learned.case.routing == goes_to
+    decided = after_read_at(case, order(RESTING, **rests), T0 + 101)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.NONE, Step.CANCEL)
+    assert decided.case.routing == goes_to
 
 
 @pytest.mark.parametrize(
@@ -619,9 +619,9 @@ def test_a_stale_read_that_turns_canceled_settles():
 
 def test_an_accepted_cancel_makes_every_resting_read_within_the_lag_stale_even_elsewhere():
     case = onward(after_cancel(sent(), failure(Meaning.UNCLEAR, "wrong_order"), T0 + 100))
-    learned = after_read_at(case, order(RESTING, exchange_index=2), T0 + 200)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+    decided = after_read_at(case, order(RESTING, exchange_index=2), T0 + 200)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
 
 
 def test_once_canceled_elsewhere_the_404_of_the_first_place_is_forgotten():
@@ -637,9 +637,9 @@ def test_once_canceled_elsewhere_the_404_of_the_first_place_is_forgotten():
 
 
 def test_one_404_on_a_read_is_no_proof():
-    learned = after_read_at(a_404(), NOT_FOUND, T0 + 60_000)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+    decided = after_read_at(a_404(), NOT_FOUND, T0 + 60_000)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
 
 
 def missing():
@@ -674,9 +674,9 @@ def test_an_order_in_the_archive_ended_as_that_says():
 
 
 def test_an_archive_that_cannot_be_searched_leaves_it_open():
-    learned = after_search(missing(), failure(Meaning.UNANSWERED, "gateway"))
-    assert isinstance(learned, Next)
-    assert (learned.case.step, learned.pause) == (Step.SEARCH_ARCHIVE, Pause.BACK_OFF)
+    decided = after_search(missing(), failure(Meaning.UNANSWERED, "gateway"))
+    assert isinstance(decided, Next)
+    assert (decided.case.step, decided.pause) == (Step.SEARCH_ARCHIVE, Pause.BACK_OFF)
 
 
 def test_the_read_that_can_prove_it_waits_for_the_lag_and_none_before_it_takes_a_sender():
@@ -721,23 +721,23 @@ def test_an_order_that_is_seen_makes_earlier_404s_void():
     "meaning", [Meaning.BUSY, Meaning.UNAVAILABLE, Meaning.UNANSWERED, Meaning.NOT_SENT, Meaning.CLOCK]
 )
 def test_a_read_that_fails_is_asked_again_as_a_read(meaning):
-    learned = after_read_at(a_404(), failure(meaning, retry_after_s=0.5), T0 + 200)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.at_least_s) == (Pause.BACK_OFF, 0.5)
-    assert learned.case.step is Step.READ_BACK
-    assert learned.case.unanswered_age_ms is None  # a read that is lost changes nothing at the exchange
+    decided = after_read_at(a_404(), failure(meaning, retry_after_s=0.5), T0 + 200)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.at_least_s) == (Pause.BACK_OFF, 0.5)
+    assert decided.case.step is Step.READ_BACK
+    assert decided.case.unanswered_age_ms is None  # a read that is lost changes nothing at the exchange
 
 
 def test_a_read_that_is_refused_settles_only_when_no_answer_was_lost():
     verdict = after_read_at(a_404(), failure(Meaning.REFUSED), T0 + 200)
     assert isinstance(verdict, Verdict)
     assert verdict.outcome is Outcome.REFUSED
-    learned = after_read_at(lost_then_404(), failure(Meaning.REFUSED), T0 + 1_300)
-    assert isinstance(learned, Next)
-    assert (learned.pause, learned.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
+    decided = after_read_at(lost_then_404(), failure(Meaning.REFUSED), T0 + 1_300)
+    assert isinstance(decided, Next)
+    assert (decided.pause, decided.case.step) == (Pause.BACK_OFF, Step.READ_BACK)
 
 
-# -- what the store keeps between two hands
+# -- what the store keeps between two senders
 
 moments = st.none() | st.integers(0, 10**14)
 counts = st.none() | st.decimals(0, 100, places=2)
@@ -855,9 +855,9 @@ def test_an_empty_text_is_a_case_nothing_is_known_about():
 
 
 def test_routing_that_a_later_request_adds_fills_only_what_is_not_known():
-    learned = replace(case_of(), routing=Routing(exchange_index=2)).to_json()
+    stored = replace(case_of(), routing=Routing(exchange_index=2)).to_json()
     later = CancelRequest(ORDER_ID, market_ticker="KXLATER", exchange_index=0, subaccount=3)
-    assert Case.from_json(later, learned).routing == Routing("KXLATER", 2, 3)
+    assert Case.from_json(later, stored).routing == Routing("KXLATER", 2, 3)
 
 
 # -- a random walk: the verdict never contradicts what really happened
@@ -1065,11 +1065,11 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
     longest_pause_ms = draw(st.sampled_from([0, STEP_MS, 3 * LAG_MS]), "longest pause")
     case = Case.of(draw(st.just(CancelRequest(ORDER_ID)) | requests, "request"))
     accepted_ms = truth.now_ms
-    troubled_steps = draw(st.integers(0, 25), "troubled steps")
-    for step in range(troubled_steps + 60):
-        troubled = step < troubled_steps
-        truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if troubled else STEP_MS
-        if troubled:
+    faulty_steps = draw(st.integers(0, 25), "faulty steps")
+    for step in range(faulty_steps + 60):
+        is_faulty = step < faulty_steps
+        truth.now_ms += draw(st.integers(0, longest_pause_ms), "pause") if is_faulty else STEP_MS
+        if is_faulty:
             event = draw(st.sampled_from(["none", "none", *events]), "event")
             if event == "fill":
                 truth.trade(Decimal("0.01"))
@@ -1085,26 +1085,26 @@ def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  #
                 truth.clock_ms += draw(st.sampled_from(JUMPS_MS), "jump")
                 for _ in range(2):  # (set with nobody to notice, a clock cannot be known)
                     learn_from_another_cancel(engine, truth, draw(st.integers(0, 60), "round trip"))
-            if draw(st.booleans(), "another hand takes over"):
+            if draw(st.booleans(), "another sender takes over"):
                 case = Case.from_json(case.request, case.to_json())
         front_ms = truth.now_ms
         moment = Instant(front_ms, truth.now_ms - accepted_ms, engine.surely_at(truth.now_ms / 1000))
         if case.step is Step.CANCEL:
             case = case.sending(moment)
-            mishap = draw(st.sampled_from(mishaps), "mishap") if troubled else "none"
+            mishap = draw(st.sampled_from(mishaps), "mishap") if is_faulty else "none"
             answer = ask_to_cancel(truth, case.routing, mishap)
-            learned = resolution.after_cancel(case, answer, moment)
+            decided = resolution.after_cancel(case, answer, moment)
         elif case.step is Step.READ_BACK:
             lag_ms = draw(st.integers(0, LAG_MS), "lag")
-            mishap = draw(st.sampled_from(read_mishaps), "read mishap") if troubled else "none"
+            mishap = draw(st.sampled_from(read_mishaps), "read mishap") if is_faulty else "none"
             answer = READ_MISHAPS[mishap] or truth.read(lag_ms)
-            learned = resolution.after_read(case, answer, moment, Lags(LAG_MS, DAY_MS))
+            decided = resolution.after_read(case, answer, moment, Lags(LAG_MS, DAY_MS))
         else:
-            learned = resolution.after_search(case, None, moment, Lags(LAG_MS, DAY_MS))
-        if isinstance(learned, Verdict):
-            check_verdict(learned, truth)
+            decided = resolution.after_search(case, None, moment, Lags(LAG_MS, DAY_MS))
+        if isinstance(decided, Verdict):
+            check_verdict(decided, truth)
             return
-        case = learned.case
+        case = decided.case
     pytest.fail("the exchange behaved for 60 steps and the outcome is still not known")
 
 

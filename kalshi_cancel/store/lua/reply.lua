@@ -1,4 +1,4 @@
--- tell: has the record of an outcome stored where its waiters look; put before the scripts that do so.
+-- reply: has the record of an outcome stored where its waiters look; put before the scripts that do so.
 --
 -- Expects `prefix` and gather.lua. The record is given in two parts, with the names of who asked to be put
 -- between: JSON up to the value of requested_by, and from behind it up to the value of task_id, so that one
@@ -6,11 +6,11 @@
 -- names: what else might be in them must not become a part of the record, nor have it stored as another order's.
 --
 -- The first task that wants an entry's result stands in its field `reply_to`; further ones in P:waiters:{order_id}
--- (a sorted set by when they came), of which the field `waiters` tells. A script tells so many; where there are
--- more, the order is put into P:untold, and tell_rest.lua goes on.
+-- (a sorted set by when they came), the field `waiters` says whether there are any. A script replies to so many; where there are
+-- more, the order is put into P:replies_left, and reply_rest.lua goes on.
 
-local TOLD_AT_ONCE = 500
-local may_tell = TOLD_AT_ONCE  -- how many this script may still tell
+local REPLIES_AT_ONCE = 500
+local replies_left = REPLIES_AT_ONCE  -- how many this script may still reply to
 
 local function texts(list_json)
   local ok, list = pcall(cjson.decode, list_json)
@@ -55,17 +55,17 @@ local function reply(record_prefix, life_s, order_id, record_without_id, task_id
 end
 
 -- `left_out`: how many requests were joined whose names are not in the list. Returns how many of the further
--- waiters (`waiters`: whether there are any) are told; nil: there are none.
-local function tell(record_prefix, life_s, order_id, head, requested_by, tail, reply_to, left_out, waiters)
+-- waiters (`waiters`: whether there are any) got a reply; nil: there are none.
+local function store_and_reply(record_prefix, life_s, order_id, head, requested_by, tail, reply_to, left_out, waiters)
   local record = head .. names_json(requested_by) .. ',"requested_by_left_out":' .. (tonumber(left_out or 0) or 0) .. tail
   store_record(record_prefix .. order_id, life_s, record .. '"cancel:' .. order_id .. '"}')
   if reply_to then reply(record_prefix, life_s, order_id, record, texts(reply_to)) end
   if not waiters then return nil end
-  local further = may_tell > 0 and redis.call('ZRANGE', prefix .. ':waiters:' .. order_id, 0, may_tell - 1) or {}
-  may_tell = may_tell - #further
+  local further = replies_left > 0 and redis.call('ZRANGE', prefix .. ':waiters:' .. order_id, 0, replies_left - 1) or {}
+  replies_left = replies_left - #further
   reply(record_prefix, life_s, order_id, record, further)
   if redis.call('ZCARD', prefix .. ':waiters:' .. order_id) > #further then
-    gather('SADD', prefix .. ':untold', order_id)
+    gather('SADD', prefix .. ':replies_left', order_id)
   end
   return #further
 end

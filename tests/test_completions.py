@@ -14,7 +14,7 @@ BOTH = frozenset((RISK, STRATEGY))
 PATIENCE_S = 20.0
 
 
-class Hand(threading.Thread):
+class Sender(threading.Thread):
     """Stands in line once; at its turn it serves, and goes on, when it is told to."""
 
     def __init__(self, completions, takes=BOTH, orders=1):
@@ -43,8 +43,8 @@ class Hand(threading.Thread):
         return self
 
 
-def in_line(completions, *hands):
-    wait_until(lambda: [hand.place for hand in hands] == completions._line, what="they stand in line")
+def in_line(completions, *senders):
+    wait_until(lambda: [sender.place for sender in senders] == completions._line, what="they stand in line")
 
 
 @pytest.fixture
@@ -54,17 +54,17 @@ def patient(monkeypatch):
 
 
 def first_at_it(completions, **how):
-    hand = Hand(completions, **how)
-    wait_until(lambda: hand.served is not None, what="it is its turn")
-    return hand
+    sender = Sender(completions, **how)
+    wait_until(lambda: sender.served is not None, what="it is its turn")
+    return sender
 
 
 def next_two(completions):
     """Two that have come while one was at it, which is gone now."""
     first = first_at_it(completions)
-    second = Hand(completions)
+    second = Sender(completions)
     in_line(completions, second)
-    third = Hand(completions)
+    third = Sender(completions)
     in_line(completions, second, third)
     assert first.ended().given == first.name
     return second, third
@@ -91,13 +91,13 @@ def test_a_hand_that_was_served_goes_on_while_the_one_that_served_it_is_still_at
 def test_who_takes_risk_only_is_not_served_by_one_that_takes_both_but_serves_it(patient):
     completions = Completions()
     first = first_at_it(completions)
-    both = Hand(completions)
+    both = Sender(completions)
     in_line(completions, both)
-    risk_only = Hand(completions, takes=frozenset((RISK,)))
+    risk_only = Sender(completions, takes=frozenset((RISK,)))
     in_line(completions, both, risk_only)
     first.ended()
     wait_until(lambda: both.served is not None, what="the next is at it")
-    another = Hand(completions)
+    another = Sender(completions)
     in_line(completions, risk_only, another)
     assert both.ended().served == [both.place]
     wait_until(lambda: risk_only.served is not None, what="the next is at it")
@@ -109,20 +109,20 @@ def test_who_takes_risk_only_is_not_served_by_one_that_takes_both_but_serves_it(
 def test_one_step_puts_down_so_many_orders_at_most(patient):
     completions = Completions()
     first = first_at_it(completions)
-    hands = []
+    senders = []
     for _ in range(3):
-        hands.append(Hand(completions, orders=TOGETHER_MOST // 2))
-        in_line(completions, *hands)
+        senders.append(Sender(completions, orders=TOGETHER_MOST // 2))
+        in_line(completions, *senders)
     first.ended()
-    wait_until(lambda: hands[0].served is not None, what="the next is at it")
-    assert hands[0].ended().served == [hands[0].place, hands[1].place]
-    assert hands[2].ended().served == [hands[2].place]
+    wait_until(lambda: senders[0].served is not None, what="the next is at it")
+    assert senders[0].ended().served == [senders[0].place, senders[1].place]
+    assert senders[2].ended().served == [senders[2].place]
 
 
 def test_a_hand_that_is_held_up_does_not_keep_the_others():
     completions = Completions()
     held_up = first_at_it(completions)
-    other = Hand(completions)
+    other = Sender(completions)
     wait_until(lambda: other.served is not None, what="the other does not wait any longer")
     assert other.ended().given == other.name
     assert held_up.is_alive()
@@ -135,7 +135,7 @@ def test_everybody_is_served_once_and_one_is_at_it_at_a_time_however_many_come(p
     given = [0] * each
     at_it, most_at_it, lock = [0], [0], threading.Lock()
 
-    def hand(number):
+    def sender(number):
         for _ in range(rounds):
             place = Place(number, 1, BOTH)
             with completions.at_it(place) as places:
@@ -149,7 +149,7 @@ def test_everybody_is_served_once_and_one_is_at_it_at_a_time_however_many_come(p
                 assert place.given() == number
                 given[number] += 1
 
-    threads = [threading.Thread(target=hand, args=(number,), daemon=True) for number in range(each)]
+    threads = [threading.Thread(target=sender, args=(number,), daemon=True) for number in range(each)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,13 +1,13 @@
--- fleet: how the book and the buckets stand at this moment, for whoever watches.
+-- stats: how the cancel store and the buckets stand at this moment, for whoever watches.
 --
 -- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
 -- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
---           entries that the audit trail is missing,
+--           entries that the audit log is missing,
 --           for each lane { open, age of the oldest in ms, accepted so far },
 --           for each bucket { name, tokens, capacity, 429s met }: none while the account's limits are not known }
 --
 -- A line is ordered by when its entries are due, not by age. At its front is what waits, oldest first; at its
--- end what is in a hand or pauses, which may be older. What neither end shows is younger than the front, but
+-- end what is claimed or pauses, which may be older. What neither end shows is younger than the front, but
 -- for what has paused before: an age is exact while no line is longer than both ends together.
 
 local ends, now_ms = tonumber(ARGV[2]), math.floor(now_us / 1000)
@@ -15,7 +15,7 @@ local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function oldest_of(ids, oldest_ms)
   for _, order_id in ipairs(ids) do
-    local known = fields(prefix .. ':entry:' .. order_id, 'accepted_ms') or {}
+    local known = fields(prefix .. ':pending:' .. order_id, 'accepted_ms') or {}
     local accepted_ms = tonumber(known[1] or '') or now_ms
     if accepted_ms < oldest_ms then oldest_ms = accepted_ms end
   end
