@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kalshi_cancel.exchange.protocol import parse_order
-from kalshi_cancel.model.orders import BadRequest
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.scope import Scope
 from worker.mass.judging import Judge
 
