@@ -458,6 +458,10 @@ def test_json_that_no_result_wrote_is_an_error(value):
 # -- counts
 
 
+def test_counts_that_are_equal_have_the_same_text_whichever_came_first():
+    assert count_text(Decimal("0.00700")) == count_text(Decimal("0.007")) == "0.007"
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

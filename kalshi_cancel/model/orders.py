@@ -299,7 +299,9 @@ def count_text(count: Decimal | None) -> str | None:
     if count is None:
         return None
     rounded = count.quantize(_CENT_OF_A_CONTRACT)
-    return f"{rounded if rounded == count else count:f}"
+    return (
+        f"{rounded if rounded == count else count.normalize():f}"  # equal counts share a place in the cache
+    )
 
 
 def parse_count(value: object) -> Decimal | None:
