@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 
 from kalshi_cancel import wake_ups
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import BadRequest, CancelRequest, CancelResult, Lane
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, CancelStore, DeadLetter, OpenCancel, Standing

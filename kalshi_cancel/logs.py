@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.settings.variables import LogFormat
+from kalshi_cancel.settings.values import LogFormat
 
 # What a line may say besides its message; all of it by `extra=`, and nothing else that hangs on a record:
 # Celery's own records carry what strangers wrote.

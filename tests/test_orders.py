@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kalshi_cancel.model.orders import (
+from kalshi_cancel.model.fields import (
     DEADLINE_MAX_S,
     NUMBER_MAX,
     ORDER_ID_MAX_CHARS,
     TEXT_MAX_CHARS,
     BadRequest,
+    is_order_id,
+)
+from kalshi_cancel.model.orders import (
     CancelRequest,
     CancelResult,
     ConfirmedBy,
@@ -23,7 +26,6 @@ from kalshi_cancel.model.orders import (
     Outcome,
     Problem,
     count_text,
-    is_order_id,
     parse_count,
     utc_text,
 )
@@ -454,6 +456,10 @@ def test_json_that_no_result_wrote_is_an_error(value):
 
 
 # -- counts
+
+
+def test_counts_that_are_equal_have_the_same_text_whichever_came_first():
+    assert count_text(Decimal("0.00700")) == count_text(Decimal("0.007")) == "0.007"
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from decimal import Decimal
 import pytest
 from crew import ids
 
+from kalshi_cancel.model.fields import TEXT_MAX_CHARS
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import TEXT_MAX_CHARS, CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.settings.worker import BATCH_LIMIT
+from kalshi_cancel.settings.variables import BATCH_LIMIT
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import CancelStore, Settle, connect
 from kalshi_cancel.store.mass_cancels import MassCancels

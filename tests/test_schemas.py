@@ -15,16 +15,9 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from jsonschema.validators import extend
 
 from kalshi_cancel.model import schemas
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import (
-    BadRequest,
-    CancelRequest,
-    CancelResult,
-    ConfirmedBy,
-    OrderStatus,
-    Outcome,
-    Problem,
-)
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
 from kalshi_cancel.model.scope import Scope
 from trials.stack import ROOT, wait_until
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kalshi_cancel.exchange.protocol import parse_order
-from kalshi_cancel.model.orders import BadRequest
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.scope import Scope
 from worker.mass.judging import Judge
 
@@ -278,6 +278,19 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_fields_name(name, values
         problems = refused({name: value})
         assert list(problems) == [name], value
         assert problems[name].startswith("expected "), value
+
+
+def test_a_list_is_refused_with_the_member_that_is_bad():
+    assert refused({"order_ids": ["a", "b/c"]}) == {
+        "order_ids": "expected a list of order ids, got str 'b/c'"
+    }
+    assert refused({"tickers": ["KXA-26", 7]})["tickers"].endswith("or a list of them, got int 7")
+
+
+def test_a_number_of_very_many_digits_is_refused_by_name():
+    assert refused({"subaccount": 10**5000}) == {
+        "subaccount": "expected a subaccount number from 0, got int with very many digits"
+    }
 
 
 NOW_S = 1_795_341_600.0

@@ -17,8 +17,9 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kalshi_cancel.settings.reader import SettingsError, shown
+from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings, Sentinels, refuse_celery_overrides
+from kalshi_cancel.settings.values import shown
 from kalshi_cancel.settings.variables import VARIABLES
 from kalshi_cancel.settings.worker import WorkerSettings
 
@@ -255,6 +256,18 @@ def test_the_table_names_each_variable_once_and_says_what_it_means():
         assert variable.meaning[0].isupper()
         assert variable.meaning.endswith(".")
         assert not (variable.required and variable.default)
+
+
+def test_each_field_of_the_settings_is_set_by_one_row_of_its_readers():
+    for kind, who, besides in ((RedisSettings, "producers", set()), (WorkerSettings, "workers", {"redis"})):
+        rows = [variable.field for variable in VARIABLES if variable.who == who and variable.field]
+        assert len(rows) == len(set(rows))
+        assert set(rows) | besides == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_a_row_without_a_field_of_its_own_is_the_file_of_another_row():
+    files = {variable.file for variable in VARIABLES if variable.file}
+    assert {variable.name for variable in VARIABLES if variable.field is None} <= files
 
 
 def test_the_defaults_of_the_table_are_valid_and_are_those_that_apply():
@@ -660,6 +673,19 @@ def test_a_number_outside_its_bounds_or_no_number_at_all_is_refused(name, value,
     found = only_problem(**{name: value})
     assert found.startswith(f"{name} must be {expected}")
     assert found.endswith(f"(got: {value})")
+
+
+def test_a_bound_is_named_in_full_and_a_share_is_no_number_of_seconds():
+    assert (
+        only_problem(KALSHI_RISK_RESERVE="1")
+        == "KALSHI_RISK_RESERVE must be a number from 0 to 0.95 (got: 1)"
+    )
+    assert only_problem(KALSHI_READ_TOKENS_PER_S="0") == (
+        "KALSHI_READ_TOKENS_PER_S must be a number of tokens from 1 to 1000000000 (got: 0)"
+    )
+    assert only_problem(KALSHI_CANCEL_MAX_AGE_S="0") == (
+        "KALSHI_CANCEL_MAX_AGE_S must be a number of seconds from 1 to 31536000 (got: 0)"
+    )
 
 
 def test_a_flag_is_true_or_false_and_nothing_in_between():

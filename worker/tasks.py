@@ -16,18 +16,9 @@ from celery import Task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
 from kalshi_cancel.logs import about
+from kalshi_cancel.model.fields import ORDER_ID_MAX_CHARS, BadRequest, is_order_id, is_traceparent
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import (
-    ORDER_ID_MAX_CHARS,
-    BadRequest,
-    CancelRequest,
-    CancelResult,
-    Lane,
-    Outcome,
-    Problem,
-    is_order_id,
-    is_traceparent,
-)
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, wake_up_for
 from worker.app import app

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kalshi_cancel.model.orders import (
-    DEADLINE_MAX_S,
-    TEXT_MAX_CHARS,
-    BadRequest,
-    is_order_id,
-    is_traceparent,
-)
+from kalshi_cancel.model.fields import MASS_CANCEL, BadRequest
 from kalshi_cancel.model.scope import Scope
 
 # The exchange's own mass commands, as a plan and a report name them.
@@ -51,29 +45,20 @@ class MassRequest:
         """
         problems: dict[str, str] = {}
         values: dict[str, Any] = {}
-        for name, given in message.items():
-            check, expected = _CHECKS.get(name, (None, ""))
-            if check is None:
-                problems[ascii(name)] = f"unknown field; known are {', '.join(sorted(_CHECKS))}"
-            elif given is not None and not check(given):
-                problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
-            elif given is not None:
-                values[name] = given
         try:
-            scope = Scope.parse(message.get("scope"), now_s=time.time() if now_s is None else now_s)
+            values = MASS_CANCEL.parse(message)
         except BadRequest as bad:
-            problems.update(
-                {name if name == "scope" else f"scope.{name}": why for name, why in bad.problems.items()}
-            )
+            problems |= bad.problems
+        if "scope" not in problems:
+            try:
+                values["scope"] = Scope.parse(message["scope"], now_s=time.time() if now_s is None else now_s)
+            except BadRequest as bad:
+                problems |= {
+                    name if name == "scope" else f"scope.{name}": why for name, why in bad.problems.items()
+                }
         if problems:
             raise BadRequest(problems)
-        return cls(
-            **{
-                "request_id": str(uuid.uuid4()),
-                **values,
-                "scope": scope,
-            }
-        )
+        return cls(**{"request_id": str(uuid.uuid4()), **values})
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
@@ -96,29 +81,3 @@ class MassRequest:
         known = {field.name for field in fields(cls)}
         kept = {name: each for name, each in value.items() if name in known}
         return cls(**{**kept, "scope": Scope.from_json(value["scope"])})
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= TEXT_MAX_CHARS and value.isprintable()
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_deadline(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= DEADLINE_MAX_S
-
-
-_TEXT = f"printable text of at most {TEXT_MAX_CHARS} characters"
-_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "request_id": (is_order_id, "1 to 128 letters, digits, '-' or '_'"),
-    "scope": (lambda _value: True, ""),
-    "requested_by": (_is_text, _TEXT),
-    "reason": (_is_text, _TEXT),
-    "automated": (_is_flag, "true or false"),
-    "dry_run": (_is_flag, "true or false"),
-    "allow_side_effects": (_is_flag, "true or false"),
-    "deadline_s": (_is_deadline, f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"),
-    "traceparent": (is_traceparent, "a W3C traceparent like 00-{32 hex digits}-{16 hex digits}-01"),
-}

@@ -1,7 +1,7 @@
 """The words of the trade: cancel requests, the exchange's orders, outcomes, and their JSON.
 
 Everything here is a value. Messages and records are parsed once, on the way in; a message that cannot
-be understood is refused by field name (:class:`BadRequest`).
+be understood is refused by field name (:class:`~.model.fields.BadRequest`).
 """
 
 from __future__ import annotations
@@ -18,34 +18,14 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Self, TypeVar
 
-ORDER_ID_MAX_CHARS = 128  # the exchange's ids are 36-character UUIDs; room for gateways that prefix them
-TEXT_MAX_CHARS = 512
-SHOWN_MAX_CHARS = 60  # of a bad value in an error message
-PROBLEMS_SHOWN = 20  # in one error message, which is logged and stored: more than there are fields
+from kalshi_cancel.model.fields import CANCEL, BadRequest, kind
+
 ORDER_FIELDS_MAX = 100  # documented orders have about 30 fields, all of them short and flat
 ORDER_TEXT_MAX_CHARS = 1000
 ORDER_NUMBER_MAX_BITS = 64
-NUMBER_MAX = 1_000_000  # of shards and subaccounts: far beyond any that there are
-DEADLINE_MAX_S = 3600.0  # a waiter that is willing to wait longer should look at the record instead
-
-# Letters that mean the same in a path, percent-encoded or not: the signed path is the sent path.
-_ORDER_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{ORDER_ID_MAX_CHARS}}}")
 SHARDS = 16  # that have a bucket of their own, as far as we look; the exchange has four
-_TICKER = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,15}(\.[0-9]{1,6})?")
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CENT_OF_A_CONTRACT = Decimal("0.01")
-
-
-class BadRequest(ValueError):  # noqa: N818 - it is the sender's error, named like HTTP's
-    """A cancel request that cannot be carried out; ``problems`` maps each field to what was expected."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        self.problems = dict(problems)
-        words = [f"{field}: {problem}" for field, problem in islice(self.problems.items(), PROBLEMS_SHOWN)]
-        if len(self.problems) > PROBLEMS_SHOWN:
-            words.append(f"and {len(self.problems) - PROBLEMS_SHOWN} more")
-        super().__init__("; ".join(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,57 +57,26 @@ class CancelRequest:
     @classmethod
     def parse(cls, message: object) -> Self:
         """The request that a message's fields describe; raises :class:`BadRequest` naming every bad field."""
-        return cls(**cls._values(message))
+        if not isinstance(message, Mapping):
+            raise BadRequest({"message": f"expected an object with an order_id, got {kind(message)}"})
+        return cls(**CANCEL.parse(message))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The request as the store keeps it, without fields that only newer versions of us know."""
         kept = json.loads(text)
-        values = cls._values(kept, may_have_more=True)
+        if not isinstance(kept, Mapping):
+            raise BadRequest({"message": f"expected an object with an order_id, got {kind(kept)}"})
         return cls(
-            **values,
+            **CANCEL.parse(kept, may_have_more=True),
             seen_remaining=parse_count(kept.get("seen_remaining")),
             seen_filled=parse_count(kept.get("seen_filled")),
             again=kept.get("again") is True,
         )
 
-    @classmethod
-    def _values(cls, message: object, *, may_have_more: bool = False) -> dict[str, Any]:
-        """The fields that are set, each checked."""
-        if not isinstance(message, Mapping):
-            raise BadRequest({"message": f"expected an object with an order_id, got {_kind(message)}"})
-        values = {}
-        for name, value in message.items():
-            check = _CHECKS.get(name)
-            if check is None and may_have_more:
-                continue
-            if check is None or (value is not None and check(value) is not None):
-                raise BadRequest(cls._problems(message))
-            if value is not None:  # (JSON null and an absent field are the same wish.)
-                values[name] = value
-        if "order_id" not in values:
-            raise BadRequest(cls._problems(message))
-        return values
-
-    @staticmethod
-    def _problems(message: Mapping[Any, Any]) -> dict[str, str]:
-        """What is wrong with each field."""
-        problems = {
-            _shown(name): f"unknown field; known are {', '.join(sorted(_CHECKS))}"
-            for name in message
-            if name not in _CHECKS
-        }
-        for name, check in _CHECKS.items():
-            value = message.get(name)
-            if value is not None or name == "order_id":
-                expected = check(value)
-                if expected is not None:
-                    problems[name] = f"expected {expected}, got {_kind(value)}"
-        return problems
-
     def fields(self) -> dict[str, Any]:
         """The message's fields: what :meth:`parse` takes, without those that are not set."""
-        return {name: value for name in _CHECKS if (value := getattr(self, name)) is not None}
+        return {name: value for name in REQUEST_FIELDS if (value := getattr(self, name)) is not None}
 
     def kept_fields(self) -> dict[str, Any]:
         """The same with what only we set: what :meth:`from_json` reads."""
@@ -145,70 +94,7 @@ def write_path(exchange_index: int | None, orders: int = 1) -> str:
     return f"write:{exchange_index}" if is_own else "write"
 
 
-def is_order_id(value: object) -> bool:
-    """Whether ``value`` is an order id that stands in a path unchanged."""
-    return isinstance(value, str) and _ORDER_ID.fullmatch(value) is not None
-
-
-def is_ticker(value: object) -> bool:
-    """Whether ``value`` may be the ticker of a market, an event or a series."""
-    return isinstance(value, str) and _TICKER.fullmatch(value) is not None
-
-
-def is_traceparent(value: object) -> bool:
-    """Whether ``value`` is a W3C traceparent of the version that there is."""
-    return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
-
-
-def _expect_order_id(value: object) -> str | None:
-    if isinstance(value, str) and _ORDER_ID.fullmatch(value):
-        return None
-    return f"1 to {ORDER_ID_MAX_CHARS} letters, digits, '-' or '_'"
-
-
-def _expect_ticker(value: object) -> str | None:
-    return None if is_ticker(value) else "a market ticker of letters, digits, '-', '_', '.' or ':'"
-
-
-def _expect_shard(value: object) -> str | None:
-    ok = type(value) is int and -1 <= value <= NUMBER_MAX
-    return None if ok else "a shard number from 0, or -1 for auto-routing"
-
-
-def _expect_subaccount(value: object) -> str | None:
-    ok = type(value) is int and 0 <= value <= NUMBER_MAX
-    return None if ok else "a subaccount number from 0"
-
-
-def _expect_text(value: object) -> str | None:
-    ok = isinstance(value, str) and len(value) <= TEXT_MAX_CHARS and value.isprintable()
-    return None if ok else f"printable text of at most {TEXT_MAX_CHARS} characters"
-
-
-def _expect_deadline(value: object) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    ok = number and 0 < value <= DEADLINE_MAX_S  # type: ignore[operator]  # narrowed by `number`; NaN compares false
-    return None if ok else f"seconds, above 0 and at most {DEADLINE_MAX_S:g}"
-
-
-def _expect_traceparent(value: object) -> str | None:
-    return None if is_traceparent(value) else "a W3C traceparent like 00-{32 hex digits}-{16 hex digits}-01"
-
-
-_CHECKS = {
-    "order_id": _expect_order_id,
-    "market_ticker": _expect_ticker,
-    "exchange_index": _expect_shard,
-    "subaccount": _expect_subaccount,
-    "requested_by": _expect_text,
-    "reason": _expect_text,
-    "deadline_s": _expect_deadline,
-    "request_id": _expect_order_id,
-    "traceparent": _expect_traceparent,
-}
-
-
-REQUEST_FIELDS = tuple(_CHECKS)  # what a message may say of a cancel
+REQUEST_FIELDS = tuple(CANCEL.fields)  # what a message may say of a cancel
 
 
 class Lane(StrEnum):
@@ -413,7 +299,9 @@ def count_text(count: Decimal | None) -> str | None:
     if count is None:
         return None
     rounded = count.quantize(_CENT_OF_A_CONTRACT)
-    return f"{rounded if rounded == count else count:f}"
+    return (
+        f"{rounded if rounded == count else count.normalize():f}"  # equal counts share a place in the cache
+    )
 
 
 def parse_count(value: object) -> Decimal | None:
@@ -441,19 +329,3 @@ def utc_text(epoch_s: float) -> str:
 @lru_cache(maxsize=64)  # thousands of orders a second share one
 def _second_text(epoch_s: int) -> str:
     return datetime.fromtimestamp(epoch_s, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _kind(value: object) -> str:
-    """A value as an error message may show it: its type and, for short text and numbers, itself."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return f"{type(value).__name__} {_shown(value)}"
-    return type(value).__name__
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 128:  # noqa: PLR2004 - str() of a huge one fails
-        return "with very many digits"
-    text = ascii(value)
-    return text if len(text) <= SHOWN_MAX_CHARS else text[: SHOWN_MAX_CHARS - 3] + "..."

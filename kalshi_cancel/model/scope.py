@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, Self
 
-from kalshi_cancel.model.orders import NUMBER_MAX, BadRequest, is_order_id, is_ticker
+from kalshi_cancel.model.fields import SCOPE, BadRequest, kind
 
 IDS_SHOWN_MOST = 1_000
-TEXT_MAX_CHARS = 200  # far above any ticker
 EVENTS_IN_ONE_LISTING = 10  # the exchange's limit on event_ticker
-_SIDES = ("yes", "no", "bid", "ask")
-EPOCH_FROM_S = 946_684_800  # 2000-01-01: a smaller number is a year or a date without its dashes
 # Clocks of hosts differ; an order that is created later than this is surely not there yet.
 FUTURE_MARGIN_S = 60.0
 
@@ -52,40 +49,17 @@ class Scope:
 
         ``now_s``: epoch seconds, to refuse what can only be in the future.
         """
-        scope, problems = cls._read(message)
-        if scope is not None:
-            problems = contradictions(scope, now_s=now_s)
-            if not problems:
-                return scope
-        raise BadRequest(problems)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """What :meth:`to_json` wrote: it was accepted once, and is not judged again."""
-        scope, problems = cls._read(value)
-        if scope is None:
+        scope = cls.from_json(message)
+        if problems := contradictions(scope, now_s=now_s):
             raise BadRequest(problems)
         return scope
 
     @classmethod
-    def _read(cls, message: object) -> tuple[Self | None, dict[str, str]]:
-        if not isinstance(message, Mapping):
-            return None, {"scope": f"expected an object, got {type(message).__name__}"}
-        problems = {
-            ascii(name): f"unknown field; known are {', '.join(sorted(_PARSERS))}"
-            for name in message
-            if name not in _PARSERS
-        }
-        values: dict[str, Any] = {}
-        for name, (parse, expected) in _PARSERS.items():
-            given = message.get(name)
-            if given is None:
-                continue
-            try:
-                values[name] = parse(given)
-            except (ValueError, TypeError, InvalidOperation, OverflowError, OSError):
-                problems[name] = f"expected {expected}, got {ascii(given)[:60]}"
-        return (None if problems else cls(**values)), problems
+    def from_json(cls, value: object) -> Self:
+        """What :meth:`to_json` wrote: it was accepted once, and is not judged again."""
+        if not isinstance(value, Mapping):
+            raise BadRequest({"scope": f"expected an object, got {kind(value)}"})
+        return cls(**SCOPE.parse(value))
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`parse` takes, without what is not set."""
@@ -196,99 +170,3 @@ def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return str(value) if isinstance(value, Decimal) else value
-
-
-def _parse_flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _parse_text(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= TEXT_MAX_CHARS or not value.isprintable():
-        raise ValueError
-    return value
-
-
-def _parse_ticker(value: object) -> str:
-    """A ticker, or the start of one; none has small letters, so that nothing rests would prove nothing."""
-    if not is_ticker(value) or str(value) != str(value).upper():
-        raise ValueError
-    return str(value)
-
-
-def _parse_whole_ticker(value: object) -> str:
-    """A ticker that is no mere start of one."""
-    ticker = _parse_ticker(value)
-    if ticker.endswith("-"):
-        raise ValueError
-    return ticker
-
-
-def _parse_tickers(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (_parse_whole_ticker(value),)
-    if not isinstance(value, list | tuple) or not value:
-        raise TypeError
-    return tuple(dict.fromkeys(_parse_whole_ticker(each) for each in value))
-
-
-def _parse_order_ids(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not value or not all(is_order_id(each) for each in value):
-        raise ValueError
-    return tuple(dict.fromkeys(value))
-
-
-def _parse_number(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= NUMBER_MAX:
-        raise ValueError
-    return value
-
-
-def _parse_side(value: object) -> str:
-    if value not in _SIDES:
-        raise ValueError
-    return str(value)
-
-
-def _parse_moment(value: object) -> datetime:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value < EPOCH_FROM_S:
-            raise ValueError
-        return datetime.fromtimestamp(value, tz=UTC)
-    moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
-    if moment.tzinfo is None:
-        raise ValueError
-    return moment.astimezone(UTC)
-
-
-def _parse_price(value: object) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError
-    price = Decimal(str(value))
-    if not Decimal(0) <= price <= Decimal(1):
-        raise ValueError
-    return price
-
-
-_TIME = "a time: ISO 8601 with an offset, or epoch seconds (from 2000 on)"
-_OF_LETTERS = "of capital letters, digits, '-', '_', '.' or ':'"
-_WHOLE = f"{_OF_LETTERS} that does not end in '-' (ticker_prefix takes the start of a ticker)"
-_PRICE = "a yes price in dollars, from 0 to 1"
-_PARSERS: dict[str, tuple[Any, str]] = {
-    "everything": (_parse_flag, "true or false"),
-    "order_ids": (_parse_order_ids, "a list of order ids"),
-    "subaccount": (_parse_number, "a subaccount number from 0"),
-    "tickers": (_parse_tickers, f"a market ticker {_WHOLE}, or a list of them"),
-    "event_tickers": (_parse_tickers, f"an event ticker {_WHOLE}, or a list of them"),
-    "series": (_parse_whole_ticker, f"a series ticker {_WHOLE}"),
-    "ticker_prefix": (_parse_ticker, f"the start of a ticker {_OF_LETTERS}"),
-    "side": (_parse_side, "yes, no, bid or ask"),
-    "client_order_id_prefix": (_parse_text, "the start of a client_order_id"),
-    "order_group_id": (_parse_text, "an order group's id"),
-    "exchange_index": (_parse_number, "a shard number from 0"),
-    "created_after": (_parse_moment, _TIME),
-    "created_before": (_parse_moment, _TIME),
-    "min_price": (_parse_price, _PRICE),
-    "max_price": (_parse_price, _PRICE),
-}

@@ -1,4 +1,4 @@
-"""Where the exchange is, how it is reached, and the key that calls are signed with."""
+"""The values that say where the exchange is, how it is reached, and which key signs the calls."""
 
 from __future__ import annotations
 
@@ -6,92 +6,65 @@ import re
 from pathlib import Path
 from typing import Final
 
-from kalshi_cancel.settings.reader import Reader, shown
 from kalshi_cancel.settings.urls import ENCODE_HINT, SCHEME, is_host, is_loopback, split
-from kalshi_cancel.settings.variables import OrdersApi
+from kalshi_cancel.settings.values import BadValueError, shown
 
 # Many times the largest key; keeps a wrong path (a log, a device) out of memory.
 MAX_KEY_BYTES: Final = 64 * 1024
 
 _KEY_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _LOOKS_LIKE_A_KEY: Final = re.compile(r"-----|\n|^M[A-Za-z0-9+/=\s\\]{60,}$")
-_BASE_URL_RULE: Final = "KALSHI_BASE_URL must be scheme and host only, like https://external-api.kalshi.com"
+_BASE_URL_RULE: Final = "must be scheme and host only, like https://external-api.kalshi.com"
 
 
-def read_base_url(reader: Reader) -> str:
+def base_url(text: str) -> str:
     """Scheme and host of the exchange, without a slash at the end."""
-    value = reader.text("KALSHI_BASE_URL")
-    if not value:
-        return ""
-    scheme = SCHEME.match(value)
+    scheme = SCHEME.match(text)
     if scheme is None or scheme[1].lower() not in {"https", "http"}:
-        reader.problem(f"{_BASE_URL_RULE} (got {f'the scheme {scheme[1]}' if scheme else 'no scheme'})")
-        return ""
-    parts = split(value)
+        raise BadValueError(f"{_BASE_URL_RULE} (got {f'the scheme {scheme[1]}' if scheme else 'no scheme'})")
+    parts = split(text)
     if parts is None:
-        reader.problem(f"{_BASE_URL_RULE} (got something that is no URL)")
-        return ""
+        raise BadValueError(f"{_BASE_URL_RULE} (got something that is no URL)")
+    host = parts.hostname or ""
     extras = [
         (parts.username is not None or parts.password is not None, "a user name or password"),
         (parts.path not in {"", "/"}, f"a path: {shown(parts.path)}"),
-        ("?" in value, "a query"),
-        ("#" in value, "a fragment"),
-        (not parts.hostname, "no host"),
-        (bool(parts.hostname) and not is_host(parts.hostname or ""), "a host that cannot be one"),
+        ("?" in text, "a query"),
+        ("#" in text, "a fragment"),
+        (not host, "no host"),
+        (bool(host) and not is_host(host), "a host that cannot be one"),
     ]
     found = [what for is_so, what in extras if is_so]
     if found:
-        reader.problem(f"{_BASE_URL_RULE} (got {', and '.join(found)})")
-        return ""
-    host = parts.hostname or ""
+        raise BadValueError(f"{_BASE_URL_RULE} (got {', and '.join(found)})")
     if parts.scheme == "http" and not is_loopback(host):
-        reader.problem(
-            "KALSHI_BASE_URL must begin with https:// (http:// is for an exchange on this machine only:"
+        raise BadValueError(
+            "must begin with https:// (http:// is for an exchange on this machine only:"
             f" localhost, 127.0.0.1 or [::1]; got the host {shown(host)})"
         )
-        return ""
     address = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{address}{'' if parts.port is None else f':{parts.port}'}"
 
 
-def read_api_key_id(reader: Reader) -> str:
-    """The id of the API key, from its variable or its file."""
-    path, content = _text_or_file(reader, "KALSHI_API_KEY_ID")
-    value = content.decode("utf-8", "replace").strip()
-    if value and not _KEY_ID.fullmatch(value):
-        source = "KALSHI_API_KEY_ID" if path is None else f"KALSHI_API_KEY_ID_PATH: what is in {shown(path)}"
-        # Not shown: what lands here by mistake is likely the private key.
-        reader.problem(
-            f"{source} must be at most 256 printable ASCII characters without spaces"
-            f" (got {len(value)} characters)"
+def api_key_id(text: str) -> str:
+    """The id of an API key; never quoted in a problem: what lands here by mistake is likely the key."""
+    key_id = text.strip()
+    if not _KEY_ID.fullmatch(key_id):
+        raise BadValueError(
+            f"must be at most 256 printable ASCII characters without spaces (got {len(key_id)} characters)"
         )
-    return value
+    return key_id
 
 
-def read_private_key(reader: Reader) -> tuple[str | None, bytes]:
-    """The key file's path, where there is one, and the key's text."""
-    return _text_or_file(reader, "KALSHI_PRIVATE_KEY")
+def key_path(text: str) -> str:
+    """The path of a file with a key or its id; a key in its place is never quoted."""
+    if _LOOKS_LIKE_A_KEY.search(text):
+        raise BadValueError("holds a key, not a path: put it into KALSHI_PRIVATE_KEY")
+    return text
 
 
-def _text_or_file(reader: Reader, name: str) -> tuple[str | None, bytes]:
-    """What a variable holds, or the file that NAME_PATH names, with its path; exactly one must be set."""
-    path_name = f"{name}_PATH"
-    path, text = reader.text(path_name), reader.text(name)
-    path_is_set, text_is_set = bool(reader.raw(path_name).strip()), bool(reader.raw(name).strip())
-    if path_is_set and text_is_set:
-        reader.problem(f"{path_name} and {name} are both set: set one of them")
-    elif not path_is_set and not text_is_set:
-        reader.problem(f"neither {path_name} nor {name} is set: set one of them")
-    elif _LOOKS_LIKE_A_KEY.search(path):  # before a problem with the file quotes its name
-        reader.problem(f"{path_name} holds a key, not a path: put it into KALSHI_PRIVATE_KEY")
-    elif path:
-        return path, _small_file(reader, path_name, path)
-    return None, text.encode("utf-8", "surrogateescape")
-
-
-def _small_file(reader: Reader, name: str, path: str) -> bytes:
-    problem = ""
-    content = b""
+def small_file(path: str) -> bytes:
+    """What is in a file with a key or its id."""
     try:
         file = Path(path)
         if file.exists() and not file.is_file():
@@ -99,65 +72,44 @@ def _small_file(reader: Reader, name: str, path: str) -> bytes:
         else:
             with file.open("rb") as opened:
                 content = opened.read(MAX_KEY_BYTES + 1)
-            if len(content) > MAX_KEY_BYTES:
-                problem = f"is larger than {MAX_KEY_BYTES // 1024} KiB, which no key is"
-            elif not content.strip():
-                problem = "is empty"
+            if len(content) <= MAX_KEY_BYTES and content.strip():
+                return content
+            too_large = f"is larger than {MAX_KEY_BYTES // 1024} KiB, which no key is"
+            problem = too_large if content.strip() else "is empty"
     except FileNotFoundError:
         problem = "does not exist"
     except PermissionError:
         problem = "may not be read by this user"
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         problem = f"cannot be read ({getattr(error, 'strerror', None) or 'not a valid path'})"
-    if problem:
-        reader.problem(f"{name}: the file {shown(path)} {problem}")
-    return content
+    raise BadValueError(f"the file {shown(path)} {problem}")
 
 
-def read_orders_api(reader: Reader) -> OrdersApi:
-    """The dialect of the cancel endpoint."""
-    value = reader.text("KALSHI_ORDERS_API").lower()
-    if value == "v1":
-        return "v1"
-    if value not in {"v2", ""}:
-        reader.problem(f"KALSHI_ORDERS_API must be v2 or v1 (got: {shown(value)})")
-    return "v2"
-
-
-def read_http_proxy(reader: Reader) -> str | None:
-    """The proxy's URL; never quoted in a problem: it may hold a password."""
-    value = reader.text("KALSHI_HTTP_PROXY")
-    if not value:
-        return None
-    parts = split(value)
+def http_proxy(text: str) -> str:
+    """The URL of a proxy; never quoted in a problem: it may hold a password."""
+    parts = split(text)
     if (
         parts is None
         or parts.scheme not in {"http", "https"}
         or not is_host(parts.hostname or "")
         or parts.path not in {"", "/"}
-        or "?" in value
-        or "#" in value
+        or "?" in text
+        or "#" in text
     ):
-        reader.problem(
-            "KALSHI_HTTP_PROXY must be http:// or https://, a host and a port, like"
-            f" http://proxy.example:3128, and {ENCODE_HINT}"
+        raise BadValueError(
+            "must be http:// or https://, a host and a port, like http://proxy.example:3128,"
+            f" and {ENCODE_HINT}"
         )
-    return value
+    return text
 
 
-def read_ca_bundle(reader: Reader) -> str | None:
-    """The file or folder of certificates to trust; None: the built-in ones."""
-    value = reader.text("KALSHI_CA_BUNDLE")
-    if not value:
-        return None
+def ca_bundle(text: str) -> str:
+    """The file or folder of certificates to trust."""
     try:
-        path = Path(value)
+        path = Path(text)
         usable = path.is_dir() or b"-----BEGIN" in path.read_bytes()
     except (OSError, ValueError):
         usable = False
     if not usable:
-        reader.problem(
-            "KALSHI_CA_BUNDLE must name a readable PEM file or a folder of certificates"
-            f" (got: {shown(value)})"
-        )
-    return value
+        raise BadValueError(f"must name a readable PEM file or a folder of certificates (got: {shown(text)})")
+    return text

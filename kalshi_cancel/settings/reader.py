@@ -6,17 +6,14 @@ value counts as not set; a passphrase is taken as it is.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Final
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
+from kalshi_cancel.settings.exchange import small_file
 from kalshi_cancel.settings.foreign import foreign_variables
-from kalshi_cancel.settings.variables import BY_NAME, Who
-
-INTEGER: Final = re.compile(r"[0-9]{1,15}")
-_NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
-_TRUE: Final = frozenset({"1", "true", "yes", "on"})
-_FALSE: Final = frozenset({"0", "false", "no", "off"})
+from kalshi_cancel.settings.values import BadValueError, shown
+from kalshi_cancel.settings.variables import BY_NAME, VARIABLES, Variable, Who
 
 
 class SettingsError(ValueError):
@@ -30,73 +27,95 @@ class SettingsError(ValueError):
         return "; ".join(self.problems)
 
 
-class Reader:
-    """Reads variables of the table and keeps what is wrong with them; a bad one reads as a harmless value."""
+def read(env: Mapping[str, str] | None, *readers: Who) -> dict[Who, dict[str, Any]]:
+    """The fields that the variables of these readers set, by reader; raises SettingsError.
+
+    ``env``: the process environment when None. A variable that is nearly one of theirs is a problem too.
+    """
+    reader = _Reader(os.environ if env is None else env)
+    found = {who: reader.fields(who) for who in readers}
+    reader.refuse_near_misses(readers)
+    reader.finish()
+    return found
+
+
+def read_one(env: Mapping[str, str] | None, name: str) -> Any:
+    """The value of one variable, None for none; raises SettingsError."""
+    reader = _Reader(os.environ if env is None else env)
+    value = reader.value(BY_NAME[name])
+    reader.finish()
+    return value
+
+
+class _Reader:
+    """Reads variables of the table and keeps what is wrong with them; a bad one reads as None."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
-        self._problems: list[str] = []
+        self._problems: dict[str, None] = {}  # in order; a file's variable may be read twice
 
-    def problem(self, text: str) -> None:
-        """Keeps what is wrong, in the operator's words."""
-        self._problems.append(text)
+    def fields(self, who: Who) -> dict[str, Any]:
+        """The fields that this reader's variables set."""
+        rows = [variable for variable in VARIABLES if variable.who == who]
+        return {variable.field: self.value(variable) for variable in rows if variable.field is not None}
+
+    def value(self, variable: Variable) -> Any:
+        """The parsed value; None for none, or for a problem."""
+        source, text = variable.name, self._text(variable)
+        if variable.file is not None:
+            source, text = self._text_or_file(variable, BY_NAME[variable.file])
+        if not text:
+            return None
+        try:
+            return variable.parse(text)
+        except BadValueError as bad:
+            self._keep(*(f"{source} {problem}" for problem in bad.args))
+            return None
+
+    def refuse_near_misses(self, readers: Collection[Who]) -> None:
+        """Has the variables be problems that are nearly those that these read."""
+        for name, meant in foreign_variables(self._env).items():
+            if meant is not None and BY_NAME[meant].who in readers:
+                self._keep(f"{shown(name)} is no setting: did you mean {meant}?")
 
     def finish(self) -> None:
         """Raise SettingsError if there was any problem."""
         if self._problems:
             raise SettingsError(tuple(self._problems))
 
-    def refuse_near_misses(self, *readers: Who) -> None:
-        """Has the variables be problems that are nearly those that these read."""
-        for name, meant in foreign_variables(self._env).items():
-            if meant is not None and BY_NAME[meant].who in readers:
-                self.problem(f"{shown(name)} is no setting: did you mean {meant}?")
-
-    def raw(self, name: str) -> str:
-        """The value as it is set, or empty."""
-        return self._env.get(BY_NAME[name].name) or ""
-
-    def text(self, name: str) -> str:
+    def _text(self, variable: Variable) -> str:
         """The value without surrounding blanks, else the default; empty for neither or a problem."""
-        variable = BY_NAME[name]
-        value = self.raw(name).strip()
+        name, raw = variable.name, self._raw(variable)
+        value = raw if variable.verbatim else raw.strip()
         if not value:
             if variable.required:
-                self.problem(f"{name} is not set: {variable.meaning[0].lower()}{variable.meaning[1:-1]}")
+                self._keep(f"{name} is not set: {variable.meaning[0].lower()}{variable.meaning[1:-1]}")
             return variable.default
-        if value[0] in "\"'" and value[0] == value[-1]:
-            self.problem(f"{name} is wrapped in quotes, which were taken literally: remove them")
+        if not variable.verbatim and value[0] in "\"'" and value[0] == value[-1]:
+            self._keep(f"{name} is wrapped in quotes, which were taken literally: remove them")
             return ""
         return value
 
-    def number(self, name: str, *, low: float, high: float) -> float:
-        """A number of seconds within bounds."""
-        value = self.text(name)
-        if _NUMBER.fullmatch(value) and low <= float(value) <= high:
-            return float(value)
-        return float(self._bad_number(name, value, f"a number of seconds from {low:g} to {high:g}"))
+    def _text_or_file(self, variable: Variable, file: Variable) -> tuple[str, str]:
+        """What a variable holds, or the file that its other one names, with the words for where it was."""
+        name, text = variable.name, self._text(variable)
+        name_is_set, file_is_set = (bool(self._raw(each).strip()) for each in (variable, file))
+        if name_is_set and file_is_set:
+            self._keep(f"{file.name} and {name} are both set: set one of them")
+        elif not name_is_set and not file_is_set:
+            self._keep(f"neither {file.name} nor {name} is set: set one of them")
+        elif (path := self.value(file)) is not None:
+            try:
+                content = small_file(path).decode("utf-8", "surrogateescape")
+            except BadValueError as bad:
+                self._keep(f"{file.name}: {bad}")
+            else:
+                return f"{file.name}: what is in {shown(path)}", content
+            return name, ""
+        return name, text
 
-    def integer(self, name: str, *, low: int, high: int, unit: str) -> int:
-        """A whole number of ``unit`` within bounds."""
-        value = self.text(name)
-        if INTEGER.fullmatch(value) and low <= int(value) <= high:
-            return int(value)
-        return int(self._bad_number(name, value, f"a whole number of {unit} from {low} to {high}"))
+    def _raw(self, variable: Variable) -> str:
+        return self._env.get(variable.name) or ""
 
-    def flag(self, name: str) -> bool:
-        """True or false."""
-        value = self.text(name).lower()
-        if value and value not in _TRUE | _FALSE:
-            self.problem(f"{name} must be true or false (got: {shown(value)})")
-        return value in _TRUE
-
-    def _bad_number(self, name: str, value: str, expected: str) -> str:
-        if value:  # else text() has said what is wrong
-            self.problem(f"{name} must be {expected} (got: {shown(value)})")
-        return BY_NAME[name].default
-
-
-def shown(value: str) -> str:
-    """A value that is not secret, fit for one line."""
-    text = "".join(char if char.isprintable() else "?" for char in value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  (what an eye takes in)
+    def _keep(self, *problems: str) -> None:
+        self._problems |= dict.fromkeys(problems)

@@ -15,17 +15,9 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
+from kalshi_cancel.model.fields import NUMBER_MAX, is_ticker
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import (
-    NUMBER_MAX,
-    CancelRequest,
-    CancelResult,
-    Lane,
-    Order,
-    Outcome,
-    Problem,
-    is_ticker,
-)
+from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Order, Outcome, Problem
 from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, Accepted, Known
 from kalshi_cancel.store.mass_claim import MassClaim, Planned
 from worker.mass.aside import Aside
