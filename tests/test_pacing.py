@@ -477,6 +477,8 @@ COSTS = {
 
 def test_limits_and_costs_are_read_as_the_exchange_writes_them():
     assert Limits.parse(BODY, COSTS) == Limits(300, 300, 300, 600, 3, 4, 12)
+    braces = json.loads(json.dumps(COSTS).replace(":order_id", "{id}"))
+    assert Limits.parse(BODY, braces) == Limits.parse(BODY, COSTS), "whatever a parameter is called"
     assert Limits.parse(BODY, {"endpoint_costs": []}) == Limits(300, 300, 300, 600, 10, 10, 10)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -49,13 +50,13 @@ class Limits:
                 float(write["bucket_capacity"]),
             )
             default = float(costs.get("default_cost", 10))
-            table = {(c["method"], c["path"].rstrip("/")): float(c["cost"]) for c in costs["endpoint_costs"]}
+            table = {(c["method"], _path(c["path"])): float(c["cost"]) for c in costs["endpoint_costs"]}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
         known = replace(
             known,
-            cancel_cost=table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:order_id"), default),
-            read_cost=table.get(("GET", "/trade-api/v2/portfolio/orders/:order_id"), default),
+            cancel_cost=table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:"), default),
+            read_cost=table.get(("GET", "/trade-api/v2/portfolio/orders/:"), default),
             list_cost=table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
         )
         # What is none of this would stop the arithmetic, and with it every cancel.
@@ -66,6 +67,14 @@ class Limits:
     def holds_its_calls(self) -> bool:
         """Whether each bucket, of which half is always counted on, holds the tokens of its dearest call."""
         return self.read_capacity >= 2 * self.list_cost and self.write_capacity >= 2 * self.cancel_cost
+
+
+_PARAMETER = re.compile(r":\w+|\{\w+\}")
+
+
+def _path(path: str) -> str:
+    """An endpoint's path, whatever its parameters are called and however they are written."""
+    return _PARAMETER.sub(":", path).rstrip("/")
 
 
 class Pacer:
