@@ -684,7 +684,7 @@ CASES = [
     Case("correct", "a bucket again", corrected, lambda parts, _: parts.correct()),
     Case("limits", "as they were", limited, lambda parts, _: parts.limit(100)),
     Case("limits", "others, after a 429", corrected, lambda parts, _: parts.limit(50)),
-    Case("levels", "of two buckets", limited, lambda parts, _: parts.pacer.tokens_now([0, 2])),
+    Case("levels", "of two buckets", limited, lambda parts, _: parts.pacer.levels(["write", "write:2"])),
     Case("fleet", "as it stands", limited, lambda parts, _: parts.stats.look()),
     # The audit log.
     Case(
