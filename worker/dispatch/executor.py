@@ -13,7 +13,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -25,13 +25,13 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.model.orders import CancelResult, Lane, OrderStatus, Outcome, write_path
+from kalshi_cancel.model.orders import CancelResult, OrderStatus, Outcome, write_path
 from kalshi_cancel.store.cancels import Brought, Claim, Conclusion, Entry, GiveBack, GiveUp, Settle
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.archive import Archive, NotNow
 from worker.dispatch.breaker import CircuitBreaker
-from worker.dispatch.events import CallMade, Emit, nobody
+from worker.dispatch.events import CallMade
 from worker.dispatch.leases import Leases
 from worker.dispatch.paid_calls import Made, NoTokens, PaidCalls, Payment, Target, kept_share
 from worker.dispatch.resolution import (
@@ -48,6 +48,7 @@ from worker.dispatch.resolution import (
     after_read,
     after_search,
 )
+from worker.dispatch.settings import ALONE, DispatchSettings, Neighbors
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +79,6 @@ LEFT_TO_OTHERS_S = 0.25
 LEFT_OVERDUE_S = 5.0
 # How long all go out alone to find the one that spoils every call.
 ALONE_S = 1.0
-
-
-# The id of a key that is none of these, of another worker of the lane (empty: none); raises StoreError.
-AnotherKey = Callable[[Collection[str], Lane], str]
-
-
-def no_other(_key_ids: Collection[str], _lane: Lane) -> str:
-    """For a worker that is alone."""
-    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +118,21 @@ class Executor:
         leases: Leases,
         stopping: threading.Event,
         *,
-        cancel_max_age_s: float,
-        read_lag_s: float,
-        record_life_s: float,
-        risk_reserve: float,
-        batch_most: int,
-        senders: int = 1,
-        another_key: AnotherKey = no_other,
-        emit: Emit = nobody,
+        settings: DispatchSettings,
+        neighbors: Neighbors = ALONE,
     ) -> None:
         self._exchange = exchange
-        self._another_key = another_key
-        self._calls = PaidCalls(pacer, emit=emit, hear=breaker.note)
+        self._another_key = neighbors.another_key
+        self._calls = PaidCalls(pacer, emit=neighbors.emit, hear=breaker.note)
         self._breaker = breaker
         self._leases = leases
         self._stopping = stopping
-        self._cancel_max_age_s = cancel_max_age_s
-        self._lags = Lags(round(read_lag_s * 1000), round(record_life_s * 1000))
-        self._archive = Archive(exchange, PaidCalls(pacer, emit=emit), stopping)
-        self._risk_reserve = risk_reserve
-        self.batch_size = BatchSize(batch_most)
-        self.read_slots = ReadSlots(senders)
+        self._cancel_max_age_s = settings.cancel_max_age_s
+        self._lags = Lags(round(settings.read_lag_s * 1000), round(settings.record_life_s * 1000))
+        self._archive = Archive(exchange, PaidCalls(pacer, emit=neighbors.emit), stopping)
+        self._risk_reserve = settings.risk_reserve
+        self.batch_size = BatchSize(settings.batch_most)
+        self.read_slots = ReadSlots(settings.senders)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_NotKnownYet),
             wait=self._pause_s,

@@ -105,7 +105,7 @@ def _begin(sender: Any, **_: Any) -> None:
     if _stopping.is_set():  # told to end while it was opened
         mine.stop()
         return
-    mine.begin(sender.app)
+    mine.begin()
     if not _forks(sender.controller):
         mine.senders.start(mine.services)
         with suppress(StoreError):  # it is said again and again
