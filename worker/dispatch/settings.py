@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.settings.worker import WorkerSettings
 from worker.dispatch.events import Emit, nobody
 
 # The id of a key that is none of these, of another worker of the lane (empty: none); raises StoreError.
@@ -25,6 +26,20 @@ class DispatchSettings:
     batch_most: int
     lanes: tuple[Lane, ...] = tuple(Lane)
     senders: int = 1
+
+    @classmethod
+    def of(cls, settings: WorkerSettings, *, lanes: tuple[Lane, ...], senders: int) -> DispatchSettings:
+        """As the worker's settings say."""
+        return cls(
+            cancel_deadline_s=settings.cancel_deadline_s,
+            cancel_max_age_s=settings.cancel_max_age_s,
+            read_lag_s=settings.read_lag_s,
+            record_life_s=settings.redis.result_expires_s,
+            risk_reserve=settings.risk_reserve,
+            batch_most=settings.batch_most,
+            lanes=lanes,
+            senders=senders,
+        )
 
 
 @dataclass(frozen=True, slots=True)

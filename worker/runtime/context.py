@@ -67,12 +67,8 @@ LEAVE_WITHIN_S = 0.5
 class WorkerContext:
     """What one process works with; ``services`` runs what it does beside that, which ``periodic`` lists."""
 
-    dispatcher: Dispatcher
-    senders: Senders
+    doers: Doers
     intake: Intake
-    lists: Lists
-    mass_runner: MassRunner
-    rotation: Rotation
     readiness: Readiness
     services: Services
     periodic: Sequence[Periodic]
@@ -86,13 +82,13 @@ class WorkerContext:
 
     def stop(self) -> None:
         """What is claimed goes back into the store, what is under way to other workers."""
-        self.dispatcher.stop()
-        self.mass_runner.stop()
+        self.doers.dispatcher.stop()
+        self.doers.mass_runner.stop()
         self.services.stop(but={each.name for each in self.periodic if each.stop is Stop.LAST})
 
     def join(self) -> None:
         """Waits until nothing is claimed any more, or the time for that is over."""
-        self.services.join(self.senders.names, self.shutdown_s)
+        self.services.join(self.doers.senders.names, self.shutdown_s)
         self.services.stop()
         # (In a thread: a Redis that is silent must not keep the process.)
         leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
@@ -110,12 +106,7 @@ _contexts_lock = threading.Lock()
 
 def dispatcher() -> Dispatcher:
     """This process' dispatcher."""
-    return context().dispatcher
-
-
-def senders() -> Senders:
-    """This process' senders."""
-    return context().senders
+    return context().doers.dispatcher
 
 
 def intake() -> Intake:
@@ -125,12 +116,12 @@ def intake() -> Intake:
 
 def lists() -> Lists:
     """This process' lists of results."""
-    return context().lists
+    return context().doers.lists
 
 
 def mass_runner() -> MassRunner:
     """This process' runner of mass cancels."""
-    return context().mass_runner
+    return context().doers.mass_runner
 
 
 def emit(event: Event) -> None:
@@ -173,16 +164,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         store,
         exchange,
         pacer,
-        DispatchSettings(
-            cancel_deadline_s=settings.cancel_deadline_s,
-            cancel_max_age_s=settings.cancel_max_age_s,
-            read_lag_s=settings.read_lag_s,
-            record_life_s=settings.redis.result_expires_s,
-            risk_reserve=settings.risk_reserve,
-            batch_most=settings.batch_most,
-            lanes=lanes,
-            senders=app.conf.worker_concurrency,
-        ),
+        DispatchSettings.of(settings, lanes=lanes, senders=app.conf.worker_concurrency),
         neighbors=Neighbors(
             call_sender=lambda lane: ring(wake_ups.wake_up, app, lane),
             breaker_moved=lambda: services.wake(REGISTRY),
@@ -223,32 +205,27 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     metrics = watch.metrics
     if metrics is not None:
         metrics.watch_stats(Stats(server, settings.redis))
-    senders = Senders(
-        dispatcher,
-        store,
-        lanes,
-        number=app.conf.worker_concurrency,
-        key_id=lambda: exchange.signs_with[0],
-    )
-    lists, rotation = Lists(server, settings.redis), Rotation(exchange, settings)
     doers = Doers(
         dispatcher=dispatcher,
-        senders=senders,
-        lists=lists,
+        senders=Senders(
+            dispatcher,
+            store,
+            lanes,
+            number=app.conf.worker_concurrency,
+            key_id=lambda: exchange.signs_with[0],
+        ),
+        lists=Lists(server, settings.redis),
         mass_runner=runner,
-        rotation=rotation if settings.private_key_path is not None else None,
+        rotation=Rotation(exchange, settings),
+        key_in_file=settings.private_key_path is not None,
         limits=limits,
         trim_audit_log=partial(trim, AuditLog(server, settings.redis), settings),
         show_worker=show_worker,
         wake_lanes=partial(wake_lanes, app, dispatcher, emit),
     )
     opened = WorkerContext(
-        dispatcher=dispatcher,
-        senders=senders,
+        doers=doers,
         intake=Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, dispatcher),
-        lists=lists,
-        mass_runner=runner,
-        rotation=rotation,
         readiness=Readiness(
             store,
             exchange,

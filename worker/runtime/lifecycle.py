@@ -107,12 +107,12 @@ def _begin(sender: Any, **_: Any) -> None:
         return
     mine.begin()
     if not _forks(sender.controller):
-        mine.senders.start(mine.services)
+        mine.doers.senders.start(mine.services)
         with suppress(StoreError):  # it is said again and again
-            mine.senders.show_ears()
+            mine.doers.senders.show_ears()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
-        signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
+        signal.signal(signal.SIGHUP, lambda *_: mine.doers.rotation.look_now())
     watch.serve(mine.readiness, mine.services)
 
 

@@ -85,13 +85,14 @@ class Periodic:
 
 @dataclass(frozen=True, slots=True)
 class Doers:
-    """Who does the rounds; ``rotation`` None: the key is not in a file."""
+    """Who does the rounds; ``key_in_file``: the key may be replaced on disk."""
 
     dispatcher: Dispatcher
     senders: Senders
     lists: Lists
     mass_runner: MassRunner
-    rotation: Rotation | None
+    rotation: Rotation
+    key_in_file: bool
     limits: KnownLimits
     trim_audit_log: Callable[[], None]
     show_worker: Callable[[], None]
@@ -101,7 +102,6 @@ class Doers:
 def periodic(doers: Doers) -> tuple[Periodic, ...]:
     """All of them. Leases are kept until the last, so that what a process still works on stays its own."""
     dispatcher, everywhere, main, at_once = doers.dispatcher, Start.EVERYWHERE, Start.MAIN, Stop.AT_ONCE
-    rotation = doers.rotation
     # fmt: off
     return (
         Periodic("leases",                 EXTEND_EVERY_S, dispatcher.extend_leases, everywhere, Stop.LAST),
@@ -110,8 +110,8 @@ def periodic(doers: Doers) -> tuple[Periodic, ...]:
         Periodic("audit trail",            TRIM_EVERY_S,   doers.trim_audit_log,     everywhere, at_once),
         Periodic(MASS_CANCELS,             FIND_EVERY_S,   doers.mass_runner.find,   everywhere, at_once),
         *([
-        Periodic("key rotation",           AT_ONCE_S,      rotation.watch,           everywhere, at_once),
-        ] if rotation else []),
+        Periodic("key rotation",           AT_ONCE_S,      doers.rotation.watch,     everywhere, at_once),
+        ] if doers.key_in_file else []),
         Periodic("tell overdue",           SWEEP_EVERY_S,  dispatcher.tell_overdue,  main,       at_once),
         Periodic("answer lists",           SWEEP_EVERY_S,  doers.lists.answer,       main,       at_once),
         Periodic("wake lanes",             SWEEP_EVERY_S,  doers.wake_lanes,         main,       at_once),
