@@ -30,7 +30,6 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats
 from kalshi_cancel.store.workers import KEY_LIFE_S, Colleagues, Identity, WorkerRegistry, WorkerShown
-from kalshi_cancel.tracing import open_tracer
 from worker.broker.intake import Intake
 from worker.dispatch.completions import Completions
 from worker.dispatch.dispatcher import Dispatcher
@@ -54,6 +53,7 @@ from worker.runtime.services import (
     trim,
     wake_lanes,
 )
+from worker.telemetry.listeners import listeners
 from worker.telemetry.readiness import Readiness
 from worker.telemetry.watch import watch
 
@@ -150,7 +150,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     if isinstance(greeting, Failure):
         log.warning("the exchange does not answer yet: %s", greeting.problem.message)
     server = scripts.connect(settings.redis)
-    emit = emit_to_all(_listeners(exchange))
+    emit = emit_to_all(listeners(exchange))
     services = Services(emit)
     pacer = _pacer(settings, server, services, emit)
     limits = KnownLimits(exchange, pacer)
@@ -263,20 +263,3 @@ def _lanes(app: Celery) -> tuple[Lane, ...]:
     """The lanes of the queues that are consumed: a risk worker keeps its senders free for risk."""
     consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
     return tuple(lane for lane in Lane if lane in consumed)
-
-
-def _listeners(exchange: Exchange) -> list[Emit]:
-    """Who is told what this process does."""
-    listeners: list[Emit] = []
-    if watch.metrics is not None:
-        watch.metrics.begin(
-            signs_with=lambda: exchange.signs_with,
-            skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
-        )
-        listeners.append(watch.metrics)
-    tracer = open_tracer("kalshi-cancel-worker")
-    if tracer is not None:
-        from worker.telemetry.spans import Spans  # noqa: PLC0415 - OpenTelemetry is an extra
-
-        listeners.append(Spans(tracer))
-    return listeners
