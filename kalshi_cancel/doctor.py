@@ -19,7 +19,6 @@ from kalshi_cancel.exchange.client import SKEW_WORTH_A_WARNING_MS, Exchange
 from kalshi_cancel.exchange.key_rights import rights_of
 from kalshi_cancel.exchange.protocol import (
     ACCOUNT_LIMITS,
-    API,
     API_KEYS,
     ENDPOINT_COSTS,
     LIST_ONE_ORDER,
@@ -32,6 +31,7 @@ from kalshi_cancel.settings.foreign import foreign_variables
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.settings.worker import WorkerSettings
+from kalshi_cancel.store.rate_limits import Limits
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import connect
 
@@ -444,9 +444,8 @@ def _examine_limits(exchange: Exchange) -> Finding:
             return _warning("limits", _words(answer), "run this again; without them the budget is unknown")
     assert not isinstance(limits, Failure)
     assert not isinstance(costs, Failure)
-    read, write = _bucket(limits.get("read")), _bucket(limits.get("write"))
-    cost = _cost_of_a_cancel(costs)
-    if read is None or write is None or cost is None:
+    known = Limits.parse(limits, costs)
+    if known is None:
         return _warning(
             "limits",
             "the account's limits or the costs of calls came in a form that is not known",
@@ -454,39 +453,11 @@ def _examine_limits(exchange: Exchange) -> Finding:
         )
     return _ok(
         "limits",
-        f"tier {limits.get('usage_tier')}: read {read[0]:g} tokens/s (bucket {read[1]:g}), write {write[0]:g}"
-        f" tokens/s (bucket {write[1]:g}); a cancel costs {cost:g}: {write[0] / cost:g} cancels/s sustained",
+        f"tier {limits.get('usage_tier')}: read {known.read_refill:g} tokens/s (bucket"
+        f" {known.read_capacity:g}), write {known.write_refill:g} tokens/s (bucket {known.write_capacity:g});"
+        f" a cancel costs {known.cancel_cost:g}:"
+        f" {known.write_refill / known.cancel_cost:g} cancels/s sustained",
     )
-
-
-def _bucket(value: object) -> tuple[float, float] | None:
-    """Refill rate per second and capacity."""
-    if not isinstance(value, Mapping):
-        return None
-    refill, capacity = _number(value.get("refill_rate")), _number(value.get("bucket_capacity"))
-    return None if refill is None or capacity is None else (refill, capacity)
-
-
-_PARAMETER = re.compile(r":\w+|\{\w+\}")
-_CANCEL_PATH = f"{API}/portfolio/events/orders/:"
-
-
-def _cost_of_a_cancel(costs: Mapping[str, Any]) -> float | None:
-    """Tokens for one single cancel; above zero."""
-    cost = costs.get("default_cost")
-    endpoints = costs.get("endpoint_costs")
-    for endpoint in endpoints if isinstance(endpoints, list) else []:
-        if (
-            isinstance(endpoint, Mapping)
-            and endpoint.get("method") == "DELETE"
-            and _PARAMETER.sub(":", str(endpoint.get("path"))) == _CANCEL_PATH
-        ):
-            cost = endpoint.get("cost")
-    return _number(cost) or None
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _words(failure: Failure) -> str:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "worker.dispatch": VALUES | BOTH_SIDES | {"kalshi_cancel.logs"},
     "worker.mass": WORK,
     "worker.broker": WORK,
-    "worker.telemetry": WORK | {"kalshi_cancel.heartbeat"},
+    "worker.telemetry": WORK | {"kalshi_cancel.heartbeat", "kalshi_cancel.tracing"},
     "worker.runtime": WORK | BESIDE | {"worker.mass", "worker.broker", "worker.telemetry"},
     "worker.app": {"worker.runtime"},
     "worker.tasks": WORK | {"worker.broker", "worker.runtime", "worker.app"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import uuid
 from contextlib import closing
@@ -42,6 +43,11 @@ class Watched:
             if line.startswith(f'kalshi_cancel_{name}{{service="{service}"}}')
         ]
         return float(line.split()[-1])
+
+    def shown_services(self):
+        """The names of all services that the worker shows."""
+        text = requests.get(f"http://127.0.0.1:{self.port}/metrics", timeout=PATIENCE_S).text
+        return set(re.findall(r'^kalshi_cancel_service_up{service="([^"]*)"}', text, re.MULTILINE))
 
     def wait_named(self, service):
         """Waits until the worker says that it is not ready, and of which background job that is."""
@@ -93,6 +99,20 @@ def test_a_mass_cancel_that_cannot_be_read_keeps_no_other_from_its_runner(watche
     assert pending.result(timeout=PATIENCE_S)["flat"] is True
     assert set(order_ids) <= set(watched.crew.sent())
     watched.wait_well()
+
+
+def test_a_worker_runs_every_service_of_the_list(watched):
+    everywhere = {"leases", "registry", "limits", "audit log", "mass cancels", "key rotation"}
+    main = {
+        "report overdue",
+        "answer lists",
+        "wake lanes",
+        "mend the store",
+        "forget dead letters",
+        "show listeners",
+    }
+    shown = watched.shown_services()
+    assert {name for name in shown if not name.startswith("hand-")} == everywhere | main | {"monitor"}
 
 
 def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):

@@ -463,6 +463,7 @@ def test_a_read_that_is_refused_or_fails_says_what_to_do(env, exchange, status, 
         ("limits", {"status": 200, "body": {"read": {"refill_rate": "many"}, "write": []}}),
         ("costs", {"status": 200, "body": {"default_cost": 0}}),
         ("costs", {"status": 200, "body": {"endpoint_costs": "none"}}),
+        ("costs", {"status": 200, "body": {"endpoint_costs": [7]}}),  # the workers would not use it either
     ],
 )
 def test_limits_that_cannot_be_read_or_understood_are_a_warning(env, exchange, operation, answer):
@@ -472,7 +473,7 @@ def test_limits_that_cannot_be_read_or_understood_are_a_warning(env, exchange, o
 
 
 def test_without_a_cost_of_its_own_a_cancel_costs_the_default(env, exchange):
-    body = {"default_cost": 10, "endpoint_costs": [7, {"method": "DELETE", "path": "/elsewhere", "cost": 1}]}
+    body = {"default_cost": 10, "endpoint_costs": [{"method": "DELETE", "path": "/elsewhere", "cost": 1}]}
     exchange.fault("status", operation="costs", status=200, body=body)
     assert "a cancel costs 10: 10 cancels/s" in report(env)["limits"].found
 

@@ -20,6 +20,7 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError, can_pass, connect
 from trials.stack import wait_until
 from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.settings import DispatchSettings
 
 SENDERS = 4
 MORE_THAN_THREADS = 40
@@ -167,12 +168,14 @@ def dispatcher(stack):
         CancelStore(server, settings.redis),
         Exchange.from_settings(settings),
         Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
-        cancel_deadline_s=1,
-        cancel_max_age_s=10,
-        read_lag_s=1,
-        record_life_s=60,
-        risk_reserve=0,
-        batch_most=1,
+        DispatchSettings(
+            cancel_deadline_s=1,
+            cancel_max_age_s=10,
+            read_lag_s=1,
+            record_life_s=60,
+            risk_reserve=0,
+            batch_most=1,
+        ),
     )
 
 

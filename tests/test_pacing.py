@@ -56,9 +56,17 @@ class Account:
     def another_workers(self, limits=LIMITS):
         return Pacer(self.server, self.prefix, limits)
 
+    def buckets(self):
+        """The keys of the buckets that were paid from."""
+        return self.server.keys(f"{self.prefix}:bucket:*")
+
+    def level(self, bucket="write"):
+        """How a bucket stands."""
+        return self.pacer.levels([bucket])[bucket]
+
     def pass_time(self, seconds):
         """Moves every moment of the buckets back."""
-        for key in self.server.keys(f"{self.prefix}:bucket:*"):
+        for key in self.buckets():
             for field in ("at_us", "share_at_us", "since_us"):
                 if self.server.hexists(key, field):
                     self.server.hincrby(key, field, -round(seconds * 1e6))
@@ -174,15 +182,16 @@ def test_reads_writes_and_every_shards_writes_have_buckets_of_their_own(account)
     for bucket, tokens in (("read", 160), ("write:1", 540), ("write:2", 540)):
         assert account.pacer.take(bucket, tokens) == 0, bucket
         assert account.pacer.take(bucket, tokens) > 0, bucket
-    assert set(account.pacer.levels()) == {"read", "write", "write:1", "write:2"}
+    paid_from = {key.removeprefix(f"{account.prefix}:bucket:") for key in account.buckets()}
+    assert paid_from == {"read", "write", "write:1", "write:2"}
 
 
 def test_the_tokens_of_shards_can_be_looked_at_without_taking_any(account):
     account.pacer.take("write:2", 500)
     for _ in range(2):
-        now = account.pacer.tokens_now([0, 1, 2])
-        assert now[0] == now[1] == usable(600, 300)
-        assert 40 <= now[2] < 200
+        now = account.pacer.levels(["write", "write:1", "write:2"])
+        assert now["write"].tokens == now["write:1"].tokens == usable(600, 300)
+        assert 40 <= now["write:2"].tokens < 200
 
 
 def test_workers_share_the_buckets_and_the_limits(account):
@@ -201,7 +210,7 @@ def test_configured_limits_count_until_true_ones_are_known(shared_crew):
     account.server.delete(f"{account.prefix}:limits")
     pacer = account.another_workers(Limits(10.0, 10.0, 20.0, 20.0))
     pacer.set_limits_unless_known()
-    assert pacer.tokens_now([0]) == {0: usable(20, 20)}
+    assert pacer.levels(["write"])["write"].tokens == usable(20, 20)
     account.server.close()
 
 
@@ -360,7 +369,7 @@ def turned_away(account, tokens=2, *, taken_ago_s=0.0, by=None):
 
 def share(account):
     """What of the refill counts."""
-    return float(account.pacer.levels()["write"]["share"])
+    return account.level().share
 
 
 def after_the_hold(account, seconds=0.0):
@@ -371,7 +380,7 @@ def after_the_hold(account, seconds=0.0):
 def test_a_429_corrects_the_bucket_once_for_the_whole_fleet(account):
     for pacer in (account.pacer, account.another_workers(), account.another_workers()):
         turned_away(account, by=pacer)
-    assert account.pacer.levels()["write"]["refused"] == 1
+    assert account.level().refused == 1
     assert share(account) == 0.5
     assert account.pacer.take("write", 60) > 0, "the exchange's bucket is empty, so is ours"
     assert account.pacer.take("read", 100) == 0
@@ -389,24 +398,24 @@ def test_a_corrected_bucket_stands_still_for_a_moment(account):
     turned_away(account)
     assert account.pacer.take("write", 2) == pytest.approx(HOLD_S + 2 / 150, abs=0.1)
     after_the_hold(account, 0.1)
-    assert account.pacer.tokens_now([0])[0] == pytest.approx(15, abs=10)
+    assert account.level().tokens == pytest.approx(15, abs=10)
 
 
 def test_calls_that_were_under_way_when_a_bucket_was_corrected_are_no_news(account):
     turned_away(account)
     after_the_hold(account, 1)
     turned_away(account, taken_ago_s=2)
-    assert account.pacer.levels()["write"]["refused"] == 1
+    assert account.level().refused == 1
     turned_away(account)
-    assert account.pacer.levels()["write"]["refused"] == 2
+    assert account.level().refused == 2
 
 
 def test_after_a_429_the_refill_recovers_by_a_twentieth_a_second(account):
     turned_away(account)
     after_the_hold(account, 11)
-    account.pacer.take("write", account.pacer.tokens_now([0])[0])
+    account.pacer.take("write", account.level().tokens)
     account.pass_time(1)
-    assert account.pacer.tokens_now([0])[0] >= 0.98 * 300
+    assert account.level().tokens >= 0.98 * 300
 
 
 def test_the_refill_follows_what_was_let_through_since_the_last_429(account):
@@ -425,7 +434,7 @@ def test_what_comes_back_late_with_a_429_was_not_let_through_either(account):
         assert account.pacer.take("write", tokens) == 0
     turned_away(account, 40)
     turned_away(account, 40, taken_ago_s=0.5)
-    assert account.pacer.levels()["write"]["refused"] == 2
+    assert account.level().refused == 2
     assert share(account) == pytest.approx(60 / 300, abs=0.04)
 
 
@@ -433,9 +442,9 @@ def test_one_429_after_the_other_never_stops_the_refill_altogether(account):
     for _ in range(30):
         turned_away(account)
         after_the_hold(account, 0.1)
-    assert account.pacer.levels()["write"]["refused"] == 30
+    assert account.level().refused == 30
     account.pass_time(1)
-    assert account.pacer.tokens_now([0])[0] >= 2
+    assert account.level().tokens >= 2
 
 
 def test_other_limits_explain_the_429s_and_count_at_once(account):
@@ -454,7 +463,7 @@ def test_a_clock_that_is_set_back_does_not_hold_a_corrected_bucket(account):
     account.pass_time(-30)
     assert account.pacer.take("write", 2) < 1
     turned_away(account)
-    assert account.pacer.levels()["write"]["refused"] == 2
+    assert account.level().refused == 2
 
 
 # -- what the exchange says of the limits
@@ -477,6 +486,8 @@ COSTS = {
 
 def test_limits_and_costs_are_read_as_the_exchange_writes_them():
     assert Limits.parse(BODY, COSTS) == Limits(300, 300, 300, 600, 3, 4, 12)
+    braces = json.loads(json.dumps(COSTS).replace(":order_id", "{id}"))
+    assert Limits.parse(BODY, braces) == Limits.parse(BODY, COSTS), "whatever a parameter is called"
     assert Limits.parse(BODY, {"endpoint_costs": []}) == Limits(300, 300, 300, 600, 10, 10, 10)
 
 

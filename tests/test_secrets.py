@@ -30,6 +30,7 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect
 from trials.stack import RedisServer, Stack, free_port, wait_until
 from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.settings import DispatchSettings
 
 PASSPHRASE = "Zx9-passphrase-that-nobody-else-uses"
 PASSWORD = "Zx9-redis-password-that-nobody-else-uses"
@@ -232,12 +233,14 @@ def test_no_object_shows_a_secret(environment, secrets, key):
         dispatcher_store,
         exchange,
         Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
-        cancel_deadline_s=1,
-        cancel_max_age_s=10,
-        read_lag_s=1,
-        record_life_s=60,
-        risk_reserve=0,
-        batch_most=1,
+        DispatchSettings(
+            cancel_deadline_s=1,
+            cancel_max_age_s=10,
+            read_lag_s=1,
+            record_life_s=60,
+            risk_reserve=0,
+            batch_most=1,
+        ),
     )
     objects = [
         settings,

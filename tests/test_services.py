@@ -183,6 +183,16 @@ def test_a_stop_ends_each_after_its_round_but_for_those_that_are_still_needed(se
     assert "leases" not in {each.name for each in threading.enumerate()}
 
 
+def test_a_job_is_woken_by_its_name_and_no_other_is(services):
+    services.wake("one")  # nobody of that name yet
+    one, other = Job(), Job()
+    services.start(Service("one", one, every_s=60), Service("other", other, every_s=60))
+    wait_for("their first rounds", lambda: one.rounds == other.rounds == 1)
+    services.wake("one")
+    wait_for("its second round", lambda: one.rounds == 2)
+    assert other.rounds == 1
+
+
 def test_a_job_is_done_at_once_when_it_is_woken(services):
     job = Job()
     service = Service("mass cancels", job, every_s=3600.0)

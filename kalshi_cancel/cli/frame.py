@@ -5,11 +5,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from kalshi_cancel.cli.glance import LaneGlance
 from kalshi_cancel.cli.printing import clean, duration
 from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot
 from kalshi_cancel.model.orders import utc_text
 from kalshi_cancel.store.rate_limits import Level
+from kalshi_cancel.store.stats import LaneState
 from kalshi_cancel.store.workers import WorkerShown
 
 BAR_CHARS = 20
@@ -45,7 +45,7 @@ def _lanes(snapshot: Snapshot) -> list[str]:
     return [*lines, f"DEAD LETTERS {dead}: cancelctl dead"] if dead else lines
 
 
-def _lane_cells(lane: LaneGlance) -> tuple[str, ...]:
+def _lane_cells(lane: LaneState) -> tuple[str, ...]:
     more = "+" if lane.looked_at < lane.open else ""
     oldest, median = ("-" if age is None else duration(age) for age in (lane.oldest_s, lane.median_s))
     return (

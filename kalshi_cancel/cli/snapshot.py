@@ -7,12 +7,12 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
-from kalshi_cancel.cli.glance import LaneGlance, glance
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog, Noted
 from kalshi_cancel.store.cancels import connect
 from kalshi_cancel.store.mass_cancels import MassCancels
-from kalshi_cancel.store.rate_limits import Level, levels_now
+from kalshi_cancel.store.rate_limits import Level
+from kalshi_cancel.store.stats import LaneState, Stats
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 
 WINDOW_S = 10.0  # over which rates are told
@@ -53,7 +53,7 @@ class Snapshot:
 
     now_s: float
     where: str
-    lanes: tuple[LaneGlance, ...]
+    lanes: tuple[LaneState, ...]
     dead_letters: int
     rates: Rates | None
     buckets: tuple[Level, ...]
@@ -68,20 +68,21 @@ class Watcher:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._server = connect(settings)
+        self._stats = Stats(self._server, settings)
         self._registry = WorkerRegistry(self._server, settings)
         self._mass_cancels = MassCancels(self._server, settings)
         self._recent = _Recent(AuditLog(self._server, settings)) if settings.audit else None
 
     def snapshot(self) -> Snapshot:
         """The service now."""
-        seen = glance(self._server, self._settings)
+        seen = self._stats.look()
         return Snapshot(
             now_s=seen.now_s,
             where=f"{self._settings.key_prefix} at {_address(self._settings.masked_url)}",
-            lanes=seen.lanes,
+            lanes=tuple(seen.lanes.values()),
             dead_letters=seen.dead_letters,
             rates=None if self._recent is None else self._recent.rates(seen.now_s),
-            buckets=tuple(levels_now(self._server, self._settings.key_prefix)),
+            buckets=tuple(seen.buckets.values()),
             workers=tuple(self._registry.workers()),
             held_back=self._registry.held_back(),
             mass_cancels=tuple(

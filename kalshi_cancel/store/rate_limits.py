@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -16,14 +17,10 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import SHARDS, write_path
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
-
-RECOVERY_PER_S = 0.05  # as in lua/buckets.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,13 @@ class Limits:
                 float(write["bucket_capacity"]),
             )
             default = float(costs.get("default_cost", 10))
-            table = {(c["method"], c["path"].rstrip("/")): float(c["cost"]) for c in costs["endpoint_costs"]}
+            table = {(c["method"], _path(c["path"])): float(c["cost"]) for c in costs["endpoint_costs"]}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
         known = replace(
             known,
-            cancel_cost=table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:order_id"), default),
-            read_cost=table.get(("GET", "/trade-api/v2/portfolio/orders/:order_id"), default),
+            cancel_cost=table.get(("DELETE", "/trade-api/v2/portfolio/events/orders/:"), default),
+            read_cost=table.get(("GET", "/trade-api/v2/portfolio/orders/:"), default),
             list_cost=table.get(("GET", "/trade-api/v2/portfolio/orders"), default),
         )
         # What is none of this would stop the arithmetic, and with it every cancel.
@@ -67,6 +64,36 @@ class Limits:
     def holds_its_calls(self) -> bool:
         """Whether each bucket, of which half is always counted on, holds the tokens of its dearest call."""
         return self.read_capacity >= 2 * self.list_cost and self.write_capacity >= 2 * self.cancel_cost
+
+
+_PARAMETER = re.compile(r":\w+|\{\w+\}")
+
+
+def _path(path: str) -> str:
+    """An endpoint's path, whatever its parameters are called and however they are written."""
+    return _PARAMETER.sub(":", path).rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A bucket at one moment: its tokens, the most that we count on, and its refill in tokens a second.
+
+    ``share`` of the refill counts at this moment; ``refused``: 429s met so far.
+    """
+
+    bucket: str
+    tokens: float
+    capacity: float
+    refill: float
+    share: float
+    refused: int
+
+    @classmethod
+    def parse(cls, told: Sequence[str]) -> Level:
+        """As ``level`` of ``lua/buckets.lua`` tells it."""
+        bucket, *numbers = told
+        tokens, capacity, refill, share, refused = map(float, numbers)
+        return cls(bucket, tokens, capacity, refill, share, int(refused))
 
 
 class Pacer:
@@ -102,7 +129,7 @@ class Pacer:
         """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
-            pipeline.hsetnx(Keys(self._prefix).limits, str(field), value)
+            pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
         scripts.call(pipeline.execute)
 
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
@@ -127,77 +154,10 @@ class Pacer:
             self._corrected(bucket)
         return bool(was_affordable)
 
-    def tokens_now(self, shards: Sequence[int]) -> dict[int, float]:
-        """The write tokens there are at this moment: of each shard's own bucket, and for 0 the unscoped."""
-        names = [write_path(shard) for shard in shards]
-        levels = scripts.call(lambda: self._levels(args=[self._prefix, *names]))
-        return {shard: float(level) for shard, level in zip(shards, levels, strict=True)}
-
-    def read_tokens_now(self) -> float:
-        """The read tokens there are at this moment."""
-        [level] = scripts.call(lambda: self._levels(args=[self._prefix, "read"]))
-        return float(level)
-
-    def levels(self) -> dict[str, dict[str, float]]:
-        """What Redis knows of each bucket: tokens at ``at_us``, share of the refill, 429s met."""
-        names = ["read", *(write_path(shard) for shard in range(SHARDS))]
-        pipeline = self._server.pipeline(transaction=False)
-        for name in names:
-            pipeline.hgetall(Keys(self._prefix).bucket(name))
-        return {
-            name: {field: float(value) for field, value in fields.items()}
-            for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
-            if fields
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """A bucket at one moment: tokens there are of how many, tokens a second, the share of those that counts.
-
-    ``refused``: 429s met so far.
-    """
-
-    bucket: str
-    tokens: float
-    capacity: float
-    refill: float
-    share: float
-    refused: int
-
-
-def levels_now(server: redis.Redis, prefix: str) -> list[Level]:
-    """Every bucket that was paid from or may be, for who may only read; raises StoreError.
-
-    As ``lua/buckets.lua`` has it, but with the whole capacity: what is on its way is not left out.
-    """
-    pipeline = server.pipeline(transaction=False)
-    pipeline.time()
-    pipeline.hgetall(Keys(prefix).limits)
-    pipeline.smembers(Keys(prefix).paths)
-    (seconds, micros), limits, paths = scripts.call(pipeline.execute)
-    names = sorted({"read", "write", *(path for path in paths if path.startswith("write:"))})
-    pipeline = server.pipeline(transaction=False)
-    for name in names:
-        pipeline.hmget(Keys(prefix).bucket(name), ["tokens", "at_us", "share", "share_at_us", "refused"])
-    now_us = seconds * 1_000_000 + micros
-    return [
-        _level(name, limits, fields, now_us)
-        for name, fields in zip(names, scripts.call(pipeline.execute), strict=True)
-    ]
-
-
-def _level(name: str, limits: Mapping[str, str], fields: Sequence[str | None], now_us: int) -> Level:
-    kind = "read" if name.startswith("read") else "write"
-    refill, capacity = (float(limits.get(f"{kind}_{each}", 0.0)) for each in ("refill", "capacity"))
-    tokens, at_us, share, share_at_us, refused = (None if each is None else float(each) for each in fields)
-    counts = 1.0
-    if share is not None and share_at_us is not None:
-        counts = min(1.0, share + max(now_us - share_at_us, 0) * RECOVERY_PER_S / 1e6)
-    there = capacity
-    if tokens is not None and at_us is not None:
-        there = min(capacity, tokens + max(now_us - at_us, 0) * refill * counts / 1e6)
-    return Level(name, there, capacity, refill, counts, int(refused or 0))
+    def levels(self, buckets: Sequence[str]) -> dict[str, Level]:
+        """How these buckets stand at this moment."""
+        answer = scripts.call(lambda: self._levels(args=[self._prefix, *buckets]))
+        return {level.bucket: level for level in map(Level.parse, answer)}
 
 
 def _shared(limits: Limits) -> dict[Any, Any]:

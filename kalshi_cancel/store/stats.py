@@ -1,9 +1,13 @@
-"""How the whole service stands, read from Redis in one look: what every worker sees alike."""
+"""The stats reader tells how all workers stands: for metrics and for `cancelctl top`, by the same rules.
+
+It only reads, by a script that writes nothing: a Redis user that may only read may use it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import redis
@@ -11,7 +15,7 @@ import redis
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
-from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.rate_limits import Level
 
 # Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.
 ENDS = 500
@@ -22,36 +26,39 @@ _PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """A lane: entries that are open, seconds since the oldest was accepted, and requests accepted ever."""
+    """A lane. Of ``open`` entries, ``looked_at`` were looked at: what follows is told of those.
 
+    Ages are in seconds, None when nothing is open; ``messages`` wait in the lane's queue. ``accepted`` counts
+    all requests ever.
+    """
+
+    lane: Lane
     open: int
-    oldest_age_s: float
+    looked_at: int
+    claimed: int
+    unresolved: int
+    oldest_s: float | None
+    median_s: float | None
+    messages: int
     accepted: int
 
 
 @dataclass(frozen=True, slots=True)
-class BucketState:
-    """A bucket: its tokens now, the most that we count on, and the 429s met."""
-
-    tokens: float
-    capacity: float
-    refused: int
-
-
-@dataclass(frozen=True, slots=True)
 class StatsShown:
-    """The service at one moment; ``mass_cancels`` counts the latest 100: ``running``, ``flat``, ``not_flat``.
+    """The fleet at ``now_s``, epoch seconds by the server's clock.
 
-    ``set_aside``: entries that cannot be read; ``audit_gaps``: entries that the audit log is missing.
+    ``buckets`` are those in use, by name: none while the account's limits are not known. ``mass_cancels``
+    counts the latest 100: ``running``, ``flat``, ``not_flat``. ``set_aside`` counts entries that cannot
+    be read, ``audit_gaps`` entries that the audit log is missing.
     """
 
+    now_s: float
     lanes: dict[Lane, LaneState]
     unresolved: int
     dead_letters: int
     set_aside: int
     audit_gaps: int
-    queues: dict[str, int]
-    buckets: dict[str, BucketState]
+    buckets: dict[str, Level]
     mass_cancels: dict[str, int]
     redis_round_trip_s: float
 
@@ -72,39 +79,34 @@ class Stats:
         asked = time.perf_counter()
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
-        unresolved, dead, aside, missed, lanes, buckets = scripts.call(
+        unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.call(
             lambda: self._state(args=[self._prefix, ENDS, *(lane.value for lane in Lane)])
         )
+        messages = self._messages()
         return StatsShown(
-            lanes={
-                lane: LaneState(int(open_now), age_ms / 1000, int(accepted))
-                for lane, (open_now, age_ms, accepted) in zip(Lane, lanes, strict=True)
-            },
+            now_s=int(now_us) / 1e6,
+            lanes={lane: _lane(lane, told, messages[lane]) for lane, told in zip(Lane, lanes, strict=True)},
             unresolved=int(unresolved),
             dead_letters=int(dead),
             set_aside=int(aside),
             audit_gaps=int(missed),
-            queues=self._queues(),
-            buckets={
-                str(name): BucketState(float(tokens), float(capacity), int(refused))
-                for name, tokens, capacity, refused in buckets
-            },
+            buckets={level.bucket: level for level in map(Level.parse, buckets)},
             mass_cancels=self._mass_cancels(),
             redis_round_trip_s=round_trip_s,
         )
 
-    def _queues(self) -> dict[str, int]:
+    def _messages(self) -> dict[Lane, int]:
         pipeline = self._server.pipeline(transaction=False)
         for lane in Lane:
             for priority in _PRIORITIES:
                 pipeline.llen(self._celery_prefix + lane.queue + priority)
         lengths = iter(scripts.call(pipeline.execute))
-        return {lane.queue: sum(next(lengths) for _ in _PRIORITIES) for lane in Lane}
+        return {lane: sum(next(lengths) for _ in _PRIORITIES) for lane in Lane}
 
     def _mass_cancels(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zrange(Keys(self._prefix).mass_cancels, -MASS_CANCELS_MOST, -1)
-        pipeline.smembers(Keys(self._prefix).mass_cancels_open)
+        pipeline.zrange(f"{self._prefix}:mass_cancels", -MASS_CANCELS_MOST, -1)
+        pipeline.smembers(f"{self._prefix}:mass_cancels:open")
         latest, running = scripts.call(pipeline.execute)
         ended = {
             each: self._ended.get(each) or self._how_ended(each) for each in latest if each not in running
@@ -114,5 +116,12 @@ class Stats:
         return {"running": len(running), "flat": counts["flat"], "not_flat": counts["not_flat"]}
 
     def _how_ended(self, request_id: str) -> str:
-        args = [Keys(self._prefix).mass_cancel(request_id)]
+        args = [f"{self._prefix}:mass:{request_id}"]
         return str(scripts.call(lambda: self._mass_end(args=args)))
+
+
+def _lane(lane: Lane, told: Sequence[int], messages: int) -> LaneState:
+    """A lane as ``lua/fleet.lua`` tells it."""
+    open_now, accepted, looked_at, claimed, unresolved, oldest_ms, median_ms = map(int, told)
+    oldest_s, median_s = (None if age_ms < 0 else age_ms / 1000 for age_ms in (oldest_ms, median_ms))
+    return LaneState(lane, open_now, looked_at, claimed, unresolved, oldest_s, median_s, messages, accepted)

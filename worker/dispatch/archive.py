@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
 from kalshi_cancel.model.orders import Order, Problem
-from kalshi_cancel.store.rate_limits import Pacer
-from worker.dispatch.events import CallMade, Emit, nobody
+from worker.dispatch.paid_calls import PaidCalls, Target
 
 # Between the beginnings of two looks, for each page of the last one: the read tokens are for others, too.
 LOOK_AGAIN_S = 0.5
@@ -44,13 +43,10 @@ class _Look:
 class Archive:
     """The archive of one account, for one process; safe to share between threads."""
 
-    def __init__(
-        self, exchange: Exchange, pacer: Pacer, stopping: threading.Event, *, emit: Emit = nobody
-    ) -> None:
+    def __init__(self, exchange: Exchange, calls: PaidCalls, stopping: threading.Event) -> None:
         self._exchange = exchange
-        self._pacer = pacer
+        self._calls = calls
         self._stopping = stopping
-        self._emit = emit
         self._looking = threading.Lock()
         self._last = _Look(-float("inf"))
 
@@ -102,19 +98,15 @@ class Archive:
         return found or Failure(Meaning.NOT_SENT, gone)
 
     def _page(self, cursor: str) -> Page | Failure:
-        cost = self._pacer.limits.list_cost
         if self._stopping.is_set():
             return _STOPPING
-        while (wait_s := self._pacer.take("read", cost)) > 0:
-            if self._stopping.wait(min(wait_s, TOKENS_AGAIN_S)):
-                return _STOPPING
-        started = time.monotonic()
-        page = self._exchange.list_archive({}, cursor)
-        failure = page if isinstance(page, Failure) else None
-        self._emit(CallMade("list", (), None, failure, time.monotonic() - started, "read", cost))
-        if failure is not None and failure.meaning is Meaning.BUSY:
-            self._pacer.correct("read", cost, taken_at=started)
-        return page
+        paid = self._calls.take_in_time("read", self._calls.limits.list_cost, self._waited)
+        if paid is None:
+            return _STOPPING
+        return self._calls.send(paid, Target("list"), lambda: self._exchange.list_archive({}, cursor)).answer
+
+    def _waited(self, seconds: float) -> bool:
+        return not self._stopping.wait(min(seconds, TOKENS_AGAIN_S))
 
 
 _STOPPING = Failure(Meaning.NOT_SENT, Problem("stopping", "this worker is stopping"))

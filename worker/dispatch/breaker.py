@@ -65,8 +65,8 @@ class CircuitBreaker:
         """Whether a sender looks after the exchange, and goes on when it is back."""
         return self._watch.locked()
 
-    def note(self, answer: Canceled | Order | Failure) -> None:
-        """Learns from an answer of the exchange, or from there being none."""
+    def note(self, answer: Canceled | Order | Failure | None) -> None:
+        """Learns from an answer of the exchange (None: one that is no failure), or from there being none."""
         meaning = answer.meaning if isinstance(answer, Failure) else None
         with self._lock:
             if isinstance(answer, Failure) and meaning is Meaning.KEY_REFUSED:

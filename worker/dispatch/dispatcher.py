@@ -41,9 +41,10 @@ from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.breaker import BreakerState, CircuitBreaker
 from worker.dispatch.completions import Completions, Place
-from worker.dispatch.events import BreakerMoved, Claimed, Concluded, Emit, LeaseLost, nobody
-from worker.dispatch.executor import AnotherKey, Completion, Executor, no_other
+from worker.dispatch.events import BreakerMoved, Claimed, Concluded, LeaseLost
+from worker.dispatch.executor import Completion, Executor
 from worker.dispatch.leases import LEASE_S, Leases
+from worker.dispatch.settings import ALONE, DispatchSettings, Neighbors
 
 log = logging.getLogger(__name__)
 
@@ -104,33 +105,20 @@ class Dispatcher:
         store: CancelStore,
         exchange: Exchange,
         pacer: Pacer,
+        settings: DispatchSettings,
         *,
-        cancel_deadline_s: float,
-        cancel_max_age_s: float,
-        read_lag_s: float,
-        record_life_s: float,
-        risk_reserve: float,
-        batch_most: int,
-        lanes: Sequence[Lane] = tuple(Lane),
-        senders: int = 1,
-        call_sender: Callable[[Lane], None] = lambda _lane: None,
+        neighbors: Neighbors = ALONE,
         completions: Completions | None = None,
-        breaker_moved: Callable[[], None] = lambda: None,
-        others_serve: Callable[[], bool] = lambda: False,
-        another_key: AnotherKey = no_other,
-        emit: Emit = nobody,
     ) -> None:
         self._store = store
-        self._emit = emit
+        self._emit = neighbors.emit
         self._pacer = pacer
-        self._cancel_deadline_s = cancel_deadline_s
-        self._risk_reserve = risk_reserve
-        self._lanes = tuple(lanes)
+        self._cancel_deadline_s = settings.cancel_deadline_s
+        self._risk_reserve = settings.risk_reserve
+        self._lanes = settings.lanes
         self._completions = completions or Completions()
-        self._room = _Room(senders)
-        self._call_sender = call_sender
-        self._breaker_moved = breaker_moved
-        self._others_serve = others_serve
+        self._room = _Room(settings.senders)
+        self._neighbors = neighbors
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
@@ -138,7 +126,7 @@ class Dispatcher:
         self._no_store = Seldom()
         self._not_entered = Seldom()
         self._not_stored: set[str] = set()
-        self._leases = Leases(store, lost=lambda entries: emit(LeaseLost(entries)))
+        self._leases = Leases(store, lost=lambda entries: neighbors.emit(LeaseLost(entries)))
         self._breaker = CircuitBreaker(
             lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.status(),
             self._show_breaker,
@@ -149,14 +137,8 @@ class Dispatcher:
             self._breaker,
             self._leases,
             self._stopping,
-            cancel_max_age_s=cancel_max_age_s,
-            read_lag_s=read_lag_s,
-            record_life_s=record_life_s,
-            risk_reserve=risk_reserve,
-            batch_most=batch_most,
-            senders=senders,
-            another_key=another_key,
-            emit=emit,
+            settings=settings,
+            neighbors=neighbors,
         )
 
     def enter(
@@ -329,7 +311,7 @@ class Dispatcher:
         now = time.monotonic()
         if now - self._called_at > CALL_AGAIN_S:
             self._called_at = now
-            self._call_sender(claim.entries[0].lane)
+            self._neighbors.call_sender(claim.entries[0].lane)
 
     def _stay(self, seconds: float, waits_for: _WaitsFor) -> bool:
         """Waits for what is due or paid for soon, as the one sender that does; False for the others.
@@ -389,7 +371,7 @@ class Dispatcher:
     def _refused_everywhere(self) -> Problem | None:
         """What the exchange says to this worker's key, where no other worker can serve either."""
         is_refused = self._breaker.state is BreakerState.KEY_REFUSED
-        return self._breaker.key_problem if is_refused and not self._others_serve() else None
+        return self._breaker.key_problem if is_refused and not self._neighbors.others_serve() else None
 
     def lanes_to_wake(self) -> dict[Lane, bool]:
         """The lanes where something can be claimed and nobody was coming; see the store's."""
@@ -417,7 +399,7 @@ class Dispatcher:
 
     def _show_breaker(self, state: BreakerState) -> None:
         self._emit(BreakerMoved(state))
-        self._breaker_moved()
+        self._neighbors.breaker_moved()
 
     def _put_down(self, held: Completion) -> Completion:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""

@@ -7,23 +7,25 @@ batch call; those that it does not settle go back at once and are followed up on
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from http import HTTPStatus
+from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.model.orders import CancelResult, Lane, Order, OrderStatus, Outcome, write_path
+from kalshi_cancel.model.orders import CancelResult, OrderStatus, Outcome, write_path
 from kalshi_cancel.store.cancels import (
     Claim,
     Completed,
@@ -37,8 +39,9 @@ from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.archive import Archive, NotNow
 from worker.dispatch.breaker import CircuitBreaker
-from worker.dispatch.events import CallMade, Emit, nobody
+from worker.dispatch.events import CallMade
 from worker.dispatch.leases import Leases
+from worker.dispatch.paid_calls import Made, NoTokens, PaidCalls, Payment, Target, kept_share
 from worker.dispatch.resolution import (
     Attempt,
     Case,
@@ -53,8 +56,11 @@ from worker.dispatch.resolution import (
     after_read,
     after_search,
 )
+from worker.dispatch.settings import ALONE, DispatchSettings, Neighbors
 
 log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 # Back-off with full jitter: up to 50 ms at first (reads lag writes by about 360 ms), doubling.
 BACK_OFF_FIRST_S = 0.05
@@ -81,15 +87,6 @@ LEFT_TO_OTHERS_S = 0.25
 LEFT_OVERDUE_S = 5.0
 # How long all go out alone to find the one that spoils every call.
 ALONE_S = 1.0
-
-
-# The id of a key that is none of these, of another worker of the lane (empty: none); raises StoreError.
-AnotherKey = Callable[[Collection[str], Lane], str]
-
-
-def no_other(_key_ids: Collection[str], _lane: Lane) -> str:
-    """For a worker that is alone."""
-    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +126,21 @@ class Executor:
         leases: Leases,
         stopping: threading.Event,
         *,
-        cancel_max_age_s: float,
-        read_lag_s: float,
-        record_life_s: float,
-        risk_reserve: float,
-        batch_most: int,
-        senders: int = 1,
-        another_key: AnotherKey = no_other,
-        emit: Emit = nobody,
+        settings: DispatchSettings,
+        neighbors: Neighbors = ALONE,
     ) -> None:
         self._exchange = exchange
-        self._another_key = another_key
-        self._emit = emit
-        self._pacer = pacer
+        self._another_key = neighbors.another_key
+        self._calls = PaidCalls(pacer, emit=neighbors.emit, hear=breaker.note)
         self._breaker = breaker
         self._leases = leases
         self._stopping = stopping
-        self._cancel_max_age_s = cancel_max_age_s
-        self._lags = Lags(round(read_lag_s * 1000), round(record_life_s * 1000))
-        self._archive = Archive(exchange, pacer, stopping, emit=emit)
-        self._risk_reserve = risk_reserve
-        self.batch_size = BatchSize(batch_most)
-        self.read_slots = ReadSlots(senders)
+        self._cancel_max_age_s = settings.cancel_max_age_s
+        self._lags = Lags(round(settings.read_lag_s * 1000), round(settings.record_life_s * 1000))
+        self._archive = Archive(exchange, PaidCalls(pacer, emit=neighbors.emit), stopping)
+        self._risk_reserve = settings.risk_reserve
+        self.batch_size = BatchSize(settings.batch_most)
+        self.read_slots = ReadSlots(settings.senders)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_NotKnownYet),
             wait=self._pause_s,
@@ -184,7 +174,7 @@ class Executor:
     # -- one order
 
     def _see_through(self, walk: _Walk) -> Conclusion:
-        walk.paid = True
+        walk.paid_at = walk.since
         try:
             verdict = self._retrying(self._take_step, walk)
         except _NotKnownYet as open_still:
@@ -205,23 +195,45 @@ class Executor:
         bucket = _bucket(case)
         if case.step is Step.SEARCH_ARCHIVE:
             return self._search(walk)
-        self._pay(walk, bucket)
-        answer: Canceled | Order | Failure
-        started = time.monotonic()
+        paid = self._pay(walk, bucket)
         if case.step is Step.CANCEL:
-            case = case.sending(self._now(walk))
-            answer = self._exchange.cancel(entry.order_id, case.routing, time_left_s=walk.time_left_s())
-            decided = after_cancel(case, answer, self._now(walk))
-        else:
-            answer = self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s())
-            # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
-            asked_at = self._now(walk, ago_s=time.monotonic() - started)
-            decided = after_read(case, answer, asked_at, self._lags)
-        operation = "cancel" if case.step is Step.CANCEL else "read_back"
-        if isinstance(answer, Failure) and answer.meaning is Meaning.REFUSED and operation == "cancel":
+            return self._cancel(walk, paid)
+        made = self._send(
+            "read_back",
+            [walk],
+            paid,
+            lambda: self._exchange.read_order(entry.order_id, time_left_s=walk.time_left_s()),
+        )
+        # What a slow reply shows may be as old as its question; the clock is as this very reply tells it.
+        asked_at = self._now(walk, ago_s=time.monotonic() - made.began)
+        return self._known(walk, case, after_read(case, made.answer, asked_at, self._lags))
+
+    def _cancel(self, walk: _Walk, paid: Payment) -> Verdict:
+        """Asks for the cancel, and what follows from the answer; raises _NotKnownYet."""
+        case, order_id = walk.case.sending(self._now(walk)), walk.entry.order_id
+        made = self._send(
+            "cancel",
+            [walk],
+            paid,
+            lambda: self._exchange.cancel(order_id, case.routing, time_left_s=walk.time_left_s()),
+        )
+        if isinstance(made.answer, Failure) and made.answer.meaning is Meaning.REFUSED:
             self.batch_size.spoiler_found()
-        self._notice(operation, [walk], answer, started, bucket=bucket, tokens=self._cost(case))
-        return self._known(walk, case, decided)
+        return self._known(walk, case, after_cancel(case, made.answer, self._now(walk)))
+
+    def _send(
+        self,
+        operation: str,
+        walks: Sequence[_Walk],
+        paid: Payment,
+        ask: Callable[[], _Answer],
+        failure_in: Callable[[_Answer], Failure | None] | None = None,
+    ) -> Made[_Answer]:
+        """Makes a call for these orders, and notes it among those of their claim."""
+        target = Target(operation, tuple(walk.entry.order_id for walk in walks), walks[0].entry.lane)
+        made = self._calls.send(paid, target, ask, failure_in=failure_in)
+        walks[0].calls.append(made.call)
+        return made
 
     def _known(self, walk: _Walk, case: Case, decided: Verdict | Next) -> Verdict:
         """The verdict, if it is one; else raises _NotKnownYet."""
@@ -239,52 +251,22 @@ class Executor:
             raise _NotKnownYet(walk, Next(case, Pause.NONE, found.wait_s))
         return self._known(walk, case, after_search(case, found, asked, self._lags))
 
-    def _pay(self, walk: _Walk, bucket: str) -> None:
+    def _pay(self, walk: _Walk, bucket: str) -> Payment:
         """Takes the tokens of the walk's next call, unless the claim has; raises _NotKnownYet."""
-        if walk.paid:
-            walk.paid = False
-            return
-        limits = self._pacer.limits
-        kept = self._risk_reserve if walk.entry.lane is Lane.STRATEGY else 0.0
-        if bucket == "read":  # the tokens of a listing are left to mass cancels
-            kept = min(limits.list_cost, (limits.read_capacity - limits.read_cost) / 4) / limits.read_capacity
+        limits = self._calls.limits
+        cost = limits.cancel_cost if walk.case.step is Step.CANCEL else limits.read_cost
+        if walk.paid_at is not None:
+            paid_at, walk.paid_at = walk.paid_at, None
+            return Payment(bucket, cost, paid_at)
+        kept = kept_share(bucket, walk.entry.lane, limits, risk_reserve=self._risk_reserve)
         try:
-            walk.taken_at = time.monotonic()
-            wait_s = self._pacer.take(bucket, self._cost(walk.case), kept_share=kept)
+            paid = self._calls.take(bucket, cost, kept_share=kept)
         except StoreError as error:
             log.warning("no tokens without Redis: %s", error)
-            wait_s = PATIENCE_S
-        if wait_s > 0:
-            raise _NotKnownYet(walk, Next(walk.case, Pause.NONE, wait_s))
-
-    def _cost(self, case: Case) -> float:
-        limits = self._pacer.limits
-        return limits.cancel_cost if case.step is Step.CANCEL else limits.read_cost
-
-    def _notice(
-        self,
-        operation: str,
-        walks: Sequence[_Walk],
-        answer: Canceled | Order | Failure,
-        started: float,
-        *,
-        bucket: str,
-        tokens: float,
-    ) -> bool:
-        """What breaker, buckets and listeners learn from a call that began at ``started`` (monotonic).
-
-        True for a 429 although the tokens must have been there.
-        """
-        self._breaker.note(answer)
-        failure, was_affordable = answer if isinstance(answer, Failure) else None, False
-        if failure is not None and failure.meaning is Meaning.BUSY:
-            was_affordable = self._pacer.correct(bucket, tokens, taken_at=walks[0].taken_at)
-        order_ids = tuple(walk.entry.order_id for walk in walks)
-        took_s = time.monotonic() - started
-        call = CallMade(operation, order_ids, walks[0].entry.lane, failure, took_s, bucket, tokens)
-        walks[0].calls.append(call)
-        self._emit(call)
-        return was_affordable
+            paid = NoTokens(PATIENCE_S)
+        if isinstance(paid, NoTokens):
+            raise _NotKnownYet(walk, Next(walk.case, Pause.NONE, paid.wait_s))
+        return paid
 
     def _pause_s(self, state: RetryCallState) -> float:
         """How long to wait before the next step, for tenacity; drawn once per answer."""
@@ -316,21 +298,16 @@ class Executor:
             walk.case = walk.case.sending(walk.instant(clocks))
         orders = [(walk.entry.order_id, walk.case.routing) for walk in walks]
         time_left_s = max(walk.time_left_s() for walk in walks)
-        started = time.monotonic()
-        answers = self._exchange.cancel_batch(orders, time_left_s=time_left_s)
+        made = self._send(
+            "batch",
+            walks,
+            Payment(claim.bucket, claim.tokens, walks[0].since),
+            lambda: self._exchange.cancel_batch(orders, time_left_s=time_left_s),
+            _failure_of_batch,
+        )
+        answers = made.answer
         if isinstance(answers, Failure):
-            was_affordable = self._notice(
-                "batch", walks, answers, started, bucket=claim.bucket, tokens=claim.tokens
-            )
-            return self._whole_batch(walks, answers, was_affordable=was_affordable)
-        paused = [
-            each for each in answers.values() if isinstance(each, Failure) and each.meaning is Meaning.PAUSED
-        ]
-        busy = [
-            each for each in answers.values() if isinstance(each, Failure) and each.meaning is Meaning.BUSY
-        ]
-        heard = paused[0] if len(paused) == len(walks) else busy[0] if busy else _ANSWERED
-        self._notice("batch", walks, heard, started, bucket=claim.bucket, tokens=claim.tokens)
+            return self._whole_batch(walks, answers, was_affordable=made.was_affordable)
         self.batch_size.accepted(len(walks))
         clocks = self._clocks()
         return [
@@ -354,7 +331,7 @@ class Executor:
             clocks = self._clocks()
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, failure, walk.instant(clocks)).case
-            if len(walks) * self._pacer.limits.read_cost <= self._pacer.limits.list_cost:
+            if len(walks) * self._calls.limits.read_cost <= self._calls.limits.list_cost:
                 return [self._retry_later(walk, 0.0) for walk in walks]
             return [self._retry_later(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
@@ -363,28 +340,28 @@ class Executor:
         """Looks for many in listings of canceled orders, as long as that is cheaper than one by one."""
         missing = {walk.entry.order_id: walk for walk in walks}
         conclusions: list[Conclusion] = []
-        limits, cursor, paid_s, pages = self._pacer.limits, "", 0.0, 0
-        while missing and paid_s == 0.0 and pages < PAGES_MOST and not self._stopping.is_set():
+        limits, cursor, pages = self._calls.limits, "", 0
+        paid: Payment | NoTokens = Payment("read", limits.list_cost, walks[0].since)
+        while missing and isinstance(paid, Payment) and pages < PAGES_MOST and not self._stopping.is_set():
             if not all(self._leases.is_held(walk.entry) for walk in walks):
                 break
             pages += 1
-            started = time.monotonic()
-            page = self._exchange.list_orders({"status": OrderStatus.CANCELED.value}, cursor)
-            failure = page if isinstance(page, Failure) else None
-            self._notice("list", walks, failure or _ANSWERED, started, bucket="read", tokens=limits.list_cost)
+            query = {"status": OrderStatus.CANCELED.value}
+            ask = functools.partial(self._exchange.list_orders, query, cursor)
+            made = self._send("list", walks, paid, ask)
+            page = made.answer
             if isinstance(page, Failure):
                 break
             for order in page.orders:
                 walk = missing.pop(order.order_id, None)
                 if walk is not None:
-                    at = self._now(walk, ago_s=time.monotonic() - started)
+                    at = self._now(walk, ago_s=time.monotonic() - made.began)
                     decided = after_read(walk.case, order, at, self._lags)
                     conclusions.append(self._conclude(walk, decided))
             cursor = page.cursor
             if not cursor or len(missing) * limits.read_cost <= limits.list_cost:
                 break
-            walks[0].taken_at = time.monotonic()
-            paid_s = self._pacer.take("read", limits.list_cost)
+            paid = self._calls.take("read", limits.list_cost)
         # What is not among the canceled ones is executed, or shown late: that only its own read-back tells.
         return conclusions + [self._retry_later(walk, 0.0, path="read") for walk in missing.values()]
 
@@ -553,10 +530,6 @@ class BatchSize:
         self._refused, self._refused_until = self._most + 1, 0.0
 
 
-# What the breaker is told of a batch that was answered, whatever it says of its orders.
-_ANSWERED = Canceled(Decimal(0), None, None)
-
-
 @dataclass(frozen=True, slots=True)
 class Clocks:
     """The exchange's two clocks at one moment, read once for all orders of a call; see Instant."""
@@ -581,8 +554,8 @@ class _Walk:
         self.case = case
         self.entry = entry
         self.calls = calls  # made for all entries of the claim
-        self.paid = False  # the tokens of its next call are taken
-        self.taken_at = since  # when those of its latest call were (monotonic)
+        self.since = since  # when it was claimed, and its first call paid for (monotonic)
+        self.paid_at: float | None = None  # when the tokens of its next call were taken (monotonic)
         self.reads_only = False  # claimed to be read back
         self.slot = slot
         self.key_id = key_id  # of the key that signs for it
@@ -635,6 +608,16 @@ def _draw_pause_s(decided: Next, walk: _Walk) -> float:
     ceiling_s = min(BACK_OFF_FIRST_S * 2.0 ** min(decided.case.back_offs - 1, 20), most_s)
     pause_s = random.uniform(0, ceiling_s)  # noqa: S311 - jitter, not a secret
     return max(pause_s, decided.at_least_s)
+
+
+def _failure_of_batch(answers: Mapping[str, Canceled | Failure] | Failure) -> Failure | None:
+    """How a batch has failed as a whole: none of its orders passes, or one has met a 429."""
+    each = [answers] if isinstance(answers, Failure) else list(answers.values())
+    failures = [answer for answer in each if isinstance(answer, Failure)]
+    paused = [failure for failure in failures if failure.meaning is Meaning.PAUSED]
+    if paused and len(paused) == len(each):
+        return paused[0]
+    return next((failure for failure in failures if failure.meaning is Meaning.BUSY), None)
 
 
 def _bucket(case: Case) -> str:

@@ -96,6 +96,12 @@ class Services:
                 self._begin(job)
         self.check()
 
+    def wake(self, name: str) -> None:
+        """Has the next round of this one begin at once, if it is started."""
+        for job in list(self._jobs):
+            if job.service.name == name:
+                job.service.wake()
+
     def stop(self, *, but: Collection[str] = ()) -> None:
         """Has each end after the round that it is in, those named excepted."""
         self._stopping.set()

@@ -9,8 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import SHARDS, CancelResult, ConfirmedBy, Lane
+from kalshi_cancel.model.orders import SHARDS, CancelResult, ConfirmedBy, Lane, write_path
 from kalshi_cancel.store.mass_claim import MassClaim
+from kalshi_cancel.store.rate_limits import Level
 from worker.mass import planning, report
 from worker.mass.listing import Listing
 from worker.mass.means import Means
@@ -59,12 +60,13 @@ class Account:
 
     def _begin(self) -> Start:
         """What there was when the first runner began."""
+        levels = self._levels()
         now = Start(
             started_s=self._claim.now_s(),
-            tokens=self._pacer.tokens_now(range(SHARDS)),
-            read_tokens=self._pacer.read_tokens_now(),
+            tokens={shard: levels[write_path(shard)].tokens for shard in range(SHARDS)},
+            read_tokens=levels["read"].tokens,
             waiting=self._store.waiting(Lane.RISK),
-            refused_calls=self._refused_calls(),
+            refused_calls=_refused_calls(levels),
         )
         return Start.from_json(self._claim.begin(now.to_json()))
 
@@ -160,7 +162,7 @@ class Account:
         others = self._store.standing(planned.keys() - results.keys())
         results |= others.results  # of those that were settled meanwhile
         rate_limited = max(
-            self._refused_calls() - plan["refused_calls_before"], 0
+            _refused_calls(self._levels()) - plan["refused_calls_before"], 0
         )  # (Redis may have lost them)
         pace = report.pace_shown(
             plan, planned, results, rate_limited=rate_limited, overhead_s=planning.OVERHEAD_S
@@ -200,8 +202,12 @@ class Account:
         )
         return tokens
 
-    def _refused_calls(self) -> int:
-        return sum(int(bucket.get("refused", 0)) for bucket in self._pacer.levels().values())
+    def _levels(self) -> dict[str, Level]:
+        return self._pacer.levels(["read", *(write_path(shard) for shard in range(SHARDS))])
+
+
+def _refused_calls(levels: Mapping[str, Level]) -> int:
+    return sum(level.refused for level in levels.values())
 
 
 def _is_settled(had: Any) -> bool:

@@ -24,7 +24,7 @@ from worker.dispatch.resolution import Case
 from worker.mass.entering import Entered, Entering
 from worker.mass.listing import Listing
 from worker.mass.means import Means
-from worker.mass.planning import COMMAND_CATCH_UP_S, Command
+from worker.mass.planning import COMMAND_CATCH_UP_S
 from worker.mass.sending import Address, CommandSender, Given
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Commanding:
 
     def __init__(
         self,
-        command: Command,
+        sender: CommandSender,
         request: MassRequest,
         claim: MassClaim,
         means: Means,
@@ -52,13 +52,13 @@ class Commanding:
         *,
         now_s: Callable[[], float],
     ) -> None:
-        self.command = command
+        self.command = sender.command
         self._request = request
         self._claim = claim
         self._entering = entering
         self._store = means.store
         self._exchange = means.exchange
-        self._sender = CommandSender(command, claim, means)
+        self._sender = sender
         self._now_s = now_s
         self._read_lag_s = means.read_lag_s
         self._lock = threading.Lock()
@@ -244,7 +244,7 @@ class Commanding:
             todo = sorted(self._todo, key=lambda each: (each.subaccount or 0, each.exchange_index or 0))
         failures = []
         for address in todo:
-            paid = self._sender.pays()
+            paid = self._sender.pay()
             with self._lock:
                 if self._declined is not None or self._stopping:
                     return
@@ -253,7 +253,9 @@ class Commanding:
                 given = replace(self.given, sent=self.given.sent + 1, sent_ms=sent_ms, answer=None)
                 self.given = given if paid else self.given
             problem = Problem("no_tokens", "there were no write tokens for it")
-            failures.append(self._sender.send(address, given) if paid else Failure(Meaning.NOT_SENT, problem))
+            failures.append(
+                self._sender.send(paid, address, given) if paid else Failure(Meaning.NOT_SENT, problem)
+            )
         if todo:
             with self._lock:
                 self._todo -= set(todo)

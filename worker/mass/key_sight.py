@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rights import KeyRights, rights_of
-from kalshi_cancel.exchange.protocol import API_KEYS, Failure, Meaning
-from kalshi_cancel.store.rate_limits import Pacer
+from kalshi_cancel.exchange.protocol import API_KEYS, Failure
 from kalshi_cancel.store.scripts import StoreError
-from worker.dispatch.events import CallMade, Emit
+from worker.dispatch.paid_calls import NoTokens, PaidCalls, Target
 
 
 class KeySight:
-    """Reads what this process' key may do, in a thread of its own: nobody waits for it longer than need be.
+    """Reads what the key of this process may do, in a thread of its own: nobody has to wait for it."""
 
-    ``spend`` is told what each call has cost.
-    """
-
-    def __init__(
-        self, exchange: Exchange, pacer: Pacer, request_id: str, *, emit: Emit, spend: Callable[[float], None]
-    ) -> None:
+    def __init__(self, exchange: Exchange, calls: PaidCalls) -> None:
         self._exchange = exchange
-        self._pacer = pacer
-        self._id = request_id
-        self._emit = emit
-        self._spend = spend
+        self._calls = calls
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
         self._key_id = ""
@@ -55,19 +44,12 @@ class KeySight:
             self._answered.set()
 
     def _rights(self) -> KeyRights | None:
-        cost = self._pacer.limits.list_cost  # as dear: the default
-        if self._pacer.take("read", cost) > 0:
+        paid = self._calls.take("read", self._calls.limits.list_cost)  # as dear: the default
+        if isinstance(paid, NoTokens):
             self.failure = "no_tokens"
             return None
-        self._key_id, started = self._exchange.signs_with[0], time.monotonic()
-        answer = self._exchange.fetch(API_KEYS)
-        failure = answer if isinstance(answer, Failure) else None
-        took_s = time.monotonic() - started
-        self._emit(CallMade("api_keys", (), None, failure, took_s, "read", cost, self._id))
-        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
-            self._spend(cost)
-        if failure is not None and failure.meaning is Meaning.BUSY:
-            self._pacer.correct("read", cost, taken_at=started)
+        self._key_id = self._exchange.signs_with[0]
+        answer = self._calls.send(paid, Target("api_keys"), lambda: self._exchange.fetch(API_KEYS)).answer
         if isinstance(answer, Failure):
             self.failure = answer.problem.code
             return None

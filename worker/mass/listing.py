@@ -8,20 +8,19 @@ must show every order again: then none has left meanwhile, and none was hidden.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order, Problem, utc_text
-from kalshi_cancel.store.mass_claim import MassClaim
-from worker.dispatch.events import CallMade
+from worker.dispatch.paid_calls import PaidCalls, Payment, Target
 from worker.mass.judging import Judge
-from worker.mass.means import Means
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +171,8 @@ class Lister:
     def __init__(
         self,
         request: MassRequest,
-        claim: MassClaim,
-        means: Means,
+        exchange: Exchange,
+        calls: PaidCalls,
         *,
         wait: Callable[[float], None],
         now_s: Callable[[], float],
@@ -182,10 +181,8 @@ class Lister:
         self._scope = request.scope
         self._judge = Judge(request.scope)
         self._id = request.request_id
-        self._exchange = means.exchange
-        self._pacer = means.pacer
-        self._emit = means.emit
-        self._spend = claim.spend
+        self._exchange = exchange
+        self._calls = calls
         self._wait = wait
         self._now_s = now_s
         self._failed = failed
@@ -234,13 +231,13 @@ class Lister:
     def named(self, order_ids: Sequence[str], until_s: float) -> dict[str, Order]:
         """Those of these orders that rest in scope, each read by itself; ends early when time is over."""
         found: dict[str, Order] = {}
-        cost = self._pacer.limits.read_cost
         for order_id in order_ids:
-            started = self._pay(cost, until_s)
-            if started is None:
+            paid = self._pay(self._calls.limits.read_cost, until_s)
+            if paid is None:
                 break
-            answer = self._exchange.read_order(order_id, time_left_s=max(until_s - self._now_s(), 0.1))
-            self._noted("read_back", answer if isinstance(answer, Failure) else None, started, cost)
+            time_left_s = max(until_s - self._now_s(), 0.1)
+            ask = functools.partial(self._exchange.read_order, order_id, time_left_s=time_left_s)
+            answer = self._calls.send(paid, Target("read_back"), ask).answer
             if isinstance(answer, Order) and not answer.status.terminal and self._judge(answer).is_meant:
                 found[order_id] = answer
         return found
@@ -273,17 +270,16 @@ class Lister:
 
     def _page(self, query: Mapping[str, str | int], cursor: str, until_s: float) -> Page | NoListing:
         """One page, asked for a few times."""
-        cost, tries = self._pacer.limits.list_cost, 0
+        tries = 0
         while True:
-            started = self._pay(cost, until_s)
-            if started is None:
+            paid = self._pay(self._calls.limits.list_cost, until_s)
+            if paid is None:
                 return NoListing(Problem("no_time", "its time was over, or there were no tokens for it"))
-            page = self._exchange.list_orders(query, cursor)
+            ask = functools.partial(self._exchange.list_orders, query, cursor)
+            page = self._calls.send(paid, Target("list"), ask).answer
             tries += 1
             if not isinstance(page, Failure):
-                self._noted("list", None, started, cost)
                 return page
-            self._noted("list", page, started, cost)
             self._failed()
             log.warning(
                 "mass cancel %s: no listing: %s",
@@ -298,21 +294,16 @@ class Lister:
                 return NoListing(page.problem, is_final, is_of_the_key, wait_s)
             self._wait(wait_s)
 
-    def _pay(self, cost: float, until_s: float) -> float | None:
-        """Takes the tokens of a read, and tells when that was (monotonic); None: not in time."""
+    def _pay(self, cost: float, until_s: float) -> Payment | None:
+        """Takes the tokens of a read; None: not in time."""
+
+        def wait(seconds: float) -> bool:
+            if self._now_s() >= until_s:
+                return False
+            self._wait(min(seconds, TOKENS_AGAIN_S))
+            return True
+
         self._wait(0.0)  # which sees whether this runner is to stop
         if self._now_s() >= until_s:
             return None
-        while (wait_s := self._pacer.take("read", cost)) > 0:
-            if self._now_s() >= until_s:
-                return None
-            self._wait(min(wait_s, TOKENS_AGAIN_S))
-        return time.monotonic()
-
-    def _noted(self, operation: str, failure: Failure | None, started: float, cost: float) -> None:
-        took_s = time.monotonic() - started
-        self._emit(CallMade(operation, (), None, failure, took_s, "read", cost, self._id))
-        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
-            self._spend(cost)
-        if failure is not None and failure.meaning is Meaning.BUSY:
-            self._pacer.correct("read", cost, taken_at=started)
+        return self._calls.take_in_time("read", cost, wait)

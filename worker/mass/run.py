@@ -16,6 +16,7 @@ from typing import Any
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.store.mass_claim import MassClaim
+from worker.dispatch.paid_calls import PaidCalls
 from worker.mass import report
 from worker.mass.account import Account, Findings
 from worker.mass.aside import Aside
@@ -25,6 +26,7 @@ from worker.mass.key_sight import KeySight
 from worker.mass.listing import Lister, Listing, NoListing, Proving
 from worker.mass.means import Means
 from worker.mass.planning import fitting_command
+from worker.mass.sending import CommandSender
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +63,17 @@ class MassRun:
         self._began_s = clock_s  # in this process
         self._account = Account(request, claim, means)
         self._entering = Entering(request, claim, means, now_s=self._now_s)
+        exchange = means.exchange
+        calls = PaidCalls(means.pacer, emit=means.emit, spend=claim.spend, request_id=request.request_id)
         self._lister = Lister(
-            request, claim, means, wait=self._wait, now_s=self._now_s, failed=self._no_head_start
+            request, exchange, calls, wait=self._wait, now_s=self._now_s, failed=self._no_head_start
         )
-        self._key = KeySight(
-            means.exchange, means.pacer, request.request_id, emit=means.emit, spend=claim.spend
-        )
+        self._key = KeySight(exchange, calls)
         self._fitting = fitting_command(request)
         self._command: Commanding | None = None
         if self._fitting is not None and not request.dry_run:
-            self._command = Commanding(
-                self._fitting, request, claim, means, self._entering, now_s=self._now_s
-            )
+            sender = CommandSender(self._fitting, claim, exchange, calls)
+            self._command = Commanding(sender, request, claim, means, self._entering, now_s=self._now_s)
         self._proving = Proving(means.read_lag_s)
         self._found = Findings("only planned" if request.dry_run else report.NOTHING_PROVEN)
         self._found_after_s: float | None = None  # from the start until the first order was known

@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from kalshi_cancel.logs import Seldom, about
 from kalshi_cancel.model.mass_request import MassRequest
@@ -18,7 +19,6 @@ from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.events import MassStep
-from worker.dispatch.services import Service
 from worker.mass import report as mass_report
 from worker.mass.means import Means
 from worker.mass.run import STUMBLES_MOST, LeftToOthers, MassRun
@@ -33,15 +33,15 @@ UNREADABLE_FOR_S = 3.0  # until what nobody has taken is answered with that
 
 
 class MassRunner:
-    """Runs mass cancels for one process."""
+    """Runs a process' mass cancels; :meth:`find` is called every ``FIND_EVERY_S``, and after ``wake``."""
 
-    def __init__(self, means: Means, claims: MassClaims) -> None:
+    def __init__(self, means: Means, claims: MassClaims, wake: Callable[[], object]) -> None:
         self._means = means
         self._claims = claims
         self._running: dict[str, MassClaim] = {}
         self._not_before: dict[str, float] = {}  # (monotonic)
         self._unreadable_since: dict[str, float] = {}
-        self.service = Service("mass cancels", self._find, every_s=FIND_EVERY_S)
+        self._wake = wake
 
     def stop(self) -> None:
         """Leaves what is under way to others."""
@@ -50,7 +50,7 @@ class MassRunner:
     def enter(self, request: MassRequest, *, reply_to: str = "") -> None:
         """Accepts a mass cancel and looks at it at once; raises StoreError."""
         self._means.mass_cancels.enter(request, reply_to=reply_to)
-        self.service.wake()
+        self._wake()
 
     def now_s(self) -> float:
         """The time by Redis' clock, epoch seconds."""
@@ -58,9 +58,9 @@ class MassRunner:
 
     def look(self) -> None:
         """Looks for mass cancels that nobody is at, now."""
-        self.service.wake()
+        self._wake()
 
-    def _find(self) -> None:
+    def find(self) -> None:
         """Takes what nobody is at, and keeps what runs here: a step may take longer than the lease."""
         for request_id in self._means.mass_cancels.open_ids():
             if self._means.stopping.is_set():

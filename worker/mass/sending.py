@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, Meaning, compose_trigger
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, compose_trigger
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
 from kalshi_cancel.model.orders import Lane, utc_text
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim
-from worker.dispatch.events import CallMade
-from worker.mass.means import Means
+from worker.dispatch.paid_calls import PaidCalls, Payment, Target
 from worker.mass.planning import Command
 
 log = logging.getLogger(__name__)
@@ -69,38 +69,35 @@ class Given:
 class CommandSender:
     """Sends the command, paid for and under the claim; tells about each call."""
 
-    def __init__(self, command: Command, claim: MassClaim, means: Means) -> None:
-        self._command = command
+    def __init__(self, command: Command, claim: MassClaim, exchange: Exchange, calls: PaidCalls) -> None:
+        self.command = command
         self._claim = claim
-        self._exchange = means.exchange
-        self._pacer = means.pacer
-        self._emit = means.emit
+        self._exchange = exchange
+        self._calls = calls
 
-    def pays(self) -> bool:
-        """Takes the tokens of one call; False: they are not there in time."""
-        cost = self._pacer.limits.cancel_cost
+    def pay(self) -> Payment | None:
+        """Takes the tokens of one call; None: they are not there in time."""
         give_up = time.monotonic() + TOKENS_WITHIN_S
-        while (wait_s := self._pacer.take("write", cost)) > 0:
-            if time.monotonic() + wait_s > give_up:
-                return False
-            time.sleep(wait_s)
-        return True
 
-    def send(self, address: Address, given: Given) -> Failure | None:
+        def wait(seconds: float) -> bool:
+            if time.monotonic() + seconds > give_up:
+                return False
+            time.sleep(seconds)
+            return True
+
+        return self._calls.take_in_time("write", self._calls.limits.cancel_cost, wait)
+
+    def send(self, paid: Payment, address: Address, given: Given) -> Failure | None:
         """Gives the command once, which makes it ``given``; what stood in the way. Raises Fenced."""
-        cost, fence = self._pacer.limits.cancel_cost, self._claim.fence
+        fence = self._claim.fence
         self._claim.note(command=given.to_json())
         self._claim.keep()
         if not self._claim.is_surely_held:  # stopped in between: somebody else may have finished
             raise Fenced(fence)
-        started = time.monotonic()
-        failure = self._exchange.command(self._call(address))
-        took_s = time.monotonic() - started
-        self._emit(CallMade("command", (), Lane.RISK, failure, took_s, "write", cost, fence.request_id))
-        if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
-            self._claim.spend(cost)
+        target = Target("command", lane=Lane.RISK)
+        failure = self._calls.send(paid, target, lambda: self._exchange.command(self._call(address))).answer
         code = failure and failure.problem.code
-        self._claim.note_audit("command", what=self._command.what, error=code)
+        self._claim.note_audit("command", what=self.command.what, error=code)
         if failure is not None:
             log.warning(
                 "mass cancel %s: its command was not done: %s",
@@ -108,15 +105,13 @@ class CommandSender:
                 failure.problem.message,
                 extra={"request_id": fence.request_id, "code": code},
             )
-            if failure.meaning is Meaning.BUSY:
-                self._pacer.correct("write", cost, taken_at=started)
         return failure
 
     def _call(self, address: Address) -> Call:
-        if self._command.order_group_id is None:
+        if self.command.order_group_id is None:
             return CANCEL_ALL
         return compose_trigger(
-            self._command.order_group_id,
+            self.command.order_group_id,
             subaccount=address.subaccount,
             exchange_index=address.exchange_index,
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
+import redis
 from celery import Celery
 from celery.app import app_or_default
 
@@ -28,17 +30,30 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats
 from kalshi_cancel.store.workers import KEY_LIFE_S, Colleagues, Identity, WorkerRegistry, WorkerShown
-from kalshi_cancel.tracing import open_tracer
 from worker.broker.intake import Intake
 from worker.dispatch.completions import Completions
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.events import BucketCorrected, Emit, Event, emit_to_all
-from worker.dispatch.leases import EXTEND_EVERY_S
 from worker.dispatch.senders import Senders
-from worker.dispatch.services import Service, Services
+from worker.dispatch.services import Services
+from worker.dispatch.settings import DispatchSettings, Neighbors
 from worker.mass.means import Means
 from worker.mass.runner import MassRunner
-from worker.runtime import upkeep
+from worker.runtime.services import (
+    LIMITS,
+    MASS_CANCELS,
+    REGISTRY,
+    Doers,
+    KnownLimits,
+    Periodic,
+    Start,
+    Stop,
+    periodic,
+    publish_wake_up,
+    trim,
+    wake_lanes,
+)
+from worker.telemetry.listeners import listeners
 from worker.telemetry.readiness import Readiness
 from worker.telemetry.watch import watch
 
@@ -46,38 +61,34 @@ log = logging.getLogger(__name__)
 
 
 LEAVE_WITHIN_S = 0.5
-LEASES = "leases"  # kept until all that is claimed is put down
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What one process works with; ``services`` are what it does beside its work."""
+    """What one process works with; ``services`` runs what it does beside that, which ``periodic`` lists."""
 
-    dispatcher: Dispatcher
-    senders: Senders
+    doers: Doers
     intake: Intake
-    lists: Lists
-    mass_runner: MassRunner
-    rotation: Rotation
     readiness: Readiness
     services: Services
+    periodic: Sequence[Periodic]
     leave: Callable[[], None]
     emit: Emit
     shutdown_s: float
 
-    def begin(self, app: Celery) -> None:
-        """Starts the sweeper in the main process of a worker."""
-        self.services.start(*upkeep.sweeper(app, self.dispatcher, self.senders, self.lists, self.emit))
+    def begin(self, where: Start = Start.MAIN) -> None:
+        """Starts what runs there."""
+        self.services.start(*(each.service() for each in self.periodic if each.start is where))
 
     def stop(self) -> None:
         """What is claimed goes back into the store, what is under way to other workers."""
-        self.dispatcher.stop()
-        self.mass_runner.stop()
-        self.services.stop(but={LEASES})
+        self.doers.dispatcher.stop()
+        self.doers.mass_runner.stop()
+        self.services.stop(but={each.name for each in self.periodic if each.stop is Stop.LAST})
 
     def join(self) -> None:
         """Waits until nothing is claimed any more, or the time for that is over."""
-        self.services.join(self.senders.names, self.shutdown_s)
+        self.services.join(self.doers.senders.names, self.shutdown_s)
         self.services.stop()
         # (In a thread: a Redis that is silent must not keep the process.)
         leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
@@ -95,12 +106,7 @@ _contexts_lock = threading.Lock()
 
 def dispatcher() -> Dispatcher:
     """This process' dispatcher."""
-    return context().dispatcher
-
-
-def senders() -> Senders:
-    """This process' senders."""
-    return context().senders
+    return context().doers.dispatcher
 
 
 def intake() -> Intake:
@@ -110,12 +116,12 @@ def intake() -> Intake:
 
 def lists() -> Lists:
     """This process' lists of results."""
-    return context().lists
+    return context().doers.lists
 
 
 def mass_runner() -> MassRunner:
     """This process' runner of mass cancels."""
-    return context().mass_runner
+    return context().doers.mass_runner
 
 
 def emit(event: Event) -> None:
@@ -144,137 +150,116 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     if isinstance(greeting, Failure):
         log.warning("the exchange does not answer yet: %s", greeting.problem.message)
     server = scripts.connect(settings.redis)
-    emit = emit_to_all(_listeners(exchange))
-
-    def corrected(bucket: str) -> None:
-        emit(BucketCorrected(bucket))
-        limits.wake()
-
-    pacer = Pacer(
-        server,
-        settings.redis.key_prefix,
-        Limits(
-            settings.read_tokens_per_s,
-            settings.read_tokens_capacity,
-            settings.write_tokens_per_s,
-            settings.write_tokens_capacity,
-        ),
-        corrected=corrected,
-    )
-    limits = upkeep.known_limits(exchange, pacer)
-    consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
-    # Who listens to one queue only works that lane only: a risk worker keeps its senders free for risk.
-    lanes = [lane for lane in Lane if lane in consumed]
+    emit = emit_to_all(listeners(exchange))
+    services = Services(emit)
+    pacer = _pacer(settings, server, services, emit)
+    limits = KnownLimits(exchange, pacer)
+    limits.share_configured()
+    lanes = _lanes(app)
     me = Identity.of_this_process()
-    the_store = CancelStore(server, settings.redis, name=me.name)
+    store = CancelStore(server, settings.redis, name=me.name)
     registry = WorkerRegistry(server, settings.redis)
     colleagues = Colleagues(registry, me.worker_id)
-
-    def shown() -> WorkerShown:
-        return WorkerShown(
-            me.name,
-            tuple(lane.value for lane in lanes),
-            app.conf.worker_concurrency,
-            worker_id=me.worker_id,
-            key_id=exchange.signs_with[0],
-            breaker=the_dispatcher.breaker_state.value,
-        )
-
-    registration = Service("worker registry", lambda: registry.show(shown()), every_s=upkeep.SHOW_EVERY_S)
-    the_dispatcher = Dispatcher(
-        the_store,
+    dispatcher = Dispatcher(
+        store,
         exchange,
         pacer,
-        cancel_deadline_s=settings.cancel_deadline_s,
-        cancel_max_age_s=settings.cancel_max_age_s,
-        read_lag_s=settings.read_lag_s,
-        record_life_s=settings.redis.result_expires_s,
-        risk_reserve=settings.risk_reserve,
-        batch_most=settings.batch_most,
-        lanes=lanes,
-        completions=completions,
-        senders=app.conf.worker_concurrency,
-        call_sender=lambda lane: upkeep.publish_wake_up(wake_ups.wake_up, app, lane),
-        breaker_moved=registration.wake,
-        others_serve=colleagues.serve,
-        another_key=colleagues.another_key,
-        emit=emit,
-    )
-    runner = MassRunner(
-        Means(
-            store=the_store,
-            mass_cancels=MassCancels(server, settings.redis),
-            exchange=exchange,
-            pacer=pacer,
-            call_senders=lambda lane, waiting: upkeep.publish_wake_up(
-                wake_ups.wake_up_all, app, lane, waiting=waiting
-            ),
-            read_lag_s=settings.read_lag_s,
-            stopping=threading.Event(),
+        DispatchSettings.of(settings, lanes=lanes, senders=app.conf.worker_concurrency),
+        neighbors=Neighbors(
+            call_sender=lambda lane: publish_wake_up(wake_ups.wake_up, app, lane),
+            breaker_moved=lambda: services.wake(REGISTRY),
+            others_serve=colleagues.serve,
+            another_key=colleagues.another_key,
             emit=emit,
-            others=lambda key_ids: any(
-                each.key_id and each.key_id not in key_ids for each in registry.workers(within_s=KEY_LIFE_S)
-            ),
         ),
-        MassClaims(server, settings.redis, name=me.full),
+        completions=completions,
     )
+
+    def show_worker() -> None:
+        registry.show(
+            WorkerShown(
+                me.name,
+                tuple(lane.value for lane in lanes),
+                app.conf.worker_concurrency,
+                worker_id=me.worker_id,
+                key_id=exchange.signs_with[0],
+                breaker=dispatcher.breaker_state.value,
+            )
+        )
+
+    means = Means(
+        store=store,
+        mass_cancels=MassCancels(server, settings.redis),
+        exchange=exchange,
+        pacer=pacer,
+        call_senders=lambda lane, waiting: publish_wake_up(wake_ups.wake_up_all, app, lane, waiting=waiting),
+        read_lag_s=settings.read_lag_s,
+        stopping=threading.Event(),
+        emit=emit,
+        others=lambda key_ids: any(
+            each.key_id and each.key_id not in key_ids for each in registry.workers(within_s=KEY_LIFE_S)
+        ),
+    )
+    claims = MassClaims(server, settings.redis, name=me.full)
+    runner = MassRunner(means, claims, wake=lambda: services.wake(MASS_CANCELS))
     metrics = watch.metrics
     if metrics is not None:
         metrics.watch_stats(Stats(server, settings.redis))
-    rotation = Rotation(exchange, settings)
-
-    services = Services(emit)
-    services.start(
-        Service(LEASES, the_dispatcher.extend_leases, every_s=EXTEND_EVERY_S),
-        registration,
-        limits,
-        upkeep.trimmed_audit_log(
-            AuditLog(server, settings.redis),
-            max_age_s=settings.audit_max_age_s,
-            max_entries=settings.audit_max_entries,
-        ),
-        runner.service,
-        *([Service("key rotation", rotation.watch)] if settings.private_key_path is not None else []),
-    )
-    return WorkerContext(
-        the_dispatcher,
-        Senders(
-            the_dispatcher,
-            the_store,
+    doers = Doers(
+        dispatcher=dispatcher,
+        senders=Senders(
+            dispatcher,
+            store,
             lanes,
             number=app.conf.worker_concurrency,
             key_id=lambda: exchange.signs_with[0],
         ),
-        Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, the_dispatcher),
-        Lists(server, settings.redis),
-        runner,
-        rotation,
-        Readiness(
-            the_store,
+        lists=Lists(server, settings.redis),
+        mass_runner=runner,
+        rotation=Rotation(exchange, settings),
+        key_in_file=settings.private_key_path is not None,
+        limits=limits,
+        trim_audit_log=partial(trim, AuditLog(server, settings.redis), settings),
+        show_worker=show_worker,
+        wake_lanes=partial(wake_lanes, app, dispatcher, emit),
+    )
+    opened = WorkerContext(
+        doers=doers,
+        intake=Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, dispatcher),
+        readiness=Readiness(
+            store,
             exchange,
             metrics.breaker_states if metrics else list,
             services.state,
             metrics.services_down if metrics else list,
         ),
-        services,
-        lambda: registry.leave(me.worker_id),
-        emit,
-        settings.shutdown_s,
+        services=services,
+        periodic=periodic(doers),
+        leave=partial(registry.leave, me.worker_id),
+        emit=emit,
+        shutdown_s=settings.shutdown_s,
     )
+    opened.begin(Start.EVERYWHERE)
+    return opened
 
 
-def _listeners(exchange: Exchange) -> list[Emit]:
-    """Who is told what this process does."""
-    listeners: list[Emit] = []
-    if watch.metrics is not None:
-        watch.metrics.begin(
-            signs_with=lambda: exchange.signs_with,
-            skew_s=lambda: None if exchange.skew_ms is None else exchange.skew_ms / 1000,
-        )
-        listeners.append(watch.metrics)
-    tracer = open_tracer("kalshi-cancel-worker")
-    if tracer is not None:
-        from worker.telemetry.spans import Spans  # noqa: PLC0415 - OpenTelemetry is an extra
+def _pacer(settings: WorkerSettings, server: redis.Redis, services: Services, emit: Emit) -> Pacer:
+    """The account's buckets; after a 429 the limits are asked for at once."""
 
-        listeners.append(Spans(tracer))
-    return listeners
+    def corrected(bucket: str) -> None:
+        emit(BucketCorrected(bucket))
+        services.wake(LIMITS)
+
+    limits = Limits(
+        settings.read_tokens_per_s,
+        settings.read_tokens_capacity,
+        settings.write_tokens_per_s,
+        settings.write_tokens_capacity,
+    )
+    return Pacer(server, settings.redis.key_prefix, limits, corrected=corrected)
+
+
+def _lanes(app: Celery) -> tuple[Lane, ...]:
+    """The lanes of the queues that are consumed: a risk worker keeps its senders free for risk."""
+    consumed = {Lane.of_queue(name) for name in app.amqp.queues.consume_from}
+    return tuple(lane for lane in Lane if lane in consumed)

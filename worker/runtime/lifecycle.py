@@ -105,14 +105,14 @@ def _begin(sender: Any, **_: Any) -> None:
     if _stopping.is_set():  # told to end while it was opened
         mine.stop()
         return
-    mine.begin(sender.app)
+    mine.begin()
     if not _forks(sender.controller):
-        mine.senders.start(mine.services)
+        mine.doers.senders.start(mine.services)
         with suppress(StoreError):  # it is said again and again
-            mine.senders.show_listeners()
+            mine.doers.senders.show_listeners()
     # Where Celery would restart the process. At a terminal SIGHUP means that it was closed, and ends it.
     if callable(signal.getsignal(signal.SIGHUP)):
-        signal.signal(signal.SIGHUP, lambda *_: mine.rotation.look_now())
+        signal.signal(signal.SIGHUP, lambda *_: mine.doers.rotation.look_now())
     watch.serve(mine.readiness, mine.services)
 
 

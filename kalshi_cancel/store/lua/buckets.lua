@@ -35,6 +35,15 @@ local function bucket_state(name)
     share = share, spent = b[5] or 0, refused = b[6] or 0 }
 end
 
+local function level(name)  -- { name, tokens, capacity, full refill, share of it that counts, 429s met }, for who watches
+  local bucket = bucket_state(name)
+  local answer = { name }
+  for _, each in ipairs({ bucket.tokens, bucket.capacity, bucket.full_refill, bucket.share, bucket.refused }) do
+    answer[#answer + 1] = string.format('%.3f', each)
+  end
+  return answer
+end
+
 local function put(bucket)
   write('HSET', bucket.key, 'tokens', string.format('%.3f', bucket.tokens), 'at_us', string.format('%.0f', bucket.at_us),
     'spent', string.format('%.3f', bucket.spent))
