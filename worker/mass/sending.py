@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, Meaning, compose_trigger
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
 from kalshi_cancel.model.orders import Lane, utc_text
 from kalshi_cancel.store.cancels import Fenced
@@ -99,15 +101,11 @@ class CommandSender:
         self._emit(CallMade("command", (), Lane.RISK, failure, took_s, "write", cost, fence.request_id))
         if failure is None or failure.meaning not in (Meaning.BUSY, Meaning.NOT_SENT):
             self._claim.spend(cost)
-        code = failure and failure.problem.code
+        code = None if failure is None else failure.problem.code
         self._claim.note_audit("command", what=self._command.what, error=code)
         if failure is not None:
-            log.warning(
-                "mass cancel %s: its command was not done: %s",
-                fence.request_id,
-                failure.problem.message,
-                extra={"request_id": fence.request_id, "code": code},
-            )
+            why = failure.problem.message
+            say(log, LogEvent.MASS_COMMAND_FAILED, request_id=fence.request_id, code=code, why=why)
             if failure.meaning is Meaning.BUSY:
                 self._pacer.correct("write", cost, taken_at=started)
         return failure

@@ -16,6 +16,8 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import Failure
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store import scripts
@@ -39,6 +41,7 @@ from worker.dispatch.services import Service, Services
 from worker.mass.means import Means
 from worker.mass.runner import MassRunner
 from worker.runtime import upkeep
+from worker.telemetry import outcome_log
 from worker.telemetry.readiness import Readiness
 from worker.telemetry.watch import watch
 
@@ -142,7 +145,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     exchange = Exchange.from_settings(settings, on_sent=completions.sent)
     greeting = exchange.warm_up()
     if isinstance(greeting, Failure):
-        log.warning("the exchange does not answer yet: %s", greeting.problem.message)
+        say(log, LogEvent.EXCHANGE_UNAVAILABLE, why=greeting.problem.message)
     server = scripts.connect(settings.redis)
     emit = emit_to_all(_listeners(exchange))
 
@@ -263,7 +266,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
 
 def _listeners(exchange: Exchange) -> list[Emit]:
     """Who is told what this process does."""
-    listeners: list[Emit] = []
+    listeners: list[Emit] = [outcome_log.write]
     if watch.metrics is not None:
         watch.metrics.begin(
             signs_with=lambda: exchange.signs_with,

@@ -14,12 +14,14 @@ from kombu.exceptions import OperationalError
 from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.lists import Lists
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.events import BellRung, Emit
 from worker.dispatch.senders import Senders
@@ -48,7 +50,7 @@ def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
     try:
         _share(pacer.set_limits_unless_known)
     except StoreError as error:
-        log.warning("limits cannot be shared: %s", error)
+        say_failed(log, error, "share the rate limits")
 
     asked_at = -math.inf
 
@@ -66,7 +68,7 @@ def known_limits(exchange: Exchange, pacer: Pacer) -> Service:
         if known is None:
             failure = next((each for each in answers if isinstance(each, Failure)), None)
             why = failure.problem.message if failure else "their answer cannot be understood"
-            log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
+            say(log, LogEvent.LIMITS_UNAVAILABLE, why=why)
             _share(pacer.set_limits_unless_known)
             return LIMITS_AGAIN_S
         return LIMITS_EVERY_S if _share(lambda: pacer.set_limits(known)) else LIMITS_AGAIN_S
@@ -80,7 +82,7 @@ def _share(set_limits: Callable[[], None]) -> bool:
     except StoreError as error:
         if not error.can_pass:
             raise
-        log.warning("limits cannot be shared: %s", error)
+        say_failed(log, error, "share the rate limits")
         return False
     return True
 
@@ -99,7 +101,6 @@ def sweep(app: Celery, dispatcher: Dispatcher, senders: Senders, lists: Lists, e
 
     def wake_lanes() -> None:
         for lane, heard in dispatcher.lanes_to_wake().items():
-            log.info("waking up for the %s lane", lane.value)
             emit(BellRung(lane))
             if not heard:
                 ring(wake_ups.wake_up, app, lane)
@@ -119,4 +120,4 @@ def ring(bell: Callable[..., None], app: Celery, lane: Lane, **how: Any) -> None
     try:
         bell(app, lane, **how)
     except (OperationalError, OSError) as error:
-        log.warning("nobody could be woken up: %s", words(error))
+        say(log, LogEvent.WAKE_UP_FAILED, why=words(error))
