@@ -260,10 +260,10 @@ class LogEvent(Enum):
     )
     V1_RETIRED = (
         _CRITICAL,
-        "exchange retired the V1 orders API, using V2",
+        "exchange retired the V1 orders API, using V2 now: set KALSHI_ORDERS_API=v2",
         "",
         "The cancel was asked for again in V2.",
-        "Set `KALSHI_ORDERS_API=v2`, so that no call is wasted after a start.",
+        "Set it, so that no call is wasted after a start.",
     )
     CLOCK_OFF = (
         _WARNING,

@@ -49,9 +49,8 @@ def say_all(log: logging.Logger, level: int, lines: Sequence[Line]) -> None:
 
 def about(lane: Lane, request_id: str | None, traceparent: str | None) -> RequestFields:
     """The fields of a line about an order or a mass cancel."""
-    fields: RequestFields = {"lane": lane.value}
-    if request_id is not None:
-        fields["request_id"] = request_id
+    fields: RequestFields = {} if request_id is None else {"request_id": request_id}
+    fields["lane"] = lane.value
     if traceparent is not None:
         fields["trace_id"] = traceparent[3:35]
     return fields

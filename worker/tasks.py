@@ -114,7 +114,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
             reply_to = "" if self.request.ignore_result else self.request.id
             _until_done(lambda: mass_runner().enter(request, reply_to=reply_to))
     except BadRequest as bad:
-        say(log, LogEvent.MESSAGE_REFUSED, code="invalid_request", why=str(bad), **told)
+        say(log, LogEvent.MESSAGE_REFUSED, **told, code="invalid_request", why=str(bad))
         return {"request_id": given, "flat": False, "error": str(bad)}
     except StoreError as error:
         say_failed(log, error, "accept a mass cancel", code=NOT_ENTERED, **told)

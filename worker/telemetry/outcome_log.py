@@ -82,14 +82,14 @@ def _mass_step(step: MassStep) -> None:
     told = about(Lane.RISK, step.request_id, step.traceparent)
     match step.step:
         case "started" if step.dry_run:
-            say(log, LogEvent.MASS_PLAN_STARTED, requested_by=step.requested_by, **told)
+            say(log, LogEvent.MASS_PLAN_STARTED, **told, requested_by=step.requested_by)
         case "started":
-            say(log, LogEvent.MASS_CANCEL_STARTED, requested_by=step.requested_by, **told)
+            say(log, LogEvent.MASS_CANCEL_STARTED, **told, requested_by=step.requested_by)
         case "planned":
             say(log, LogEvent.MASS_PLAN_DONE, **told)
         case "flat":
             say(log, LogEvent.MASS_CANCEL_DONE, **told)
         case "not_flat":
-            say(log, LogEvent.MASS_CANCEL_INCOMPLETE, why=step.why, **told)
+            say(log, LogEvent.MASS_CANCEL_INCOMPLETE, **told, why=step.why)
         case _:
             pass
