@@ -495,10 +495,10 @@ class LogEvent(Enum):
     )
     TRACING_NOT_INSTALLED = (
         _WARNING,
-        "tracing is configured, but not installed",
+        "tracing is configured, but kalshi-cancel[tracing] is not installed",
         "",
         "`OTEL_*` variables are set, but the extra is missing.",
-        "Install `kalshi-cancel[tracing]`, or unset them.",
+        "Install it, or unset them.",
     )
 
 
