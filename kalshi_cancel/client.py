@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 
 from kalshi_cancel import wake_ups
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane
@@ -473,7 +475,7 @@ class CancelClient:
         try:
             wake_up()
         except (OperationalError, redis.RedisError, OSError) as error:
-            log.warning("accepted, but no worker could be woken up; they look every second: %s", words(error))
+            say(log, LogEvent.WAKE_UP_FAILED, why=words(error))
 
     def _fields(self, order: str | Mapping[str, Any]) -> object:
         fields = {"order_id": order} if isinstance(order, str) else order

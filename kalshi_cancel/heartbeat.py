@@ -6,6 +6,9 @@ import logging
 import time
 from pathlib import Path
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
+
 log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 1.0
@@ -36,7 +39,7 @@ class Heartbeat:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                log.warning("the heartbeat file cannot be touched: %s", error)
+                say(log, LogEvent.HEARTBEAT_FAILED, why=str(error))
 
     @property
     def age_s(self) -> float:

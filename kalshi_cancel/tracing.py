@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.settings.foreign import read_traces_exporter
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def open_tracer(service: str) -> Tracer | None:
     try:
         from opentelemetry import trace  # noqa: PLC0415 - see the first lines
     except ImportError:
-        log.warning("traces are asked for, but cannot be made: install kalshi-cancel[tracing]")
+        say(log, LogEvent.TRACING_NOT_INSTALLED)
         return None
     provider: Any = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):  # nobody has set one up
@@ -97,7 +99,7 @@ def _provider(service: str, exporter: str) -> Any:
 
         sink = _exporter(exporter)
     except ImportError:
-        log.warning("traces are asked for, but cannot be made: install kalshi-cancel[tracing]")
+        say(log, LogEvent.TRACING_NOT_INSTALLED)
         return None
     named = Resource({"service.name": service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named, shutdown_on_exit=False)  # that has no bound

@@ -16,27 +16,30 @@ from trials.stack import ROOT
 # bottom, Redis and the exchange side by side and strangers to each other, the work above both, Celery on top.
 VALUES = {"kalshi_cancel.model", "kalshi_cancel.settings"}
 BESIDE = {"kalshi_cancel.logs", "kalshi_cancel.tracing", "kalshi_cancel.wake_ups", "kalshi_cancel.heartbeat"}
+LOG = {"kalshi_cancel.logs", "kalshi_cancel.log_events"}
 BOTH_SIDES = {"kalshi_cancel.store", "kalshi_cancel.exchange"}
-WORK = VALUES | BOTH_SIDES | {"kalshi_cancel.logs", "kalshi_cancel.wake_ups", "worker.dispatch"}
+WORK = VALUES | BOTH_SIDES | LOG | {"kalshi_cancel.wake_ups", "worker.dispatch"}
 MAY_IMPORT = {
     # What is installed.
     "kalshi_cancel.model": set(),
     "kalshi_cancel.settings": set(),
-    **dict.fromkeys(BESIDE, VALUES),
-    "kalshi_cancel.store": VALUES | {"kalshi_cancel.logs"},
-    "kalshi_cancel.exchange": VALUES | {"kalshi_cancel.logs"},
-    "kalshi_cancel.client": VALUES | BESIDE | {"kalshi_cancel.store"},
+    "kalshi_cancel.log_events": set(),
+    **dict.fromkeys(BESIDE, VALUES | LOG),
+    "kalshi_cancel.logs": VALUES | {"kalshi_cancel.log_events"},
+    "kalshi_cancel.store": VALUES | LOG,
+    "kalshi_cancel.exchange": VALUES | LOG,
+    "kalshi_cancel.client": VALUES | BESIDE | LOG | {"kalshi_cancel.store"},
     "kalshi_cancel": VALUES | {"kalshi_cancel.client"},
     "kalshi_cancel.sandbox": set(),
     "kalshi_cancel.doctor": VALUES | BOTH_SIDES,
     "kalshi_cancel.cli": VALUES | BESIDE | BOTH_SIDES | {"kalshi_cancel.client", "kalshi_cancel.doctor"},
     # The service.
     "worker": set(),
-    "worker.dispatch": VALUES | BOTH_SIDES | {"kalshi_cancel.logs"},
+    "worker.dispatch": VALUES | BOTH_SIDES | LOG,
     "worker.mass": WORK,
     "worker.broker": WORK,
     "worker.telemetry": WORK | {"kalshi_cancel.heartbeat", "kalshi_cancel.tracing"},
-    "worker.runtime": WORK | BESIDE | {"worker.mass", "worker.broker", "worker.telemetry"},
+    "worker.runtime": WORK | BESIDE | LOG | {"worker.mass", "worker.broker", "worker.telemetry"},
     "worker.app": {"worker.runtime"},
     "worker.tasks": WORK | {"worker.broker", "worker.runtime", "worker.app"},
 }

@@ -277,7 +277,10 @@ def test_it_is_warned_before_anything_unexported_is_trimmed_and_not_again_and_ag
     [first_id, *_] = [entry_id for entry_id, _ in client.xrange(key)]
     assert audit_log.trim(max_age_s=DAY_S, max_entries=100) == 0
     [warning] = warnings_of(caplog)
-    assert warning == f"the audit trail is not exported from {first_id} on, and is about to be trimmed there"
+    assert (
+        warning
+        == f"event=audit_log_not_exported audit log not exported, about to be trimmed from_id={first_id}"
+    )
     audit_log.trim(max_age_s=DAY_S, max_entries=100)
     assert warnings_of(caplog) == []
 
@@ -725,7 +728,7 @@ def test_a_worker_trims_the_audit_log(crew):
         fill(audit_log, 50)
         [worker] = apart.start()
         wait_until(lambda: audit_log.verify().entries == 10, what="the audit log is trimmed")
-        assert "is about to be trimmed there" in worker.log_text()
+        assert "event=audit_log_not_exported" in worker.log_text()
 
 
 def run(crew, apart, *arguments):
@@ -847,9 +850,9 @@ def test_an_audit_log_that_cannot_be_written_keeps_nobody_from_anything_and_tell
             crew.control.clear_faults()
             assert apart.client.retry([given_up]) == [given_up]
             assert apart.client.cancel(late).result(timeout=PATIENCE_S).outcome == "canceled"
-            said = lambda: "the audit log is missing" in worker.log_text()  # noqa: E731 - a condition
+            said = lambda: "event=audit_log_incomplete" in worker.log_text()  # noqa: E731 - a condition
             wait_until(said, within_s=PATIENCE_S, what="the worker says so")
-            assert "another hand has taken over" not in worker.log_text()
+            assert "event=lease_lost" not in worker.log_text()
             wait_until(lambda: crew.effective().total() == 42, within_s=PATIENCE_S, what="each is done once")
         finally:
             mend(server)

@@ -296,7 +296,7 @@ def test_an_accepted_cancel_outlives_a_bell_that_cannot_be_rung(own_redis, order
     client.cancel(order_id)
     assert time.monotonic() - asked < PROMISED_S
     assert client.status(order_id).open is not None
-    assert "accepted, but no worker could be woken up" in caplog.text
+    assert "event=wake_up_failed" in caplog.text
 
 
 # -- sharing

@@ -67,7 +67,10 @@ def kept(stack, worker):
                 return [text for text in server.lrange(KEPT, 0, 5) if text not in before][:1]
 
             [text] = wait_until(news, within_s=PATIENCE_S, what="the message is kept")
-            assert text in worker.log_text()
+            assert (
+                f"event=message_unreadable message unreadable, kept message_text={json.dumps(text)}"
+                in worker.log_text()
+            )
             return json.loads(text)
 
         yield kept

@@ -53,7 +53,8 @@ def test_a_chain_is_refused_with_a_result_for_each_of_it_and_a_warning(stack, cl
         assert client.status(order_id).result.outcome == "refused"
         each = each.parent
     log = stack.workers[0].log_text()
-    assert "refused: chain: nothing can follow this task" in log
+    assert "event=message_refused message refused" in log
+    assert "chain: nothing can follow this task" in log
     assert client.cancel_many([]).results() == []
 
 

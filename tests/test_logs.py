@@ -15,7 +15,8 @@ from contextlib import closing
 import pytest
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.logs import JsonFormatter, about, is_json, set_format
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import JsonFormatter, Lines, Seldom, about, is_json, say, set_format
 from kalshi_cancel.model.orders import Lane
 from trials.stack import ROOT, Stack, wait_until
 
@@ -86,8 +87,9 @@ def test_each_line_is_a_json_object_and_each_outcome_has_one_with_its_fields(own
         assert line["code"] == (result.error and result.error.code)
         assert line["lane"] == ("risk" if result.order_id == risky else "strategy")
         assert 0 < line["age_s"] < PATIENCE_S
-        assert line["message"].startswith(f"{result.order_id}: {result.outcome} after ")
-        assert line["level"] == ("WARNING" if result.order_id == unknown else "INFO")
+        assert (line["event"], line["level"]) == (
+            ("cancel_failed", "WARNING") if result.order_id == unknown else ("cancel_settled", "INFO")
+        )
     moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
     assert [line["at"] for line in lines if not moment.fullmatch(line["at"])] == []
 
@@ -100,17 +102,18 @@ def test_a_refused_message_and_a_mass_cancel_are_told_with_their_ids(own, worker
     with closing(CancelClient(own.redis.url)) as client:
         mass = client.mass_cancel({"tickers": ["NONE-26"]})
         mass.result(PATIENCE_S)
-    wait_until(lambda: part.log_text().count("refused: ") == 2, what="both refusals")
-    wait_until(lambda: f"{mass.request_id}: flat True" in part.log_text(), what="the mass cancel's end")
+    wait_until(lambda: part.log_text().count('"event":"message_refused"') == 2, what="both refusals")
+    wait_until(lambda: '"event":"mass_cancel_done"' in part.log_text(), what="the mass cancel's end")
     assert part.stop() == 0
     lines = lines_of(part.log_text())
     [refused] = [line for line in lines if line.get("outcome") == "refused"]
     assert (refused["order_id"], refused["code"]) == (order_id, "invalid_request")
     assert (refused["lane"], refused["attempts"]) == ("strategy", 0)
-    told = [line["message"] for line in lines if line.get("request_id") == mass.request_id]
-    assert [each.split(":")[0].split(" by ")[0] for each in told] == [f"mass cancel {mass.request_id}"] * 2
+    told = [line["event"] for line in lines if line.get("request_id") == mass.request_id]
+    assert told == ["mass_cancel_started", "mass_cancel_done"]
     [refused_mass] = [line for line in lines if line.get("request_id") == "limit-7"]
-    assert refused_mass["message"].startswith("mass cancel refused: scope: ")
+    assert (refused_mass["event"], refused_mass["code"]) == ("message_refused", "invalid_request")
+    assert refused_mass["why"].startswith("scope: ")
     assert (refused_mass["level"], refused_mass["lane"]) == ("WARNING", "risk")
 
 
@@ -130,7 +133,9 @@ def test_by_its_request_id_a_mass_cancel_is_found_and_each_of_its_orders(own, wo
         assert mass.result(PATIENCE_S)["flat"]
         unknown = named.result(PATIENCE_S)["not_affected"][-1]["order_id"]
         assert next(client.results([elsewhere], timeout=PATIENCE_S)).outcome == "canceled"
-    wait_until(lambda: part.log_text().count(": flat True") == 2, what="both mass cancels' ends")
+    wait_until(
+        lambda: part.log_text().count('"event":"mass_cancel_done"') == 2, what="both mass cancels' ends"
+    )
     assert part.stop() == 0
     lines = lines_of(part.log_text())
     by_id = outcomes_of(lines)
@@ -142,7 +147,7 @@ def test_by_its_request_id_a_mass_cancel_is_found_and_each_of_its_orders(own, wo
         told = [line for line in lines if line.get("request_id") == request_id]
         assert {line["lane"] for line in told} == {"risk"}
         own_lines = [line for line in told if "order_id" not in line]
-        assert all(line["message"].startswith(f"mass cancel {request_id}") for line in own_lines)
+        assert {line["event"] for line in own_lines} == {"mass_cancel_started", "mass_cancel_done"}
 
 
 @pytest.fixture
@@ -153,13 +158,16 @@ def celery_of(own):
         yield app
 
 
-def test_text_is_as_celery_writes_it_and_says_the_outcome_in_words(own, worker):
+def test_text_is_as_celery_writes_it_with_the_event_first_and_the_fields_last(own, worker):
     part = worker("text")
     order_id = str(uuid.uuid4())
     own.control.place(order_id)
     with closing(CancelClient(own.redis.url)) as client:
         client.cancel(order_id).result(PATIENCE_S)
-    line = rf"^\[[\d :,-]+: INFO/MainProcess\] {order_id}: canceled after 1 attempts$"
+    line = (
+        rf"^\[[\d :,-]+: INFO/MainProcess\] event=cancel_settled cancel settled order_id={order_id}"
+        r" lane=strategy outcome=canceled attempts=1 age_s=[\d.]+$"
+    )
     wait_until(lambda: re.search(line, part.log_text(), re.MULTILINE), what="the line")
 
 
@@ -205,48 +213,80 @@ def test_by_itself_what_a_terminal_shows_is_text(own):
 # -- in small
 
 
-def record(message, *args, **fields):
+def record(message, *args, **extra):
     made = logging.getLogger("worker.test").makeRecord(
-        "worker.test", logging.INFO, "", 0, message, args, None, extra=fields
+        "worker.test", logging.INFO, "", 0, message, args, None, extra=extra
     )
-    return json.loads(JsonFormatter().format(made)), JsonFormatter().format(made)
+    text = JsonFormatter().format(made)
+    return json.loads(text), text
+
+
+def said(**fields):
+    """A line of ours as JSON, and as text."""
+    message = Lines([(LogEvent.LANE_WOKEN, fields)])
+    return record(message)[0], str(message)
 
 
 def test_a_line_has_the_ids_that_there_are():
-    assert about(Lane.RISK, None, None, order_id="a") == {"order_id": "a", "lane": "risk"}
-    line, _ = record("it", **about(Lane.RISK, "limit-7", f"00-{'a' * 32}-{'b' * 16}-01"))
+    assert about(Lane.RISK, None, None) == {"lane": "risk"}
+    line, text = said(**about(Lane.RISK, "limit-7", f"00-{'a' * 32}-{'b' * 16}-01"))
     assert {name: line[name] for name in line if name not in EVERYWHERE} == {
+        "event": "lane_woken",
         "request_id": "limit-7",
         "lane": "risk",
         "trace_id": "a" * 32,
     }
+    assert text == f"event=lane_woken waking up workers request_id=limit-7 lane=risk trace_id={'a' * 32}"
 
 
 def test_no_text_can_end_a_line_or_colour_a_terminal():
     nasty = '"}\n{"level":"CRITICAL\x1b[31m\u2028é'
-    line, text = record("%s", nasty, order_id=nasty)
-    assert (line["message"], line["order_id"]) == (nasty, nasty)
-    assert text.isascii()
-    assert text.isprintable()
+    line, text = record("%s", nasty)
+    assert line["message"] == nasty
+    ours, in_text = said(order_id=nasty)
+    assert ours["order_id"] == nasty
+    for each in (text, in_text):
+        assert each.isascii()
+        assert each.isprintable()
+
+
+def test_in_text_a_value_that_could_be_read_as_several_is_quoted_and_one_that_is_missing_left_out():
+    _, text = said(order_id="a b", why='said "no"', code="x=y", state="plain", count=3, outcome=None)
+    assert text.endswith(r' order_id="a b" why="said \"no\"" code="x=y" state=plain count=3')
 
 
 def test_what_else_hangs_on_a_record_is_not_told():
-    line, _ = record("received", data={"kwargs": "a stranger's words"}, password="hush")
+    line, _ = record("received", data={"kwargs": "a stranger's words"}, order_id="hush")
     assert list(line) == EVERYWHERE
+
+
+def test_a_line_that_repeats_is_left_out_for_a_while_and_then_says_how_often(caplog):
+    now = [0.0]
+    seldom = Seldom(10.0, clock=lambda: now[0])
+    for at in (0.0, 1.0, 9.9, 10.0, 20.0):
+        now[0] = at
+        say(logging.getLogger("apart"), LogEvent.REDIS_UNAVAILABLE, seldom=seldom, why="gone")
+    assert [each.getMessage() for each in caplog.records] == [
+        "event=redis_unavailable Redis unavailable why=gone",
+        "event=redis_unavailable Redis unavailable why=gone repeats=2",
+        "event=redis_unavailable Redis unavailable why=gone",
+    ]
+    assert {each.levelname for each in caplog.records} == {"ERROR"}
 
 
 @pytest.mark.parametrize("value", ["text", 3, 0.25, None, True, ["a"], Lane.RISK])
 def test_a_field_keeps_its_kind(value):
-    assert record("x", code=value)[0]["code"] == value
+    assert said(code=value)[0]["code"] == value
 
 
 def test_a_traceback_is_a_field_of_its_line():
     try:
         {}["what is missing"]
     except KeyError:
-        made = logging.getLogger("a").makeRecord("a", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
+        lines = Lines([(LogEvent.INTERNAL_ERROR, {"doing": "it"})])
+        made = logging.getLogger("a").makeRecord("a", logging.ERROR, "", 0, lines, (), sys.exc_info())
     line = json.loads(JsonFormatter().format(made))
-    assert line["message"] == "it failed"
+    assert (line["message"], line["event"], line["doing"]) == ("internal error", "internal_error", "it")
     assert line["exception"].endswith("KeyError: 'what is missing'")
 
 

@@ -661,7 +661,8 @@ def test_a_step_that_takes_longer_than_the_lease_is_not_begun_by_a_second_runner
     crew.control.fault("slow", operation="list", seconds=1.3, effect="before", times=4)
     report = mass_cancel(crew, EVERYTHING)
     assert report["flat"]
-    begun = [worker.log_text().count(f"{report['request_id']} by test starts") for worker in crew.alive()]
+    started = f"event=mass_cancel_started mass cancel started request_id={report['request_id']}"
+    begun = [worker.log_text().count(started) for worker in crew.alive()]
     assert sum(begun) == 1
 
 

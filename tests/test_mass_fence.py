@@ -111,7 +111,7 @@ def test_a_runner_that_was_stopped_longer_than_its_lease_cancels_nothing_new_and
             report = pending.result(timeout=PATIENCE_S)
             assert report["flat"], report["why_not_flat"]
             new = crew.place(5)
-    others = "is in other senders, or done"
+    others = "event=mass_cancel_taken_over"
     wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert resting(crew) == set(new)
     assert crew.client.mass_status(pending.request_id) == report
@@ -131,7 +131,7 @@ def test_a_runner_that_was_stopped_before_its_command_does_not_send_it_afterward
             report = pending.result(timeout=PATIENCE_S)
             new = crew.place(5)
             sent = len(crew.control.calls("cancel_all"))
-        others = "is in other senders, or done"
+        others = "event=mass_cancel_taken_over"
         wait_until(lambda: others in runner.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
     assert report["flat"], report["why_not_flat"]
     assert len(crew.control.calls("cancel_all")) == sent
@@ -155,7 +155,7 @@ def test_a_runner_that_was_cut_off_from_redis_cancels_nothing_new_and_changes_no
         report = pending.result(timeout=PATIENCE_S)
         new = crew.place(5)
         link.mend()
-        others = "is in other senders, or done"
+        others = "event=mass_cancel_taken_over"
         wait_until(lambda: others in away.log_text(), within_s=PATIENCE_S, what="the first one has noticed")
         assert report["flat"], report["why_not_flat"]
         assert {each["order_id"] for each in report["affected"]} == set(old)

@@ -384,7 +384,8 @@ def test_a_listener_that_fails_stops_neither_the_work_nor_the_others(caplog):
 
     emit_to_all([fail, heard.append])(call("x"))
     assert heard == [call("x")]
-    assert "what happened could not be noted" in caplog.text
+    assert "event=internal_error" in caplog.text
+    assert "the disk is gone" in caplog.text
 
 
 def test_the_tables_of_the_docs_are_those_of_the_code():

@@ -12,6 +12,7 @@ from crew import PATIENCE_S
 from kalshi_cancel.client import StoreError
 from trials.stack import free_port, wait_until
 
+NOT_STORED = 'event=redis_unavailable Redis unavailable doing="store results" why='
 RESUMED_S = 3.0  # promised after Redis is back
 EXCHANGE_BACK_S = 2.0  # promised after the exchange is back
 PROCESSING_S = 0.5  # of a few orders, on a busy machine
@@ -138,11 +139,17 @@ def test_a_result_that_cannot_be_stored_is_stored_when_redis_is_back(crew, outag
     if outage == "silent":
         with crew.frozen(crew.redis.part):
             wait_until(answered, what="the exchange's answer")
-            wait_until(lambda: "cannot be stored yet" in worker.log_text(), what="a try to store it")
+            wait_until(
+                lambda: NOT_STORED in worker.log_text(),
+                what="a try to store it",
+            )
     else:
         crew.redis.kill()
         wait_until(answered, what="the exchange's answer")
-        wait_until(lambda: "cannot be stored yet" in worker.log_text(), what="a try to store it")
+        wait_until(
+            lambda: NOT_STORED in worker.log_text(),
+            what="a try to store it",
+        )
         crew.redis.start()
     back = time.monotonic()
     result = wait_until(lambda: crew.client.status(order_id).result, within_s=PATIENCE_S)

@@ -21,7 +21,6 @@ from packaging.requirements import Requirement
 from kalshi_cancel import cli
 from kalshi_cancel.cli import exits, mass
 from kalshi_cancel.exchange.protocol import MEANINGS
-from kalshi_cancel.exchange.signing import permission_warning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import REQUEST_FIELDS, CancelResult, Outcome
 from kalshi_cancel.model.scope import Scope
@@ -298,37 +297,6 @@ def test_the_table_of_redis_users_names_those_of_the_file():
     [rows] = tables(section("Users", OPERATING))
     users = re.findall(r"^user (\S+) on", (ROOT / "deploy/redis/users.acl").read_text(), re.MULTILINE)
     assert sorted(first_words(rows)) == sorted(users)
-
-
-def test_the_log_table_explains_every_warning_and_nothing_else(tmp_path):
-    [rows] = tables(section("What the log says", OPERATING))
-    key = tmp_path / "key.pem"
-    key.touch()
-    key.chmod(0o644)
-    about_key = permission_warning(key).replace(str(key), "...").replace("(mode 0644)", "...")
-    assert Counter(first_words(rows)) == Counter({about_key: 1, **dict.fromkeys(messages_of_the_log(), 1)})
-
-
-def messages_of_the_log() -> set[str]:
-    """What the code says to its log above the level of INFO, `...` for what differs."""
-    calls = [
-        node
-        for package in ("kalshi_cancel", "worker")
-        for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id == "log"
-        and node.func.attr != "info"
-    ]
-    texts = [
-        each.value
-        for call in calls
-        for each in call.args[:2]
-        if isinstance(each, ast.Constant) and isinstance(each.value, str)
-    ]
-    return {re.sub(r"%[+.0-9]*[a-z]", "...", text) for text in texts}
 
 
 def test_the_exit_codes_are_those_of_the_command():

@@ -108,7 +108,7 @@ def test_workers_whose_clocks_differ_by_minutes_take_over_from_each_other_in_tim
     assert time.monotonic() - killed <= WORST_S
     assert (result.outcome, result.confirmed_by) == ("canceled", "read_back")
     survivor = behind if victim is ahead else ahead
-    assert "timestamps are corrected by the exchange's clock" in survivor.log_text()
+    assert "event=clock_corrected" in survivor.log_text()
 
 
 # -- frozen
@@ -122,7 +122,7 @@ def test_a_worker_frozen_past_its_lease_wakes_and_leaves_the_newer_truth_alone(c
     with crew.frozen(sleeper):
         result = crew.client.cancel(order_id).result(timeout=PATIENCE_S)
         assert (result.outcome, result.confirmed_by) == ("canceled", "read_back")
-    wait_until(lambda: "another hand has taken over" in sleeper.log_text(), what="the sleeper's notice")
+    wait_until(lambda: "event=lease_lost" in sleeper.log_text(), what="the sleeper's notice")
     assert crew.client.status(order_id).result == result
     assert crew.sent()[order_id] == 2
     assert sleeper.process.poll() is None
@@ -137,7 +137,7 @@ def test_a_worker_frozen_past_its_lease_sends_no_further_cancel_when_its_call_ha
         result = crew.client.cancel(order_id).result(timeout=PATIENCE_S)
         assert (result.outcome, result.confirmed_by) == ("canceled", "cancel")
         crew.control.clear_faults()  # the hanging call ends without an answer
-    wait_until(lambda: "another hand has taken over" in sleeper.log_text(), what="the sleeper's notice")
+    wait_until(lambda: "event=lease_lost" in sleeper.log_text(), what="the sleeper's notice")
     assert crew.client.status(order_id).result == result
     assert crew.sent()[order_id] == 2
 
@@ -192,7 +192,7 @@ def test_a_long_backlog_drains_without_one_superfluous_wake_up(crew):
         pending = apart.client.cancel_many(order_ids)
         settled = Counter(result.outcome for result in pending.as_settled(timeout=90))
         assert settled == {"canceled": BACKLOG}
-        assert sum(worker.log_text().count("waking up for") for worker in workers) == 0
+        assert sum(worker.log_text().count("event=lane_woken") for worker in workers) == 0
         assert crew.sent() == Counter(order_ids)
 
 

@@ -37,12 +37,12 @@ def test_a_revoked_key_of_one_worker_is_not_the_orders_failure(crew):
         pending = [apart.client.cancel(order_id) for order_id in order_ids]
         assert {each.result(timeout=PATIENCE_S).outcome for each in pending} == {"canceled"}
         for _ in range(5):  # until it has tried one
-            if "its key is refused" in worker.log_text():
+            if "event=worker_key_refused" in worker.log_text():
                 break
             more = crew.place(40)
             results = [apart.client.cancel(each) for each in more]
             assert {each.result(timeout=PATIENCE_S).outcome for each in results} == {"canceled"}
-        assert worker.log_text().count("CRITICAL/MainProcess] this worker claims nothing") == 1
+        assert worker.log_text().count("CRITICAL/MainProcess] event=worker_key_refused") == 1
         refused = wait_until(apart.client.held_back, within_s=PATIENCE_S, what="it says so")
         assert list(refused.values()) == ["key_refused"]
 
@@ -165,7 +165,7 @@ def test_where_nobody_else_can_cancel_it_an_order_is_refused_at_once(crew, other
             wait_known(apart)
             if other == "a refused key":
                 other_one = crew.place(1)[0]
-                while "its key is refused" not in second.log_text():
+                while "event=worker_key_refused" not in second.log_text():
                     apart.client.cancel(other_one).result(timeout=PATIENCE_S)
                 wait_until(apart.client.held_back, within_s=PATIENCE_S, what="it says so")
             result = apart.client.cancel(order_id, deadline_s=60).result(timeout=PATIENCE_S)

@@ -179,7 +179,7 @@ def test_bytes_that_are_no_text_are_a_value_error():
 def test_a_spoilt_record_is_told_in_the_log_and_does_not_hide_the_others(server, admin, caplog):
     admin.set(results.record_key("spoilt"), '{"result": {}}')
     assert results.read(server, ["spoilt", "missing"]) == {}
-    assert "spoilt: its record cannot be read" in caplog.text
+    assert "event=result_unreadable stored result unreadable order_id=spoilt why=" in caplog.text
 
 
 # -- reading

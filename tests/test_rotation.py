@@ -20,7 +20,7 @@ from trials.stack import KEY_ID, Keys, wait_until
 CALL_DEADLINE_S = 2.0
 NOTICED_S = 2.0  # promised: a look every second, and a read at the exchange
 TRY_AGAIN_S = 5.0
-NOT_USED = "the key on disk is not used, the one before stays: "
+NOT_USED = "event=key_not_used"
 
 
 class Mount:
@@ -83,7 +83,8 @@ class Keyed:
         self.mount.swap(self.new_id, self.new.private_path)
 
     def has_changed(self, worker):
-        return f"calls are signed with the key {self.new_id} from now on" in worker.log_text()
+        said = rf'event=key_rotated .*key_id={self.new_id}|"event":"key_rotated","key_id":"{self.new_id}"'
+        return re.search(said, worker.log_text()) is not None
 
     def one_more(self):
         """The id of the key that a fresh cancel was signed with; it was not refused."""
@@ -99,7 +100,7 @@ class Keyed:
     def who_worked(self, worker):
         """The process of a pool that has settled the only order so far."""
         [process] = wait_until(
-            lambda: {who for who, text in self.lines(worker) if ": canceled after" in text},
+            lambda: {who for who, text in self.lines(worker) if "event=cancel_settled " in text},
             within_s=PATIENCE_S,
             what="the line of the outcome",
         )
@@ -265,7 +266,7 @@ def test_the_change_is_logged_with_the_keys_id_as_a_field(keyed, crew):
     keyed.swap()
     wait_until(lambda: keyed.has_changed(worker), what="the change")
     assert worker.stop() == 0
-    lines = [json.loads(line) for line in worker.log_text().splitlines() if "from now on" in line]
+    lines = [json.loads(line) for line in worker.log_text().splitlines() if '"key_rotated"' in line]
     assert [(line["level"], line["key_id"]) for line in lines] == [("INFO", keyed.new_id)]
 
 
@@ -299,7 +300,7 @@ def test_processes_of_a_forking_pool_change_their_key_each_by_itself(keyed, crew
     assert at_work.startswith("ForkPoolWorker")
     keyed.register_new()
     keyed.swap()
-    signed = f"calls are signed with the key {keyed.new_id} from now on"
+    signed = f"event=key_rotated key rotated, calls are signed with the new key key_id={keyed.new_id}"
     wait_until(
         lambda: {who for who, text in keyed.lines(worker) if signed in text} >= {"MainProcess", at_work},
         within_s=PATIENCE_S,

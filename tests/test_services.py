@@ -68,7 +68,8 @@ def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and
     wait_for("the next round", lambda: job.rounds == 2)
     going_on.set()
     wait_for("it is well again", lambda: failure(services) == {} and job.rounds > 2)
-    [failed] = [line for line in caplog.records if "background job registry failed" in line.message]
+    [failed] = [line for line in caplog.records if "event=service_failed" in line.message]
+    assert "service=registry" in failed.message
     assert failed.levelno == logging.ERROR
     assert failed.exc_info
     assert Counter(told)[ServiceFailed("registry")] == 1
@@ -106,9 +107,9 @@ def test_a_thread_that_dies_is_said_loudly_shown_and_replaced(services, told, ca
     going_on.set()
     wait_for("it is well again", lambda: failure(services) == {})
     assert told.count(ServiceRestarted("wake-ups")) == 1
-    assert [line.levelname for line in caplog.records if "wake-ups is started again" in line.message] == [
-        "CRITICAL"
-    ]
+    assert [
+        line.levelname for line in caplog.records if "job restarted service=wake-ups" in line.message
+    ] == ["CRITICAL"]
 
 
 def test_a_thread_that_hangs_is_replaced_and_is_not_the_one_that_counts_when_it_goes_on(services, told):

@@ -146,7 +146,7 @@ def test_a_worker_without_redis_ends_within_its_limit(crew, outage):
             terminate(worker, within_s=SHUTDOWN_S + EXIT_S)
     else:
         crew.redis.kill()
-        wait_until(lambda: "no connection to Redis" in worker.log_text(), what="the outage noticed")
+        wait_until(lambda: "event=redis_unavailable" in worker.log_text(), what="the outage noticed")
         terminate(worker, within_s=SHUTDOWN_S + EXIT_S)
         crew.redis.start()
 

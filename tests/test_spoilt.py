@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_set_aside_with_its_text_and_the_others_go_on(cre
     assert dead[spoilt["no JSON in the request"]].stored["request"] == "{oops"
     assert dead[spoilt["a text instead"]].stored == {"text": "what is this?"}
     assert "Traceback" not in worker.log_text()
-    assert worker.log_text().count("is set aside, nobody works on it") == len(spoilt)
+    assert worker.log_text().count("event=cancel_unreadable") == len(spoilt)
     assert server.keys(f"{PREFIX}:pending:*") == []
     assert server.zcard(f"{PREFIX}:due:strategy:write") == server.zcard(f"{PREFIX}:deadline") == 0
     # Whoever asks again, or has it retried, starts it anew.

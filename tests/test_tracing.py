@@ -241,7 +241,10 @@ def test_without_the_extra_a_cancel_goes_through_and_it_is_said_that_nothing_is_
     [order_id] = place(own)
     text = WITHOUT.replace("import sys\n", "import sys, logging\nlogging.basicConfig(stream=sys.stdout)\n", 1)
     printed = produce(own, order_id, text=text)
-    assert "install kalshi-cancel[tracing]" in printed
+    assert (
+        "event=tracing_not_installed tracing is configured, but kalshi-cancel[tracing] is not installed"
+        in printed
+    )
     assert printed.endswith("canceled\n")
 
 

@@ -270,10 +270,11 @@ def test_a_key_file_that_others_can_read_is_warned_of(ready, stack, tmp_path):
     path.write_bytes(stack.keys.private_path.read_bytes())
     path.chmod(0o644)
     worker = ready(KALSHI_PRIVATE_KEY_PATH=str(path))
-    assert f"private key file {path} can be read or changed by others" in worker.log_text()
+    assert "event=key_file_exposed" in worker.log_text()
+    assert f"{path} can be read or changed by others" in worker.log_text()
 
 
 def test_a_worker_starts_without_the_exchange_says_so_and_ends_when_it_is_told_to(ready):
     worker = ready(KALSHI_BASE_URL=f"http://127.0.0.1:{free_port()}")
-    wait_until(lambda: "the exchange does not answer yet" in worker.log_text(), what="the warning")
+    wait_until(lambda: "event=exchange_unavailable" in worker.log_text(), what="the warning")
     assert worker.stop() == 0

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from celery import Task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
-from kalshi_cancel.logs import about
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import about, say
 from kalshi_cancel.model.fields import ORDER_ID_MAX_CHARS, BadRequest, is_order_id, is_traceparent
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, wake_up_for
 from worker.app import app
 from worker.broker.guard import RESERVED_IDS
@@ -96,7 +97,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
         return None
     given = fields.get("request_id")
     known_by = given if is_order_id(given) else self.request.id
-    told = about(Lane.RISK, known_by, None, code="invalid_request")
+    told = about(Lane.RISK, known_by, None)
     asked = {"positional arguments": list(args), **fields} if args else fields
     try:
         with _set_aside_when_it_fails(self, args, fields):
@@ -104,10 +105,10 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
             reply_to = "" if self.request.ignore_result else self.request.id
             _until_done(lambda: mass_runner().enter(request, reply_to=reply_to))
     except BadRequest as bad:
-        log.warning("mass cancel refused: %s", bad, extra=told)
+        say(log, LogEvent.MESSAGE_REFUSED, **told, code="invalid_request", why=str(bad))
         return {"request_id": given, "flat": False, "error": str(bad)}
     except StoreError as error:
-        log.warning("mass cancel not entered: %s", error, extra={**told, "code": NOT_ENTERED})
+        say_failed(log, error, "accept a mass cancel", code=NOT_ENTERED, **told)
         _set_aside(self, str(error), kwargs=fields)
         return {"request_id": known_by, "flat": False, "error": f"not entered: {error}"}
     raise Ignore  # the runner stores the report under this task's id when it is done
@@ -117,7 +118,7 @@ def mass_cancel(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | No
 def wake_up(self: Task, /, *_args: Any, **_fields: Any) -> None:
     """Works on what is due; published by the sweeper when nobody else is coming. Ignores fields."""
     if why := _refused_links(self):
-        log.warning("refused: %s", why)
+        say(log, LogEvent.MESSAGE_REFUSED, why=why)
     dispatcher().work()
 
 
@@ -135,7 +136,7 @@ def _list_may_fail(task: Task, order_ids: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        log.warning("%s: its list cannot be noted, the orders are worked on: %s", task.request.id, error)
+        say_failed(log, error, "store a list of results", task_id=task.request.id)
         _set_aside(task, str(error), orders=order_ids)
         app.backend.mark_as_failure(task.request.id, CannotBeAnswered(str(error)))
 
@@ -158,7 +159,7 @@ def _set_aside_when_it_fails(task: Task, args: tuple[Any, ...], fields: Mapping[
     except (Reject, BadRequest, StoreError):  # these are answered
         raise
     except Exception as error:
-        log.exception("a message cannot be handled and is set aside: %s", f"{task.name} {task.request.id}")
+        say(log, LogEvent.INTERNAL_ERROR, error=error, doing=f"handle {task.name}", task_id=task.request.id)
         _set_aside(task, str(error), args=args, kwargs=fields)
         raise
 
@@ -276,19 +277,19 @@ def _traced(task: Task, parsed: _Parsed) -> _Parsed:
 
 def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
     """The refusal as a value, stored for whoever waits for the order as well."""
-    log.warning(
-        "refused: %s",
-        result.error and result.error.message,
-        extra={
-            "order_id": result.order_id and result.order_id[:ORDER_ID_MAX_CHARS],
-            "lane": lane.value,
-            "outcome": result.outcome.value,
-            "attempts": 0,
-            "code": result.error and result.error.code,
-        },
+    problem = result.error
+    say(
+        log,
+        LogEvent.MESSAGE_REFUSED,
+        order_id=result.order_id and result.order_id[:ORDER_ID_MAX_CHARS],
+        lane=lane.value,
+        outcome=result.outcome.value,
+        attempts=0,
+        code=problem.code if problem else None,
+        why=problem.message if problem else None,
     )
     try:
         dispatcher().refuse(result)
     except StoreError as error:  # who waits for this message has it as its value
-        log.warning("%s: its refusal cannot be stored: %s", result.order_id, error)
+        say_failed(log, error, "store a refusal", order_id=result.order_id)
     return result.to_json()

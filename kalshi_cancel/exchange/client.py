@@ -44,7 +44,8 @@ from kalshi_cancel.exchange.protocol import (
 )
 from kalshi_cancel.exchange.signing import RequestSigner, load_private_key
 from kalshi_cancel.exchange.transport import NotSent, Transport, TransportError, UnusableEnvironment
-from kalshi_cancel.logs import Seldom
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.model.orders import Problem
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings
@@ -265,8 +266,8 @@ class Exchange:
     def _notice(self, failure: Failure, dialect: Dialect) -> None:
         if failure.meaning is Meaning.RETIRED and dialect is Dialect.V1:
             self._move_to_v2()
-        if failure.problem.code == GATEWAY_CODE and (more := self._gateway_told.now()) is not None:
-            log.error("no usable answer: %s", f"{failure.problem.message}{more}")
+        if failure.problem.code == GATEWAY_CODE:
+            say(log, LogEvent.GATEWAY_ANSWERED, seldom=self._gateway_told, why=failure.problem.message)
         if failure.meaning in (Meaning.REFUSED, Meaning.KEY_REFUSED):
             self._log_refusal(failure.problem)
 
@@ -282,10 +283,10 @@ class Exchange:
         skew_ms = self.skew_ms or 0
         if not self._follows_front and (expired or abs(skew_ms) >= SKEW_TO_CORRECT_MS):
             self._follows_front, self._warned_skew_ms = True, skew_ms
-            log.warning("timestamps are corrected by the exchange's clock from now on: %+d ms", skew_ms)
+            say(log, LogEvent.CLOCK_CORRECTED, skew_ms=round(skew_ms))
         elif abs(skew_ms - self._warned_skew_ms) >= SKEW_WORTH_A_WARNING_MS:
             self._warned_skew_ms = skew_ms
-            log.warning("this host's clock is off: the exchange's differs by %+d ms", skew_ms)
+            say(log, LogEvent.CLOCK_OFF, skew_ms=round(skew_ms))
 
     def _learn_engine(self, answers: Iterable[CancelAnswer], sent_s: float) -> None:
         """Learns the engine's clock from the moments at which it canceled what we have just asked for."""
@@ -303,9 +304,7 @@ class Exchange:
             if self.dialect is Dialect.V2:
                 return
             self.dialect = Dialect.V2
-        log.critical(
-            "the exchange has retired the V1 orders API; cancels go to V2 now: set KALSHI_ORDERS_API=v2"
-        )
+        say(log, LogEvent.V1_RETIRED)
 
     def _log_refusal(self, problem: Problem) -> None:
         """Says a permanent refusal of key or scope once, loudly; the orders' own results tell it each."""
@@ -316,4 +315,11 @@ class Exchange:
             if words in self._refusals_told or len(self._refusals_told) >= 100:  # noqa: PLR2004 - bounded memory
                 return
             self._refusals_told.add(words)
-        log.critical("the exchange refuses this key: %s", words, extra={"key_id": self._signer.key_id})
+        say(
+            log,
+            LogEvent.KEY_REFUSED,
+            status=problem.http_status,
+            code=problem.code,
+            why=problem.message,
+            key_id=self._signer.key_id,
+        )

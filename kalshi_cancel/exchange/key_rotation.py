@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from kalshi_cancel.exchange.client import Exchange, signer_from
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings
 
@@ -71,16 +73,15 @@ class Rotation:
             return
         self._in_use = pair
         self._changed()
-        key_id = settings.api_key_id
-        log.info("calls are signed with the key %s from now on", key_id, extra={"key_id": key_id})
+        say(log, LogEvent.KEY_ROTATED, key_id=settings.api_key_id)
         if settings.private_key_path and (warning := permission_warning(settings.private_key_path)):
-            log.warning(warning)
+            say(log, LogEvent.KEY_FILE_EXPOSED, why=warning)
 
     def _log_problem(self, why: str) -> None:
         """Says once why the old key stays in use."""
         if why != self._told:
             self._told = why
-            log.error("the key on disk is not used, the one before stays: %s", why)
+            say(log, LogEvent.KEY_NOT_USED, why=why)
 
 
 def _pair(settings: WorkerSettings) -> tuple[str, bytes]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.logs import Seldom
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys
@@ -121,8 +122,8 @@ class AuditLog:
         except StoreError as error:
             self._uncounted += uncounted + 1
             failure = str(error)
-        if failure and (more := self._gap.now()) is not None:
-            log.warning("an entry of the audit log cannot be written: %s", f"{failure}{more}")
+        if failure:
+            say(log, LogEvent.AUDIT_LOG_WRITE_FAILED, seldom=self._gap, why=failure)
 
     def read(
         self, *, since_ms: int | None = None, until_ms: int | None = None, after_id: str = ""
@@ -200,7 +201,7 @@ class AuditLog:
             if dropped < TRIM_AT_ONCE:
                 break
         if all_dropped:
-            log.info("audit trail: %d entries trimmed, %d of them not exported", all_dropped, all_unexported)
+            say(log, LogEvent.AUDIT_LOG_TRIMMED, count=all_dropped, not_exported=all_unexported)
         return all_dropped
 
     def _warn(self, max_age_ms: float, max_entries: int) -> None:
@@ -224,10 +225,7 @@ class AuditLog:
         if too_old or (in_front and length >= (1 - SOON) * max_entries):
             warned = f"{self._key}:warned"
             if scripts.call(lambda: self._server.set(warned, 1, nx=True, ex=WARN_EVERY_S)):
-                log.warning(
-                    "the audit trail is not exported from %s on, and is about to be trimmed there",
-                    waiting[0].entry_id,
-                )
+                say(log, LogEvent.AUDIT_LOG_NOT_EXPORTED, from_id=waiting[0].entry_id)
 
     def _newest(self) -> str | None:
         newest = scripts.call(lambda: self._server.xrevrange(self._key, count=1))

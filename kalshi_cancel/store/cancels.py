@@ -22,7 +22,8 @@ from typing import Any, Self
 
 import redis
 
-from kalshi_cancel.logs import Seldom
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.model.orders import (
     CancelRequest,
     CancelResult,
@@ -422,7 +423,7 @@ class CancelStore:
                     try:
                         settled[request.order_id] = results.parse_record(answer)
                     except ValueError as error:
-                        log.warning("%s: its record cannot be read: %s", request.order_id, error)
+                        say(log, LogEvent.RESULT_UNREADABLE, order_id=request.order_id, why=str(error))
                         spoilt.append((request, reply_to[at] if reply_to else ""))
         if spoilt:  # by a stranger, or by a version that knows more: asked for again, the exchange tells
             anew = self.accept(
@@ -565,15 +566,10 @@ class CancelStore:
         try:
             set_aside = self._run(self._set_aside, args)
         except StoreError as error:
-            log.warning("%d entries that cannot be read cannot be set aside: %s", len(spoilt), error)
+            scripts.say_failed(log, error, "set unreadable cancels aside", count=len(spoilt))
             return
         for order_id in set_aside:
-            log.error(
-                "%s: its entry cannot be read and is set aside, nobody works on it: %s",
-                order_id,
-                spoilt[order_id][1],
-                extra={"order_id": order_id},
-            )
+            say(log, LogEvent.CANCEL_UNREADABLE, order_id=order_id, why=str(spoilt[order_id][1]))
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is another's by now."""
@@ -651,7 +647,7 @@ class CancelStore:
         if keys:
             mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
         if mended:
-            log.warning("%d entries had no place in line and have one now", mended)
+            say(log, LogEvent.CANCELS_REQUEUED, count=mended)
         return int(cursor), mended
 
     def forget_dead(self) -> int:
@@ -721,8 +717,8 @@ class CancelStore:
         for lane in lanes:
             args += (lane.value, self._celery_prefix + lane.queue)
         missing, why, *states = self._run(self._lanes_to_wake, args)
-        if missing > 0 and (more := self._gap.now()) is not None:
-            log.error("the audit log is missing %d entries, cancels go on: %s", missing, f"{why}{more}")
+        if missing > 0:
+            say(log, LogEvent.AUDIT_LOG_INCOMPLETE, seldom=self._gap, count=missing, why=why)
         found = zip(lanes, states, strict=True)
         return {lane: state == _LISTENER_WOKEN for lane, state in found if state}
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import redis
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
@@ -80,7 +82,7 @@ class Lists:
                 order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
                 values = self._values(task_id, order_ids)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                log.warning("%s: its list cannot be read and is dropped: %s", task_id, error)
+                say(log, LogEvent.LIST_UNREADABLE, task_id=task_id, why=str(error))
                 self._end(task_id, None)
             else:
                 if values is not None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import redis
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult, count_text, utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
@@ -350,6 +352,5 @@ class MassClaim:
         if not scripts.surely(self._server, self._scripts.put_back, args, then=[request]):
             return
         self.has_lost = True
-        said = {"request_id": self.fence.request_id}
-        log.error("mass cancel %s: Redis has lost it, it is put back", self.fence.request_id, extra=said)
+        say(log, LogEvent.MASS_CANCEL_RESTORED, request_id=self.fence.request_id)
         self.add_orders(kept.orders)

@@ -147,10 +147,9 @@ class Pacer:
         try:
             is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
         except StoreError as error:
-            log.warning("a 429 could not be shared: %s", error)
+            scripts.say_failed(log, error, "share what a 429 taught")
             return False
         if is_news:
-            log.warning("429 from the exchange: the %s bucket is corrected", bucket)
             self._corrected(bucket)
         return bool(was_affordable)
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import redis
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult
 
 log = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ def readable(order_id: str, text: str | bytes) -> CancelResult | None:
     try:
         return parse_record(text)
     except ValueError as error:
-        log.warning("%s: its record cannot be read: %s", order_id, error, extra={"order_id": order_id})
+        say(log, LogEvent.RESULT_UNREADABLE, order_id=order_id, why=str(error))
         return None
 
 

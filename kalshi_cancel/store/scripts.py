@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Unpack
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kalshi_cancel.log_events import LogEvent, LogFields
+from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.settings.redis import RedisSettings, Sentinels
 from kalshi_cancel.store import primary
 from kalshi_cancel.store.redis_errors import HALF_DONE, can_pass, refused, words
@@ -35,6 +38,21 @@ class StoreError(Exception):
         super().__init__(message)
         self.may_be_accepted = may_be_accepted
         self.can_pass = can_pass
+
+
+def say_failed(
+    log: logging.Logger,
+    error: StoreError,
+    doing: str,
+    /,
+    *,
+    seldom: Seldom | None = None,
+    **fields: Unpack[LogFields],
+) -> None:
+    """Logs that Redis failed, and what it kept us from doing."""
+    event = LogEvent.REDIS_UNAVAILABLE if error.can_pass else LogEvent.REDIS_REFUSED
+    told: LogFields = {"doing": doing, "why": str(error), **fields}
+    say(log, event, seldom=seldom, **told)
 
 
 def connect(settings: RedisSettings, *, in_bytes: bool = False) -> redis.Redis:

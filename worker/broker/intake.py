@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import redis
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
@@ -50,9 +52,9 @@ class Intake:
             while self._take_some(lane):
                 pass
         except StoreError as error:
-            log.info("what waits in the queue is left to Celery: %s", error)
-        except Exception:  # a defect of ours, which is not the message's that has just been entered
-            log.exception("what waits in the queue is left to Celery")
+            scripts.say_failed(log, error, "take in several messages at once")
+        except Exception as error:  # noqa: BLE001 - a defect of ours, not of the message that was just entered
+            say(log, LogEvent.INTERNAL_ERROR, error=error, doing="take in several messages at once")
         finally:
             self._at_it.release()
 

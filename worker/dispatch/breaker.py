@@ -18,6 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Order, Problem
 
 log = logging.getLogger(__name__)
@@ -127,9 +129,8 @@ class CircuitBreaker:
         self.state = state
         if state is BreakerState.KEY_REFUSED:
             problem = self.key_problem
-            log.critical("this worker claims nothing: its key is refused: %s", problem and problem.message)
-            return
-        if state is BreakerState.CLOSED:
-            log.warning("the exchange is back: cancels go on")
+            say(log, LogEvent.WORKER_KEY_REFUSED, why=None if problem is None else problem.message)
+        elif state is BreakerState.CLOSED:
+            say(log, LogEvent.BREAKER_CLOSED)
         else:
-            log.error("the exchange is %s: cancels are held in the book", state.value)
+            say(log, LogEvent.BREAKER_OPEN, state=state.value)

@@ -14,14 +14,15 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, TypeVar
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.logs import Lines, Seldom, about
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, about, say
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.store.cancels import (
     Accepted,
@@ -29,8 +30,6 @@ from kalshi_cancel.store.cancels import (
     Claim,
     ClaimRequest,
     Conclusion,
-    Entry,
-    MakeDeadLetter,
     NothingClaimed,
     Overdue,
     Progress,
@@ -38,7 +37,7 @@ from kalshi_cancel.store.cancels import (
     Settle,
 )
 from kalshi_cancel.store.rate_limits import Pacer
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.breaker import BreakerState, CircuitBreaker
 from worker.dispatch.completions import Completions, Place
 from worker.dispatch.events import BreakerMoved, Claimed, Concluded, LeaseLost
@@ -173,8 +172,7 @@ class Dispatcher:
             except StoreError as error:
                 if not error.can_pass:
                     raise
-                if (more := self._not_entered.now()) is not None:
-                    log.warning("a message cannot be entered yet: %s", f"{error}{more}")
+                say_failed(log, error, "accept a message", seldom=self._not_entered)
                 if self._stopping.wait(STORE_AGAIN_EVERY_S) or time.monotonic() > give_up:
                     raise
 
@@ -198,7 +196,7 @@ class Dispatcher:
                 json.dumps({"at": self.now(), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
             )
         except StoreError as error:
-            log.warning("it is only in this log: %s", error)
+            say_failed(log, error, "keep a message that could not be stored")
 
     def work(self) -> None:
         """Works as a message asks for it; see :meth:`serve`.
@@ -211,8 +209,7 @@ class Dispatcher:
             try:
                 self.serve(self._lanes)
             except StoreError as error:  # the message has done its part, and nobody else is to fail of it
-                if (more := self._no_store.now()) is not None:
-                    log.warning("no work: %s", f"{error}{more}")
+                say_failed(log, error, "claim cancels", seldom=self._no_store)
 
     def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be.
@@ -224,8 +221,7 @@ class Dispatcher:
         except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
-            if (more := self._no_store.now()) is not None:
-                log.warning("no work without the book: %s", f"{error}{more}")
+            say_failed(log, error, "claim cancels", seldom=self._no_store)
 
     def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> None:
         held = Completion()
@@ -261,8 +257,8 @@ class Dispatcher:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
         try:
             return self._executor.execute(claim, since=since)
-        except Exception:
-            log.exception("%d cancels in hand could not be pursued", len(claim.entries))
+        except Exception as error:  # noqa: BLE001 - the lease brings them back
+            say(log, LogEvent.INTERNAL_ERROR, error=error, doing="cancel orders", count=len(claim.entries))
             self._leases.release(claim.entries)
             return Completion()
 
@@ -351,7 +347,7 @@ class Dispatcher:
     def forget_dead(self) -> None:
         """Forgets dead letters that nobody looks at any more."""
         while forgotten := self._store.forget_dead():
-            log.error("%d dead letters are forgotten: nobody asked again for so long", forgotten)
+            say(log, LogEvent.DEAD_LETTERS_DELETED, count=forgotten)
 
     def report_overdue(self) -> None:
         """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
@@ -411,7 +407,7 @@ class Dispatcher:
             except StoreError as error:
                 if not error.can_pass:
                     return self._put_down_each(held, error)
-                log.warning("%d results cannot be stored yet: %s", len(held.conclusions), error)
+                say_failed(log, error, "store results", count=len(held.conclusions))
                 if self._stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
                     if time.monotonic() > give_up:
@@ -433,12 +429,9 @@ class Dispatcher:
         if order_id not in self._not_stored:
             if len(self._not_stored) < NOT_STORED_MOST:
                 self._not_stored.add(order_id)
-            log.error(
-                "%s: what became of it cannot be stored, and is tried again: %s",
-                order_id,
-                error,
-                extra=_about(conclusion.entry),
-            )
+            entry = conclusion.entry
+            told = about(entry.lane, entry.request.request_id, entry.request.traceparent)
+            say_failed(log, error, "store a result", order_id=order_id, **told)
             result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
             self.set_aside(str(error), order_id=order_id, result=result)
         self._release([held])
@@ -456,7 +449,6 @@ class Dispatcher:
         ages_s = [each.entry.age_s + now - held.since for held in helds for each in held.conclusions]
         self._call_others(conclusions)
         self._emit(Concluded(tuple(conclusions), tuple(done), tuple(ages_s)))
-        _log(zip(conclusions, done, ages_s, strict=True))
 
     def _call_others(self, conclusions: Sequence[Conclusion]) -> None:
         """Calls senders that have another key for what this worker's may not cancel."""
@@ -469,7 +461,7 @@ class Dispatcher:
             try:
                 self._store.wake_up_worker_with(key_id, lane)
             except StoreError as error:  # the sweeper finds what nobody comes for
-                log.warning("workers with another key could not be called: %s", error)
+                say_failed(log, error, "wake up workers with another key")
 
 
 def _until_more(claim: Claim) -> float | None:
@@ -479,58 +471,6 @@ def _until_more(claim: Claim) -> float | None:
     if claim.next_due_s is None or claim.next_due_s > LINGER_S:
         return None
     return max(claim.next_due_s, 0.001)
-
-
-def _log(concluded: Iterable[tuple[Conclusion, bool, float]]) -> None:
-    """One line for each outcome; False beside a conclusion: it was another sender's by then."""
-    usual = []
-    for conclusion, ours, age_s in concluded:
-        entry = conclusion.entry
-        if not ours:
-            known = _about(entry, attempts=_attempts(conclusion))
-            log.warning("%s: another hand has taken over", entry.order_id, extra=known)
-        elif isinstance(conclusion, Settle):
-            result = conclusion.result
-            why = f" ({result.error.code})" if result.error else ""
-            fields = _came_to(entry, result.outcome, result.attempts, result.error, age_s)
-            said = entry.order_id, result.outcome.value, result.attempts, why
-            if result.outcome.final:
-                usual.append(("{}: {} after {} attempts{}".format(*said), fields))
-            else:
-                log.warning("%s: %s after %d attempts%s", *said, extra=fields)
-        elif isinstance(conclusion, MakeDeadLetter):
-            progress = Progress.parse(conclusion.progress)
-            log.error(
-                "%s: given up unresolved after %.0f s",
-                entry.order_id,
-                age_s,
-                extra=_came_to(entry, Outcome.UNRESOLVED, progress.attempts, progress.last_problem, age_s),
-            )
-    if usual and log.isEnabledFor(logging.INFO):
-        log.info(Lines(usual))
-
-
-def _attempts(conclusion: Conclusion) -> int:
-    if isinstance(conclusion, Settle):
-        return conclusion.result.attempts
-    return Progress.parse(conclusion.progress).attempts
-
-
-def _came_to(
-    entry: Entry, outcome: Outcome, attempts: int, problem: Problem | None, age_s: float
-) -> dict[str, Any]:
-    return _about(
-        entry,
-        outcome=outcome.value,
-        attempts=attempts,
-        code=problem and problem.code,
-        age_s=round(age_s, 3),
-    )
-
-
-def _about(entry: Entry, **fields: Any) -> dict[str, Any]:
-    asked = entry.request
-    return about(entry.lane, asked.request_id, asked.traceparent, order_id=entry.order_id, **fields)
 
 
 def _held_back(state: BreakerState) -> Problem:

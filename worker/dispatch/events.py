@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kalshi_cancel.exchange.protocol import Failure
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import Conclusion, Entry
 from worker.dispatch.breaker import BreakerState
@@ -91,6 +93,9 @@ class MassStep:
     request_id: str
     step: str
     traceparent: str | None = None
+    dry_run: bool = False
+    requested_by: str | None = None
+    why: str | None = None  # of ``not_flat``
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,7 @@ def emit_to_all(listeners: Sequence[Emit]) -> Emit:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception:
-                log.exception("what happened could not be noted")
+            except Exception as error:  # noqa: BLE001 - who only observes stops no work
+                say(log, LogEvent.INTERNAL_ERROR, error=error, doing="tell a listener what happened")
 
     return emit

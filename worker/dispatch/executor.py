@@ -25,6 +25,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult, OrderStatus, Outcome, write_path
 from kalshi_cancel.store.cancels import (
     Claim,
@@ -36,7 +38,7 @@ from kalshi_cancel.store.cancels import (
     Settle,
 )
 from kalshi_cancel.store.rate_limits import Pacer
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.archive import Archive, NotNow
 from worker.dispatch.breaker import CircuitBreaker
 from worker.dispatch.events import CallMade
@@ -262,7 +264,7 @@ class Executor:
         try:
             paid = self._calls.take(bucket, cost, kept_share=kept)
         except StoreError as error:
-            log.warning("no tokens without Redis: %s", error)
+            say_failed(log, error, "take tokens")
             paid = NoTokens(PATIENCE_S)
         if isinstance(paid, NoTokens):
             raise _NotKnownYet(walk, Next(walk.case, Pause.NONE, paid.wait_s))
@@ -395,7 +397,7 @@ class Executor:
             other = "" if signs_now in turned_away else signs_now  # it was replaced meanwhile
             other = other or self._another_key(turned_away, walk.entry.lane)
         except StoreError as error:
-            log.warning("whether workers with another key run is not known: %s", error)
+            say_failed(log, error, "look for workers with another key")
             return self._retry_later(walk, LEFT_OVERDUE_S)
         if not other:
             return None
@@ -513,7 +515,7 @@ class BatchSize:
 
     def refused(self, size: int) -> None:
         """A batch of this size was refused: it is tried in halves."""
-        log.warning("a batch of %d orders was refused: trying smaller ones", size)
+        say(log, LogEvent.BATCH_REFUSED, count=size)
         if size <= NEVER_TOO_MANY:
             # One of them spoils the call, and those before: alone, it is told so, and is out of the way.
             self._limit, self._alone_until = 1, time.monotonic() + ALONE_S

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from kalshi_cancel.logs import Seldom
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import CancelStore
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.services import Service, Services
 
@@ -76,8 +76,7 @@ class Senders:
         except StoreError as error:
             if not error.can_pass:
                 raise
-            if (more := self._not_listening.now()) is not None:
-                log.info("no bell can be heard: %s", f"{error}{more}")
+            say_failed(log, error, "listen for wake-ups", seldom=self._not_listening)
             return LISTEN_AGAIN_S
         return 0.0
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from kalshi_cancel.logs import Seldom
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, say
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.events import Emit, ServiceFailed, ServiceMoved, ServiceRestarted, nobody
 
 log = logging.getLogger(__name__)
@@ -146,13 +147,12 @@ class Services:
         while not self._stopping.wait(CHECK_EVERY_S):
             try:
                 self.check()
-            except Exception:
-                log.exception("background jobs cannot be checked")
+            except Exception as error:  # noqa: BLE001 - checked again in a second
+                say(log, LogEvent.INTERNAL_ERROR, error=error, doing="check background jobs")
 
     def _replace(self, job: _Job, failure: str) -> None:
         job.failure = failure
-        if (more := job.seldom.now()) is not None:
-            log.critical("background job %s is started again: it %s", job.service.name, f"{failure}{more}")
+        say(log, LogEvent.SERVICE_RESTARTED, seldom=job.seldom, service=job.service.name, why=failure)
         self._emit(ServiceRestarted(job.service.name))
         self._emit(ServiceMoved(job.service.name, well=False))
         self._begin(job)
@@ -187,8 +187,8 @@ class Services:
         except StoreError as error:
             if not error.can_pass:
                 self._failed(job, error)
-            elif (more := self._redis_away.now()) is not None:
-                log.warning("background jobs wait for Redis: %s", f"{error}{more}")
+            else:
+                say_failed(log, error, "run background jobs", seldom=self._redis_away)
             return AGAIN_S
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end what others rely on
             self._failed(job, error)
@@ -201,7 +201,7 @@ class Services:
         job.good_at = time.monotonic()
         if job.failure:
             job.failure = ""
-            log.warning("background job %s works again", service.name)
+            say(log, LogEvent.SERVICE_RECOVERED, service=service.name)
             self._emit(ServiceMoved(service.name, well=True))
         return service.every_s if pause_s is None else pause_s
 
@@ -210,9 +210,14 @@ class Services:
         refused = isinstance(error, StoreError)
         words = str(error) if refused else repr(error)
         job.failure = f"failed: {words}"
-        if (more := job.seldom.now()) is not None:
-            traceback = None if refused else error
-            log.error("background job %s failed: %s", job.service.name, words + more, exc_info=traceback)
+        say(
+            log,
+            LogEvent.SERVICE_FAILED,
+            seldom=job.seldom,
+            error=None if refused else error,
+            service=job.service.name,
+            why=words,
+        )
         self._emit(ServiceFailed(job.service.name))
         self._emit(ServiceMoved(job.service.name, well=False))
 

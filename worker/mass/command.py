@@ -14,12 +14,14 @@ from dataclasses import replace
 
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Failure, Meaning, parse_time_ms
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import GROUP_TRIGGER, MassRequest
 from kalshi_cancel.model.orders import CancelRequest, Lane, Order, Problem
 from kalshi_cancel.model.scope import Scope
 from kalshi_cancel.store.cancels import Fenced, Known
 from kalshi_cancel.store.mass_claim import MassClaim
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.resolution import Case
 from worker.mass.entering import Entered, Entering
 from worker.mass.listing import Listing
@@ -177,7 +179,7 @@ class Commanding:
         try:
             self._store.set_progress(waiting, known, lane=Lane.RISK, fence=self._claim.fence)
         except StoreError as error:  # they are due anyway, a little later
-            log.warning("mass cancel %s: %s", self._claim.fence.request_id, error)
+            say_failed(log, error, "note what a mass command did", request_id=self._claim.fence.request_id)
 
     # -- its thread
 
@@ -196,11 +198,18 @@ class Commanding:
             except Fenced:
                 return
             except StoreError as error:
-                log.warning("mass cancel %s: %s", self._claim.fence.request_id, error)
+                say_failed(log, error, "send a mass command", request_id=self._claim.fence.request_id)
                 self._wake.wait(REDIS_AGAIN_S)
                 continue
-            except Exception:
-                log.exception("mass cancel %s: its command failed", self._claim.fence.request_id)
+            except Exception as error:  # noqa: BLE001 - a defect of ours: each order is canceled by itself
+                request_id = self._claim.fence.request_id
+                say(
+                    log,
+                    LogEvent.INTERNAL_ERROR,
+                    error=error,
+                    doing="send a mass command",
+                    request_id=request_id,
+                )
                 self._decline("it failed unexpectedly")
             self._wake.wait()
             self._wake.clear()

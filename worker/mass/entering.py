@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import NUMBER_MAX, is_ticker
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Order, Outcome, Problem
@@ -119,13 +121,7 @@ class Entering:
             gone = list(self._claim.without_entry([each for each in known if each not in recorded]))
             if not gone:
                 return
-            said = {"request_id": self._request.request_id}
-            log.error(
-                "mass cancel %s: Redis has lost %d of its orders",
-                self._request.request_id,
-                len(gone),
-                extra=said,
-            )
+            say(log, LogEvent.MASS_ORDERS_RESTORED, request_id=self._request.request_id, count=len(gone))
             self._claim.open_again(gone)
             for start in range(0, len(gone), ACCEPT_AT_ONCE):
                 portion = gone[start : start + ACCEPT_AT_ONCE]
@@ -209,12 +205,13 @@ class Entering:
         self.is_probing = False
         there = [order_id for order_id, where in self._known.items() if where == subaccount]
         withdrawn = self._claim.withdraw([_not_asked_for(each, refused[0]) for each in there])
-        log.error(
-            "mass cancel %s: the exchange refuses this key's cancels: %s; %d orders are not asked for",
-            self._request.request_id,
-            refused[0].message,
-            withdrawn + len(self.not_asked),
-            extra={"request_id": self._request.request_id, "code": refused[0].code},
+        say(
+            log,
+            LogEvent.MASS_KEY_REFUSED,
+            request_id=self._request.request_id,
+            count=withdrawn + len(self.not_asked),
+            code=refused[0].code,
+            why=refused[0].message,
         )
 
     # -- how

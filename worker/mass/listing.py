@@ -17,6 +17,8 @@ from typing import Any
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order, Problem, utc_text
 from worker.dispatch.paid_calls import PaidCalls, Payment, Target
@@ -200,12 +202,7 @@ class Lister:
             if failure is not None:
                 return failure
         if draft.unreadable:
-            log.error(
-                "mass cancel %s: %d listed orders cannot be understood",
-                self._id,
-                draft.unreadable,
-                extra={"request_id": self._id},
-            )
+            say(log, LogEvent.LISTING_UNREADABLE, request_id=self._id, count=draft.unreadable)
         return Listing(
             began_s=began_s,
             at=at,
@@ -281,11 +278,13 @@ class Lister:
             if not isinstance(page, Failure):
                 return page
             self._failed()
-            log.warning(
-                "mass cancel %s: no listing: %s",
-                self._id,
-                page.problem.message,
-                extra={"request_id": self._id, "code": page.problem.code},
+            problem = page.problem
+            say(
+                log,
+                LogEvent.LISTING_FAILED,
+                request_id=self._id,
+                code=problem.code,
+                why=problem.message,
             )
             wait_s = max(page.retry_after_s or 0.0, PAGE_AGAIN_S)
             is_of_the_key = page.meaning is Meaning.KEY_REFUSED

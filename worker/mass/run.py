@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.store.mass_claim import MassClaim
@@ -209,8 +211,7 @@ class MassRun:
         if self._account.plan is None:
             self._make_plan(listing)
         elif new := self._entering.number - before:
-            said = {"request_id": self._request.request_id}
-            log.warning("mass cancel %s: %d orders newly resting", self._request.request_id, new, extra=said)
+            say(log, LogEvent.ORDERS_APPEARED, request_id=self._request.request_id, count=new)
             self._claim.note_audit("newly_resting", orders=new, listed_at=listing.at, sha256=listing.sha256)
         return self._judged(listing, until_s)
 

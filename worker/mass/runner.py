@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from kalshi_cancel.logs import Seldom, about
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import Seldom, about, say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.events import MassStep
 from worker.mass import report as mass_report
 from worker.mass.means import Means
@@ -75,8 +76,7 @@ class MassRunner:
             except Exception as error:  # one that goes wrong keeps nobody from the others
                 if isinstance(error, StoreError) and error.can_pass:
                     raise
-                said = {"request_id": request_id}
-                log.warning("mass cancel %s cannot be read: %s", request_id, error, extra=said)
+                say(log, LogEvent.MASS_CANCEL_UNREADABLE, request_id=request_id, why=str(error))
 
     def _take(self, request_id: str) -> None:
         claim = self._claims.take(request_id)
@@ -104,8 +104,7 @@ class MassRunner:
         if now - since < UNREADABLE_FOR_S:
             claim.leave()
             return
-        said = {"request_id": request_id}
-        log.error("mass cancel %s cannot be read and is set aside: %s", request_id, error, extra=said)
+        say(log, LogEvent.MASS_CANCEL_SET_ASIDE, request_id=request_id, why=str(error))
         self._means.store.keep_unreadable(json.dumps({"mass_cancel": request_id, "request": claim.request}))
         report = mass_report.refused(request_id, f"its request cannot be read: {error}")
         claim.finish(report, report)
@@ -118,11 +117,15 @@ class MassRunner:
 
     def _see_through(self, request: MassRequest, claim: MassClaim) -> None:
         said = about(Lane.RISK, request.request_id, request.traceparent)
-        if request.dry_run:
-            log.info("mass cancel %s by %s is planned", request.request_id, request.requested_by, extra=said)
-        else:
-            log.warning("mass cancel %s by %s starts", request.request_id, request.requested_by, extra=said)
-        self._means.emit(MassStep(request.request_id, "started", request.traceparent))
+        self._means.emit(
+            MassStep(
+                request.request_id,
+                "started",
+                request.traceparent,
+                dry_run=request.dry_run,
+                requested_by=request.requested_by,
+            )
+        )
         run, seldom, stumbles = None, Seldom(), 0
         while not self._means.stopping.is_set():
             try:
@@ -130,20 +133,19 @@ class MassRunner:
                 report = run.to_the_end()
                 claim.finish(report, mass_report.in_short(report))
             except StoreError as error:
-                if (more := seldom.now()) is not None:
-                    log.warning("mass cancel %s: %s", request.request_id, f"{error}{more}", extra=said)
+                say_failed(log, error, "work on a mass cancel", seldom=seldom, **said)
                 self._means.stopping.wait(REDIS_AGAIN_S)
             except LeftToOthers:
                 break
             except Fenced:
                 if self._is_put_back(claim):
                     continue
-                log.warning("mass cancel %s is in other hands, or done", request.request_id, extra=said)
+                say(log, LogEvent.MASS_CANCEL_TAKEN_OVER, **said)
                 self._means.emit(MassStep(request.request_id, "left"))
                 return
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - see the next line
                 # A defect of ours: not one mass cancel may stay without a report for ever.
-                log.exception("mass cancel %s: a step failed", request.request_id, extra=said)
+                say(log, LogEvent.INTERNAL_ERROR, error=error, doing="work on a mass cancel", **said)
                 stumbles += 1
                 if run is not None:
                     run.stumbled()
@@ -173,31 +175,24 @@ class MassRunner:
                 claim.fence.request_id, "a step failed unexpectedly: see the worker's log"
             )
             claim.finish(report, report)
-        except (StoreError, Fenced) as error:
-            log.warning("mass cancel %s: %s", claim.fence.request_id, error)
+        except StoreError as error:
+            say_failed(log, error, "end a mass cancel", request_id=claim.fence.request_id)
+        except Fenced:
+            say(log, LogEvent.MASS_CANCEL_TAKEN_OVER, request_id=claim.fence.request_id)
 
     def _log_end(self, request: MassRequest, report: dict[str, object]) -> None:
-        said = about(Lane.RISK, request.request_id, request.traceparent)
-        if request.dry_run:
-            log.info("mass cancel %s: planned only", request.request_id, extra=said)
-        else:
-            level = logging.WARNING if report["flat"] else logging.ERROR
-            why = "" if report["flat"] else f": {report['why_not_flat']}"
-            log.log(level, "mass cancel %s: flat %s%s", request.request_id, report["flat"], why, extra=said)
         step = "planned" if request.dry_run else "flat" if report["flat"] else "not_flat"
-        self._means.emit(MassStep(request.request_id, step))
+        why = str(report["why_not_flat"]) if step == "not_flat" else None
+        self._means.emit(MassStep(request.request_id, step, request.traceparent, why=why))
 
     def _leave(self, claim: MassClaim) -> None:
         request_id = claim.fence.request_id
         self._not_before[request_id] = time.monotonic() + LEFT_FOR_S
-        log.warning("mass cancel %s is left to another worker", request_id, extra={"request_id": request_id})
+        say(log, LogEvent.MASS_CANCEL_HANDED_OVER, request_id=request_id)
         self._means.emit(MassStep(request_id, "left"))
         try:
             claim.leave()
-        except (StoreError, Fenced) as error:
-            log.warning(
-                "mass cancel %s: its lease runs out by itself: %s",
-                request_id,
-                error,
-                extra={"request_id": request_id},
-            )
+        except StoreError as error:  # its lease runs out by itself
+            say_failed(log, error, "hand over a mass cancel", request_id=request_id)
+        except Fenced:
+            say(log, LogEvent.MASS_CANCEL_TAKEN_OVER, request_id=request_id)

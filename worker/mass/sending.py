@@ -9,6 +9,8 @@ from typing import Any
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, compose_trigger
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
 from kalshi_cancel.model.orders import Lane, utc_text
 from kalshi_cancel.store.cancels import Fenced
@@ -96,15 +98,11 @@ class CommandSender:
             raise Fenced(fence)
         target = Target("command", lane=Lane.RISK)
         failure = self._calls.send(paid, target, lambda: self._exchange.command(self._call(address))).answer
-        code = failure and failure.problem.code
+        code = None if failure is None else failure.problem.code
         self._claim.note_audit("command", what=self.command.what, error=code)
         if failure is not None:
-            log.warning(
-                "mass cancel %s: its command was not done: %s",
-                fence.request_id,
-                failure.problem.message,
-                extra={"request_id": fence.request_id, "code": code},
-            )
+            why = failure.problem.message
+            say(log, LogEvent.MASS_COMMAND_FAILED, request_id=fence.request_id, code=code, why=why)
         return failure
 
     def _call(self, address: Address) -> Call:

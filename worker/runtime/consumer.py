@@ -16,8 +16,10 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
 from kalshi_cancel.heartbeat import BEAT_EVERY_S
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.broker.guard import WHY_HEADER, notice_waits
 from worker.runtime.context import dispatcher, opened_context
 from worker.telemetry.watch import watch
@@ -37,7 +39,9 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             conn.connect()
         else:
             conn.ensure_connection(
-                lambda error, _interval: log.error("no connection to Redis: %s", words(error)),
+                lambda error, _interval: say(
+                    log, LogEvent.REDIS_UNAVAILABLE, doing="read messages", why=words(error)
+                ),
                 interval_start=0.1,
                 interval_step=0.1,
                 interval_max=RECONNECT_MOST_S,
@@ -87,11 +91,11 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             "body": body[:KEPT_BODY_MOST_BYTES].decode("utf-8", "backslashreplace"),
         }
         text = json.dumps(kept)
-        log.critical("a message that cannot be understood is kept: %s", text)
+        say(log, LogEvent.MESSAGE_UNREADABLE, message_text=text)
         try:
             dispatcher().keep_unreadable(text)
         except StoreError as error:
-            log.warning("it is only in this log: %s", error)
+            say_failed(log, error, "keep an unreadable message: it is only in this log")
         if task_id:
             failure = (
                 why if isinstance(why, NotRegistered) else InvalidTaskError(f"cannot be understood: {why}")

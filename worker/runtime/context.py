@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-import redis
 from celery import Celery
 from celery.app import app_or_default
 
@@ -18,6 +17,8 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import Failure
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store import scripts
@@ -148,7 +149,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     exchange = Exchange.from_settings(settings, on_sent=completions.sent)
     greeting = exchange.warm_up()
     if isinstance(greeting, Failure):
-        log.warning("the exchange does not answer yet: %s", greeting.problem.message)
+        say(log, LogEvent.EXCHANGE_UNAVAILABLE, why=greeting.problem.message)
     server = scripts.connect(settings.redis)
     emit = emit_to_all(listeners(exchange))
     services = Services(emit)

@@ -18,6 +18,7 @@ from celery import signals
 from kalshi_cancel import logs
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
+from kalshi_cancel.log_events import LogEvent
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings, read_log_format
 from kalshi_cancel.store import scripts
@@ -85,7 +86,7 @@ def _greet(instance: Any, **_: Any) -> None:
         instance.quiet = True  # Celery's banner is no JSON
     path = WorkerSettings.from_env().private_key_path
     if path and (warning := permission_warning(path)):
-        log.warning(warning)
+        logs.say(log, LogEvent.KEY_FILE_EXPOSED, why=warning)
 
 
 @signals.worker_process_init.connect

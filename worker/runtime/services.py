@@ -21,13 +21,15 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
+from kalshi_cancel.log_events import LogEvent
+from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.lists import Lists
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import words
-from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.events import Emit, WakeUpSent
 from worker.dispatch.leases import EXTEND_EVERY_S
@@ -139,7 +141,7 @@ class KnownLimits:
         try:
             _share(self._pacer.set_limits_unless_known)
         except StoreError as error:
-            log.warning("limits cannot be shared: %s", error)
+            say_failed(log, error, "share the rate limits")
 
     def ask(self) -> float:
         """One round; in how many seconds the next is due."""
@@ -155,7 +157,7 @@ class KnownLimits:
         if known is None:
             failure = next((each for each in answers if isinstance(each, Failure)), None)
             why = failure.problem.message if failure else "their answer cannot be understood"
-            log.warning("the account's limits cannot be read: what was last known counts (%s)", why)
+            say(log, LogEvent.LIMITS_UNAVAILABLE, why=why)
             _share(self._pacer.set_limits_unless_known)
             return LIMITS_AGAIN_S
         return LIMITS_EVERY_S if _share(lambda: self._pacer.set_limits(known)) else LIMITS_AGAIN_S
@@ -167,7 +169,7 @@ def _share(set_limits: Callable[[], None]) -> bool:
     except StoreError as error:
         if not error.can_pass:
             raise
-        log.warning("limits cannot be shared: %s", error)
+        say_failed(log, error, "share the rate limits")
         return False
     return True
 
@@ -180,7 +182,6 @@ def trim(audit_log: AuditLog, settings: WorkerSettings) -> None:
 def wake_lanes(app: Celery, dispatcher: Dispatcher, emit: Emit) -> None:
     """Wakes workers up for each lane in which something waits that nobody is coming for."""
     for lane, woken in dispatcher.lanes_to_wake().items():
-        log.info("waking up for the %s lane", lane.value)
         emit(WakeUpSent(lane))
         if not woken:
             publish_wake_up(wake_ups.wake_up, app, lane)
@@ -191,4 +192,4 @@ def publish_wake_up(publish: Callable[..., None], app: Celery, lane: Lane, **how
     try:
         publish(app, lane, **how)
     except (OperationalError, OSError) as error:
-        log.warning("nobody could be woken up: %s", words(error))
+        say(log, LogEvent.WAKE_UP_FAILED, why=words(error))

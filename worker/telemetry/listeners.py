@@ -1,16 +1,17 @@
-"""The listeners of a process: metrics and traces, as far as they are wanted."""
+"""The listeners of a process: the log, and metrics and traces as far as they are wanted."""
 
 from __future__ import annotations
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.tracing import open_tracer
 from worker.dispatch.events import Emit
+from worker.telemetry import outcome_log
 from worker.telemetry.watch import watch
 
 
 def listeners(exchange: Exchange) -> list[Emit]:
     """Who is told what this process does."""
-    found: list[Emit] = []
+    found: list[Emit] = [outcome_log.write]
     if watch.metrics is not None:
         watch.metrics.begin(
             signs_with=lambda: exchange.signs_with,
