@@ -22,7 +22,7 @@ from trials.stack import ROOT, RedisServer, Stack, wait_until
 
 PATIENCE_S = 30.0
 ACL = ROOT / "deploy" / "redis"
-OTHER = "acct-b"  # as in the README of the ACL file, and in docs/operating.md
+OTHER = "acct-b"  # as in the README of the ACL file, and in docs/how-to/operating.md
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 

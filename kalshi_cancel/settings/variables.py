@@ -1,4 +1,4 @@
-"""The environment variables of this service, one row each, as docs/configuration.md has them."""
+"""The environment variables of this service, one row each; docs/reference/configuration.md has the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LogFormat: TypeAlias = Literal["auto", "text", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One environment variable, as docs/configuration.md has it; what producers read, workers read too."""
+    """One environment variable, as docs/reference/configuration.md has it; workers read all of them."""
 
     name: str
     meaning: str
