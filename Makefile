@@ -24,7 +24,7 @@ help:
 	@echo "make conformance  the sandbox against the exchange's OpenAPI document (SPECS=FOLDER) and two clients of others (Python 3.12+), into bench/results/conformance.md"
 	@echo "make bench  our service and five other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into bench/results/performance.md"
 	@echo "make bench-flat  time until flat against the bound that the token budget sets (about half an hour; ARGS=--quick), the same document"
-	@echo "make lint   ruff and mypy --strict"
+	@echo "make lint   ruff, mypy --strict, and the Lua checker"
 	@echo "make lock   pin every dependency anew (versions and hashes)"
 
 demo: .venv/ready
@@ -67,6 +67,7 @@ lint: .venv/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m trials.lua_check
 
 .venv/ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
