@@ -1,4 +1,4 @@
-# The worker's image. Everything it needs to know comes from the environment (docs/configuration.md);
+# The worker's image. Everything it needs to know comes from the environment (docs/reference/configuration.md);
 # no secret is built in. `docker run IMAGE cancelctl doctor` works too.
 
 FROM python:3.13.9-slim-bookworm AS build

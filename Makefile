@@ -20,11 +20,11 @@ help:
 	@echo "make demo   real cancels through Redis, a Celery worker and a local exchange, and a table of what became of them"
 	@echo "make test   the whole suite"
 	@echo "make coverage  the whole suite, and what of the workers it does not reach (half as long again)"
-	@echo "make faults the fault campaign: every kind of fault x 10 seeds x 500 cancels, into docs/faults.md (about an hour)"
-	@echo "make conformance  the sandbox against the exchange's OpenAPI document (SPECS=FOLDER) and two clients of others (Python 3.12+), into docs/conformance.md"
-	@echo "make bench  our service and five other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into docs/performance.md"
+	@echo "make faults the fault campaign: every kind of fault x 10 seeds x 500 cancels, into bench/results/faults.md (about an hour)"
+	@echo "make conformance  the sandbox against the exchange's OpenAPI document (SPECS=FOLDER) and two clients of others (Python 3.12+), into bench/results/conformance.md"
+	@echo "make bench  our service and five other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into bench/results/performance.md"
 	@echo "make bench-flat  time until flat against the bound that the token budget sets (about half an hour; ARGS=--quick), the same document"
-	@echo "make lint   ruff and mypy --strict"
+	@echo "make lint   ruff, mypy --strict, and the Lua checker"
 	@echo "make lock   pin every dependency anew (versions and hashes)"
 
 demo: .venv/ready
@@ -41,7 +41,7 @@ coverage: .venv/ready
 	@$(BIN)/coverage report
 
 faults: .venv/ready
-	@$(BIN)/python -m trials.campaign --seeds 10 --cancels 500 --write docs/faults.md
+	@$(BIN)/python -m trials.campaign --seeds 10 --cancels 500 --write bench/results/faults.md
 
 # The two clients are the newest there are, on purpose; all that they need is pinned. The official one asks for Python
 # 3.13, works on 3.12, and without --ignore-requires-python would be an old one there. The sdist has the document, too.
@@ -55,7 +55,7 @@ conformance:
 	@tar -xzf .venv-conformance/sdist/*.tar.gz -C .venv-conformance --strip-components=1 --wildcards '*/specs/*'
 	@$(CONFORMANCE_BIN)/pip install --disable-pip-version-check -q --no-deps --upgrade --ignore-requires-python kalshi-python-sync .venv-conformance/sdist/*.tar.gz
 	@$(CONFORMANCE_BIN)/pip check -q || { echo "A new release of a client needs other packages than are pinned: make lock"; exit 1; }
-	@$(CONFORMANCE_BIN)/python -m conformance --specs $(SPECS) --newest .venv-conformance/specs --python $(BIN)/python --write docs/conformance.md
+	@$(CONFORMANCE_BIN)/python -m conformance --specs $(SPECS) --newest .venv-conformance/specs --python $(BIN)/python --write bench/results/conformance.md
 
 bench: .venv-bench/ready
 	@$(BENCH_BIN)/python -m bench.peers $(ARGS)
@@ -67,6 +67,7 @@ lint: .venv/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m trials.lua_check
 
 .venv/ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

@@ -389,10 +389,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument(
-        "--out", type=Path, default=None, help="folder for the documents (docs; --quick: build)"
+        "--out", type=Path, default=None, help="folder for the documents (bench/results; --quick: build)"
     )
     arguments = parser.parse_args(argv)
-    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
+    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "bench/results")
     wanted = set(arguments.only or PARTS)
     command = report.command_line("bench.flat", argv if argv is not None else sys.argv[1:])
     found: dict[str, list[Any]] = {"flat": [], "bare": [], "overtake": []}

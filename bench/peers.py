@@ -355,13 +355,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--contenders", nargs="+", choices=list(BY_NAME), help="default: all installed")
     parser.add_argument("--idle-s", type=float, help="seconds of silence before the first cancel (300)")
     parser.add_argument(
-        "--out", type=Path, default=None, help="folder for the documents (docs; --quick: build)"
+        "--out", type=Path, default=None, help="folder for the documents (bench/results; --quick: build)"
     )
     arguments = parser.parse_args(argv)
     size = QUICK if arguments.quick else Size()
     if arguments.idle_s is not None:
         size = replace(size, idle_s=arguments.idle_s)
-    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "docs")
+    out = arguments.out or ROOT / ("build" if arguments.quick or arguments.only else "bench/results")
     rounds = arguments.rounds or (1 if arguments.quick else FULL_ROUNDS)
     names = arguments.contenders or available()
     started = time.time()

@@ -1,6 +1,6 @@
-"""Keeps what the benchmarks found as JSON, and writes docs/performance.md from it.
+"""Keeps what the benchmarks found as JSON, and writes bench/results/performance.md from it.
 
-Nothing in the document is written by hand but docs/profiles.md, which is put at its end where there is one.
+Nothing in the document is written by hand but bench/results/profiles.md, which stands at its end.
 """
 
 from __future__ import annotations

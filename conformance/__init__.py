@@ -8,7 +8,7 @@ document   the exchange's OpenAPI document: does a body conform?
 clients    two clients that others wrote, unmodified, at every endpoint of the sandbox
 judging    which notes conform, and which do not
 left_out   what does not conform on purpose
-report     docs/conformance.md
+report     bench/results/conformance.md
 
 `python -m conformance` puts them together. It runs under Python 3.12+ with
 requirements-conformance.lock; `answers`, `watching`, `notes` and `recording` run with the tests.

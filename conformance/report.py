@@ -1,4 +1,4 @@
-"""Writes docs/conformance.md."""
+"""Writes bench/results/conformance.md."""
 
 from __future__ import annotations
 

@@ -76,7 +76,9 @@ def examine(env: Mapping[str, str] | None = None, *, producer: bool = False) -> 
         refuse_celery_overrides(env)
     except SettingsError as error:
         for problem in error.problems:
-            yield _failed("settings", problem, "correct the environment; docs/configuration.md lists all")
+            yield _failed(
+                "settings", problem, "correct the environment; docs/reference/configuration.md lists all"
+            )
         try:
             settings = RedisSettings.from_env(env)
         except SettingsError:

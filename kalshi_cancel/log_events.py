@@ -148,8 +148,8 @@ class LogEvent(Enum):
         "message_text",
         "Somebody pushed something that is not a message of ours. Its text is kept in Redis.",
         (
-            "See [the kept messages](../operating.md#messages-that-cannot-be-understood), and who may write "
-            "to Redis."
+            "See [the kept messages](../how-to/operating.md#messages-that-cannot-be-understood), "
+            "and who may write to Redis."
         ),
     )
     WAKE_UP_FAILED = (
@@ -201,7 +201,7 @@ class LogEvent(Enum):
         "circuit breaker open, cancels wait in Redis",
         "state",
         "The exchange is `unreachable` or `paused`. The worker looks every second and goes on by itself.",
-        "See [gate states](../operating.md#gate-states).",
+        "See [circuit breaker states](../how-to/operating.md#circuit-breaker-states).",
     )
     BREAKER_CLOSED = (
         _WARNING,
@@ -235,14 +235,14 @@ class LogEvent(Enum):
         "key rotated, calls are signed with the new key",
         "key_id",
         "The exchange accepted the new key.",
-        "See [key rotation](../operating.md#key-rotation) before you revoke the old one.",
+        "See [key rotation](../how-to/operating.md#key-rotation) before you revoke the old one.",
     )
     KEY_NOT_USED = (
         _ERROR,
         "new key not used, the old one stays",
         "why",
         "Id or key were replaced, but do not load or are not accepted. The worker tries again.",
-        "See [key rotation](../operating.md#key-rotation).",
+        "See [key rotation](../how-to/operating.md#key-rotation).",
     )
     KEY_FILE_EXPOSED = (
         _WARNING,
@@ -458,7 +458,7 @@ class LogEvent(Enum):
         "service why repeats",
         (
             "It is tried again every second and keeps no other from running. Until a round is good the "
-            "worker is [not ready](../monitoring.md#does-it-live-is-it-ready)."
+            "worker is [not ready](../how-to/monitoring.md#does-it-live-is-it-ready)."
         ),
         "Fix what `why` names; report a traceback.",
     )

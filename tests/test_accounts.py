@@ -22,8 +22,8 @@ from trials.stack import ROOT, RedisServer, Stack, wait_until
 
 PATIENCE_S = 30.0
 ACL = ROOT / "deploy" / "redis"
-OTHER = "acct-b"  # as in the README of the ACL file, and in docs/operating.md
-OPERATING = (ROOT / "docs" / "operating.md").read_text()
+OTHER = "acct-b"  # as in the README of the ACL file, and in docs/how-to/operating.md
+OPERATING = (ROOT / "docs/how-to/operating.md").read_text()
 
 
 def users(folder):

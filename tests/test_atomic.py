@@ -953,7 +953,7 @@ def test_every_script_has_a_case(scene):
     assert files == scene.lua_files
 
 
-KEYS_PAGE = (ROOT / "docs/keys.md").read_text("utf-8")
+KEYS_PAGE = (ROOT / "docs/reference/redis-keys.md").read_text("utf-8")
 # The keys that the second column of the page tells of, as patterns, and what each says.
 ROWS = {
     name: (kind, what)

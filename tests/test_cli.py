@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -540,6 +541,10 @@ def test_the_help_lists_every_exit_code_in_the_order_in_which_they_win(here):
     listed = [int(number) for number in re.findall(r"^ +(\d+)  \w", out, re.MULTILINE)]
     assert set(listed) == set(Exit)
     assert [number for number in listed if number in exits.WORST_FIRST] == list(exits.WORST_FIRST)
+
+
+def test_the_version_is_that_of_the_installation(here):
+    assert here("--version") == (0, f"cancelctl {version('kalshi-cancel')}\n", "")
 
 
 def test_every_outcome_has_an_exit_code_and_the_worst_wins():

@@ -12,7 +12,7 @@ from conformance.answers import ANSWERS
 from conformance.left_out import DRAWN, NOT_TAKEN, TAKEN
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/conformance.md").read_text()
+PAGE = (ROOT / "bench/results/conformance.md").read_text()
 
 
 def make(**variables):

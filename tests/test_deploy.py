@@ -236,7 +236,7 @@ def test_promtool_has_nothing_to_say_about(kind, file):
 
 
 def test_each_alert_has_its_runbook_with_its_severity():
-    text = (ROOT / "docs/runbooks.md").read_text()
+    text = (ROOT / "docs/how-to/runbooks.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \((\w+)\) \| (.+) \|$", text, re.MULTILINE)
     assert [(name, severity) for name, severity, _ in rows] == [
         (rule["alert"], rule["labels"]["severity"]) for rule in RULES

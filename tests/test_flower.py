@@ -23,7 +23,7 @@ LOGIN = ("somebody", "secret")
 def documented() -> list[str]:
     """The words of the command in the documentation."""
     [line] = re.findall(
-        r"^celery -A worker\.app flower .*$", (ROOT / "docs/operating.md").read_text(), re.MULTILINE
+        r"^celery -A worker\.app flower .*$", (ROOT / "docs/how-to/operating.md").read_text(), re.MULTILINE
     )
     return shlex.split(line.replace("USER:PASSWORD", ":".join(LOGIN)))
 

@@ -389,7 +389,7 @@ def test_a_listener_that_fails_stops_neither_the_work_nor_the_others(caplog):
 
 
 def test_the_tables_of_the_docs_are_those_of_the_code():
-    text = (ROOT / "docs/monitoring.md").read_text()
+    text = (ROOT / "docs/how-to/monitoring.md").read_text()
     found = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.+) \|$", text, re.MULTILINE)
     expected = [
         (each.name, each.kind, ", ".join(f"`{label}`" for label in each.labels), each.meaning)

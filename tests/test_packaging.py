@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -163,6 +164,21 @@ def test_the_wheel_alone_is_enough_for_a_producer(installed, stack, control, ord
         check=False,
     )
     assert (done.stdout.strip(), done.returncode) == ("canceled", 0), done.stderr
+
+
+def test_the_version_is_the_projects_one(installed):
+    done = subprocess.run(
+        [sys.executable, "-m", "kalshi_cancel.cli", "--version"],
+        cwd=installed,
+        env={"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == f"cancelctl {PROJECT['project']['version']}\n", done.stderr
+    latest = re.search(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert latest == PROJECT["project"]["version"]
 
 
 # -- Procfile and Dockerfile
@@ -439,6 +455,18 @@ def test_the_images_worker_works_and_its_health_check_tells_that_it_lives(image,
         assert run("HEALTHCHECK").process.wait(30) == 1
     finally:
         assert worker.stop() == 0
+
+
+# -- habits: what runs before a commit
+
+
+def test_the_hooks_before_a_commit_run_the_checks_of_make_lint():
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [shlex.split(hook["entry"]) for hook in repository["hooks"]]
+    lint = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    commands = [shlex.split(line) for line in re.findall(r"^\t@\$\(BIN\)/(.+)$", lint, re.MULTILINE)]
+    assert [hook[0] for hook in hooks] == [f".venv/bin/{command[0]}" for command in commands]
+    assert [hook[1:2] for hook in hooks] == [command[1:2] for command in commands]
 
 
 # -- CI

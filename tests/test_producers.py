@@ -1,4 +1,4 @@
-"""A producer in another language: the program in docs/producers.md, as it stands there, run by Node.js."""
+"""A producer in another language: Node.js runs the program in docs/how-to/producers.md as it stands there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from test_readme import DOCS, blocks
 
 from trials.stack import ROOT
 
-[PROGRAM] = blocks(DOCS["docs/producers.md"], "js")
+[PROGRAM] = blocks(DOCS["docs/how-to/producers.md"], "js")
 CLIENT = "redis@5.9.0"
 RESULT = Draft202012Validator(json.loads((ROOT / "docs" / "schemas" / "result.json").read_text()))
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     npm = shutil.which("npm")
     if not (npm and shutil.which("node")):
         if os.environ.get("CI") == "true":
-            pytest.fail("Node.js and npm are needed for the example in docs/producers.md")
+            pytest.fail("Node.js and npm are needed for the example in docs/how-to/producers.md")
         pytest.skip("Node.js and npm are not installed")
     folder = tmp_path_factory.mktemp("node")
     (folder / "producer.mjs").write_text(PROGRAM)

@@ -286,7 +286,7 @@ def test_a_user_may_run_every_command_that_it_is_documented_for(guarded, as_prod
 def test_the_audit_commands_that_are_shown_run_as_the_auditor(guarded, as_producer, tmp_path):
     [shown] = re.findall(
         r"^```sh\n(cancelctl history .*?)^```",
-        (ROOT / "docs/operating.md").read_text(),
+        (ROOT / "docs/how-to/operating.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
     [order_id] = place(guarded)

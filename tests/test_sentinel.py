@@ -215,7 +215,8 @@ def test_without_any_sentinel_everybody_says_so_in_time(guarded, tmp_path):
 
 
 def test_with_users_of_their_own_replicas_and_sentinels_do_their_work_as_documented(tmp_path):
-    [replica, sentinel] = re.findall(r"`([^`]*\+p(?:sync|ing)[^`]*)`", (ROOT / "docs/redis.md").read_text())
+    page = (ROOT / "docs/how-to/redis.md").read_text()
+    [replica, sentinel] = re.findall(r"`([^`]*\+p(?:sync|ing)[^`]*)`", page)
     users = (ROOT / "deploy/redis/users.acl").read_text()
     text = re.sub(r"#SHA256-OF-[A-Z-]+-PASSWORD", ">secret", users)
     for name, rules in (("replica", replica), ("sentinel", sentinel)):

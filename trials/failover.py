@@ -1,6 +1,6 @@
 """Redis with replicas: three Sentinels that fail over, and what a failover loses, measured.
 
-    python -m trials.failover                       # the table of docs/redis.md, about two minutes
+    python -m trials.failover                       # the table of docs/how-to/redis.md, about two minutes
 
 What is lost is what the primary had acknowledged and the replica had not got. So producers accept cancels as
 fast as they can while the primary is killed; then the replica is asked for each of them.

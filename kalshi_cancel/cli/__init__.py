@@ -63,10 +63,26 @@ def parser() -> argparse.ArgumentParser:
         epilog=CODES_IN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action=_Version, nargs=0, help="show the installed version and exit")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
     return whole
+
+
+class _Version(argparse.Action):
+    """Shows the version of the installation; it is looked up only when somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Prints the version and ends the command."""
+        from importlib import metadata  # noqa: PLC0415 - takes longer than most commands' imports
+
+        try:
+            version = metadata.version("kalshi-cancel")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(parser.prog, version)
+        parser.exit()
 
 
 # In the order of the help text.

@@ -21,7 +21,7 @@ armed      which fault strikes a call; spoiling: what the client gets to see of 
 calls      the record of calls; floor: all of this state, its lock and its clock
 levers     the unsigned routes under /sandbox/; control: a typed client for them
 
-Its answers have the fields of the exchange's OpenAPI document (docs/conformance.md).
+Its answers have the fields of the exchange's OpenAPI document (bench/results/conformance.md).
 Not modelled: matching (orders fill when the control says so), money and positions, expiry of orders, a
 group's contracts limit, market data, the archive of fills. A client_order_id used twice is a 409.
 """

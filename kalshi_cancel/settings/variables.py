@@ -1,6 +1,7 @@
 """The environment variables of this service, one row each: what is read, checked, hinted at and documented.
 
-A new variable is a row here, a field of RedisSettings or WorkerSettings, and a line of docs/configuration.md.
+A new variable is a row here, a field of RedisSettings or WorkerSettings, and a line of
+docs/reference/configuration.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fault campaign: real processes, every kind of fault, and what became of each cancel that was accepted.
 
-    python -m trials.campaign --seeds 10 --cancels 500 --write docs/faults.md        (or: make faults)
+    python -m trials.campaign --seeds 10 --cancels 500 --write bench/results/faults.md   (or: make faults)
     python -m trials.campaign --only redis-restart --seed 7 --cancels 500            (one run again)
 
 For every kind of fault and every seed, several producers ask for cancels while the fault plays; afterwards

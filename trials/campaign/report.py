@@ -162,7 +162,7 @@ kinds have a mass cancel of orders of their own. The seed decides orders, moment
   misreported unless it is right.
 - **resized**: a reply of ours was lost, and `reduced_by` is what a read or a listing had last shown, less
   later fills. Between that look and our cancel, somebody amended or decreased the order. Then the number is
-  wrong. It is [not promised](promises.md#not-promised) to be right there.
+  wrong. It is [not promised](../../docs/explanation/promises.md#not-promised) to be right there.
 - **sent twice**: two cancels of one order under way at once, unless the first one's worker was killed or
   frozen, or had given the call up. It does no harm to the order, and should be 0.
 - **first result after**, **all settled after**: seconds from the fault's end (for killed, replaced and long

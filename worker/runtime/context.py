@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+import redis
 from celery import Celery
 from celery.app import app_or_default
 

@@ -56,7 +56,7 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """One metric, as the table in docs/monitoring.md shows it; ``name`` without the common prefix.
+    """One metric, as the table in docs/how-to/monitoring.md shows it; ``name`` without the common prefix.
 
     ``merge``: what a gauge of several processes comes to, in prometheus_client's words.
     """
