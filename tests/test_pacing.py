@@ -377,7 +377,7 @@ def after_the_hold(account, seconds=0.0):
     account.pass_time(HOLD_S + seconds)
 
 
-def test_a_429_corrects_the_bucket_once_for_the_whole_fleet(account):
+def test_a_429_corrects_the_bucket_once_for_all_workers(account):
     for pacer in (account.pacer, account.another_workers(), account.another_workers()):
         turned_away(account, by=pacer)
     assert account.level().refused == 1

@@ -194,7 +194,7 @@ def test_each_user_does_its_own_work_without_one_denial(guarded, as_producer):
     assert guarded.denials() == set()
 
 
-def test_the_worker_sees_how_the_fleet_stands_without_one_denial(guarded, as_producer):
+def test_the_worker_sees_how_all_workers_stand_without_one_denial(guarded, as_producer):
     guarded.denials()
     [open_still] = place(guarded)
     guarded.control.fault("http_429", order_id=open_still)

@@ -253,7 +253,7 @@ def test_the_buckets_are_as_the_scripts_spend_from_them(redis_client, settings, 
     assert told["read"].tokens < 800
 
 
-def test_what_the_fleet_has_not_done_yet_has_no_levels_and_stops_nothing(settings):
+def test_what_nobody_has_done_yet_has_no_levels_and_stops_nothing(settings):
     snapshot = Watcher(settings).snapshot()
     assert snapshot.buckets == ()
     assert frame(snapshot, COLUMNS, LINES)

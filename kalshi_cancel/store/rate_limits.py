@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Pacer:
         corrected: Callable[[str], object] = lambda _bucket: None,
     ) -> None:
         self._server = server
-        self._prefix = prefix
+        self._keys = Keys(prefix)
         self.limits = limits
         self._corrected = corrected
         self._take = scripts.load(server, "gather", "buckets", "take")
@@ -122,19 +123,19 @@ class Pacer:
     def set_limits(self, limits: Limits) -> None:
         """Makes these the limits of all workers; raises StoreError."""
         self.limits = limits
-        args = [self._prefix, *_shared(limits).values()]
+        args = [self._keys.prefix, *_shared(limits).values()]
         scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
         """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
         pipeline = self._server.pipeline()
         for field, value in _shared(self.limits).items():
-            pipeline.hsetnx(f"{self._prefix}:limits", str(field), value)
+            pipeline.hsetnx(self._keys.limits, str(field), value)
         scripts.call(pipeline.execute)
 
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
         """Takes the tokens (0.0), or none and says in how many seconds they may be there."""
-        args = [self._prefix, bucket, tokens, kept_share]
+        args = [self._keys.prefix, bucket, tokens, kept_share]
         return float(scripts.call(lambda: self._take(args=args))) / 1000
 
     def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
@@ -143,7 +144,7 @@ class Pacer:
         All workers learn from it: once from all calls that were under way together. True where the
         tokens must have been there: the call was turned away for something else, its size perhaps.
         """
-        args = [self._prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
+        args = [self._keys.prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
         try:
             is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
         except StoreError as error:
@@ -155,7 +156,7 @@ class Pacer:
 
     def levels(self, buckets: Sequence[str]) -> dict[str, Level]:
         """How these buckets stand at this moment."""
-        answer = scripts.call(lambda: self._levels(args=[self._prefix, *buckets]))
+        answer = scripts.call(lambda: self._levels(args=[self._keys.prefix, *buckets]))
         return {level.bucket: level for level in map(Level.parse, answer)}
 
 

@@ -15,6 +15,7 @@ import redis
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
+from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.rate_limits import Level
 
 # Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.
@@ -45,7 +46,7 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class StatsShown:
-    """The fleet at ``now_s``, epoch seconds by the server's clock.
+    """The service at ``now_s``, epoch seconds by the server's clock.
 
     ``buckets`` are those in use, by name: none while the account's limits are not known. ``mass_cancels``
     counts the latest 100: ``running``, ``flat``, ``not_flat``. ``set_aside`` counts entries that cannot
@@ -68,7 +69,7 @@ class Stats:
 
     def __init__(self, server: redis.Redis, settings: RedisSettings) -> None:
         self._server = server
-        self._prefix = settings.key_prefix
+        self._keys = Keys(settings.key_prefix)
         self._celery_prefix = settings.celery_prefix
         self._state = scripts.load(server, "gather", "buckets", "stats")
         self._mass_end = scripts.load(server, "mass_end")
@@ -80,7 +81,7 @@ class Stats:
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
         unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.call(
-            lambda: self._state(args=[self._prefix, ENDS, *(lane.value for lane in Lane)])
+            lambda: self._state(args=[self._keys.prefix, ENDS, *(lane.value for lane in Lane)])
         )
         messages = self._messages()
         return StatsShown(
@@ -105,8 +106,8 @@ class Stats:
 
     def _mass_cancels(self) -> dict[str, int]:
         pipeline = self._server.pipeline(transaction=False)
-        pipeline.zrange(f"{self._prefix}:mass_cancels", -MASS_CANCELS_MOST, -1)
-        pipeline.smembers(f"{self._prefix}:mass_cancels:open")
+        pipeline.zrange(self._keys.mass_cancels, -MASS_CANCELS_MOST, -1)
+        pipeline.smembers(self._keys.mass_cancels_open)
         latest, running = scripts.call(pipeline.execute)
         ended = {
             each: self._ended.get(each) or self._how_ended(each) for each in latest if each not in running
@@ -116,12 +117,12 @@ class Stats:
         return {"running": len(running), "flat": counts["flat"], "not_flat": counts["not_flat"]}
 
     def _how_ended(self, request_id: str) -> str:
-        args = [f"{self._prefix}:mass:{request_id}"]
+        args = [self._keys.mass_cancel(request_id)]
         return str(scripts.call(lambda: self._mass_end(args=args)))
 
 
 def _lane(lane: Lane, told: Sequence[int], messages: int) -> LaneState:
-    """A lane as ``lua/fleet.lua`` tells it."""
+    """A lane as ``lua/stats.lua`` tells it."""
     open_now, accepted, looked_at, claimed, unresolved, oldest_ms, median_ms = map(int, told)
     oldest_s, median_s = (None if age_ms < 0 else age_ms / 1000 for age_ms in (oldest_ms, median_ms))
     return LaneState(lane, open_now, looked_at, claimed, unresolved, oldest_s, median_s, messages, accepted)

@@ -125,7 +125,7 @@ def periodic(doers: Doers) -> tuple[Periodic, ...]:
 
 
 class KnownLimits:
-    """Asks the exchange for the account's limits, again and again, and shares them with the fleet."""
+    """Asks the exchange for the account's limits, again and again, and shares them with all workers."""
 
     def __init__(self, exchange: Exchange, pacer: Pacer) -> None:
         self._exchange = exchange
