@@ -397,10 +397,13 @@ def test_what_was_removed_is_null_when_it_ended_after_the_attempt_was_given_up_o
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
 
 
-@pytest.mark.parametrize("before_ms", [2 * UNSURE_MS + 2, 500, 60_000])
-def test_an_end_before_our_first_attempt_is_somebody_elses(before_ms):
+@pytest.mark.parametrize(
+    ("before_ms", "rested_since"), [(2 * UNSURE_MS + 2, True), (500, True), (60_000, False)]
+)
+def test_an_end_before_our_first_attempt_is_somebody_elses(before_ms, rested_since):
     shown = order(CANCELED, last_update_ms=T0 - before_ms)
-    verdict = after_read_at(lost_then_404(), shown, T0 + 1_300)
+    lost = lost_then_404() if rested_since else onward(after_cancel(sent(), LOST, T0 + 1_000))
+    verdict = after_read_at(lost, shown, T0 + 1_300)
     assert isinstance(verdict, Verdict)
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.TOO_LATE, Decimal(0))
 
@@ -436,6 +439,17 @@ def test_a_clock_that_was_set_since_the_attempt_tells_nothing():
         verdict = after_read_at(lost, shown, T0 + set_by_ms + 1_300, age_ms=1_300)
         assert isinstance(verdict, Verdict)
         assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
+
+
+def test_an_end_before_a_read_that_showed_it_resting_tells_of_a_clock_that_was_set_there_and_back():
+    lost = onward(after_cancel(sent(), LOST, T0 + 1_000))
+    elsewhere = onward(after_read_at(lost, order(RESTING, subaccount=1), T0 + 2_000 + LAG_MS))
+    again = elsewhere.sending(Instant(T0 + 3_000 + LAG_MS, 3_000 + LAG_MS, Span(T0, T0 + 10_000 + LAG_MS)))
+    lost_again = onward(after_cancel(again, LOST, T0 + 4_000 + LAG_MS))
+    shown = order(CANCELED, subaccount=1, last_update_ms=T0 - 120_000)
+    verdict = after_read_at(lost_again, shown, T0 + 5_000 + LAG_MS)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
 
 
 def test_a_clock_that_is_known_worse_than_at_the_attempt_may_have_been_set_since():

@@ -551,7 +551,7 @@ class _End(Enum):
 
 def _already_canceled(case: Case, order: Order, asked: Instant, lags: Lags) -> Verdict:
     """Ours if a cancel of ours may have done it, else somebody was there before us."""
-    end = _end_of(case, order, asked)
+    end = _end_of(case, order, asked, lags)
     if case.unanswered_age_ms is None or end is _End.BEFORE_US:
         return _too_late(order, None if _perhaps_ours_long_ago(case, order, asked, lags) else Decimal(0))
     removed = _removed(case, order, asked) if end is _End.NOT_BEFORE_US else None
@@ -565,7 +565,7 @@ def _already_canceled(case: Case, order: Order, asked: Instant, lags: Lags) -> V
     )
 
 
-def _end_of(case: Case, order: Order, asked: Instant) -> _End:
+def _end_of(case: Case, order: Order, asked: Instant, lags: Lags) -> _End:
     """Compares the order's end with our first doubtful attempt, by the engine's clock."""
     end, sent = _stamp(order), _sent_by_engine(case.first_doubt, asked)
     if end is None or sent is None:
@@ -573,8 +573,16 @@ def _end_of(case: Case, order: Order, asked: Instant) -> _End:
     if asked.engine is not None and end.low_ms > asked.engine.high_ms + FUTURE_MARGIN_MS:
         return _End.CANNOT_TELL  # stamped before the clock was set back
     if end.is_before(sent):
-        return _End.BEFORE_US
+        return _End.CANNOT_TELL if _rested_after(end, case, asked, lags) else _End.BEFORE_US
     return _End.NOT_BEFORE_US if sent.is_before(end) else _End.CANNOT_TELL
+
+
+def _rested_after(end: Span, case: Case, asked: Instant, lags: Lags) -> bool:
+    """Whether a read has shown the order resting after its end: then the clock was set in between."""
+    if case.shown_age_ms is None or asked.engine is None:
+        return False
+    shown = asked.engine.moved(case.shown_age_ms - asked.age_ms - lags.read_ms, unsure_ms=AGE_UNSURE_MS)
+    return end.is_before(shown)
 
 
 def _stamp(order: Order) -> Span | None:
