@@ -102,7 +102,7 @@ def test_a_mass_cancel_that_cannot_be_read_keeps_no_other_from_its_runner(watche
 
 
 def test_a_worker_runs_every_service_of_the_list(watched):
-    everywhere = {"leases", "registry", "limits", "audit log", "mass cancels", "key rotation"}
+    everywhere = {"leases", "worker registry", "limits", "audit log", "mass cancels", "key rotation"}
     main = {
         "report overdue",
         "answer lists",
@@ -112,7 +112,7 @@ def test_a_worker_runs_every_service_of_the_list(watched):
         "show listeners",
     }
     shown = watched.shown_services()
-    assert {name for name in shown if not name.startswith("hand-")} == everywhere | main | {"monitor"}
+    assert {name for name in shown if not name.startswith("sender-")} == everywhere | main | {"monitor"}
 
 
 def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
@@ -134,7 +134,7 @@ def test_a_job_that_fails_again_and_again_is_named_and_stops_no_other(watched):
 
 def test_a_list_of_results_is_answered_though_nobody_can_be_told_that_the_worker_runs(watched):
     watched.server.set(f"{PREFIX}:workers", "of another type")
-    assert "WRONGTYPE" in watched.wait_named("registry")
+    assert "WRONGTYPE" in watched.wait_named("worker registry")
     watched.cancels_still_go_through()
     watched.server.delete(f"{PREFIX}:workers")
     watched.wait_well()
@@ -183,12 +183,12 @@ def test_a_thread_that_dies_makes_the_worker_not_ready_is_counted_and_comes_back
             scene = Watched(crew, client, port)
             scene.wait_well()
             deadly.touch()
-            assert "has died" in scene.wait_named("registry")
+            assert "has died" in scene.wait_named("worker registry")
             scene.cancels_still_go_through()
             deadly.unlink()
             scene.wait_well()
-            assert scene.metric("service_restarts_total", "registry") >= 1
-            assert scene.metric("service_up", "registry") == 1
+            assert scene.metric("service_restarts_total", "worker registry") >= 1
+            assert scene.metric("service_up", "worker registry") == 1
             assert "CRITICAL" in next(
                 line
                 for line in worker.log_text().splitlines()

@@ -28,7 +28,7 @@ MORE_THAN_THREADS = 40
 ALLOWED = (
     *("~cancels*", "~risk*", "~unacked*", "~_kombu*"),
     *("~celery-task-meta-????????-*", "~celery-task-meta-cancel:[^y]*"),
-    *("~kalshi-cancel:[^e]*", "~kalshi-cancel:listeners:*", "~kalshi-cancel:pending:[^z]*"),
+    *("~kalshi-cancel:[^p]*", "~kalshi-cancel:paths", "~kalshi-cancel:pending:[^z]*"),
 )
 
 

@@ -182,7 +182,7 @@ def test_a_run_with_errors_of_every_kind_leaves_no_secret_anywhere(guarded, secr
     guarded.exchange.kill()
     client.cancel(str(uuid.uuid4()))
     worker = guarded.workers[0]
-    wait_until(lambda: "event=breaker_open" in worker.log_text(), what="the worker misses the exchange")
+    wait_until(lambda: "breaker_open" in worker.log_text(), what="the worker misses the exchange")
     calls_gone = len(worker.log_text())
     shown.append(pages_of(worker))
     guarded.redis.kill()

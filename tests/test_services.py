@@ -64,15 +64,17 @@ def test_a_round_that_fails_is_said_counted_and_shown_and_the_next_one_comes_and
     going_on = threading.Event()
     job = Job(raising(KeyError("spoilt")), then=going_on.wait)
     services.start(Service("worker registry", job, every_s=0.01))
-    wait_for("the failure shown", lambda: failure(services) == {"registry": "failed: KeyError('spoilt')"})
+    wait_for(
+        "the failure shown", lambda: failure(services) == {"worker registry": "failed: KeyError('spoilt')"}
+    )
     wait_for("the next round", lambda: job.rounds == 2)
     going_on.set()
     wait_for("it is well again", lambda: failure(services) == {} and job.rounds > 2)
     [failed] = [line for line in caplog.records if "event=service_failed" in line.message]
-    assert "service=registry" in failed.message
+    assert 'service="worker registry"' in failed.message
     assert failed.levelno == logging.ERROR
     assert failed.exc_info
-    assert Counter(told)[ServiceFailed("registry")] == 1
+    assert Counter(told)[ServiceFailed("worker registry")] == 1
     assert [each.well for each in told if isinstance(each, ServiceMoved)] == [True, False, True]
 
 

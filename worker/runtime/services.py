@@ -51,7 +51,7 @@ MEND_EVERY_S = 1.0  # a look at some two hundred keys
 LISTENERS_EVERY_S = 1.0  # well within the life of what is said
 AT_ONCE_S = 0.0  # its round waits by itself
 
-REGISTRY = "registry"
+REGISTRY = "worker registry"
 LIMITS = "limits"
 MASS_CANCELS = "mass cancels"
 

@@ -3,7 +3,7 @@
 -- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
 -- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
 --           entries that the audit log is missing,
---           for each lane { open, accepted so far, how many were looked at, and of those: how many are in a hand,
+--           for each lane { open, accepted so far, how many were looked at, and of those: how many are claimed,
 --             how many gave up waiting, the ages of the oldest and of the one in the middle in ms (-1: none) },
 --           for each bucket what `level` tells: none while the account's limits are not known,
 --           the time in microseconds, as text }
