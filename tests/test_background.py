@@ -192,7 +192,7 @@ def test_a_thread_that_dies_makes_the_worker_not_ready_is_counted_and_comes_back
             assert "CRITICAL" in next(
                 line
                 for line in worker.log_text().splitlines()
-                if 'background job restarted service=registry why="has died"' in line
+                if 'background job restarted service="worker registry" why="has died"' in line
             )
         finally:
             worker.kill()
