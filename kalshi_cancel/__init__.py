@@ -12,9 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kalshi_cancel.client import BadRequest, CancelClient, Lost, NotSettled, StoreError
+    from kalshi_cancel.client import CancelClient, Lost, NotSettled
+    from kalshi_cancel.model.fields import BadRequest
     from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
     from kalshi_cancel.settings.reader import SettingsError
+    from kalshi_cancel.store.scripts import StoreError
 
 __all__ = [
     "BadRequest",
@@ -29,8 +31,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BadRequest": "model.orders",
-    "StoreError": "client",
+    "BadRequest": "model.fields",
+    "StoreError": "store.scripts",
     "CancelClient": "client",
     "CancelResult": "model.orders",
     "Lane": "model.orders",

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 
 from kalshi_cancel import wake_ups
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, CancelStore, DeadLetter, OpenCancel, Standing
+from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels
+from kalshi_cancel.store.pending import DeadLetter, OpenCancel, Standing
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import (
     CONNECT_TIMEOUT_S,
@@ -40,22 +39,12 @@ from kalshi_cancel.store.scripts import (
     connect,
 )
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
-from kalshi_cancel.tracing import asking, open_tracer
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
+from kalshi_cancel.telemetry.tracing import asking, open_tracer
 
 if TYPE_CHECKING:
     from celery import Celery
-
-__all__ = [
-    "BadRequest",
-    "CancelClient",
-    "Lost",
-    "NotSettled",
-    "PendingCancel",
-    "PendingCancels",
-    "PendingMass",
-    "Status",
-    "StoreError",
-]
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import logging
 import time
 from pathlib import Path
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 
 log = logging.getLogger(__name__)
 

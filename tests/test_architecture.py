@@ -15,37 +15,37 @@ from trials.stack import ROOT
 # Who may import whom. A room is a folder, or a file beside the folders. Arrows point one way: values at the
 # bottom, Redis and the exchange side by side and strangers to each other, the work above both, Celery on top.
 VALUES = {"kalshi_cancel.model", "kalshi_cancel.settings"}
-BESIDE = {"kalshi_cancel.logs", "kalshi_cancel.tracing", "kalshi_cancel.wake_ups", "kalshi_cancel.heartbeat"}
-LOG = {"kalshi_cancel.logs", "kalshi_cancel.log_events"}
+TELEMETRY = {"kalshi_cancel.telemetry"}
+BESIDE = TELEMETRY | {"kalshi_cancel.wake_ups", "kalshi_cancel.heartbeat"}
 BOTH_SIDES = {"kalshi_cancel.store", "kalshi_cancel.exchange"}
-WORK = VALUES | BOTH_SIDES | LOG | {"kalshi_cancel.wake_ups", "worker.dispatch"}
+WORK = VALUES | BOTH_SIDES | TELEMETRY | {"kalshi_cancel.wake_ups", "worker.dispatch"}
 MAY_IMPORT = {
     # What is installed.
     "kalshi_cancel.model": set(),
     "kalshi_cancel.settings": set(),
-    "kalshi_cancel.log_events": set(),
-    **dict.fromkeys(BESIDE, VALUES | LOG),
-    "kalshi_cancel.logs": VALUES | {"kalshi_cancel.log_events"},
-    "kalshi_cancel.store": VALUES | LOG,
-    "kalshi_cancel.exchange": VALUES | LOG,
-    "kalshi_cancel.client": VALUES | BESIDE | LOG | {"kalshi_cancel.store"},
-    "kalshi_cancel": VALUES | {"kalshi_cancel.client"},
+    "kalshi_cancel.telemetry": VALUES,
+    "kalshi_cancel.wake_ups": VALUES | TELEMETRY,
+    "kalshi_cancel.heartbeat": VALUES | TELEMETRY,
+    "kalshi_cancel.store": VALUES | TELEMETRY,
+    "kalshi_cancel.exchange": VALUES | TELEMETRY,
+    "kalshi_cancel.client": VALUES | BESIDE | {"kalshi_cancel.store"},
+    "kalshi_cancel": VALUES | {"kalshi_cancel.client", "kalshi_cancel.store"},
     "kalshi_cancel.sandbox": set(),
     "kalshi_cancel.doctor": VALUES | BOTH_SIDES,
     "kalshi_cancel.cli": VALUES | BESIDE | BOTH_SIDES | {"kalshi_cancel.client", "kalshi_cancel.doctor"},
     # The service.
     "worker": set(),
-    "worker.dispatch": VALUES | BOTH_SIDES | LOG,
+    "worker.dispatch": VALUES | BOTH_SIDES | TELEMETRY,
     "worker.mass": WORK,
     "worker.broker": WORK,
-    "worker.telemetry": WORK | {"kalshi_cancel.heartbeat", "kalshi_cancel.tracing"},
-    "worker.runtime": WORK | BESIDE | LOG | {"worker.mass", "worker.broker", "worker.telemetry"},
+    "worker.telemetry": WORK | {"kalshi_cancel.heartbeat"},
+    "worker.runtime": WORK | BESIDE | {"worker.mass", "worker.broker", "worker.telemetry"},
     "worker.app": {"worker.runtime"},
     "worker.tasks": WORK | {"worker.broker", "worker.runtime", "worker.app"},
 }
 PACKAGES = ("kalshi_cancel", "worker")
 MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-SANDBOX = "kalshi_cancel.sandbox"  # its modules name each other's types, in circles; no code runs for that
+SANDBOX = "kalshi_cancel.sandbox"
 PRODUCERS = ("kalshi_cancel", "kalshi_cancel.client")
 NEVER_ON_THE_PRODUCERS_SIDE = {"kalshi_cancel.exchange", SANDBOX}
 
@@ -106,7 +106,7 @@ def test_what_is_installed_does_not_know_the_service(path):
 
 @pytest.mark.parametrize(
     "arrows",
-    [MAY_IMPORT, {name: ours(path) for name, path in NAMES.items() if room_of(name) != SANDBOX}],
+    [MAY_IMPORT, {name: ours(path) for name, path in NAMES.items()}],
     ids=["rooms", "modules"],
 )
 def test_nothing_imports_in_a_circle(arrows):

@@ -25,22 +25,21 @@ from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcom
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import (
-    CancelStore,
+from kalshi_cancel.store.cancels import CancelStore, NothingClaimed
+from kalshi_cancel.store.keys import KEYS
+from kalshi_cancel.store.lists import Lists
+from kalshi_cancel.store.mass_cancels import MassCancels
+from kalshi_cancel.store.mass_claim import MassClaim, MassClaims, Planned
+from kalshi_cancel.store.pending import (
     ClaimRequest,
     Completed,
     Conclusion,
     Entry,
     Known,
     MakeDeadLetter,
-    NothingClaimed,
     RetryLater,
     Settle,
 )
-from kalshi_cancel.store.keys import KEYS
-from kalshi_cancel.store.lists import Lists
-from kalshi_cancel.store.mass_cancels import MassCancels
-from kalshi_cancel.store.mass_claim import MassClaim, MassClaims, Planned
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.stats import Stats

@@ -31,7 +31,9 @@ from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
 from kalshi_cancel.store.audit import AuditLog, place
-from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import MakeDeadLetter
+from kalshi_cancel.store.scripts import connect
 from trials.stack import ROOT, wait_until
 
 FORMATS = ("jsonl", "csv", "parquet")

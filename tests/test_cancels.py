@@ -34,16 +34,9 @@ from kalshi_cancel.model.orders import (
 )
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import (
-    CancelStore,
-    Fence,
-    Fenced,
-    Known,
-    MakeDeadLetter,
-    RetryLater,
-    Settle,
-    connect,
-)
+from kalshi_cancel.store.cancels import CancelStore, Fenced
+from kalshi_cancel.store.pending import Fence, Known, MakeDeadLetter, RetryLater, Settle
+from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import wait_until
 

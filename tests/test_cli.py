@@ -24,7 +24,9 @@ from kalshi_cancel.cli.printing import duration
 from kalshi_cancel.doctor import Health, examine
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, RetryLater, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import MakeDeadLetter, RetryLater
+from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import ROOT, Keys, RedisServer, free_port, wait_until
 

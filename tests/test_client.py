@@ -12,8 +12,10 @@ from contextlib import closing, contextmanager
 import pytest
 from crew import about_orders
 
-from kalshi_cancel.client import BadRequest, CancelClient, NotSettled, StoreError
+from kalshi_cancel.client import CancelClient, NotSettled
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.settings.reader import SettingsError
+from kalshi_cancel.store.scripts import StoreError
 from trials.stack import free_port, wait_until
 
 PATIENCE_S = 20.0

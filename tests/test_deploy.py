@@ -21,7 +21,8 @@ from crew import PATIENCE_S, Crew
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.scripts import connect
 from trials.stack import KEY_ID, ROOT, Part, RedisServer, free_port, wait_until
 
 DEPLOY = ROOT / "deploy"

@@ -11,8 +11,9 @@ from celery import Celery
 from crew import PATIENCE_S, ids
 
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, CancelStore, connect
+from kalshi_cancel.store.cancels import DEAD_LIFE_DAYS, CancelStore
 from kalshi_cancel.store.keys import KEYS, PENDING, SCRIPTS_HEADING, Keys, page
+from kalshi_cancel.store.scripts import connect
 from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"

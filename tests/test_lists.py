@@ -12,8 +12,10 @@ from crew import ids
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import CancelStore, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.lists import Lists
+from kalshi_cancel.store.pending import Settle
+from kalshi_cancel.store.scripts import connect
 
 
 class Dispatcher:

@@ -11,14 +11,14 @@ from typing import get_type_hints
 
 import pytest
 
-from kalshi_cancel import log_events
-from kalshi_cancel.log_events import LogEvent, LogFields
+from kalshi_cancel.telemetry import log_events
+from kalshi_cancel.telemetry.log_events import LogEvent, LogFields
 from trials.stack import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "log-events.md"
-COMMAND = ("-m", "kalshi_cancel.log_events")
+COMMAND = ("-m", "kalshi_cancel.telemetry.log_events")
 # The sandbox is no part of the service; the last one is where lines are written.
-APART = (ROOT / "kalshi_cancel" / "sandbox", ROOT / "kalshi_cancel" / "logs.py")
+APART = (ROOT / "kalshi_cancel" / "sandbox", ROOT / "kalshi_cancel" / "telemetry" / "logs.py")
 TREES = {
     path: ast.parse(path.read_text("utf-8"))
     for package in ("kalshi_cancel", "worker")

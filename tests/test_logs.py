@@ -15,9 +15,9 @@ from contextlib import closing
 import pytest
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import JsonFormatter, Lines, Seldom, about, is_json, say, set_format
 from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import JsonFormatter, Lines, Seldom, about, is_json, say, set_format
 from trials.stack import ROOT, Stack, wait_until
 
 PATIENCE_S = 30.0

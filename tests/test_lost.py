@@ -13,10 +13,12 @@ import pytest
 from crew import ids
 
 from kalshi_cancel.cli.exits import Exit
-from kalshi_cancel.client import CancelClient, Lost, NotSettled, StoreError
+from kalshi_cancel.client import CancelClient, Lost, NotSettled
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import MakeDeadLetter, Settle
+from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import ROOT, RedisServer, wait_until
 
 PATIENCE_S = 30.0

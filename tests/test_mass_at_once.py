@@ -9,7 +9,9 @@ from crew import PATIENCE_S, about_orders, ids
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Known, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import Known
+from kalshi_cancel.store.scripts import connect
 from trials.stack import KEY_ID, wait_until
 
 EVERYTHING = {"everything": True}

@@ -15,10 +15,12 @@ from crew import PATIENCE_S
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, Fence, Fenced, MakeDeadLetter, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore, Fenced
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import LEASE_MS, MassClaims, Planned
+from kalshi_cancel.store.pending import Fence, MakeDeadLetter, Settle
 from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import connect
 from trials.stack import wait_until
 from worker.mass.account import Account, Findings
 from worker.mass.entering import Entering

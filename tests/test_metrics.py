@@ -19,9 +19,10 @@ from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
+from kalshi_cancel.store.pending import MakeDeadLetter
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import ENDS, Stats

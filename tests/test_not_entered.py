@@ -17,7 +17,8 @@ from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.rate_limits import Limits, Pacer
-from kalshi_cancel.store.scripts import StoreError, can_pass, connect
+from kalshi_cancel.store.redis_errors import can_pass
+from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import wait_until
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.settings import DispatchSettings

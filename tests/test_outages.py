@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S
 
-from kalshi_cancel.client import StoreError
+from kalshi_cancel.store.scripts import StoreError
 from trials.stack import free_port, wait_until
 
 NOT_STORED = 'event=redis_unavailable Redis unavailable doing="store results" why='

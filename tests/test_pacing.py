@@ -16,13 +16,14 @@ from crew import PATIENCE_S, SENDERS, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kalshi_cancel.client import StoreError
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, ClaimRequest, Known, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import ClaimRequest, Known
 from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import wait_until
-from worker.dispatch.executor import ReadSlots
+from worker.dispatch.read_slots import ReadSlots
 
 LIMITS = Limits(200.0, 200.0, 300.0, 600.0)
 A_MS = 0.31  # tokens: waits are told in whole milliseconds, at 300 tokens a second

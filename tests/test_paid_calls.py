@@ -9,8 +9,8 @@ import pytest
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import Lane, Problem
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import connect
 from kalshi_cancel.store.rate_limits import Limits, Pacer
+from kalshi_cancel.store.scripts import connect
 from worker.dispatch.events import CallMade
 from worker.dispatch.paid_calls import NoTokens, PaidCalls, Payment, Target, is_charged, kept_share
 

@@ -15,9 +15,11 @@ from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcom
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.variables import BATCH_LIMIT
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import CancelStore, Settle, connect
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims, Planned
+from kalshi_cancel.store.pending import Settle
+from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import Stats
 from worker.mass.report import in_short
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from crew import PATIENCE_S
 
-from kalshi_cancel.client import CancelClient, Lane, NotSettled
-from kalshi_cancel.model.orders import CancelRequest
+from kalshi_cancel.client import CancelClient, NotSettled
+from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.scripts import connect
 from trials.stack import wait_until
 
 ROOT = Path(__file__).parent.parent

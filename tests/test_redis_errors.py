@@ -16,10 +16,11 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.redis_errors import can_pass, words
+from kalshi_cancel.store.scripts import StoreError
 from trials.stack import Part, RedisServer, free_port, valkey_server, wait_until
 
 PATIENCE_S = 20.0

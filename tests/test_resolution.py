@@ -14,17 +14,13 @@ from kalshi_cancel.exchange.clock import BoundedClock, Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning, Routing
 from kalshi_cancel.model.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
 from worker.dispatch import resolution
+from worker.dispatch.case import UNDER_WAY_MOST_MS, Attempt, Case, Instant, Step
 from worker.dispatch.resolution import (
     KEY_REFUSALS_MOST,
     NOT_FOUND_READS_FOR_PROOF,
-    UNDER_WAY_MOST_MS,
-    Attempt,
-    Case,
-    Instant,
     Lags,
     Next,
     Pause,
-    Step,
     Verdict,
 )
 

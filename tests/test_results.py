@@ -15,7 +15,7 @@ from celery import Celery
 from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
-from kalshi_cancel.store.cancels import connect
+from kalshi_cancel.store.scripts import connect
 from trials.stack import RedisServer, wait_until
 
 DONE = "2026-11-22T13:00:01.250Z"

@@ -18,16 +18,17 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kalshi_cancel.client import BadRequest, CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Routing
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.rate_limits import Limits, Pacer
-from kalshi_cancel.store.scripts import connect
+from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import RedisServer, Stack, free_port, wait_until
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.settings import DispatchSettings

@@ -24,12 +24,13 @@ from redis.retry import Retry
 from test_top import Terminal
 
 from kalshi_cancel.cli.exits import Exit
-from kalshi_cancel.client import CancelClient, NotSettled, StoreError
+from kalshi_cancel.client import CancelClient, NotSettled
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, MakeDeadLetter
-from kalshi_cancel.store.scripts import connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import MakeDeadLetter
+from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, Part, RedisServer, Stack, free_port, valkey_server, wait_until
 

@@ -15,9 +15,9 @@ import redis
 from celery import Celery
 from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.scripts import celery_options
+from kalshi_cancel.store.scripts import StoreError, celery_options
 from trials.failover import DOWN_AFTER_MS, WatchedRedis
 from trials.stack import ROOT, Stack, wait_until
 

@@ -30,10 +30,12 @@ from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import CancelStore, Known, MakeDeadLetter, RetryLater, connect
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.mass_claim import MassClaims
+from kalshi_cancel.store.pending import Known, MakeDeadLetter, RetryLater
 from kalshi_cancel.store.rate_limits import Level, Limits, Pacer
+from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import ENDS, LaneState
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import ROOT, RedisServer, wait_until

@@ -26,9 +26,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Outcome
 from kalshi_cancel.sandbox.control import Control, ControlError, Json
+from kalshi_cancel.store.scripts import StoreError
 from trials.stack import NotReady, Part, Stack
 
 RESULTS_WITHIN_S = 20.0

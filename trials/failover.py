@@ -26,7 +26,8 @@ import redis
 
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import CancelStore, StoreError, connect
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import NotReady, Part, RedisServer, free_port, valkey_server, wait_until
 
 PRIMARY = "cancels"  # what the Sentinels call it

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from celery import Task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import about, say
 from kalshi_cancel.model.fields import ORDER_ID_MAX_CHARS, BadRequest, is_order_id, is_traceparent
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import about, say
 from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, wake_up_for
 from worker.app import app
 from worker.broker.guard import RESERVED_IDS

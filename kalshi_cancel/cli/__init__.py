@@ -17,9 +17,10 @@ import redis
 from kalshi_cancel.cli import audit, cancels, dead, doctor, health, mass, sandbox, top
 from kalshi_cancel.cli.exits import CODES_IN_HELP, Exit, UsageError, complain, words_of
 from kalshi_cancel.cli.line import Subparsers
-from kalshi_cancel.client import BadRequest, StoreError
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.store.redis_errors import words
+from kalshi_cancel.store.scripts import StoreError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from kalshi_cancel.cli.printing import duration, print_json, print_line
 from kalshi_cancel.model.orders import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog, Noted
-from kalshi_cancel.store.cancels import StoreError, connect
+from kalshi_cancel.store.scripts import StoreError, connect
 
 
 def _audit_log() -> AuditLog:

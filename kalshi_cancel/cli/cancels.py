@@ -30,9 +30,10 @@ from kalshi_cancel.cli.printing import (
     problem_text,
     progress_json,
 )
-from kalshi_cancel.client import DEFAULT_DEADLINE_S, CancelClient, Lost, Status, StoreError
+from kalshi_cancel.client import DEFAULT_DEADLINE_S, CancelClient, Lost, Status
 from kalshi_cancel.model.orders import CancelResult, Lane, count_text
-from kalshi_cancel.store.cancels import OpenCancel
+from kalshi_cancel.store.pending import OpenCancel
+from kalshi_cancel.store.scripts import StoreError
 
 WAIT_BEYOND_DEADLINE_S = 5.0  # a worker says "unresolved" at the deadline; its answer needs a moment
 

@@ -11,7 +11,7 @@ from kalshi_cancel.cli.exits import Exit, UsageError
 from kalshi_cancel.cli.line import Subparsers, add_command, add_json, add_order_ids, ids_given
 from kalshi_cancel.cli.printing import names_text, print_json, print_table, problem_text, progress_json
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.store.cancels import DeadLetter
+from kalshi_cancel.store.pending import DeadLetter
 
 
 def add_dead(commands: Subparsers) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Collection
 from enum import IntEnum
 
 from kalshi_cancel.cli.printing import clean
-from kalshi_cancel.client import BadRequest
+from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.orders import Outcome
 
 PROBLEMS_SHOWN = 3  # in one line on stderr

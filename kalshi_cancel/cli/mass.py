@@ -15,7 +15,8 @@ from kalshi_cancel.cli.line import DEFAULT_REQUESTER, Subparsers, add_command, a
 from kalshi_cancel.cli.nobody import notice_when_nobody_works
 from kalshi_cancel.cli.printing import duration, print_json, print_lines, print_table
 from kalshi_cancel.cli.reports import exit_of_mass, mass_state, show_report
-from kalshi_cancel.client import CancelClient, Lost, PendingMass, StoreError
+from kalshi_cancel.client import CancelClient, Lost, PendingMass
+from kalshi_cancel.store.scripts import StoreError
 
 MASS_DEADLINE_S = 60.0  # beyond the predicted time to flat
 MASS_SILENCE_S = 30.0  # a runner tells its progress ten times a second; only long listings take longer

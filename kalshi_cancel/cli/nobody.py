@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
+from kalshi_cancel.store.scripts import StoreError
 
 NOTICE_AFTER_S = 1.5  # most are answered before that
 

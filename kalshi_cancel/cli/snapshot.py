@@ -9,9 +9,9 @@ from typing import Any
 
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog, Noted
-from kalshi_cancel.store.cancels import connect
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.rate_limits import Level
+from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.stats import LaneState, Stats
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 

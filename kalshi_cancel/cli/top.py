@@ -20,7 +20,7 @@ from kalshi_cancel.cli.line import Subparsers, add_command, add_json
 from kalshi_cancel.cli.printing import print_json
 from kalshi_cancel.cli.snapshot import Snapshot, Watcher
 from kalshi_cancel.settings.redis import RedisSettings
-from kalshi_cancel.store.cancels import StoreError
+from kalshi_cancel.store.scripts import StoreError
 
 REFRESH_S = 1.0
 COLUMNS, LINES = 80, 24  # where nobody says

@@ -44,11 +44,11 @@ from kalshi_cancel.exchange.protocol import (
 )
 from kalshi_cancel.exchange.signing import RequestSigner, load_private_key
 from kalshi_cancel.exchange.transport import NotSent, Transport, TransportError, UnusableEnvironment
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.model.orders import Problem
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Seldom, say
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from kalshi_cancel.exchange.client import Exchange, signer_from
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,12 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kalshi_cancel.sandbox.faults import BESIDE, KINDS
+from kalshi_cancel.sandbox.spoiling import BESIDE, SPOILERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from kalshi_cancel.sandbox.faults import Fault
-
-_CALL_KINDS = frozenset(name for name, kind in KINDS.items() if kind.spoil is not None)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +65,7 @@ class Faults:
 
     def call_fault(self, operation: str, order_ids: Sequence[str]) -> Fault | None:
         """The fault that strikes this call as a whole, if one does."""
-        return self._strike(_CALL_KINDS, operation, order_ids)
+        return self._strike(SPOILERS, operation, order_ids)
 
     def beside(self, operation: str, order_ids: Sequence[str]) -> dict[str, Fault]:
         """The faults that strike this call whatever else does, by their kinds."""
@@ -82,9 +80,7 @@ class Faults:
         """Randomness for this seed and `salt`."""
         return random.Random(f"{self.seed}/{salt}")
 
-    def _strike(
-        self, kinds: frozenset[str] | set[str], operation: str, order_ids: Sequence[str]
-    ) -> Fault | None:
+    def _strike(self, kinds: Collection[str], operation: str, order_ids: Sequence[str]) -> Fault | None:
         if not self._armed:
             return None
         for key in (*order_ids, None):

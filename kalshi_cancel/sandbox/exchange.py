@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kalshi_cancel.sandbox.auth import KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, authenticate
-from kalshi_cancel.sandbox.faults import BESIDE, Fault, spoil
+from kalshi_cancel.sandbox.faults import Fault
 from kalshi_cancel.sandbox.levers import PREFIX as LEVERS
 from kalshi_cancel.sandbox.levers import pull
 from kalshi_cancel.sandbox.refusal import Refusal, refuse, too_many_requests
 from kalshi_cancel.sandbox.routes import bucket_of, cost_of, find_route
+from kalshi_cancel.sandbox.spoiling import BESIDE, spoil
 from kalshi_cancel.sandbox.visit import Visit, parse_json
 from kalshi_cancel.sandbox.wire import Reply, Request, http_date
 

@@ -76,12 +76,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from kalshi_cancel.sandbox import spoiling
 from kalshi_cancel.sandbox.refusal import SHAPES
-from kalshi_cancel.sandbox.wire import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 Effect = Literal["none", "before", "after", "fill"]
 STRANGER = "00000000-0000-4000-8000-00000000dead"
@@ -187,59 +185,43 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a kind of fault allows, and how it spoils a reply (None: it works in another place)."""
+    """What a kind of fault allows; operations None: it strikes any."""
 
     effects: tuple[Effect, ...]
-    spoil: Callable[[Fault, Reply], Reply] | None = None
     operations: frozenset[str] | None = None
 
 
-def spoil(fault: Fault, reply: Reply | None) -> Reply:
-    """What the client gets instead of `reply` (None when the call took no effect)."""
-    spoiler = KINDS[fault.kind].spoil
-    assert spoiler is not None
-    return spoiler(fault, reply or Reply(200))
-
-
-# Faults that strike whatever else strikes a call, and what they do to its reply.
-BESIDE: dict[str, Callable[[Fault, Reply], Reply]] = {
-    "skew": spoiling.unspoilt,
-    "interim": spoiling.early,
-    "cached": spoiling.cached,
-}
-
-
 KINDS: dict[str, Kind] = {
-    "status": Kind(("none", "before"), spoiling.answered),
-    "http_500": Kind(("none", "before"), spoiling.with_status(500)),
-    "http_502_html": Kind(("none", "before"), spoiling.bad_gateway),
-    "http_503": Kind(("none", "before"), spoiling.with_status(503)),
-    "http_429": Kind(("none",), spoiling.rate_limited),
-    "cdn": Kind(("none", "before"), spoiling.by_cdn),
-    "hang": Kind(("none", "before"), spoiling.by_manner("hang")),
-    "drop_before": Kind(("none",), spoiling.dropped),
-    "drop_after": Kind(("before",), spoiling.dropped),
-    "drop_after_fill": Kind(("fill",), spoiling.dropped),
-    "slow": Kind(("before", "after"), spoiling.unspoilt),
-    "drip": Kind(("before", "none"), spoiling.by_manner("drip")),
-    "truncated": Kind(("before", "none"), spoiling.by_manner("truncated")),
-    "wrong_body": Kind(("before",), spoiling.wrong_body),
-    "garbage": Kind(("before", "none"), spoiling.garbage),
-    "redirect": Kind(("none", "before"), spoiling.redirected),
-    "headers_flood": Kind(("before", "none"), spoiling.flooded),
-    "gzip_bomb": Kind(("before", "none"), spoiling.bombed),
-    "endless": Kind(("before", "none"), spoiling.by_manner("endless")),
-    "oversize": Kind(("none",), spoiling.unspoilt, _BATCH),
+    "status": Kind(("none", "before")),
+    "http_500": Kind(("none", "before")),
+    "http_502_html": Kind(("none", "before")),
+    "http_503": Kind(("none", "before")),
+    "http_429": Kind(("none",)),
+    "cdn": Kind(("none", "before")),
+    "hang": Kind(("none", "before")),
+    "drop_before": Kind(("none",)),
+    "drop_after": Kind(("before",)),
+    "drop_after_fill": Kind(("fill",)),
+    "slow": Kind(("before", "after")),
+    "drip": Kind(("before", "none")),
+    "truncated": Kind(("before", "none")),
+    "wrong_body": Kind(("before",)),
+    "garbage": Kind(("before", "none")),
+    "redirect": Kind(("none", "before")),
+    "headers_flood": Kind(("before", "none")),
+    "gzip_bomb": Kind(("before", "none")),
+    "endless": Kind(("before", "none")),
+    "oversize": Kind(("none",), _BATCH),
     "interim": Kind(("none",)),
     "cached": Kind(("none",)),
     "skew": Kind(("none",)),
-    "shuffled": Kind(("before",), None, _BATCH),
-    "entry_error": Kind(("none", "before"), None, _BATCH),
-    "entry_missing": Kind(("before", "none"), None, _BATCH),
-    "entry_foreign": Kind(("before",), None, _BATCH),
-    "odd_fields": Kind(("none",), None, frozenset({"read", "list", "history", "cancel", "batch"})),
-    "odd_page": Kind(("none",), None, _PAGES),
-    "endless_cursor": Kind(("none",), None, _PAGES),
-    "not_found": Kind(("none",), None, _READS),
-    "stale_read": Kind(("none",), None, _READS),
+    "shuffled": Kind(("before",), _BATCH),
+    "entry_error": Kind(("none", "before"), _BATCH),
+    "entry_missing": Kind(("before", "none"), _BATCH),
+    "entry_foreign": Kind(("before",), _BATCH),
+    "odd_fields": Kind(("none",), frozenset({"read", "list", "history", "cancel", "batch"})),
+    "odd_page": Kind(("none",), _PAGES),
+    "endless_cursor": Kind(("none",), _PAGES),
+    "not_found": Kind(("none",), _READS),
+    "stale_read": Kind(("none",), _READS),
 }

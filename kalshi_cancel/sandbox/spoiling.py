@@ -24,6 +24,11 @@ CDN_HEADERS = (
 )
 
 
+def spoil(fault: Fault, reply: Reply | None) -> Reply:
+    """What the client gets instead of `reply` (None when the call took no effect)."""
+    return SPOILERS[fault.kind](fault, reply or Reply(200))
+
+
 def answered(fault: Fault, _reply: Reply) -> Reply:
     """Any status and body, or the exchange's own error in some shape."""
     status = fault.status or 500
@@ -131,3 +136,35 @@ def cached(fault: Fault, reply: Reply) -> Reply:
 def _headers(fault: Fault) -> tuple[tuple[str, str], ...]:
     headers = tuple(fault.headers.items())
     return headers if fault.retry_after is None else (*headers, ("Retry-After", fault.retry_after))
+
+
+# Faults that strike a call by themselves, and what they do to its reply; others work in another place.
+SPOILERS: dict[str, Callable[[Fault, Reply], Reply]] = {
+    "status": answered,
+    "http_500": with_status(500),
+    "http_502_html": bad_gateway,
+    "http_503": with_status(503),
+    "http_429": rate_limited,
+    "cdn": by_cdn,
+    "hang": by_manner("hang"),
+    "drop_before": dropped,
+    "drop_after": dropped,
+    "drop_after_fill": dropped,
+    "slow": unspoilt,
+    "drip": by_manner("drip"),
+    "truncated": by_manner("truncated"),
+    "wrong_body": wrong_body,
+    "garbage": garbage,
+    "redirect": redirected,
+    "headers_flood": flooded,
+    "gzip_bomb": bombed,
+    "endless": by_manner("endless"),
+    "oversize": unspoilt,
+}
+
+# Faults that strike whatever else strikes a call, and what they do to its reply.
+BESIDE: dict[str, Callable[[Fault, Reply], Reply]] = {
+    "skew": unspoilt,
+    "interim": early,
+    "cached": cached,
+}

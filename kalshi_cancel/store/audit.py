@@ -17,12 +17,12 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Seldom, say
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult, count_text, utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
-from kalshi_cancel.store.cancels import Fence, Fenced
+from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.pending import Fence
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 
 log = logging.getLogger(__name__)
 

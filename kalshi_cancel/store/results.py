@@ -18,9 +18,9 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kalshi_cancel.log_events import LogEvent, LogFields
-from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.settings.redis import RedisSettings, Sentinels
 from kalshi_cancel.store import primary
 from kalshi_cancel.store.redis_errors import HALF_DONE, can_pass, refused, words
+from kalshi_cancel.telemetry.log_events import LogEvent, LogFields
+from kalshi_cancel.telemetry.logs import Seldom, say
 
 # Silence from Redis that is longer than this is an outage; producers are promised an answer within 2 s.
 SOCKET_TIMEOUT_S = 1.0

@@ -12,9 +12,10 @@ from contextlib import closing
 import redis
 from celery import Celery
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.orders import CancelResult
 from kalshi_cancel.sandbox.control import Control, ControlError
+from kalshi_cancel.store.scripts import StoreError
 from trials.campaign.judge import Promise
 from trials.campaign.plan import Ask, Deed, Meddling, Plan
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.client import CancelClient, StoreError
+from kalshi_cancel.client import CancelClient
 from kalshi_cancel.sandbox.control import Control
+from kalshi_cancel.store.scripts import StoreError
 from trials.campaign.judge import CANCELS
 from trials.campaign.relay import Relay
 from trials.campaign.sweeps import Sweep

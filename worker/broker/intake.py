@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 import redis
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.orders import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.scripts import StoreError
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from kalshi_cancel.wake_ups import ENTERED_HEADER
 from worker.broker.guard import PlainCall, plain_call
 from worker.dispatch.dispatcher import Dispatcher

@@ -18,9 +18,9 @@ from enum import StrEnum
 from typing import Any
 
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Order, Problem
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 
 log = logging.getLogger(__name__)
 

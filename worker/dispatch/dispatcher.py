@@ -21,16 +21,13 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Seldom, about, say
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
-from kalshi_cancel.store.cancels import (
+from kalshi_cancel.store.cancels import CancelStore, NothingClaimed
+from kalshi_cancel.store.pending import (
     Accepted,
-    CancelStore,
     Claim,
     ClaimRequest,
     Conclusion,
-    NothingClaimed,
     Overdue,
     Progress,
     RetryLater,
@@ -38,6 +35,8 @@ from kalshi_cancel.store.cancels import (
 )
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Seldom, about, say
 from worker.dispatch.breaker import BreakerState, CircuitBreaker
 from worker.dispatch.completions import Completions, Place
 from worker.dispatch.events import BreakerMoved, Claimed, Concluded, LeaseLost

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kalshi_cancel.exchange.protocol import Failure
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
-from kalshi_cancel.store.cancels import Conclusion, Entry
+from kalshi_cancel.store.pending import Conclusion, Entry
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.dispatch.breaker import BreakerState
 
 log = logging.getLogger(__name__)

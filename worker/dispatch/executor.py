@@ -13,8 +13,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from http import HTTPStatus
@@ -25,10 +24,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import CancelResult, OrderStatus, Outcome, write_path
-from kalshi_cancel.store.cancels import (
+from kalshi_cancel.store.pending import (
     Claim,
     Completed,
     Conclusion,
@@ -40,18 +37,17 @@ from kalshi_cancel.store.cancels import (
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.archive import Archive, NotNow
+from worker.dispatch.batch_size import NEVER_TOO_MANY, BatchSize
 from worker.dispatch.breaker import CircuitBreaker
+from worker.dispatch.case import Attempt, Case, Instant, Step
 from worker.dispatch.events import CallMade
 from worker.dispatch.leases import Leases
 from worker.dispatch.paid_calls import Made, NoTokens, PaidCalls, Payment, Target, kept_share
+from worker.dispatch.read_slots import ReadSlot, ReadSlots
 from worker.dispatch.resolution import (
-    Attempt,
-    Case,
-    Instant,
     Lags,
     Next,
     Pause,
-    Step,
     Verdict,
     after_cancel,
     after_lost_batch,
@@ -75,20 +71,11 @@ PATIENCE_S = 0.25
 LISTINGS_CATCH_UP_S = 0.4
 # A call with less time than this is not worth starting for somebody who then hears "unresolved".
 WORTH_A_CALL_S = 0.05
-# What a batch was refused for may have been its size: that is believed for so long.
-REFUSED_SIZE_STANDS_S = 60.0
-# Orders that no exchange calls too many for one call.
-NEVER_TOO_MANY = 4
 # Pages of canceled orders, the latest first: what is farther back was not canceled just now.
 PAGES_MOST = 10
-# Read-backs let new cancels go first, but not for ever.
-READS_AFTER_S = 1.0
-READS_LAST_S = 3600.0
 # Until an order is due again that this worker's key may not cancel: the same worker must not be the next.
 LEFT_TO_OTHERS_S = 0.25
 LEFT_OVERDUE_S = 5.0
-# How long all go out alone to find the one that spoils every call.
-ALONE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,108 +415,6 @@ class Executor:
         return RetryLater(
             walk.entry, progress, pause_s if self._breaker.is_closed else 0.0, path or _bucket(walk.case)
         )
-
-
-class ReadSlots:
-    """How many senders of a process may read back at a time: half of them, so that new cancels find one."""
-
-    def __init__(self, senders: int) -> None:
-        self._most = max(senders // 2, 1)
-        self._is_lone = senders == 1
-        self._lock = threading.Lock()
-        self._taken = 0
-        self._last_read = False
-
-    @property
-    def free(self) -> int:
-        """How many more may begin."""
-        return max(self._most - self._taken, 0)
-
-    @property
-    def after_s(self) -> float:
-        """How much later than it is a read-back counts as due; a lone sender takes turns."""
-        if self._is_lone:
-            return READS_LAST_S if self._last_read else 0.0
-        return READS_AFTER_S
-
-    @contextmanager
-    def of(self, reads: bool) -> Iterator[ReadSlot]:  # noqa: FBT001 - the claim is one of reads, or not
-        """The slot of a sender for the body's time; of one that ``reads``, it is taken."""
-        slot = ReadSlot(self)
-        self._last_read = reads
-        if reads:
-            self.take(slot, at_most=math.inf)
-        try:
-            yield slot
-        finally:
-            with self._lock:
-                self._taken -= slot.is_taken
-
-    def take(self, slot: ReadSlot, *, at_most: float) -> bool:
-        """Takes the slot, unless so many are taken."""
-        with self._lock:
-            if self._taken < at_most:
-                slot.is_taken = True
-                self._taken += 1
-            return slot.is_taken
-
-    def may_take(self, slot: ReadSlot) -> bool:
-        """Takes a slot for a sender that came to cancel and has to read back."""
-        return self.take(slot, at_most=self._most)
-
-
-class ReadSlot:
-    """Whether one sender may read back."""
-
-    def __init__(self, slots: ReadSlots) -> None:
-        self._slots = slots
-        self.is_taken = False
-
-    def may_read(self) -> bool:
-        """Whether it has its slot, or gets one now."""
-        return self.is_taken or self._slots.may_take(self)
-
-
-class BatchSize:
-    """How many orders one call may hold, as far as the exchange has let us know."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limit = most
-        self._refused = most + 1
-        self._refused_until = 0.0
-        self._alone_until = 0.0
-
-    @property
-    def limit(self) -> int:
-        """How many the next call may hold."""
-        if self._limit == 1 and time.monotonic() >= self._alone_until:
-            return min(2, self._most)  # single calls teach nothing about size
-        return self._limit
-
-    def accepted(self, size: int) -> None:
-        """A batch of this size went through: the next may be larger, below what was refused lately."""
-        if size >= self._limit:
-            ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
-            self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
-
-    def refused(self, size: int) -> None:
-        """A batch of this size was refused: it is tried in halves."""
-        say(log, LogEvent.BATCH_REFUSED, count=size)
-        if size <= NEVER_TOO_MANY:
-            # One of them spoils the call, and those before: alone, it is told so, and is out of the way.
-            self._limit, self._alone_until = 1, time.monotonic() + ALONE_S
-            self._refused, self._refused_until = self._most + 1, 0.0
-        elif time.monotonic() >= self._alone_until:  # (until then: sent before, with the one that spoils it)
-            now = time.monotonic()
-            # Several senders ask at once: news of a larger size comes after that of a smaller one.
-            self._refused = min(size, self._refused) if now < self._refused_until else size
-            self._refused_until = now + REFUSED_SIZE_STANDS_S
-            self._limit = min(self._limit, max(size // 2, 1))
-
-    def spoiler_found(self) -> None:
-        """An order was refused by itself: what was refused before may have been its doing, not the size's."""
-        self._refused, self._refused_until = self._most + 1, 0.0
 
 
 @dataclass(frozen=True, slots=True)

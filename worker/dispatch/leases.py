@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from kalshi_cancel.store.cancels import CancelStore, Entry
+from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import Entry
 
 # A vanished worker's orders are due again after this; kept alive while the sender lives.
 LEASE_S = 1.5

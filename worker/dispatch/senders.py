@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from kalshi_cancel.logs import Seldom
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.logs import Seldom
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.services import Service, Services
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Seldom, say
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Seldom, say
 from worker.dispatch.events import Emit, ServiceFailed, ServiceMoved, ServiceRestarted, nobody
 
 log = logging.getLogger(__name__)

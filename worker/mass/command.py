@@ -14,15 +14,16 @@ from dataclasses import replace
 
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Failure, Meaning, parse_time_ms
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import GROUP_TRIGGER, MassRequest
 from kalshi_cancel.model.orders import CancelRequest, Lane, Order, Problem
 from kalshi_cancel.model.scope import Scope
-from kalshi_cancel.store.cancels import Fenced, Known
+from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim
+from kalshi_cancel.store.pending import Known
 from kalshi_cancel.store.scripts import StoreError, say_failed
-from worker.dispatch.resolution import Case
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
+from worker.dispatch.case import Case
 from worker.mass.entering import Entered, Entering
 from worker.mass.listing import Listing
 from worker.mass.means import Means

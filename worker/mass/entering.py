@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.fields import NUMBER_MAX, is_ticker
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Order, Outcome, Problem
-from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, Accepted, Known
+from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE
 from kalshi_cancel.store.mass_claim import MassClaim, Planned
+from kalshi_cancel.store.pending import Accepted, Known
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.mass.aside import Aside
 from worker.mass.means import Means
 

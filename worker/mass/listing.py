@@ -17,10 +17,10 @@ from typing import Any
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order, Problem, utc_text
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.dispatch.paid_calls import PaidCalls, Payment, Target
 from worker.mass.judging import Judge
 

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.store.mass_claim import MassClaim
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.dispatch.paid_calls import PaidCalls
 from worker.mass import report
 from worker.mass.account import Account, Findings

@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Seldom, about, say
 from kalshi_cancel.model.mass_request import MassRequest
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Seldom, about, say
 from worker.dispatch.events import MassStep
 from worker.mass import report as mass_report
 from worker.mass.means import Means

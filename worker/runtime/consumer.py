@@ -16,10 +16,10 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
 from kalshi_cancel.heartbeat import BEAT_EVERY_S
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.broker.guard import WHY_HEADER, notice_waits
 from worker.runtime.context import dispatcher, opened_context
 from worker.telemetry.watch import watch

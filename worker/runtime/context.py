@@ -18,8 +18,6 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import Failure
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store import scripts
@@ -32,6 +30,8 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats
 from kalshi_cancel.store.workers import KEY_LIFE_S, Colleagues, Identity, WorkerRegistry, WorkerShown
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.broker.intake import Intake
 from worker.dispatch.completions import Completions
 from worker.dispatch.dispatcher import Dispatcher

@@ -15,16 +15,16 @@ from typing import Any
 
 from celery import signals
 
-from kalshi_cancel import logs
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.signing import KeyProblem, permission_warning
-from kalshi_cancel.log_events import LogEvent
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings, read_log_format
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import StoreError
-from kalshi_cancel.tracing import send_what_is_left
+from kalshi_cancel.telemetry import logs
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.tracing import send_what_is_left
 from worker.runtime import options as worker_options
 from worker.runtime.context import context, opened_context
 from worker.telemetry.watch import CannotBeWatchedError, watch

@@ -21,8 +21,6 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import say
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.audit import AuditLog
@@ -30,6 +28,8 @@ from kalshi_cancel.store.lists import Lists
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import say
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.events import Emit, WakeUpSent
 from worker.dispatch.leases import EXTEND_EVERY_S

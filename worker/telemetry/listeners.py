@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.tracing import open_tracer
+from kalshi_cancel.telemetry.tracing import open_tracer
 from worker.dispatch.events import Emit
 from worker.telemetry import outcome_log
 from worker.telemetry.watch import watch

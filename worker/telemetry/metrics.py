@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
 from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
 from kalshi_cancel.settings.foreign import count_in_files
-from kalshi_cancel.store.cancels import MakeDeadLetter, Settle
+from kalshi_cancel.store.pending import MakeDeadLetter, Settle
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.stats import Stats, StatsShown
 from worker.dispatch.breaker import BreakerState

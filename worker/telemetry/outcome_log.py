@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kalshi_cancel.log_events import LogEvent
-from kalshi_cancel.logs import Line, about, say, say_all
 from kalshi_cancel.model.orders import Lane, Outcome, Problem
-from kalshi_cancel.store.cancels import Conclusion, Entry, MakeDeadLetter, Progress, Settle
+from kalshi_cancel.store.pending import Conclusion, Entry, MakeDeadLetter, Progress, Settle
+from kalshi_cancel.telemetry.log_events import LogEvent
+from kalshi_cancel.telemetry.logs import Line, about, say, say_all
 from worker.dispatch.events import BucketCorrected, Concluded, Event, MassStep, WakeUpSent
 
 log = logging.getLogger(__name__)

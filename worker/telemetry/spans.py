@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from kalshi_cancel.store.cancels import Conclusion, Entry, RetryLater, Settle
+from kalshi_cancel.store.pending import Conclusion, Entry, RetryLater, Settle
 from worker.dispatch.events import CallMade, Claimed, Concluded, Event, MassStep
 
 _SERVER_FAILED = 500

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, TypeAlias, Unpack
 
-from kalshi_cancel.log_events import LogEvent, LogFields, RequestFields
 from kalshi_cancel.model.orders import Lane
 from kalshi_cancel.settings.values import LogFormat
+from kalshi_cancel.telemetry.log_events import LogEvent, LogFields, RequestFields
 
 SELDOM_S = 10.0  # between two lines that say the same again
 _BARE = re.compile(r"[!#-<>-~]+")  # a value that needs no quotes in text: visible ASCII but for " and =

@@ -1,7 +1,7 @@
 """Names every line that the service and its clients log: its level, text, fields, meaning, and what to do.
 
 A line has a stable slug, a text that never changes, and facts as fields. This table is the only place that
-says so. The page docs/reference/log-events.md is made from it: ``python -m kalshi_cancel.log_events FILE``.
+says so. ``python -m kalshi_cancel.telemetry.log_events FILE`` writes the page docs/reference/log-events.md.
 """
 
 from __future__ import annotations
@@ -505,7 +505,7 @@ class LogEvent(Enum):
 _HEAD = """\
 # Log events
 
-<!-- Made by `python -m kalshi_cancel.log_events docs/reference/log-events.md`; do not edit. -->
+<!-- Made by `python -m kalshi_cancel.telemetry.log_events docs/reference/log-events.md`; do not edit. -->
 
 Each line of ours has a slug and a text that do not change, and facts as fields. Search by slug:
 
