@@ -8,7 +8,7 @@ import sys
 
 from kombu.entity import Exchange, Queue
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.settings.worker import WorkerSettings

@@ -27,7 +27,7 @@ import psutil
 
 from bench import report
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.sandbox.buckets import SECONDS_OF_WRITES, TIERS
 from kalshi_cancel.sandbox.control import Json
 from trials.stack import ROOT, Part, Stack, wait_until

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kalshi_cancel.client import CancelClient, Lost, NotSettled
     from kalshi_cancel.model.fields import BadRequest
-    from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
+    from kalshi_cancel.model.requests import Lane
+    from kalshi_cancel.model.results import CancelResult, Outcome
     from kalshi_cancel.settings.reader import SettingsError
     from kalshi_cancel.store.scripts import StoreError
 
@@ -34,11 +35,11 @@ _MODULES = {
     "BadRequest": "model.fields",
     "StoreError": "store.scripts",
     "CancelClient": "client",
-    "CancelResult": "model.orders",
-    "Lane": "model.orders",
+    "CancelResult": "model.results",
+    "Lane": "model.requests",
     "Lost": "client",
     "NotSettled": "client",
-    "Outcome": "model.orders",
+    "Outcome": "model.results",
     "SettingsError": "settings.reader",
 }
 

@@ -24,7 +24,8 @@ import redis
 from kalshi_cancel import wake_ups
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE, CancelStore
@@ -267,7 +268,7 @@ class CancelClient:
         lane: Lane = Lane.STRATEGY,
         again: bool = False,
     ) -> PendingCancel:
-        """Asks for one order's cancel; fields as in :class:`~kalshi_cancel.model.orders.CancelRequest`.
+        """Asks for one order's cancel; fields as in :class:`~kalshi_cancel.model.requests.CancelRequest`.
 
         ``again``: the exchange is asked even if a result is stored that is final. You have seen the order
         rest after that.

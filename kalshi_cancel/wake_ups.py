@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -16,7 +16,7 @@ from celery import Celery
 from test_readme import blocks, run_python, section
 
 from kalshi_cancel.client import CancelClient, NotSettled
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from trials.stack import ROOT, RedisServer, Stack, wait_until
 

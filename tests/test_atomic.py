@@ -21,7 +21,8 @@ from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.audit import AuditLog

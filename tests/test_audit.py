@@ -27,7 +27,7 @@ from kalshi_cancel import cli
 from kalshi_cancel.cli import exports
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import audit
 from kalshi_cancel.store.audit import AuditLog, place

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S, SENDERS, ids
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from trials.stack import wait_until
 
 BATCH_MOST = 100

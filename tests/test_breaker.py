@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from kalshi_cancel.exchange.protocol import Failure, Meaning
-from kalshi_cancel.model.orders import Problem
+from kalshi_cancel.model.results import Problem
 from worker.dispatch.breaker import FAILURES_TO_OPEN, BreakerState, CircuitBreaker
 
 ACTIVE = {"exchange_active": True, "trading_active": True}

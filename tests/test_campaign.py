@@ -12,7 +12,9 @@ from decimal import Decimal
 
 import pytest
 
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Lane, OrderStatus, Outcome
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome
 from trials.campaign.__main__ import Say, main
 from trials.campaign.judge import Evidence, Finding, Promise, contradictions, judge, removed_by_us
 from trials.campaign.kinds import KINDS, Kind

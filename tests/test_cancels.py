@@ -23,15 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kalshi_cancel.model.orders import (
-    CancelRequest,
-    CancelResult,
-    ConfirmedBy,
-    Lane,
-    OrderStatus,
-    Outcome,
-    Problem,
-)
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import CancelStore, Fenced

@@ -22,7 +22,8 @@ from kalshi_cancel.cli import exits
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.cli.printing import duration
 from kalshi_cancel.doctor import Health, examine
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import MakeDeadLetter, RetryLater

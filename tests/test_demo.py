@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome
 from trials.demo import SCENES, differences_from_truth, table
 from trials.stack import ROOT, wait_until
 

@@ -19,7 +19,7 @@ import requests
 import yaml
 from crew import PATIENCE_S, Crew
 
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import connect

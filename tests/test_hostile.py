@@ -18,7 +18,7 @@ import pytest
 from celery.exceptions import NotRegistered, TaskRevokedError
 from crew import about_orders
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from trials.stack import wait_until
 
 PATIENCE_S = 20.0

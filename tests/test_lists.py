@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 from crew import ids
 
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import CancelStore

@@ -15,7 +15,7 @@ from contextlib import closing
 import pytest
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import JsonFormatter, Lines, Seldom, about, is_json, say, set_format
 from trials.stack import ROOT, Stack, wait_until

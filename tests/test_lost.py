@@ -14,7 +14,8 @@ from crew import ids
 
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient, Lost, NotSettled
-from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import MakeDeadLetter, Settle

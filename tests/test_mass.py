@@ -24,7 +24,7 @@ from crew import PATIENCE_S, about_orders, ids
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.fields import BadRequest
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.sandbox.control import ControlError
 from trials.stack import ROOT, wait_until
 

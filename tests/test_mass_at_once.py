@@ -7,7 +7,7 @@ import time
 import pytest
 from crew import PATIENCE_S, about_orders, ids
 
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import Known

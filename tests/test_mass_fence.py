@@ -13,7 +13,8 @@ from celery import Celery
 from crew import PATIENCE_S
 
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore, Fenced
 from kalshi_cancel.store.mass_cancels import MassCancels
@@ -329,7 +330,7 @@ def test_orders_are_entered_with_a_valid_claim_only(server, settings, request_id
 
 
 def test_only_what_nobody_is_at_and_nobody_else_wants_is_withdrawn(server, settings, request_id):
-    from kalshi_cancel.model.orders import Problem  # noqa: PLC0415
+    from kalshi_cancel.model.results import Problem  # noqa: PLC0415
     from worker.mass.entering import _not_asked_for  # noqa: PLC0415
 
     store = CancelStore(server, settings)

@@ -7,7 +7,8 @@ from decimal import Decimal
 import pytest
 
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
 from kalshi_cancel.store.mass_claim import Planned
 from worker.mass.report import End, pace_shown, report
 

@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels

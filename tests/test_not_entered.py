@@ -13,7 +13,7 @@ from crew import PATIENCE_S, wait_ready
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.rate_limits import Limits, Pacer

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kalshi_cancel.model.counts import count_text, parse_count
 from kalshi_cancel.model.fields import (
     DEADLINE_MAX_S,
     NUMBER_MAX,
@@ -17,18 +18,10 @@ from kalshi_cancel.model.fields import (
     BadRequest,
     is_order_id,
 )
-from kalshi_cancel.model.orders import (
-    CancelRequest,
-    CancelResult,
-    ConfirmedBy,
-    Lane,
-    OrderStatus,
-    Outcome,
-    Problem,
-    count_text,
-    parse_count,
-    utc_text,
-)
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
+from kalshi_cancel.model.times import utc_text
 
 ORDER_ID = "0b0d8a5e-7c1f-4f7e-9a77-2f1c7c2f7d11"
 NAN, INFINITY = float("nan"), float("inf")

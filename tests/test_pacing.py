@@ -16,7 +16,7 @@ from crew import PATIENCE_S, SENDERS, ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import ClaimRequest, Known

@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from trials.stack import ROOT, Part
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

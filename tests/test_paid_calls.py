@@ -7,7 +7,8 @@ import uuid
 import pytest
 
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.model.orders import Lane, Problem
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect

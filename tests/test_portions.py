@@ -11,7 +11,8 @@ from crew import ids
 
 from kalshi_cancel.model.fields import TEXT_MAX_CHARS
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.variables import BATCH_LIMIT
 from kalshi_cancel.store import results

@@ -22,7 +22,8 @@ from kalshi_cancel import cli
 from kalshi_cancel.cli import exits, mass
 from kalshi_cancel.exchange.protocol import MEANINGS
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import REQUEST_FIELDS, CancelResult, Outcome
+from kalshi_cancel.model.requests import REQUEST_FIELDS
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.model.scope import Scope
 from kalshi_cancel.settings.variables import VARIABLES, Variable
 from trials.stack import ROOT, free_port, wait_until

@@ -14,7 +14,7 @@ import pytest
 from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient, NotSettled
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import connect

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from kalshi_cancel.exchange.clock import BoundedClock, Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning, Routing
-from kalshi_cancel.model.orders import CancelRequest, ConfirmedBy, Order, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import Order, OrderStatus
+from kalshi_cancel.model.requests import CancelRequest
+from kalshi_cancel.model.results import ConfirmedBy, Outcome, Problem
 from worker.dispatch import resolution
 from worker.dispatch.case import UNDER_WAY_MOST_MS, Attempt, Case, Instant, Step
 from worker.dispatch.resolution import (

@@ -12,7 +12,8 @@ import pytest
 import redis
 from celery import Celery
 
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.scripts import connect

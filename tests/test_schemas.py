@@ -17,7 +17,9 @@ from jsonschema.validators import extend
 from kalshi_cancel.model import schemas
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.requests import CancelRequest
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
 from kalshi_cancel.model.scope import Scope
 from trials.stack import ROOT, wait_until
 

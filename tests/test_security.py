@@ -25,7 +25,7 @@ from test_top import Terminal
 
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient, NotSettled
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import CancelStore

@@ -19,7 +19,7 @@ from crew import about_orders
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from trials.stack import wait_until
 

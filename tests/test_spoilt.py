@@ -11,7 +11,7 @@ import redis
 from celery import Celery
 from crew import PATIENCE_S, ids
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"

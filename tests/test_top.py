@@ -27,7 +27,8 @@ from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.cli.frame import frame
 from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot, Watcher
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import CancelStore

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.model.fields import BadRequest
-from kalshi_cancel.model.orders import CancelRequest
+from kalshi_cancel.model.requests import CancelRequest
 from kalshi_cancel.settings.foreign import read_traces_exporter
 from trials.stack import ROOT, Stack, wait_until
 

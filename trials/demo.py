@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Outcome
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome
 from kalshi_cancel.sandbox.control import Control, ControlError, Json
 from kalshi_cancel.store.scripts import StoreError
 from trials.stack import NotReady, Part, Stack

@@ -17,7 +17,8 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject
 
 from kalshi_cancel.model.fields import ORDER_ID_MAX_CHARS, BadRequest, is_order_id, is_traceparent
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import about, say

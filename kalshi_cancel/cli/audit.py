@@ -14,7 +14,7 @@ from kalshi_cancel.cli.exits import Exit, UsageError, complain
 from kalshi_cancel.cli.exports import FORMATS, opened
 from kalshi_cancel.cli.line import Subparsers, add_command, add_json
 from kalshi_cancel.cli.printing import duration, print_json, print_line
-from kalshi_cancel.model.orders import utc_text
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.audit import AuditLog, Noted
 from kalshi_cancel.store.scripts import StoreError, connect

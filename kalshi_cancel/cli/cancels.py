@@ -31,7 +31,9 @@ from kalshi_cancel.cli.printing import (
     progress_json,
 )
 from kalshi_cancel.client import DEFAULT_DEADLINE_S, CancelClient, Lost, Status
-from kalshi_cancel.model.orders import CancelResult, Lane, count_text
+from kalshi_cancel.model.counts import count_text
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.store.pending import OpenCancel
 from kalshi_cancel.store.scripts import StoreError
 

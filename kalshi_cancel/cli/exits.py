@@ -22,7 +22,7 @@ from enum import IntEnum
 
 from kalshi_cancel.cli.printing import clean
 from kalshi_cancel.model.fields import BadRequest
-from kalshi_cancel.model.orders import Outcome
+from kalshi_cancel.model.results import Outcome
 
 PROBLEMS_SHOWN = 3  # in one line on stderr
 

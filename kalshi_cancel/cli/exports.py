@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from kalshi_cancel.cli.exits import UsageError
-from kalshi_cancel.model.orders import utc_text
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.store.audit import Noted
 
 FORMATS = ("jsonl", "csv", "parquet")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kalshi_cancel.cli.printing import clean, duration
 from kalshi_cancel.cli.snapshot import MassShown, Rates, Snapshot
-from kalshi_cancel.model.orders import utc_text
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.store.rate_limits import Level
 from kalshi_cancel.store.stats import LaneState
 from kalshi_cancel.store.workers import WorkerShown

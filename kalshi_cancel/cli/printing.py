@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from kalshi_cancel.model.orders import Problem
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.store.pending import DeadLetter, OpenCancel
 
 NAMES_SHOWN = 3  # of those who asked for one cancel, in a table

@@ -44,7 +44,7 @@ from kalshi_cancel.exchange.protocol import (
 )
 from kalshi_cancel.exchange.signing import RequestSigner, load_private_key
 from kalshi_cancel.exchange.transport import NotSent, Transport, TransportError, UnusableEnvironment
-from kalshi_cancel.model.orders import Problem
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.telemetry.log_events import LogEvent

@@ -25,8 +25,10 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+from kalshi_cancel.model.counts import parse_count
 from kalshi_cancel.model.fields import is_order_id
-from kalshi_cancel.model.orders import Order, OrderStatus, Problem, parse_count
+from kalshi_cancel.model.orders import Order, OrderStatus
+from kalshi_cancel.model.results import Problem
 
 API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs

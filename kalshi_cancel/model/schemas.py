@@ -20,7 +20,8 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from kalshi_cancel.model.fields import CANCEL, MASS_CANCEL, SCOPE, Schema, or_null
 from kalshi_cancel.model.mass_request import CANCEL_ALL, GROUP_TRIGGER
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Problem
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NULL: Final[Schema] = {"type": "null"}

@@ -22,15 +22,10 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import (
-    CancelRequest,
-    CancelResult,
-    Lane,
-    Outcome,
-    count_text,
-    utc_text,
-    write_path,
-)
+from kalshi_cancel.model.counts import count_text
+from kalshi_cancel.model.requests import CancelRequest, Lane, write_path
+from kalshi_cancel.model.results import CancelResult, Outcome
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.keys import Keys

@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import CancelResult, Outcome, Problem
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.keys import Keys

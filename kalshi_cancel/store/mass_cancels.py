@@ -17,7 +17,7 @@ import redis
 
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import utc_text
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog

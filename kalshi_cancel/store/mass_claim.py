@@ -17,7 +17,9 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import CancelResult, count_text, utc_text
+from kalshi_cancel.model.counts import count_text
+from kalshi_cancel.model.results import CancelResult
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog

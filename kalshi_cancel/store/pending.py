@@ -12,13 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from kalshi_cancel.model.orders import (
-    CancelRequest,
-    CancelResult,
-    Lane,
-    Problem,
-    utc_text,
-)
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Problem
+from kalshi_cancel.model.times import utc_text
 
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.

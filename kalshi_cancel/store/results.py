@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import CancelResult
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 

@@ -10,7 +10,7 @@ import time
 
 import redis
 
-from kalshi_cancel.model.orders import utc_text
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.scripts import StoreError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import redis
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys

@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import Problem
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, TypeAlias, Unpack
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.values import LogFormat
 from kalshi_cancel.telemetry.log_events import LogEvent, LogFields, RequestFields
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, Outcome
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome
 from kalshi_cancel.sandbox.control import Json
 
 # What counts as settled; the others are visible answers, but somebody still has to do something.

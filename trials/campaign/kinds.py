@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.sandbox.faults import KINDS as SANDBOX_FAULTS
 from trials.campaign.judge import CANCELS
 from trials.campaign.mass_plays import (

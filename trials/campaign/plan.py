@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 
 PRODUCERS = 3
 MANY_AT_MOST = 25

@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.model.orders import CancelResult
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.sandbox.control import Control, ControlError
 from kalshi_cancel.store.scripts import StoreError
 from trials.campaign.judge import Promise

@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kalshi_cancel.model.orders import CancelResult
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.store import results
 from trials.campaign.judge import SETTLED, Evidence, Finding, judge, taken
 from trials.campaign.kinds import KINDS, Kind

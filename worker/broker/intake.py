@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import redis
 
 from kalshi_cancel.model.fields import BadRequest
-from kalshi_cancel.model.orders import CancelRequest, Lane
+from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
-from kalshi_cancel.model.orders import Order, Problem
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.results import Problem
 from worker.dispatch.paid_calls import PaidCalls, Target
 
 # Between the beginnings of two looks, for each page of the last one: the read tokens are for others, too.

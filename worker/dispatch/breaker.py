@@ -18,7 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.model.orders import Order, Problem
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Routing
-from kalshi_cancel.model.orders import CancelRequest, Order, Problem
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.requests import CancelRequest
+from kalshi_cancel.model.results import Problem
 
 # An end while our attempt was under way is its doing; of a long silence only the beginning counts as that, or
 # somebody else's cancel would be likely to fall into it.

@@ -21,7 +21,8 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Outcome, Problem
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.store.cancels import CancelStore, NothingClaimed
 from kalshi_cancel.store.pending import (
     Accepted,

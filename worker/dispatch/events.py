@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kalshi_cancel.exchange.protocol import Failure
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.pending import Conclusion, Entry
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say

@@ -24,7 +24,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
-from kalshi_cancel.model.orders import CancelResult, OrderStatus, Outcome, write_path
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.requests import write_path
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.store.pending import (
     Claim,
     Completed,

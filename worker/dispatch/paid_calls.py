@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kalshi_cancel.exchange.protocol import Failure, Meaning
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from worker.dispatch.events import CallMade, Emit, nobody
 

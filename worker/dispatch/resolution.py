@@ -21,7 +21,8 @@ from http import HTTPStatus
 
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Failure, Meaning, ReadAnswer, Routing
-from kalshi_cancel.model.orders import ConfirmedBy, Order, OrderStatus, Outcome, Problem
+from kalshi_cancel.model.orders import Order, OrderStatus
+from kalshi_cancel.model.results import ConfirmedBy, Outcome, Problem
 from worker.dispatch.case import UNDER_WAY_MOST_MS, UNKNOWN_STATUS, Attempt, Case, Instant, Step
 
 # A 404 on a read proves nothing by itself (reads lag writes): so many, over at least the read lag, do.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.logs import Seldom

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import SHARDS, CancelResult, ConfirmedBy, Lane, write_path
+from kalshi_cancel.model.requests import SHARDS, Lane, write_path
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy
 from kalshi_cancel.store.mass_claim import MassClaim
 from kalshi_cancel.store.rate_limits import Level
 from worker.mass import planning, report

@@ -15,7 +15,9 @@ from dataclasses import replace
 from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Failure, Meaning, parse_time_ms
 from kalshi_cancel.model.mass_request import GROUP_TRIGGER, MassRequest
-from kalshi_cancel.model.orders import CancelRequest, Lane, Order, Problem
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import Problem
 from kalshi_cancel.model.scope import Scope
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim

@@ -17,7 +17,9 @@ from typing import Any
 
 from kalshi_cancel.model.fields import NUMBER_MAX, is_ticker
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelRequest, CancelResult, Lane, Order, Outcome, Problem
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.store.cancels import ACCEPT_AT_ONCE
 from kalshi_cancel.store.mass_claim import MassClaim, Planned
 from kalshi_cancel.store.pending import Accepted, Known

@@ -18,7 +18,9 @@ from typing import Any
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning, Page
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import Order, Problem, utc_text
+from kalshi_cancel.model.orders import Order
+from kalshi_cancel.model.results import Problem
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 from worker.dispatch.paid_calls import PaidCalls, Payment, Target

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.mass_cancels import MassCancels
 from kalshi_cancel.store.rate_limits import Pacer

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 
+from kalshi_cancel.model.counts import count_text
 from kalshi_cancel.model.fields import is_order_id
 from kalshi_cancel.model.mass_request import CANCEL_ALL, GROUP_TRIGGER, MassRequest
-from kalshi_cancel.model.orders import count_text
 from kalshi_cancel.store.rate_limits import Limits
 
 # What plan, hand-over and the last results take on top of the tokens' time.

@@ -12,8 +12,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from kalshi_cancel.model.counts import count_text
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import CancelResult, ConfirmedBy, OrderStatus, Outcome, count_text
+from kalshi_cancel.model.orders import OrderStatus
+from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome
 from kalshi_cancel.model.scope import Scope
 from kalshi_cancel.store.mass_claim import Planned
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim, MassClaims
 from kalshi_cancel.store.scripts import StoreError, say_failed

@@ -10,7 +10,8 @@ from typing import Any
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, compose_trigger
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
-from kalshi_cancel.model.orders import Lane, utc_text
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.mass_claim import MassClaim
 from kalshi_cancel.telemetry.log_events import LogEvent

@@ -18,7 +18,7 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import Failure
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store import scripts
 from kalshi_cancel.store.audit import AuditLog

@@ -8,7 +8,7 @@ from typing import Any
 from celery import concurrency
 from celery.utils.text import str_to_list
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.near_misses import nearest
 
 THREADS, PROCESSES, SOLO = (f"celery.concurrency.{name}" for name in ("thread", "prefork", "solo"))

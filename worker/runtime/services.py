@@ -21,7 +21,7 @@ from kalshi_cancel import wake_ups
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
 from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.lists import Lists

@@ -24,7 +24,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from kalshi_cancel.exchange.protocol import GATEWAY_CODE, Meaning
-from kalshi_cancel.model.orders import CancelResult, Lane, Outcome
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.foreign import count_in_files
 from kalshi_cancel.store.pending import MakeDeadLetter, Settle
 from kalshi_cancel.store.scripts import StoreError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kalshi_cancel.model.orders import Lane, Outcome, Problem
+from kalshi_cancel.model.requests import Lane
+from kalshi_cancel.model.results import Outcome, Problem
 from kalshi_cancel.store.pending import Conclusion, Entry, MakeDeadLetter, Progress, Settle
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import Line, about, say, say_all
