@@ -19,6 +19,7 @@ from kalshi_cancel.sandbox.control import Control
 from trials.stack import Part, Stack, wait_until
 
 PATIENCE_S = 30.0
+SETTLED_PATIENCE_S = 90.0  # one pause of an overdue cancel may be 30 s
 SENDERS = 16  # of a worker, as celeryconfig has it
 ENVIRONMENT = {
     "KALSHI_READ_LAG_S": "0.5",  # the sandbox does not lag at all
@@ -115,7 +116,7 @@ class Crew:
         """Waits until nothing is open for the order; the monotonic moment."""
         wait_until(
             lambda: (client or self.client).status(order_id).open is None,
-            within_s=PATIENCE_S,
+            within_s=SETTLED_PATIENCE_S,
             what=f"{order_id} settled",
         )
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""Hides the service behind one command, `cancelctl`: ask for cancels, see what is known, find what is wrong.
+"""Runs `cancelctl`: asks for cancels, shows what is known of them, and finds what is wrong.
 
 One file for each group of commands; `exits` has what their exit codes mean.
 """

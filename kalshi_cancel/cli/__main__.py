@@ -1,4 +1,4 @@
-"""Hides nothing: `python -m kalshi_cancel.cli` is `cancelctl`."""
+"""Runs `cancelctl` for `python -m kalshi_cancel.cli`."""
 
 import sys
 

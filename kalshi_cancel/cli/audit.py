@@ -1,4 +1,4 @@
-"""Hides how the audit log is read: `cancelctl audit` and `cancelctl history`."""
+"""Verifies, exports and shows the audit log: `cancelctl audit` and `cancelctl history`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides what becomes of single cancels: `cancelctl cancel`, `status` and `open`."""
+"""Asks for single cancels and shows what becomes of them: `cancelctl cancel`, `status` and `open`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides the cancels that were given up: `cancelctl dead` and `retry`."""
+"""Lists dead letters and retries them: `cancelctl dead` and `retry`."""
 
 from __future__ import annotations
 

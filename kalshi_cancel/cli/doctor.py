@@ -1,4 +1,4 @@
-"""Hides how the doctor's findings are shown: `cancelctl doctor`."""
+"""Prints the doctor's findings: `cancelctl doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides which exit code a command ends with: a code for every outcome, and of several the worst.
+"""Picks the exit code of a command: a code for every outcome, and of several the worst.
 
 Exit codes, the worst first; of several that apply, the first of this list is given:
 

@@ -1,4 +1,4 @@
-"""Hides the files that the audit log is exported to: lines of JSON, CSV, or Parquet.
+"""Writes the audit log to files: lines of JSON, CSV, or Parquet.
 
 Each row is one entry: ``id``, ``at`` (ISO 8601 UTC), ``kind``, ``hash`` and ``body``, the JSON as it was
 hashed. An export can be gone on with where it ends.

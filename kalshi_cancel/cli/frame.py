@@ -1,4 +1,4 @@
-"""Hides how a snapshot of the service is laid out on a screen. No I/O: a snapshot and a size in, text out."""
+"""Lays a snapshot of the service out on a screen. No I/O: a snapshot and a size in, text out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides how an orchestrator asks whether the worker beside it lives: `cancelctl health`."""
+"""Tells an orchestrator whether the worker beside it lives: `cancelctl health`."""
 
 from __future__ import annotations
 

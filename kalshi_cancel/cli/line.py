@@ -1,4 +1,4 @@
-"""Hides argparse: what commands have in common in how they are typed."""
+"""Adds the arguments that commands share, and parses them."""
 
 from __future__ import annotations
 

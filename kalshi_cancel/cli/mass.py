@@ -1,4 +1,4 @@
-"""Hides how a mass cancel is asked for and followed: `cancelctl mass`."""
+"""Asks for a mass cancel and follows it: `cancelctl mass`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides how things are shown: tables for eyes, lines of JSON for machines."""
+"""Prints tables for people, and lines of JSON for machines."""
 
 from __future__ import annotations
 

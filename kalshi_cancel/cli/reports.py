@@ -1,4 +1,4 @@
-"""Hides how a mass cancel's plan and report read."""
+"""Prints a mass cancel's plan and report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides the sandbox's process and the key made for it: `cancelctl sandbox`."""
+"""Starts the sandbox with a key made for it: `cancelctl sandbox`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides where in Redis the service's state of this moment is: everything that `cancelctl top` shows."""
+"""Reads from Redis the state of the service at this moment, for `cancelctl top`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides the terminal from `cancelctl top`: its own screen, one key, and everything put back at the end."""
+"""Shows the service live in a terminal, and restores the terminal at the end: `cancelctl top`."""
 
 from __future__ import annotations
 
