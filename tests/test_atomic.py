@@ -712,7 +712,6 @@ CASES = [
     Case("enter", "the same again", lambda parts: parts.mass(), lambda parts, _: parts.mass(), BOTH_USERS),
     Case("mass_claim", "a new one", lambda parts: parts.mass(), lambda parts, _: parts.claims.take(MASS)),
     Case("mass_claim", "one that is done", finished_but_listed, lambda parts, _: parts.claims.take(MASS)),
-    Case("mass_end", "of one that is done", finished, lambda parts, _: parts.stats.look()),
     Case("mass_keep", "its lease runs anew", a_runner, lambda _, held: held.keep()),
     Case("mass_keep", "its lease ends", a_runner, lambda _, held: held.leave()),
     Case("mass_note", "of each kind", a_runner, lambda _, held: note_facts(held)),

@@ -117,7 +117,8 @@ class AuditLog:
             return
         uncounted, self._uncounted = self._uncounted, 0
         try:
-            args = [self._prefix, kind, json.dumps(body, separators=(",", ":")), uncounted]
+            text = json.dumps(body, separators=(",", ":"))
+            args = scripts.asking(self._prefix, kind=kind, body=text, uncounted=uncounted)
             failure = "" if scripts.call(lambda: self._note(args=args)) else "it is counted as missing"
         except StoreError as error:
             self._uncounted += uncounted + 1
@@ -192,7 +193,8 @@ class AuditLog:
     def trim(self, *, max_age_s: float, max_entries: int) -> int:
         """Drops what is too old or too many; how many those were. Warns before anything unexported goes."""
         self._warn(max_age_s * 1000, max_entries)
-        args = [self._prefix, round(max_age_s * 1000), max_entries, TRIM_AT_ONCE]
+        most = {"max_age_ms": round(max_age_s * 1000), "max_entries": max_entries, "at_most": TRIM_AT_ONCE}
+        args = scripts.asking(self._prefix, **most)
         all_dropped, all_unexported = 0, 0
         while True:
             dropped, unexported = scripts.call(lambda: self._trim(args=args))

@@ -100,6 +100,11 @@ class CancelStore:
         self._record_prefix = results.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
+        self._results_at = {  # what scripts have to know to store results
+            "record_prefix": self._record_prefix,
+            "life_s": self._record_life_s,
+            "has_audit_log": self._audit,
+        }
         self._accept = scripts.load(
             server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "accept"
         )
@@ -145,30 +150,21 @@ class CancelStore:
         Raises StoreError: those of earlier portions of a long list may have been accepted even when
         ``may_be_accepted`` is false for the last one. Raises Fenced when ``fence`` does not hold.
         """
-        not_believed = "" if records_older_than_s is None else round(records_older_than_s * 1000)
+        not_believed = {}
+        if records_older_than_s is not None:
+            not_believed["not_believed_ms"] = round(records_older_than_s * 1000)
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
         spoilt: list[tuple[CancelRequest, str]] = []
         woken, waiting = 1, 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
             portion = requests[start : start + ACCEPT_AT_ONCE]
-            args: list[Any] = [
-                self._prefix,
-                self._record_prefix,
-                lane.value,
-                self._record_life_s,
-                self._celery_prefix + lane.queue,
-                int(self._audit),
-                known.progress if known else "",
-                round(known.due_in_s * 1000) if known else 0,
-                *_fence_args(fence),
-                not_believed,
-            ]
+            rows = []
             for at, request in enumerate(portion, start):
                 fields = request.kept_fields()
                 requested_by = fields.pop("requested_by", "")
                 deadline_s = fields.pop("deadline_s", default_deadline_s)
-                args += (
+                row = (
                     request.order_id,
                     json.dumps(fields),
                     known.path if known else write_path(request.exchange_index),
@@ -176,6 +172,17 @@ class CancelStore:
                     round(deadline_s * 1000),
                     reply_to[at] if reply_to else "",
                 )
+                rows.append(row)
+            args = scripts.asking(
+                self._prefix,
+                rows,
+                lane=lane.value,
+                queue=self._celery_prefix + lane.queue,
+                **self._results_at,
+                **_as_known(known),
+                **_fenced_by(fence),
+                **not_believed,
+            )
             answer = scripts.surely(self._server, self._accept, args, replicas=self._wait_replicas)
             woken, waiting, *answers = _unless_fenced(answer, fence)
             for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
@@ -217,11 +224,13 @@ class CancelStore:
         """
         changed = 0
         for start in range(0, len(requests), ACCEPT_AT_ONCE):
-            args: list[Any] = [self._prefix, lane.value, known.progress if known else ""]
-            args += (round(known.due_in_s * 1000) if known else 0, *_fence_args(fence))
-            for request in requests[start : start + ACCEPT_AT_ONCE]:
-                path = known.path if known else write_path(request.exchange_index)
-                args += (request.order_id, path)
+            rows = [
+                (request.order_id, known.path if known else write_path(request.exchange_index))
+                for request in requests[start : start + ACCEPT_AT_ONCE]
+            ]
+            args = scripts.asking(
+                self._prefix, rows, lane=lane.value, **_as_known(known), **_fenced_by(fence)
+            )
             changed += int(_unless_fenced(self._run(self._set_progress, args), fence))
         return changed
 
@@ -237,9 +246,9 @@ class CancelStore:
             + "}"
         )
         told = {"order_id": result.order_id, "error": result.error and result.error.message}
-        args = [self._prefix, self._record_prefix, self._record_life_s, result.order_id, record]
-        args.append(json.dumps(told)[1:] if self._audit else "")
-        return bool(self._run(self._refuse, args))
+        said = json.dumps(told)[1:] if self._audit else ""
+        asked = {"order_id": result.order_id, "record": record, "audit": said, **self._results_at}
+        return bool(self._run(self._refuse, scripts.asking(self._prefix, **asked)))
 
     def turn(
         self, completed: Sequence[Completed], wanted: ClaimRequest | None
@@ -256,20 +265,9 @@ class CancelStore:
             if self._audit
             else []
         )
-        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s]
-        args += (len(audit_log), *audit_log, 7 * len(conclusions))
-        for each in conclusions:
-            args += (each.entry.order_id, each.entry.token, *self._conclusion_args(each))
-        if wanted is not None:
-            args += (wanted.at_most, wanted.calls, round(wanted.lease_s * 1000))
-            args += (
-                "" if wanted.exchange_ms is None else wanted.exchange_ms,
-                wanted.risk_reserve,
-            )
-            args += (wanted.cancel_cost, wanted.read_cost, wanted.list_cost, self._name)
-            args += (wanted.reads, round(wanted.reads_after_s * 1000))
-            for lane in wanted.lanes:
-                args += (lane.value, self._celery_prefix + lane.queue)
+        rows = [(each.entry.order_id, each.entry.token, *self._conclusion_row(each)) for each in conclusions]
+        claim = {} if wanted is None else {"claim": self._claim_asked(wanted)}
+        args = scripts.asking(self._prefix, rows, audit=audit_log, **self._results_at, **claim)
         # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
         concluded, *claimed = scripts.surely(self._server, self._turn, args)
         done = [bool(each) for each in concluded]
@@ -278,6 +276,23 @@ class CancelStore:
         if claimed[0] is None:
             raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
         return done, self._parse_claims(*claimed[0])
+
+    def _claim_asked(self, wanted: ClaimRequest) -> dict[str, Any]:
+        """What is wanted as ``lua/claim.lua`` takes it."""
+        return {
+            "at_most": wanted.at_most,
+            "calls": wanted.calls,
+            "lease_ms": round(wanted.lease_s * 1000),
+            "exchange_ms": "" if wanted.exchange_ms is None else wanted.exchange_ms,
+            "risk_share": wanted.risk_reserve,
+            "cancel_cost": wanted.cancel_cost,
+            "read_cost": wanted.read_cost,
+            "list_cost": wanted.list_cost,
+            "worker": self._name,
+            "reads": wanted.reads,
+            "reads_after_ms": round(wanted.reads_after_s * 1000),
+            "lanes": [(lane.value, self._celery_prefix + lane.queue) for lane in wanted.lanes],
+        }
 
     def claim(self, lanes: Sequence[Lane], **wanted: Any) -> Claim:
         """Takes tokens and the due entries that they pay for, for one call; see :class:`ClaimRequest`."""
@@ -321,10 +336,11 @@ class CancelStore:
         """
         if not spoilt:
             return
-        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
+        rows = []
         for order_id, (token, _) in spoilt.items():
             told = CancelResult(order_id, Outcome.UNRESOLVED, error=SPOILT_ENTRY)
-            args += (order_id, token, *self._record_parts(told))
+            rows.append((order_id, token, *self._record_parts(told)))
+        args = scripts.asking(self._prefix, rows, **self._results_at)
         try:
             set_aside = self._run(self._set_aside, args)
         except StoreError as error:
@@ -335,9 +351,8 @@ class CancelStore:
 
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is another's by now."""
-        args: list[Any] = [self._prefix, round(lease_s * 1000)]
-        for entry in entries:
-            args += (entry.order_id, entry.token)
+        rows = [(entry.order_id, entry.token) for entry in entries]
+        args = scripts.asking(self._prefix, rows, lease_ms=round(lease_s * 1000))
         return [bool(held) for held in self._run(self._extend, args)]
 
     def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> bool:
@@ -378,7 +393,7 @@ class CancelStore:
 
         Tells waiters that are too many for one step as well, and sets aside what cannot be read.
         """
-        owed, *entries = self._run(self._overdue, [self._prefix, at_most])
+        owed, *entries = self._run(self._overdue, scripts.asking(self._prefix, at_most=at_most))
         found, spoilt = [], {}
         for order_id, progress, accepted_ms in entries:
             try:
@@ -393,7 +408,7 @@ class CancelStore:
 
     def _reply_to_the_rest(self, order_ids: Sequence[str]) -> None:
         """Tells further waiters of these orders, in portions."""
-        args = [self._prefix, self._record_prefix, self._record_life_s, *order_ids]
+        args = scripts.asking(self._prefix, zip(order_ids), **self._results_at)
         while self._run(self._reply_rest, args):
             pass
 
@@ -407,25 +422,26 @@ class CancelStore:
         prefix = self._keys.pending("")
         mended = 0
         if keys:
-            mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
+            rows = [(key.removeprefix(prefix),) for key in keys]
+            mended = int(self._run(self._mend, scripts.asking(self._prefix, rows)))
         if mended:
             say(log, LogEvent.CANCELS_REQUEUED, count=mended)
         return int(cursor), mended
 
     def forget_dead(self) -> int:
         """Forgets some dead letters, and what was set aside, that nobody looks at any more; how many."""
-        return int(self._run(self._forget, [self._prefix, DEAD_LIFE_DAYS * 86_400_000, FORGET_AT_ONCE]))
+        asked = scripts.asking(self._prefix, max_age_ms=DEAD_LIFE_DAYS * 86_400_000, at_most=FORGET_AT_ONCE)
+        return int(self._run(self._forget, asked))
 
     def report(self, unresolved: Sequence[CancelResult]) -> int:
         """Stores ``unresolved`` results of entries that stay open; how many were still to be told."""
-        args: list[Any] = [self._prefix, self._record_prefix, self._record_life_s, int(self._audit)]
-        for result in unresolved:
-            args += (result.order_id, *self._record_parts(result))
-        return int(self._run(self._report, args))
+        rows = [(result.order_id, *self._record_parts(result)) for result in unresolved]
+        return int(self._run(self._report, scripts.asking(self._prefix, rows, **self._results_at)))
 
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
         """Puts dead letters back, and what was set aside; the ids of those that were."""
-        args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *order_ids]
+        asked = {"record_prefix": self._record_prefix, "deadline_ms": round(deadline_s * 1000)}
+        args = scripts.asking(self._prefix, zip(order_ids), **asked)
         return list(scripts.surely(self._server, self._retry, args, replicas=self._wait_replicas))
 
     def dead_letters(self) -> Iterator[DeadLetter]:
@@ -475,9 +491,9 @@ class CancelStore:
 
         Where none was, a message is to be published. Each lane is told to one caller only.
         """
-        args: list[Any] = [self._prefix, round(patience_s * 1000), int(self._audit)]
-        for lane in lanes:
-            args += (lane.value, self._celery_prefix + lane.queue)
+        rows = [(lane.value, self._celery_prefix + lane.queue) for lane in lanes]
+        asked = {"patience_ms": round(patience_s * 1000), "has_audit_log": self._audit}
+        args = scripts.asking(self._prefix, rows, **asked)
         missing, why, *states = self._run(self._lanes_to_wake, args)
         if missing > 0:
             say(log, LogEvent.AUDIT_LOG_INCOMPLETE, seldom=self._gap, count=missing, why=why)
@@ -616,7 +632,7 @@ class CancelStore:
                     progress=progress,
                 )
 
-    def _conclusion_args(self, conclusion: Conclusion) -> tuple[Any, ...]:
+    def _conclusion_row(self, conclusion: Conclusion) -> tuple[Any, ...]:
         """The conclusion as ``lua/conclude.lua`` takes it."""
         match conclusion:
             case Settle():
@@ -641,8 +657,14 @@ def _escaped(special: re.Match[str]) -> str:
     return f"\\{special[0]}"
 
 
-def _fence_args(fence: Fence | None) -> tuple[str, str]:
-    return (fence.request_id, fence.token) if fence else ("", "")
+def _fenced_by(fence: Fence | None) -> dict[str, str]:
+    return {"id": fence.request_id, "token": fence.token} if fence else {"id": "", "token": ""}
+
+
+def _as_known(known: Known | None) -> dict[str, Any]:
+    if known is None:
+        return {"progress": "", "due_in_ms": 0}
+    return {"progress": known.progress, "due_in_ms": round(known.due_in_s * 1000)}
 
 
 def _unless_fenced(answer: Any, fence: Fence | None) -> Any:

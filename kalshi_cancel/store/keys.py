@@ -349,9 +349,10 @@ KEYS = (
         "P:mass:{id}",
         "hash",
         "A mass cancel: `request`, `meant`, `entered_ms`, `begun`, `plan`, `command`, `refused`, `progress`, "
-        "`report` (JSON), `spent` (tokens), `fence` (the latest runner's token)",
+        "`report` (JSON), `ended` (flat, not_flat or planned), `spent` (tokens), `fence` (the latest "
+        "runner's token)",
         "with its report: `KALSHI_RESULT_EXPIRES_S`",
-        _fields("request meant entered_ms begun plan command refused progress report spent fence"),
+        _fields("request meant entered_ms begun plan command refused progress report ended spent fence"),
     ),
     Key(
         "P:mass:{id}:waiters",

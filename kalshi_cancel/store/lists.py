@@ -76,7 +76,7 @@ class Lists:
         touched = scripts.call(lambda: self._server.srandmember(Keys(self._prefix).lists, LOOK_AT_ONCE))
         if not touched:
             return
-        for task_id in scripts.call(lambda: self._complete(args=[self._prefix, *touched])):
+        for task_id in scripts.call(lambda: self._complete(args=scripts.asking(self._prefix, zip(touched)))):
             noted = scripts.call(functools.partial(self._server.hgetall, self._key(task_id)))
             try:
                 order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
@@ -95,7 +95,9 @@ class Lists:
         )
         missing = [order_id for order_id in order_ids if order_id not in found]
         for portion in _portions(missing):
-            args = [self._prefix, results.record_key("", self._celery_prefix), task_id, *portion]
+            record_prefix = results.record_key("", self._celery_prefix)
+            asked = {"record_prefix": record_prefix, "task_id": task_id}
+            args = scripts.asking(self._prefix, zip(portion), **asked)
             if scripts.call(functools.partial(self._put_back, args=args)):
                 return None
         gone = {each: CancelResult(each, Outcome.UNRESOLVED, error=GONE) for each in missing}

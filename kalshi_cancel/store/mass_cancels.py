@@ -49,7 +49,9 @@ class MassCancels:
         asked = replace(request, accepted_at=utc_text(now_s)).to_json()
         meant = json.dumps({name: asked[name] for name in ("scope", "dry_run", "allow_side_effects")})
         digest = hashlib.sha256(meant.encode()).hexdigest()
-        args = [self._prefix, request.request_id, reply_to, now_s * 1000, digest]
+        args = scripts.asking(
+            self._prefix, id=request.request_id, reply_to=reply_to, asked_at_ms=now_s * 1000, meant=digest
+        )
         stored = ("HSETNX", self._key(request.request_id), "request", json.dumps(asked))
         became, *is_done = scripts.surely(
             self._server, self._enter, args, then=[stored], replicas=self._wait_replicas

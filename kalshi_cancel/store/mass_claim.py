@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +25,7 @@ from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.keys import Keys
-from kalshi_cancel.store.pending import Fence
+from kalshi_cancel.store.pending import Fence, Progress
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 
@@ -98,7 +98,8 @@ class MassClaims:
 
     def take(self, request_id: str) -> MassClaim | None:
         """The mass cancel for this process to run; None when another runs it, or it is done."""
-        args = [self.settings.key_prefix, request_id, self.name, LEASE_MS]
+        asked_of = {"id": request_id, "name": self.name, "life_ms": LEASE_MS}
+        args = scripts.asking(self.settings.key_prefix, **asked_of)
         asked = time.monotonic()
         claimed = scripts.surely(self.server, self._claim, args)
         if not claimed:
@@ -157,7 +158,7 @@ class MassClaim:
     def keep(self) -> None:
         """Runs the lease anew."""
         asked = time.monotonic()
-        self._write(self._scripts.keep, self.name, LEASE_MS)
+        self._write(self._scripts.keep, name=self.name, life_ms=LEASE_MS)
         self._held_until = asked + LEASE_MS / 1000
 
     @property
@@ -167,7 +168,7 @@ class MassClaim:
 
     def leave(self) -> None:
         """Lets another runner go on at once."""
-        self._write(self._scripts.keep, self.name, 0)
+        self._write(self._scripts.keep, name=self.name, life_ms=0)
 
     def now_s(self) -> float:
         """The server's clock, epoch seconds: a mass cancel may pass between hosts whose own differ."""
@@ -179,7 +180,7 @@ class MassClaim:
     def begin(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """What was noted when the first runner began: these facts, unless there were some before."""
         self._kept.fields.setdefault("begun", json.dumps(facts))
-        self._write(self._scripts.note, "once", "begun", json.dumps(facts))
+        self._write(self._scripts.note, [("once", "begun", json.dumps(facts))])
         begun = self.read("begun")
         assert begun is not None
         return begun
@@ -188,7 +189,7 @@ class MassClaim:
         """Keeps ``plan``, ``command`` or ``progress``."""
         for name, value in fields.items():
             self._kept.fields[name] = json.dumps(value)
-            self._write(self._scripts.note, "set", name, json.dumps(value))
+            self._write(self._scripts.note, [("set", name, json.dumps(value))])
 
     def read(self, name: str) -> dict[str, Any] | None:
         """What :meth:`note` or :meth:`begin` has kept."""
@@ -201,7 +202,7 @@ class MassClaim:
     def spend(self, tokens: float) -> None:
         """Notes tokens that were spent."""
         self._kept.spent += tokens
-        self._write(self._scripts.note, "add", "spent", tokens)
+        self._write(self._scripts.note, [("add", "spent", tokens)])
 
     def spent(self) -> float:
         """The tokens that were spent for it, as far as that was noted."""
@@ -222,10 +223,9 @@ class MassClaim:
         for order_id, had in orders.items():
             if anew or order_id not in self._kept.orders:
                 self._kept.orders[order_id] = had
-        noted = [(order_id, had.to_json(), int(anew)) for order_id, had in orders.items()]
+        noted = [(order_id, had.to_json()) for order_id, had in orders.items()]
         for start in range(0, len(noted), NOTE_AT_ONCE):
-            portion = noted[start : start + NOTE_AT_ONCE]
-            self._write(self._scripts.note_orders, *(value for each in portion for value in each))
+            self._write(self._scripts.note_orders, noted[start : start + NOTE_AT_ONCE], anew=anew)
 
     def open_again(self, order_ids: Iterable[str]) -> None:
         """Has orders that are noted counted among those that are left, before they are entered once more."""
@@ -256,13 +256,16 @@ class MassClaim:
 
     def still_open(self) -> tuple[int, int]:
         """How many of its orders are not settled, and how many of those are overdue."""
-        still, overdue = self._write(self._scripts.still_open, LOOK_AT_MOST, MEET_AT_MOST)
+        still, overdue = self._write(
+            self._scripts.still_open, look_at_most=LOOK_AT_MOST, meet_at_most=MEET_AT_MOST
+        )
         return int(still), int(overdue)
 
     def without_entry(self, order_ids: Sequence[str]) -> Iterator[str]:
         """Which of these orders have no entry in the store."""
         for start in range(0, len(order_ids), NOTE_AT_ONCE):
-            args = [self._settings.key_prefix, *order_ids[start : start + NOTE_AT_ONCE]]
+            rows = zip(order_ids[start : start + NOTE_AT_ONCE])
+            args = scripts.asking(self._settings.key_prefix, rows)
             yield from scripts.call(lambda args=args: self._scripts.without_entry(args=args))  # type: ignore[misc]
 
     def withdraw(self, told: Sequence[CancelResult]) -> int:
@@ -270,17 +273,26 @@ class MassClaim:
         prefix, done = results.record_key("", self._settings.celery_prefix), 0
         now = utc_text(self.now_s())
         for start in range(0, len(told), WITHDRAW_AT_ONCE):
-            parts = [
-                (
-                    result.order_id,
-                    *results.record_parts(result, date_done=now, requested_at=now, settled_at=now),
-                )
-                for result in told[start : start + WITHDRAW_AT_ONCE]
-            ]
-            values = [value for each in parts for value in each]
-            life_s = self._settings.result_expires_s
-            done += int(self._write(self._scripts.withdraw, prefix, life_s, *values)[1])
+            rows = []
+            for result, progress in self._with_progress(told[start : start + WITHDRAW_AT_ONCE]):
+                parts = results.record_parts(result, date_done=now, requested_at=now, settled_at=now)
+                rows.append((result.order_id, progress, *parts))
+            asked = {"record_prefix": prefix, "life_s": self._settings.result_expires_s}
+            done += int(self._write(self._scripts.withdraw, rows, **asked)[1])
         return done
+
+    def _with_progress(self, told: Sequence[CancelResult]) -> Iterator[tuple[CancelResult, str]]:
+        """These results with the attempts made so far, and the progress that tells them.
+
+        Leaves out what one of these attempts may have canceled.
+        """
+        pipeline = self._server.pipeline(transaction=False)
+        for result in told:
+            pipeline.hget(Keys(self._settings.key_prefix).pending(result.order_id or ""), "progress")
+        for result, text in zip(told, scripts.call(pipeline.execute), strict=True):
+            progress = Progress.parse(text or "")
+            if not progress.in_doubt:
+                yield replace(result, attempts=progress.attempts), text or ""
 
     # -- its end
 
@@ -294,13 +306,14 @@ class MassClaim:
         said = {"request_id": self.fence.request_id, "step": "finished", **in_short}
         key_prefix = results.task_key("", self._settings.celery_prefix)
         is_small = len(record) <= PUBLISHED_IN_A_SCRIPT
-        fixed = [
-            json.dumps(in_short),
-            key_prefix,
-            self._settings.result_expires_s,
-            json.dumps(said, separators=(",", ":"))[1:] if self._settings.audit else "",
-            int(is_small),
-        ]
+        asked = {
+            "report": json.dumps(in_short),
+            "ended": _how_ended(in_short),
+            "key_prefix": key_prefix,
+            "life_s": self._settings.result_expires_s,
+            "audit": json.dumps(said, separators=(",", ":"))[1:] if self._settings.audit else "",
+            "is_published_here": is_small,
+        }
         drafts: dict[str, str] = {}  # where the record for each task waits
         fence, is_done = scripts.call(lambda: self._server.hmget(self._key, ["fence", "report"]))
         wanted: list[str] = []
@@ -312,8 +325,7 @@ class MassClaim:
             for task_id in wanted:
                 drafts[task_id] = f"{self._key}:draft:{task_id}"
                 self._bring(drafts[task_id], f"{record}{json.dumps(task_id)}}}")
-            pairs = [each for pair in drafts.items() for each in pair]
-            is_done, *others = self._write(self._scripts.finish, *fixed, *pairs)
+            is_done, *others = self._write(self._scripts.finish, drafts.items(), **asked)
             if is_done:
                 break
             wanted = others[0]  # those who came meanwhile
@@ -329,8 +341,9 @@ class MassClaim:
         for each in others:
             scripts.call(functools.partial(self._server.append, key, each))
 
-    def _write(self, script: Any, *values: Any) -> Any:
-        args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
+    def _write(self, script: Any, rows: Iterable[Sequence[Any]] = (), **asked: Any) -> Any:
+        mine = {"id": self.fence.request_id, "token": self.fence.token}
+        args = scripts.asking(self._settings.key_prefix, rows, **mine, **asked)
         answer = scripts.surely(self._server, script, args)
         if not answer:
             self._put_back()
@@ -346,14 +359,21 @@ class MassClaim:
         kept = self._kept
         fields = {**kept.fields, "spent": f"{kept.spent:g}"}
         request = ("HSETNX", self._key, "request", fields.pop("request"))
-        args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, self.name, LEASE_MS]
-        args += (
-            len(kept.waiters),
-            *kept.waiters,
-            *(each for name in fields for each in (name, fields[name])),
+        args = scripts.asking(
+            self._settings.key_prefix,
+            fields.items(),
+            id=self.fence.request_id,
+            token=self.fence.token,
+            name=self.name,
+            life_ms=LEASE_MS,
+            waiters=list(kept.waiters),
         )
         if not scripts.surely(self._server, self._scripts.put_back, args, then=[request]):
             return
         self.has_lost = True
         say(log, LogEvent.MASS_CANCEL_RESTORED, request_id=self.fence.request_id)
         self.add_orders(kept.orders)
+
+
+def _how_ended(report: Mapping[str, Any]) -> str:
+    return "planned" if report.get("dry_run") else "flat" if report.get("flat") else "not_flat"

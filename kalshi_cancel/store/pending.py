@@ -172,11 +172,13 @@ class Progress:
     """What is known about an open cancel, as far as an operator wants to know it.
 
     ``history`` holds the latest failures: the moment (ms, the exchange's clock) and the code of each.
+    ``in_doubt``: an attempt may have taken effect.
     """
 
     attempts: int = 0
     last_problem: Problem | None = None
     history: tuple[tuple[int, str], ...] = ()
+    in_doubt: bool = False
 
     @classmethod
     def parse(cls, progress: str) -> Self:
@@ -199,6 +201,7 @@ class Progress:
             attempts if isinstance(attempts, int) else 0,
             problem,
             tuple(_history(history)),
+            fields.get("first_doubt") is not None,
         )
 
 

@@ -123,7 +123,7 @@ class Pacer:
     def set_limits(self, limits: Limits) -> None:
         """Makes these the limits of all workers; raises StoreError."""
         self.limits = limits
-        args = [self._keys.prefix, *_shared(limits).values()]
+        args = scripts.asking(self._keys.prefix, **_shared(limits))
         scripts.call(lambda: self._set_limits(args=args))
 
     def set_limits_unless_known(self) -> None:
@@ -135,7 +135,7 @@ class Pacer:
 
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
         """Takes the tokens (0.0), or none and says in how many seconds they may be there."""
-        args = [self._keys.prefix, bucket, tokens, kept_share]
+        args = scripts.asking(self._keys.prefix, bucket=bucket, tokens=tokens, kept_share=kept_share)
         return float(scripts.call(lambda: self._take(args=args))) / 1000
 
     def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
@@ -144,7 +144,8 @@ class Pacer:
         All workers learn from it: once from all calls that were under way together. True where the
         tokens must have been there: the call was turned away for something else, its size perhaps.
         """
-        args = [self._keys.prefix, bucket, tokens, round((time.monotonic() - taken_at) * 1000)]
+        taken_ms_ago = round((time.monotonic() - taken_at) * 1000)
+        args = scripts.asking(self._keys.prefix, bucket=bucket, tokens=tokens, taken_ms_ago=taken_ms_ago)
         try:
             is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
         except StoreError as error:
@@ -156,7 +157,8 @@ class Pacer:
 
     def levels(self, buckets: Sequence[str]) -> dict[str, Level]:
         """How these buckets stand at this moment."""
-        answer = scripts.call(lambda: self._levels(args=[self._keys.prefix, *buckets]))
+        args = scripts.asking(self._keys.prefix, buckets=list(buckets))
+        answer = scripts.call(lambda: self._levels(args=args))
         return {level.bucket: level for level in map(Level.parse, answer)}
 
 

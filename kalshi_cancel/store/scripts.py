@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, Unpack
 
@@ -94,6 +95,15 @@ def _sentinel_manner(group: Sentinels) -> dict[str, Any]:
     }
 
 
+def asking(prefix: str, rows: Iterable[Sequence[Any]] = (), /, **asked: Any) -> list[Any]:
+    """The arguments of a script: the prefix of its keys, what is asked of it by name, and rows of values.
+
+    Lua has them as ``prefix``, ``asked`` (a table) and ``rows(width)``, an iterator. What may be large or is
+    no text of ours comes in rows, which nobody has to decode.
+    """
+    return [prefix, json.dumps(asked, ensure_ascii=False), *(value for row in rows for value in row)]
+
+
 def call(ask: Callable[[], Any], *, may_be_accepted: bool = False) -> Any:
     """What ``ask`` gets from Redis; raises StoreError whatever is wrong with it.
 
@@ -175,12 +185,20 @@ def _ask(connection: Any, *command: Any) -> Any:
         raise
 
 
-# Around every script: the store's prefix is always the first argument, and time is the server's. What goes
-# wrong before anything is written (lua/gather.lua) is answered as a refusal is: nothing was done. What
-# goes wrong after that is a kind of its own, because it may have been accepted: asking again settles it.
+# Around every script: what it is asked (see `asking`), and the server's time. What goes wrong before anything
+# is written (lua/gather.lua) is answered as a refusal is: nothing was done. What goes wrong after that is a
+# kind of its own, because it may have been accepted: asking again settles it.
 _BEFORE = """local has_written = false
 local function run()
 local prefix = ARGV[1]
+local asked = ARGV[2] and cjson.decode(ARGV[2]) or {}
+local function rows(width)
+  local at, last = 3 - width, #ARGV
+  return function()
+    at = at + width
+    if at <= last then return unpack(ARGV, at, at + width - 1) end
+  end
+end
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)

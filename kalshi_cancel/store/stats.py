@@ -72,7 +72,6 @@ class Stats:
         self._keys = Keys(settings.key_prefix)
         self._celery_prefix = settings.celery_prefix
         self._state = scripts.load(server, "gather", "buckets", "stats")
-        self._mass_end = scripts.load(server, "mass_end")
         self._ended: dict[str, str] = {}  # what has ended does not change any more
 
     def look(self) -> StatsShown:
@@ -80,9 +79,8 @@ class Stats:
         asked = time.perf_counter()
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
-        unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.call(
-            lambda: self._state(args=[self._keys.prefix, ENDS, *(lane.value for lane in Lane)])
-        )
+        args = scripts.asking(self._keys.prefix, ends=ENDS, lanes=[lane.value for lane in Lane])
+        unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.call(lambda: self._state(args=args))
         messages = self._messages()
         return StatsShown(
             now_s=int(now_us) / 1e6,
@@ -117,8 +115,7 @@ class Stats:
         return {"running": len(running), "flat": counts["flat"], "not_flat": counts["not_flat"]}
 
     def _how_ended(self, request_id: str) -> str:
-        args = [self._keys.mass_cancel(request_id)]
-        return str(scripts.call(lambda: self._mass_end(args=args)))
+        return scripts.call(lambda: self._server.hget(self._keys.mass_cancel(request_id), "ended")) or ""
 
 
 def _lane(lane: Lane, told: Sequence[int], messages: int) -> LaneState:

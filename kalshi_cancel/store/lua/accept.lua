@@ -1,12 +1,11 @@
 -- accept: enters cancel requests into the cancel store, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) ARGV  1 prefix of the store's keys · 2 prefix of
---       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is an
---       audit log (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
---       9 the mass cancel that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a
---       final record is not believed, ms (or empty: always believed) · then six for each request: order_id ·
---       request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms · task id that
---       wants the result too (or empty)
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) asked: record_prefix · lane · life_s (of
+--       records) · queue (key of the lane's) · has_audit_log · progress (what is known already about new ones: JSON,
+--       or empty) · due_in_ms (of those) · id (of the mass cancel that asks, or empty) · token (of its runner) ·
+--       not_believed_ms (from which age on a final record is not believed; absent: always believed);
+--       rows: order_id · request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms ·
+--       task id that wants the result too (or empty)
 -- returns { whether a listening sender was woken (1, 0), messages waiting in the queue where none was,
 --           then for each request: the final record's JSON, or "joined" to an open one, or "" when new },
 --         or "fenced": the mass cancel has a report, or another runner
@@ -17,19 +16,29 @@
 -- does a final one that is too old to be believed: somebody saw the order rest after that. An entry that cannot
 -- be read is set aside, and the order entered anew.
 
-local FIRST = 12  -- of the requests' values
 -- Everybody who asks gets a copy of the record, with the names: more would be too long a record.
 local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
 -- Whoever waits for longer than this has given up; so the list of an order that never settles has an end.
 local WAITERS_LIFE_S = 7 * 86400  -- store/lists.py
-local record_prefix, lane, life_s, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local record_prefix, lane, life_s = asked.record_prefix, asked.lane, asked.life_s
 
-if fenced(ARGV[9], ARGV[10]) then return 'fenced' end
+if fenced(asked.id, asked.token) then return 'fenced' end
+
+local function outcome_of(record)  -- nil: it is none of ours
+  local is_json, known = pcall(cjson.decode, record)
+  return is_json and type(known) == 'table' and type(known.result) == 'table' and known.result.outcome
+end
+
+local function asked_again(request)
+  local known = cjson.decode(request)
+  known.again = true
+  return cjson.encode(known)
+end
 
 local function believed(record_key)
-  if ARGV[11] == '' then return true end
+  if not asked.not_believed_ms then return true end
   local left_ms = redis.call('PTTL', record_key)
-  return left_ms >= 0 and math.max(life_s * 1000 - left_ms, 0) < tonumber(ARGV[11])
+  return left_ms >= 0 and math.max(life_s * 1000 - left_ms, 0) < asked.not_believed_ms
 end
 
 local known_paths = {}
@@ -138,8 +147,8 @@ local function put_new(order_id, state)
   if state.left_out then gather('HSET', entry, 'left_out', state.left_out) end
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
-  if ARGV[7] ~= '' then gather('HSET', entry, 'progress', ARGV[7]) end
-  stand(order_id, lane, state.path, now_ms + ARGV[8])
+  if asked.progress ~= '' then gather('HSET', entry, 'progress', asked.progress) end
+  stand(order_id, lane, state.path, now_ms + asked.due_in_ms)
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end
 
@@ -176,11 +185,11 @@ end
 
 -- What there is already is looked up at once for all, because it mostly is nothing.
 local record_keys, homes = {}, {}
-for at = FIRST, #ARGV, 6 do
-  record_keys[#record_keys + 1] = record_prefix .. ARGV[at]
-  homes[#homes + 1] = prefix .. ':pending:' .. ARGV[at]
-  homes[#homes + 1] = prefix .. ':dead:' .. ARGV[at]
-  homes[#homes + 1] = prefix .. ':aside:' .. ARGV[at]
+for order_id in rows(6) do
+  record_keys[#record_keys + 1] = record_prefix .. order_id
+  homes[#homes + 1] = prefix .. ':pending:' .. order_id
+  homes[#homes + 1] = prefix .. ':dead:' .. order_id
+  homes[#homes + 1] = prefix .. ':aside:' .. order_id
 end
 local records = #record_keys > 0 and redis.call('MGET', unpack(record_keys))
 local any_there = #homes > 0 and redis.call('EXISTS', unpack(homes)) > 0
@@ -202,24 +211,23 @@ local function meet(order_id)  -- what there is of an order in the cancel store:
   return state, was_aside or spoilt ~= nil, spoilt
 end
 
-local answer, open, asked = { 0, 0 }, 0, {}
+local answer, open, noted, number = { 0, 0 }, 0, {}, 0
 local states, order_ids = {}, {}  -- by order id, and in which order
-for at = FIRST, #ARGV, 6 do
-  local order_id, request, path, requested_by, deadline_ms, task_id =
-    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now_ms + ARGV[at + 4], ARGV[at + 5]
-  local number = (at - FIRST) / 6 + 1
+for order_id, request, path, requested_by, deadline_in_ms, task_id in rows(6) do
+  local deadline_ms = now_ms + deadline_in_ms
+  number = number + 1
   local record_key, record = record_keys[number], records[number]
-  if ARGV[6] == '1' then
+  if asked.has_audit_log then
     local by = requested_by == '' and '}' or ',"requested_by":' .. requested_by .. '}'
-    asked[#asked + 1] = string.sub(request, 1, -2) .. by
+    noted[#noted + 1] = string.sub(request, 1, -2) .. by
   end
   local state, in_doubt, spoilt = states[order_id], false, nil
   if not state then state, in_doubt, spoilt = meet(order_id) end
-  local outcome = not state and not in_doubt and record and string.match(record, '"outcome":"([%a_]+)"')
+  local outcome = not state and not in_doubt and record and outcome_of(record)
   local final = outcome == 'canceled' or outcome == 'too_late'
   if final and believed(record_key) then
-    local text = string.match(record, '^(.*"task_id":)')
-    if task_id ~= '' and text then reply(record_prefix, life_s, order_id, text, { task_id }) end
+    local text = task_id ~= '' and without_task_id(record)
+    if text then reply(record_prefix, life_s, order_id, text, { task_id }) end
     answer[#answer + 1] = record
   else
     if state then
@@ -228,9 +236,7 @@ for at = FIRST, #ARGV, 6 do
     else
       if record then write('DEL', record_key) end
       -- A cancel of ours may have done it already.
-      if (final or in_doubt) and not string.find(request, '"again": true', 1, true) then
-        request = string.sub(request, 1, -2) .. ', "again": true}'
-      end
+      if final or in_doubt then request = asked_again(request) end
       state = new_state(request, path, spoilt and '' or requested_by, deadline_ms, spoilt and '' or task_id)
       if spoilt then
         state.waiters = spoilt[10]
@@ -254,9 +260,9 @@ flush()
 if open > 0 then
   redis.pcall('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
   answer[1] = wake_up(lane)
-  if answer[1] == 0 then answer[2] = length(queue) end
+  if answer[1] == 0 then answer[2] = length(asked.queue) end
 end
-if ARGV[6] == '1' then
-  audit('request', '{"at":' .. now_ms .. ',"lane":"' .. lane .. '","orders":[' .. table.concat(asked, ',') .. ']}')
+if asked.has_audit_log then
+  audit('request', '{"at":' .. now_ms .. ',"lane":"' .. lane .. '","orders":[' .. table.concat(noted, ',') .. ']}')
 end
 return answer

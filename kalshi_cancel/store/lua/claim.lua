@@ -1,12 +1,11 @@
 -- claim: takes tokens and, for the time of a lease, what they pay for: one call's worth of due entries, or several
 -- calls of one entry each.
 --
--- Expects `prefix`, `now_ms`, buckets.lua, wake_ups.lua and gather.lua; put before turn.lua. From ARGV[first] on: how many orders
---       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
---       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
---       cancel · of a read · of a listing · the worker's name · how many of the calls may be read-backs · how much
---       later than it is a read-back counts as due, ms · then two for each lane, the most urgent first:
---       lane · its queue
+-- Expects `prefix`, `now_ms`, buckets.lua, wake_ups.lua and gather.lua; put before turn.lua. wanted: at_most (orders in
+--       one call) · calls (how many, if they are for one order each) · lease_ms · exchange_ms (this moment on the
+--       exchange's clock; empty: not known) · risk_share (of a write bucket, kept for risk) · cancel_cost ·
+--       read_cost · list_cost · worker (its name) · reads (how many of the calls may be read-backs) · reads_after_ms
+--       (how much later than it is a read-back counts as due) · lanes (the most urgent first: { lane, its queue })
 -- returns { this moment (ms), senders that are coming (woken, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
@@ -31,11 +30,10 @@ local SPOILT_MS = 60000  -- until what is no entry is met again, should nobody h
 local LAST_TOKEN_MOST = 2 ^ 52  -- beyond that, Lua's numbers are not all different
 local HEAD_START_MS = 100  -- of what goes out many at a time, before singles that came with it
 
-local function claim(first)
-  local at_most, most_calls = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
-  local lease_ms, exchange_ms, share = tonumber(ARGV[first + 2]), ARGV[first + 3], tonumber(ARGV[first + 4])
-  local cancel_cost, read_cost, list_cost = tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6]), tonumber(ARGV[first + 7])
-  local worker, reads_most, reads_after_ms = ARGV[first + 8], tonumber(ARGV[first + 9]), tonumber(ARGV[first + 10])
+local function claim(wanted)
+  local at_most, most_calls, lease_ms, share = wanted.at_most, wanted.calls, wanted.lease_ms, wanted.risk_share
+  local cancel_cost, read_cost, list_cost = wanted.cancel_cost, wanted.read_cost, wanted.list_cost
+  local reads_most = wanted.reads
   local calls, held_up_ms = {}, 0
   local claimed, taken, paid_bucket, paid  -- of the call that is being put together
   local gone, spoilt, given = {}, {}, 0  -- how many of each line's head are taken by now; what is no entry; tokens given
@@ -121,11 +119,11 @@ local function claim(first)
     for at, each in ipairs(taken) do
       local entry, due = each[1], each[2]
       if paid_bucket == 'read' then  -- nothing is sent before it is claimed anew from its write path
-        write('HSET', entry, 'token', token + at, 'claimed_by', worker)
+        write('HSET', entry, 'token', token + at, 'claimed_by', wanted.worker)
       elseif each[3] then
-        write('HSET', entry, 'token', token + at, 'claimed_by', worker, 'sent', 1)
+        write('HSET', entry, 'token', token + at, 'claimed_by', wanted.worker, 'sent', 1)
       else
-        write('HSET', entry, 'token', token + at, 'claimed_by', worker, 'sent', 1, 'first_sent_ms', exchange_ms,
+        write('HSET', entry, 'token', token + at, 'claimed_by', wanted.worker, 'sent', 1, 'first_sent_ms', wanted.exchange_ms,
           'first_sent_age', now_ms - (tonumber(claimed[at][8]) or now_ms))
       end
       gather('ZADD', due, now_ms + lease_ms, claimed[at][1])
@@ -147,7 +145,7 @@ local function claim(first)
       local at = look(lane, path)
       if at and at <= now_ms and may_take(path) then
         if path == 'write' then at = at - HEAD_START_MS end
-        if is_read(path) then at = at + reads_after_ms end
+        if is_read(path) then at = at + wanted.reads_after_ms end
         heads[#heads + 1] = { path = path, at = at }
       end
     end
@@ -208,8 +206,8 @@ local function claim(first)
   end
 
   local looked, with_more, coming, next_due_ms, is_more = {}, {}, 0, 0, false
-  for at = first + 11, #ARGV, 2 do
-    local lane = ARGV[at]
+  for _, each in ipairs(wanted.lanes) do
+    local lane, queue = unpack(each)
     if #calls < most_calls then
       repeat
         claimed, taken, paid_bucket, paid = {}, {}, '', 0
@@ -222,7 +220,7 @@ local function claim(first)
       looked[#looked + 1] = lane
       looked[#looked + 1] = now_ms
     end
-    coming = coming + length(ARGV[at + 1])
+    coming = coming + length(queue)
     for _, path in ipairs(paths) do
       local due = may_take(path) and look(lane, path)  -- whoever reads back now looks for more of that by itself
       if due and (next_due_ms == 0 or due < next_due_ms) then next_due_ms = due end

@@ -1,7 +1,6 @@
 -- conclude: ends claims: settled, retry later, or dead letter; put before turn.lua.
 --
--- Expects `prefix`, `now_ms`, gather.lua and reply.lua. The entries stand in ARGV[first] to ARGV[last], seven values each:
---       order_id · token · "settled", "dead", or the pause before it is due again, ms ·
+-- Expects gather.lua and reply.lua. asked: record_prefix · life_s; rows: order_id · token · "settled", "dead", or the pause before it is due again, ms ·
 --       its path from now on (empty: as it was) · the progress (JSON) · the record up to · and after its
 --       requested_by (only when settled)
 -- returns for each entry: 1 done, 0 the claim was no longer this sender's and nothing was touched; and those ids
@@ -11,11 +10,9 @@
 -- The record ends in `"task_id":` so that the same text serves every task that wants the result; who
 -- requested it is filled in here, because further requests may have joined since the claim.
 
-local function conclude(record_prefix, life_s, first, last)
+local function conclude()
   local answer, lost = {}, {}
-  for at = first, last, 7 do
-    local order_id, token, conclusion, path, progress, head, tail =
-      ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+  for order_id, token, conclusion, path, progress, head, tail in rows(7) do
     local entry = prefix .. ':pending:' .. order_id
     local held = fields(entry, 'token', 'lane', 'requested_by', 'reply_to', 'accepted_ms', 'path', 'asked_again', 'left_out', 'waiters') or {}
     local due = prefix .. ':due:' .. (held[2] or '') .. ':' .. (held[6] or '')
@@ -23,7 +20,7 @@ local function conclude(record_prefix, life_s, first, last)
       lost[#lost + 1] = order_id
       answer[#answer + 1] = 0
     elseif conclusion == 'settled' then
-      local replied = store_and_reply(record_prefix, life_s, order_id, head, held[3], tail, held[4], held[8], held[9])
+      local replied = store_and_reply(asked.record_prefix, asked.life_s, order_id, head, held[3], tail, held[4], held[8], held[9])
       if replied and replied > 0 then write('ZREMRANGEBYRANK', prefix .. ':waiters:' .. order_id, 0, replied - 1) end
       gather('ZREM', due, order_id)
       gather('ZREM', prefix .. ':deadline', order_id)

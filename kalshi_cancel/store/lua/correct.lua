@@ -1,7 +1,7 @@
 -- correct: the exchange turned a call away (429): our idea of the bucket was too rosy.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 bucket · 3 tokens of the call, which were not spent ·
---       4 how long ago they were taken, ms
+-- (after gather.lua, buckets.lua) asked: bucket · tokens (of the call, which were not spent) ·
+--       taken_ms_ago
 -- returns { 1 it is news and corrects the bucket, 0 the call was under way when the bucket was corrected last;
 --       1 the tokens must have been there: it is about something else }
 --
@@ -18,12 +18,12 @@ local MEASURED_US = 3000000
 -- What was turned away with all that was sent in so long a time was turned away for something else, its size perhaps.
 local NOTHING_LET_US = 1000000
 
-local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
+local bucket, cost = bucket_state(asked.bucket), asked.tokens
 local known = fields(bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before') or {}
 local since_us, let, within_us = number(known[1]), number(known[3]) or 0, number(known[4]) or 0
 local before = number(known[5]) or 1
 if since_us and since_us > now_us + HOLD_US then since_us = nil end  -- the clock was set back
-local is_news = not since_us or now_us - ARGV[4] * 1000 >= since_us
+local is_news = not since_us or now_us - asked.taken_ms_ago * 1000 >= since_us
 
 if is_news then
   let, within_us, before = 0, 0, bucket.share

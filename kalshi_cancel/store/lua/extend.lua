@@ -1,14 +1,13 @@
 -- extend: keeps claims for the sender that holds them.
 --
--- (after gather.lua) ARGV  1 prefix · 2 lease, ms · then two for each entry: order_id · token
+-- (after gather.lua) asked: lease_ms; rows: order_id · token
 -- returns for each entry: 1 the lease runs anew, 0 the claim is no longer this sender's
 
-local lease_ms = tonumber(ARGV[2])
 local answer = {}
-for at = 3, #ARGV, 2 do
-  local held = fields(prefix .. ':pending:' .. ARGV[at], 'token', 'lane', 'path') or {}
-  if held[1] == ARGV[at + 1] and held[2] and held[3] then
-    gather('ZADD', prefix .. ':due:' .. held[2] .. ':' .. held[3], now_ms + lease_ms, ARGV[at])
+for order_id, token in rows(2) do
+  local held = fields(prefix .. ':pending:' .. order_id, 'token', 'lane', 'path') or {}
+  if held[1] == token and held[2] and held[3] then
+    gather('ZADD', prefix .. ':due:' .. held[2] .. ':' .. held[3], now_ms + asked.lease_ms, order_id)
     answer[#answer + 1] = 1
   else
     answer[#answer + 1] = 0

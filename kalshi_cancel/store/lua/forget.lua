@@ -1,12 +1,12 @@
 -- forget: forgets what was given up, or set aside, so long ago that nobody looks at it any more.
 --
--- (after gather.lua) ARGV  1 prefix · 2 how old it may be, ms · 3 how many at most, of each kind
+-- (after gather.lua) asked: max_age_ms · at_most (of each kind)
 -- returns how many
 
 local forgotten = 0
 for _, kind in ipairs({ 'dead', 'aside' }) do
   local index = prefix .. ':' .. kind
-  for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now_ms - ARGV[2], 'LIMIT', 0, ARGV[3])) do
+  for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now_ms - asked.max_age_ms, 'LIMIT', 0, asked.at_most)) do
     write('DEL', index .. ':' .. order_id)
     gather('ZREM', index, order_id)
     forgotten = forgotten + 1

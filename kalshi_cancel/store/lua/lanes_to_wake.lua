@@ -1,7 +1,7 @@
 -- lanes_to_wake: finds the lanes in which something can be claimed and nobody is coming to claim it.
 --
--- (after gather.lua, audit.lua, wake_ups.lua) ARGV  1 prefix · 2 patience, ms · 3 whether there is an audit log (1, 0) · then two for
---       each lane: lane · key of its queue
+-- (after gather.lua, audit.lua, wake_ups.lua) asked: patience_ms · has_audit_log;
+--       rows: lane · key of its queue
 -- returns { how many entries the audit log is missing without telling so, why;
 --           then for each lane: 2 a listening sender was woken, 1 a wake-up is to be published (by this caller alone), 0 neither }
 --
@@ -9,7 +9,7 @@
 -- goes on until nothing is due. What became due within the patience has its message on the way, unless it
 -- was a vanished sender's. A caller that dies before it publishes the wake-up is replaced after the patience.
 
-local patience_ms = tonumber(ARGV[2])
+local patience_ms = asked.patience_ms
 local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function anything_due(lane)
@@ -25,8 +25,7 @@ local function anything_due(lane)
 end
 
 local wanted = {}
-for at = 4, #ARGV, 2 do
-  local lane, queue = ARGV[at], ARGV[at + 1]
+for lane, queue in rows(2) do
   local claimed_ms = tonumber(redis.call('HGET', prefix .. ':claimed_ms', lane) or 0) or 0
   local sent_key = prefix .. ':wake_up_sent:' .. lane
   if anything_due(lane) and length(queue) == 0 and now_ms - claimed_ms >= patience_ms
@@ -38,10 +37,10 @@ end
 flush()
 
 local unmarked, _, why = 0, 0, ''
-if ARGV[3] == '1' then
+if asked.has_audit_log then
   mark_gap()
   unmarked, _, why = missing()
 end
 local answer = { unmarked, why }
-for at = 4, #ARGV, 2 do answer[#answer + 1] = wanted[ARGV[at]] and 1 + wake_up(ARGV[at]) or 0 end
+for lane in rows(2) do answer[#answer + 1] = wanted[lane] and 1 + wake_up(lane) or 0 end
 return answer

@@ -1,8 +1,8 @@
 -- levels: how some buckets stand at this moment.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · then the names of buckets
+-- (after gather.lua, buckets.lua) asked: buckets
 -- returns for each what `level` tells
 
 local answer = {}
-for at = 2, #ARGV do answer[#answer + 1] = level(ARGV[at]) end
+for _, name in ipairs(asked.buckets) do answer[#answer + 1] = level(name) end
 return answer

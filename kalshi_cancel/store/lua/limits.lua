@@ -1,17 +1,16 @@
 -- limits: what the account may, as the exchange has just said.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 refill and · 3 capacity of read buckets · 4 refill and
---       5 capacity of write buckets
+-- (after gather.lua, buckets.lua) asked: read_refill · read_capacity · write_refill · write_capacity
 -- returns 1 something is new, 0 all was known
 --
 -- Other limits explain the 429s that the old ones have met: the whole refill counts again, at once. Calls that were
 -- under way by then are no news.
 
 local is_new = false
-for at = 1, 4 do
-  if tonumber(limits[at] or '') ~= tonumber(ARGV[at + 1]) then is_new = true end
+for at, name in ipairs({ 'read_refill', 'read_capacity', 'write_refill', 'write_capacity' }) do
+  if tonumber(limits[at] or '') ~= asked[name] then is_new = true end
+  gather('HSET', prefix .. ':limits', name, asked[name])
 end
-write('HSET', prefix .. ':limits', 'read_refill', ARGV[2], 'read_capacity', ARGV[3], 'write_refill', ARGV[4], 'write_capacity', ARGV[5])
 if is_new then
   for _, name in ipairs({ 'read', 'write', unpack(redis.call('SMEMBERS', prefix .. ':paths')) }) do
     local key = prefix .. ':bucket:' .. name

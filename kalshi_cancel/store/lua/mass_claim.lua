@@ -1,10 +1,10 @@
 -- mass_claim: takes a mass cancel that nobody is at.
 --
--- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 who takes it, for people to read · 4 life of the lease, ms
+-- (after gather.lua) asked: id · name (of who takes it, for people to read) · life_ms (of the lease)
 -- returns { fencing token, what it means, tokens spent, tasks that want the report }; empty: another runner has it, or there is nothing (left) to do
 
 local ON_ITS_WAY_MS = 60000  -- a request follows its mass cancel
-local open, mass = prefix .. ':mass_cancels:open', prefix .. ':mass:' .. ARGV[2]
+local open, mass = prefix .. ':mass_cancels:open', prefix .. ':mass:' .. asked.id
 if redis.call('EXISTS', mass .. ':lease') == 1 then return {} end
 local known = redis.call('HMGET', mass, 'entered_ms', 'report', 'fence', 'meant', 'spent')
 sure[mass] = true
@@ -12,14 +12,14 @@ local is_there = redis.call('HEXISTS', mass, 'request') == 1
 if not is_there and not known[2] and known[1] and now_ms - tonumber(known[1]) < ON_ITS_WAY_MS then return {} end
 if not is_there or known[2] then
   if not is_there and known[4] then write('EXPIRE', mass, ON_ITS_WAY_MS / 1000) end  -- who asked for it has vanished
-  gather('SREM', open, ARGV[2])
+  gather('SREM', open, asked.id)
   flush()
   return {}
 end
 local waiters = members(mass .. ':waiters')
 -- Greater than every one before, even if Redis has lost this mass cancel and got it back.
 local token = string.format('%.0f', math.max(now_ms, (tonumber(known[3] or 0) or 0) + 1))
-write('SET', mass .. ':lease', ARGV[3], 'PX', ARGV[4])
+write('SET', mass .. ':lease', asked.name, 'PX', asked.life_ms)
 write('HSET', mass, 'fence', token)
 flush()
 return { token, known[4] or '', known[5] or '0', waiters }  -- (without the request, which may be megabytes)

@@ -1,19 +1,19 @@
 -- mass_put_back: puts a mass cancel back that Redis has lost, for the runner that has it.
 --
--- (after gather.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · 4 who has it · 5 life of the lease, ms ·
---       6 how many tasks want the report · those · then two for each field of it: its name · its value
+-- (after gather.lua) asked: id · token · name (of who has it) · life_ms (of the lease) · waiters (tasks that
+--       want the report); rows: field · value
 -- returns 1 done, 0 it is there: another runner's, or done
 --
 -- Its orders are noted anew after that (note_orders.lua).
 
-local id, index = ARGV[2], prefix .. ':mass_cancels'
-local mass, waiters = prefix .. ':mass:' .. id, tonumber(ARGV[6])
+local id, index = asked.id, prefix .. ':mass_cancels'
+local mass = prefix .. ':mass:' .. id
 if redis.call('EXISTS', mass) == 1 then return 0 end
 sure[mass] = true
-for at = 7, 6 + waiters do gather('SADD', mass .. ':waiters', ARGV[at]) end
-for at = 7 + waiters, #ARGV, 2 do gather('HSET', mass, ARGV[at], ARGV[at + 1]) end
-gather('HSET', mass, 'fence', ARGV[3])
-write('SET', mass .. ':lease', ARGV[4], 'PX', ARGV[5])
+for _, task_id in ipairs(asked.waiters) do gather('SADD', mass .. ':waiters', task_id) end
+for field, value in rows(2) do gather('HSET', mass, field, value) end
+gather('HSET', mass, 'fence', asked.token)
+write('SET', mass .. ':lease', asked.name, 'PX', asked.life_ms)
 gather('ZADD', index, now_ms, id)
 gather('SADD', index .. ':open', id)
 flush()

@@ -1,12 +1,12 @@
 -- mend: gives entries a place in line that have none.
 --
--- (after gather.lua, wake_ups.lua, place.lua) ARGV  1 prefix · then order ids
+-- (after gather.lua, wake_ups.lua, place.lua) rows: order_id
 -- returns how many had none
 
 local mended, lanes = 0, {}
-for at = 2, #ARGV do
-  local e = fields(prefix .. ':pending:' .. ARGV[at], 'request', 'lane', 'path')
-  if e and e[1] and place(ARGV[at], e[2], e[3]) then
+for order_id in rows(1) do
+  local e = fields(prefix .. ':pending:' .. order_id, 'request', 'lane', 'path')
+  if e and e[1] and place(order_id, e[2], e[3]) then
     mended = mended + 1
     lanes[e[2] == 'strategy' and 'strategy' or 'risk'] = true
   end

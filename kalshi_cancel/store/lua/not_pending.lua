@@ -1,10 +1,10 @@
 -- not_pending: which of these orders are not pending.
 --
--- ARGV  1 prefix · then order ids
+-- rows: order_id
 -- returns those ids
 
 local found = {}
-for at = 2, #ARGV do
-  if redis.call('EXISTS', prefix .. ':pending:' .. ARGV[at]) == 0 then found[#found + 1] = ARGV[at] end
+for order_id in rows(1) do
+  if redis.call('EXISTS', prefix .. ':pending:' .. order_id) == 0 then found[#found + 1] = order_id end
 end
 return found

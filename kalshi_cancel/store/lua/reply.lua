@@ -37,6 +37,10 @@ local function store_record(key, life_s, record)
   write('PUBLISH', key, record)
 end
 
+local function without_task_id(record)  -- up to where the value of task_id begins, which comes last; nil: it is none of ours
+  return string.match(record, '^(.*"task_id":)')
+end
+
 local function task_prefix(record_prefix) return string.sub(record_prefix, 1, -1 - #'cancel:') end
 
 local function strike_off(task_id, order_id)  -- a list of several orders' results has this one (store/lists.py)

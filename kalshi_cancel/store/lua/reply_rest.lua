@@ -1,19 +1,18 @@
 -- reply_rest: replies to further waiters of orders that have more of them than one script replies to.
 --
--- (after gather.lua, reply.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 record's life, seconds · then order ids
+-- (after gather.lua, reply.lua) asked: record_prefix · life_s; rows: order_id
 -- returns how many got a reply
 --
 -- They get the record that is there. While the order is open they stay, for what becomes of it;
 -- its field `replied` says how many of them know that it is unresolved.
 
-local record_prefix, life_s, all_replied = ARGV[2], ARGV[3], 0
-for at = 4, #ARGV do
-  local order_id = ARGV[at]
+local record_prefix, life_s, all_replied = asked.record_prefix, asked.life_s, 0
+for order_id in rows(1) do
   local entry, waiters = prefix .. ':pending:' .. order_id, prefix .. ':waiters:' .. order_id
   local open = fields(entry, 'request', 'reported', 'replied') or {}
   local first = open[1] and tonumber(open[3] or 0) or 0
   local record = redis.call('GET', record_prefix .. order_id)
-  local text = record and string.match(record, '^(.*"task_id":)')
+  local text = record and without_task_id(record)
   if open[1] and open[2] ~= '1' then
     gather('SREM', prefix .. ':replies_left', order_id)  -- asked for again: there will be another record
   elseif not text then

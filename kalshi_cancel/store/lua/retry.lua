@@ -1,13 +1,12 @@
 -- retry: puts dead letters back into the cancel store, due at once, with its progress.
 --
--- (after gather.lua, place.lua, aside.lua) ARGV  1 prefix · 2 prefix of the record keys · 3 deadline from now, ms · then the order ids
+-- (after gather.lua, place.lua, aside.lua) asked: record_prefix · deadline_ms (from now); rows: order_id
 -- returns the order ids that were dead, or set aside, and are open now
 --
 -- The record that says "unresolved" goes: who asks now gets what comes of this.
 
 local answer, opened_now = {}, {}
-for at = 4, #ARGV do
-  local order_id = ARGV[at]
+for order_id in rows(1) do
   local entry, letter = prefix .. ':pending:' .. order_id, prefix .. ':dead:' .. order_id
   local opened = false
   if redis.call('EXISTS', entry) == 0 and not opened_now[order_id] then
@@ -26,9 +25,9 @@ for at = 4, #ARGV do
     end
   end
   if opened then
-    gather('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + ARGV[3], 'reported', 0)
-    gather('ZADD', prefix .. ':deadline', now_ms + ARGV[3], order_id)
-    write('DEL', ARGV[2] .. order_id)
+    gather('HSET', entry, 'accepted_ms', now_ms, 'deadline_ms', now_ms + asked.deadline_ms, 'reported', 0)
+    gather('ZADD', prefix .. ':deadline', now_ms + asked.deadline_ms, order_id)
+    write('DEL', asked.record_prefix .. order_id)
     answer[#answer + 1], opened_now[order_id] = order_id, true
   end
 end

@@ -1,6 +1,6 @@
 -- stats: how the cancel store and the buckets stand at this moment, for whoever watches.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 how many entries are looked at on either end of a line · then the lanes
+-- (after gather.lua, buckets.lua) asked: ends (how many entries are looked at on either end of a line) · lanes
 -- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
 --           entries that the audit log is missing,
 --           for each lane { open, accepted so far, how many were looked at, and of those: how many are claimed,
@@ -12,7 +12,7 @@
 -- end what is claimed or pauses, which may be older. What neither end shows is younger than the front, but
 -- for what has paused before: an age is exact while no line is longer than both ends together.
 
-local ends, now_ms = tonumber(ARGV[2]), math.floor(now_us / 1000)
+local ends = asked.ends
 local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function look(ids, seen)
@@ -25,10 +25,10 @@ local function look(ids, seen)
 end
 
 local lanes, all_open = {}, 0
-for at = 3, #ARGV do
+for _, lane in ipairs(asked.lanes) do
   local open, seen = 0, { ages = {}, claimed = 0, unresolved = 0 }
   for _, path in ipairs(paths) do
-    local due = prefix .. ':due:' .. ARGV[at] .. ':' .. path
+    local due = prefix .. ':due:' .. lane .. ':' .. path
     local length = redis.call('ZCOUNT', due, '-inf', '+inf')
     open = open + length
     if length <= 2 * ends then
@@ -39,7 +39,7 @@ for at = 3, #ARGV do
     end
   end
   all_open = all_open + open
-  local accepted = tonumber(redis.call('HGET', prefix .. ':counts', 'accepted:' .. ARGV[at]) or 0)
+  local accepted = tonumber(redis.call('HGET', prefix .. ':counts', 'accepted:' .. lane) or 0)
   local ages = seen.ages
   table.sort(ages)
   lanes[#lanes + 1] = { open, accepted, #ages, seen.claimed, seen.unresolved, ages[#ages] or -1, ages[math.floor(#ages / 2) + 1] or -1 }

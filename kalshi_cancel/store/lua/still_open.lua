@@ -1,7 +1,6 @@
 -- still_open: strikes settled orders off a mass cancel's list of those left.
 --
--- (after gather.lua, fenced.lua) ARGV  1 prefix · 2 the mass cancel's id · 3 fencing token · 4 how many to look at, at most ·
---       5 how many open ones to meet, at most
+-- (after gather.lua, fenced.lua) asked: id · token · look_at_most · meet_at_most (of those that are open)
 -- returns { how many are left, how many of the open ones are reported unresolved };
 --         empty: it is not this runner's any more
 --
@@ -9,13 +8,13 @@
 
 local AT_ONCE = 100
 
-local mass = prefix .. ':mass:' .. ARGV[2]
-if fenced(ARGV[2], ARGV[3]) then return {} end
+local mass = prefix .. ':mass:' .. asked.id
+if fenced(asked.id, asked.token) then return {} end
 local list = mass .. ':left'
 local left = redis.call('LLEN', list)
-local to_look, looked = math.min(tonumber(ARGV[4]), left), 0
+local to_look, looked = math.min(asked.look_at_most, left), 0
 local met, overdue = 0, 0
-while to_look > 0 and met < tonumber(ARGV[5]) do
+while to_look > 0 and met < asked.meet_at_most do
   local ids, entries, open = redis.call('LRANGE', list, looked, looked + math.min(to_look, AT_ONCE) - 1), {}, {}
   for at, order_id in ipairs(ids) do entries[at] = prefix .. ':pending:' .. order_id end
   if redis.call('EXISTS', unpack(entries)) > 0 then

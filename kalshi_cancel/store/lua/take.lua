@@ -1,10 +1,10 @@
 -- take: tokens for one more call, all of them or none.
 --
--- (after gather.lua, buckets.lua) ARGV  1 prefix · 2 bucket · 3 tokens · 4 share of the bucket that is kept for others
+-- (after gather.lua, buckets.lua) asked: bucket · tokens · kept_share (of the bucket, for others)
 -- returns 0 taken, or the milliseconds until they may be there
 
-local bucket, cost = bucket_state(ARGV[2]), tonumber(ARGV[3])
-local wait = wait_ms(bucket, cost, tonumber(ARGV[4]) * bucket.capacity)
-if wait == 0 then spend(bucket, cost) end
+local bucket = bucket_state(asked.bucket)
+local wait = wait_ms(bucket, asked.tokens, asked.kept_share * bucket.capacity)
+if wait == 0 then spend(bucket, asked.tokens) end
 flush()
 return wait

@@ -1,6 +1,6 @@
 -- trim: drops the oldest entries of the audit log, those that are too old or too many.
 --
--- (after gather.lua) ARGV  1 prefix · 2 how old an entry may be, ms · 3 how many may stay · 4 how many to drop at most
+-- (after gather.lua) asked: max_age_ms · max_entries · at_most (to drop)
 -- returns { dropped, how many of those no export had got to }
 --
 -- The hash of the last one dropped stays in P:audit:base, so that what is left still fits.
@@ -14,9 +14,9 @@ end
 
 local exported_ms, exported_seq = parts(redis.call('GET', stream .. ':exported') or nil)
 local length = redis.call('XLEN', stream)
-local too_many, oldest_ms = length - ARGV[3], now_ms - ARGV[2]
+local too_many, oldest_ms = length - asked.max_entries, now_ms - asked.max_age_ms
 local dropped, unexported, base = 0, 0, nil
-for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', ARGV[4])) do
+for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', asked.at_most)) do
   local ms, seq = parts(entry[1])
   if dropped >= too_many and ms >= oldest_ms then break end
   dropped = dropped + 1
