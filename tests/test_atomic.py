@@ -443,7 +443,8 @@ def entries_of_risk(parts: Parts) -> MassClaim:
 
 
 def note_facts(claim: MassClaim) -> None:
-    claim._write(claim._scripts.note, "once", "begun", "{}", "set", "plan", "{}", "add", "spent", 2.5)
+    facts = [("once", "begun", "{}"), ("set", "plan", "{}"), ("add", "spent", 2.5)]
+    claim._write(claim._scripts.note, facts)
 
 
 def with_facts(parts: Parts) -> MassClaim:
