@@ -180,7 +180,7 @@ def test_an_edit_or_a_gap_is_found_where_it_is(audit_log, client, key, here, cha
     assert verdict.problem.startswith(f"{ids[fitting]} does not fit")
     code, out, err = here("audit", "verify")
     assert (code, out) == (Exit.REFUSED, "")
-    assert err.startswith(f"cancelctl: after {fitting} entries that fit, {ids[fitting]} does not fit")
+    assert err.startswith(f"cancelctl: after {fitting} intact entries, {ids[fitting]} does not fit")
 
 
 @pytest.mark.parametrize("gone", [1, 3, 10])
@@ -204,7 +204,7 @@ def test_what_is_trimmed_by_hand_shows(audit_log, client, key):
 def test_the_verdict_is_told_for_eyes_and_for_machines(audit_log, client, key, here):
     fill(audit_log, 3)
     head = client.get(f"{key}:head")
-    assert here("audit", "verify") == (0, f"every entry fits: 3; the last hash is {head}\n", "")
+    assert here("audit", "verify") == (0, f"intact entries: 3; the last hash is {head}\n", "")
     audit_log.trim(max_age_s=DAY_S, max_entries=2)
     _, out, _ = here("audit", "verify", "--json")
     told = {"entries": 2, "trimmed": True, "head": head, "problem": None, "gaps": 0, "missing": 0}
@@ -481,7 +481,7 @@ def test_a_part_that_leaves_a_gap_does_not_count_as_exported(audit_log, client, 
 
     code, _, err = export("late", "--since", "1970-01-01T00:00:02")
     assert (code, audit_log.exported()) == (0, "")
-    assert "what is older, and not exported, is left out" in err
+    assert "older entries that are not exported yet are left out" in err
     assert numbers_in(tmp_path / "late") == [1, 2, 3]
     assert (export("early", "--until", "1970-01-01T00:00:02.500Z")[0], audit_log.exported()) == (0, "2000-1")
     assert (export("more", "--since", "1970-01-01T01:00:03+01:00")[0], audit_log.exported()) == (0, "4000-1")
@@ -505,7 +505,7 @@ def test_what_is_no_export_in_this_format_is_left_alone(audit_log, here, tmp_pat
         assert path.read_text() == text
     code, _, err = here("audit", "export", "--format", kind, "--out", str(path))
     assert code == Exit.USAGE
-    assert "is there already: --resume goes on where it ends" in err
+    assert "exists already: use --resume to continue it" in err
 
 
 @pytest.mark.parametrize(
@@ -619,8 +619,8 @@ def test_the_history_of_an_order_is_told_line_by_line_and_nothing_of_others(audi
         "asked for by somebody without a name, risk lane (request m-1): limit",
         "cancel by h:1: no answer (timeout) in 12.3 ms, 2 tokens of write",
         "not settled yet (timeout): due again in 1.5 s",
-        "no longer this sender's (taken over, or stored by an earlier try): ignore the line before",
-        "its deadline passed without proof: who waits is told unresolved, and the work goes on",
+        "this sender had lost the cancel (to another, or to an earlier try): ignore the line before",
+        "its deadline passed without proof: waiters are told unresolved, and workers keep trying",
         "batch of 12 by h:2: 200 in 12.3 ms, 24 tokens of write",
         "given up (timeout): a dead letter",
         "retry by ann: back",
@@ -640,7 +640,7 @@ def test_an_order_that_the_audit_log_does_not_know_has_an_exit_code_of_its_own(h
     assert here("history", "o") == (
         Exit.NOT_KNOWN_HERE,
         "",
-        "cancelctl: the audit log knows nothing of o\n",
+        "cancelctl: the audit log has no entry about o\n",
     )
 
 

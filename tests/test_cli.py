@@ -273,7 +273,7 @@ def test_interrupted_while_waiting_it_ends_in_one_line_and_the_cancel_stays_acce
     assert running.stdout.readline().startswith("ORDER")  # accepted, and waiting now
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=WITHIN_S)
-    assert err == "cancelctl: interrupted, which ends the waiting only: what was accepted stays accepted\n"
+    assert err == "cancelctl: interrupted: this ends only the waiting; accepted cancels stay accepted\n"
     assert running.returncode == Exit.INTERRUPTED
     assert store.open_cancel(order_id) is not None
 
@@ -338,9 +338,7 @@ def test_a_redis_that_may_have_accepted_is_told_from_one_that_was_never_asked(tm
         server.stop()
     assert {told_one[:2] for told_one in told} == {(Exit.REDIS, "")}
     [perhaps, never] = [err for _, _, err in told]
-    assert perhaps.startswith(
-        "cancelctl: whether all were accepted is not known (asking again is always safe): "
-    )
+    assert perhaps.startswith("cancelctl: some cancels may not be accepted; asking again is always safe: ")
     assert never.startswith("cancelctl: not accepted: ")
 
 
@@ -357,7 +355,7 @@ def test_a_redis_that_goes_away_while_waiting_leaves_no_doubt_that_the_cancel_wa
     assert running.returncode == Exit.REDIS
 
 
-NOBODY_WORKS = "cancelctl: no worker runs: what is accepted waits for one (celery -A worker.app worker)\n"
+NOBODY_WORKS = "cancelctl: no worker runs: accepted cancels wait for one (celery -A worker.app worker)\n"
 
 
 def test_who_waits_while_no_worker_runs_is_told_so(idle, order_id):

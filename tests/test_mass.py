@@ -790,7 +790,7 @@ def test_a_scope_in_which_nothing_rested_is_pointed_out(crew, ctl):
     crew.place()
     done = ctl("--ticker", "KXTYPO", "--yes")
     assert done.returncode == Exit.SETTLED
-    assert "nothing rested in this scope: is it the one that was meant?" in done.stderr
+    assert "no order rested in this scope: is it the scope that you meant?" in done.stderr
 
 
 def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew, ctl):
@@ -807,7 +807,7 @@ def test_the_command_cancels_when_told_so_and_shows_the_report(crew, ctl):
     crew.control.fill(placed[0])
     done = ctl("--order-id", *placed, "--yes", "--reason", "limit breached", "--requested-by", "desk 7")
     assert done.returncode == Exit.SETTLED
-    assert re.search(r"^flat +yes, by the listing of ....-..-..T", done.stdout, re.MULTILINE)
+    assert re.search(r"^flat +yes, proven by the listing of ....-..-..T", done.stdout, re.MULTILINE)
     assert re.search(r"^orders +3 canceled, 1 too_late_executed$", done.stdout, re.MULTILINE)
     assert re.search(r"^contracts +30\.00 canceled, 0\.00 filled", done.stdout, re.MULTILINE)
     assert resting(crew) == set()

@@ -258,7 +258,7 @@ def test_the_result_table_names_exactly_the_fields_of_a_result():
 def test_the_outcome_table_has_every_outcome_and_what_asking_again_does():
     [rows] = tables(section("What you get back"))
     assert [Outcome(name) for name in first_words(rows)] == sorted(Outcome, key=first_words(rows).index)
-    assert {name: "answered" in row[2] for name, row in zip(first_words(rows), rows, strict=True)} == {
+    assert {name: "stored result" in row[2] for name, row in zip(first_words(rows), rows, strict=True)} == {
         outcome.value: outcome.final for outcome in Outcome
     }
 

@@ -240,7 +240,7 @@ def test_the_audit_log_is_appended_to_read_exported_and_trimmed_without_one_deni
     with as_user(guarded.redis, "worker") as server:
         AuditLog(server, settings).trim(max_age_s=3600, max_entries=1_000_000)
     for user in ("monitor", "auditor"):
-        assert "every entry fits" in cancelctl(guarded, user, "audit", "verify").stdout
+        assert "intact entries" in cancelctl(guarded, user, "audit", "verify").stdout
         assert "retry by test: drill" in cancelctl(guarded, user, "history", "nobody").stdout
     exported = tmp_path / "audit.jsonl"
     done = cancelctl(guarded, "auditor", "audit", "export", "--out", str(exported))

@@ -266,7 +266,7 @@ MANNERS = (
 
 def rows(rounds: int) -> Iterable[str]:
     """The lines of the table."""
-    yield "| what happens | set | accepted | of these lost | refused or unknown | median ms |"
+    yield "| what happens | settings | accepted | of these lost | refused or unknown | median ms to accept |"
     yield "|---|---|---|---|---|---|"
     for scene, how in SCENES:
         for manner, settings in MANNERS:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(words(error), Exit.REDIS)
     except KeyboardInterrupt:
         return complain(
-            "interrupted, which ends the waiting only: what was accepted stays accepted", Exit.INTERRUPTED
+            "interrupted: this ends only the waiting; accepted cancels stay accepted", Exit.INTERRUPTED
         )
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain.
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     whole = argparse.ArgumentParser(
         prog="cancelctl",
-        description="Cancels orders through the workers, and shows what became of them. Needs REDIS_URL only;"
-        " the doctor needs the workers' environment.",
+        description="Cancels orders through the workers, and shows their outcomes. Needs REDIS_URL only;"
+        " `doctor` also needs the workers' environment.",
         epilog=CODES_IN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -44,7 +44,7 @@ def add_audit(commands: Subparsers) -> None:
         deeds,
         "verify",
         _verify,
-        about="walk through the whole audit log and see whether anything was changed or removed",
+        about="check whether anything in the audit log was changed or removed",
         examples="  cancelctl audit verify\n  cancelctl audit verify --json | jq -r .head",
     )
     add_json(verify)
@@ -62,7 +62,7 @@ def add_audit(commands: Subparsers) -> None:
     export.add_argument("--since", metavar="T", type=_moment_ms, help=since)
     export.add_argument("--until", metavar="T", type=_moment_ms, help="before this time")
     export.add_argument("--out", metavar="FILE", type=Path, help="the file to write (stdout)")
-    export.add_argument("--resume", action="store_true", help="go on where the file ends, if there is one")
+    export.add_argument("--resume", action="store_true", help="continue the file, if it exists")
 
 
 def _moment_ms(text: str) -> int:
@@ -82,19 +82,17 @@ def _verify(arguments: argparse.Namespace) -> int:
         print_json(asdict(verdict))
     elif verdict.problem is None:
         begun = ", after older ones that were trimmed" if verdict.trimmed else ""
-        print_line(
-            [f"every entry fits: {verdict.entries}{begun}; the last hash is {verdict.head or '-'}"], [0]
-        )
+        print_line([f"intact entries: {verdict.entries}{begun}; the last hash is {verdict.head or '-'}"], [0])
     if verdict.missing and not arguments.json:
         print_line([f"missing: {verdict.missing}, which could not be written; gaps: {verdict.gaps}"], [0])
     if verdict.problem is None:
         return Exit.SETTLED
-    return complain(f"after {verdict.entries} entries that fit, {verdict.problem}", Exit.REFUSED)
+    return complain(f"after {verdict.entries} intact entries, {verdict.problem}", Exit.REFUSED)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.out is None:
-        raise UsageError("--resume needs --out: only a file can be gone on with")
+        raise UsageError("--resume needs --out: only a file can be continued")
     audit_log = _audit_log()
     with opened(arguments.format, arguments.out, resume=arguments.resume) as export:
         export.write(
@@ -106,8 +104,8 @@ def _export(arguments: argparse.Namespace) -> int:
     try:
         whole = audit_log.note_exported(export.first_id, export.last_id)
     except StoreError as error:
-        return complain(f"exported, but that cannot be noted: {error}", Exit.REDIS)
-    gap = "" if whole else "; what is older, and not exported, is left out"
+        return complain(f"exported, but could not record how far: {error}", Exit.REDIS)
+    gap = "" if whole else "; older entries that are not exported yet are left out"
     print(f"cancelctl: exported up to {export.last_id}{gap}", file=sys.stderr)
     return Exit.SETTLED
 
@@ -143,7 +141,7 @@ def _history(arguments: argparse.Namespace) -> int:
                 print_line([utc_text(noted.at_ms / 1000), line], [0, 0])
     if known:
         return Exit.SETTLED
-    return complain(f"the audit log knows nothing of {order_id}", Exit.NOT_KNOWN_HERE)
+    return complain(f"the audit log has no entry about {order_id}", Exit.NOT_KNOWN_HERE)
 
 
 def _for_audit(noted: Noted, order_id: str) -> Iterator[str]:
@@ -203,12 +201,12 @@ def _conclusion(conclusion: Sequence[Any]) -> str:
 
 def _unresolved(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id in body["orders"]:
-        yield "its deadline passed without proof: who waits is told unresolved, and the work goes on"
+        yield "its deadline passed without proof: waiters are told unresolved, and workers keep trying"
 
 
 def _lost(body: Mapping[str, Any], order_id: str) -> Iterator[str]:
     if order_id in body["orders"]:
-        yield "no longer this sender's (taken over, or stored by an earlier try): ignore the line before"
+        yield "this sender had lost the cancel (to another, or to an earlier try): ignore the line before"
 
 
 def _mass(body: Mapping[str, Any], order_id: str) -> Iterator[str]:

@@ -64,20 +64,20 @@ def add_cancel(commands: Subparsers) -> None:
         "--deadline",
         metavar="S",
         type=parse_seconds,
-        help=f"seconds until an outcome without proof is reported as unresolved ({DEFAULT_DEADLINE_S:g})",
+        help=f"report unresolved after so many seconds without proof ({DEFAULT_DEADLINE_S:g})",
     )
-    command.add_argument("--risk", action="store_true", help="in the risk lane, which is served first")
+    command.add_argument("--risk", action="store_true", help="use the risk lane, which is served first")
     command.add_argument(
         "--again",
         action="store_true",
-        help="ask the exchange even if the outcome is known: you have seen the order rest after that",
+        help="ask the exchange even if a final outcome is stored: if you see that the order still rests",
     )
     waiting = command.add_mutually_exclusive_group()
     waiting.add_argument(
         "--timeout",
         metavar="S",
         type=parse_seconds,
-        help=f"seconds to wait here (the deadline and {WAIT_BEYOND_DEADLINE_S:g} more)",
+        help=f"wait so many seconds for outcomes (the deadline and {WAIT_BEYOND_DEADLINE_S:g} more)",
     )
     waiting.add_argument("--no-wait", action="store_true", help="return once the cancels are accepted")
     add_json(command)
@@ -101,10 +101,8 @@ def _cancel(arguments: argparse.Namespace) -> int:
     except StoreError as error:
         if not error.may_be_accepted:
             return complain(f"not accepted: {error}", Exit.REDIS)
-        happened = "it was" if len(orders) == 1 else "all were"
-        return complain(
-            f"whether {happened} accepted is not known (asking again is always safe): {error}", Exit.REDIS
-        )
+        which = "the cancel" if len(orders) == 1 else "some cancels"
+        return complain(f"{which} may not be accepted; asking again is always safe: {error}", Exit.REDIS)
     try:
         with notice_when_nobody_works(client):
             return _show_outcomes(client, pending.as_settled(_wait_s(arguments)), order_ids, arguments)
@@ -164,7 +162,7 @@ def _where(client: CancelClient, order_ids: Sequence[str]) -> str:
     found = {
         "still being worked on": standing.open,
         "given up (cancelctl dead)": standing.dead,
-        "lost by Redis, to be asked for again": standing.lost,
+        "lost by Redis (ask again)": standing.lost,
         "settled a moment ago": standing.results,
     }
     return ", ".join(f"{len(some)} {words}" for words, some in found.items() if some)
@@ -192,7 +190,7 @@ def add_status(commands: Subparsers) -> None:
         commands,
         "status",
         _status,
-        about="show what became of orders' cancels, and what is still being done about them",
+        about="show the outcome of each order's cancel, and whether workers are still trying",
         examples="  cancelctl status 3f2c1e0a-...\n"
         "  cancelctl status --json 3f2c1e0a-... | jq .result.outcome",
     )

@@ -67,12 +67,12 @@ def add_retry(commands: Subparsers) -> None:
         commands,
         "retry",
         _retry,
-        about="have cancels that were given up or set aside worked on again",
+        about="start work again on cancels that were given up or set aside",
         examples="  cancelctl retry 3f2c1e0a-...\n  cancelctl retry --all --why 'the exchange is back'",
     )
     add_order_ids(command, nargs="*")
-    command.add_argument("--all", action="store_true", help="every one that was given up")
-    command.add_argument("--by", metavar="WHO", help="who does it, for the audit log (the user logged in)")
+    command.add_argument("--all", action="store_true", help="all that `cancelctl dead` lists")
+    command.add_argument("--by", metavar="WHO", help="your name, for the audit log (the user logged in)")
     command.add_argument("--why", metavar="WHY", help="why, for the audit log")
     add_json(command)
 

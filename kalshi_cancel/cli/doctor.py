@@ -16,7 +16,7 @@ def add_doctor(commands: Subparsers) -> None:
         commands,
         "doctor",
         _run,
-        about="examine settings, Redis, the key and the account, and say what to do about what is wrong",
+        about="check settings, Redis, the key and the account, and say how to fix each problem",
         examples="  cancelctl doctor\n"
         "  cancelctl doctor --producer\n"
         "  cancelctl doctor --json | jq -r 'select(.health != \"ok\") | .advice'",

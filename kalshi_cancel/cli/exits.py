@@ -1,15 +1,15 @@
 """Picks the exit code of a command: a code for every outcome, and of several the worst.
 
-Exit codes, the worst first; of several that apply, the first of this list is given:
+Exit codes, the worst first. If several apply, you get the first of them in this list:
 
-    130  interrupted, which ends the waiting only; or not confirmed
-    141  whoever read the output went away
+    130  interrupted (accepted cancels stay accepted), or not confirmed
+    141  the program that read the output has closed the pipe
       2  wrong usage: the command line, a field of a request, or the settings
       5  Redis could not be reached, did not accept the cancels, or has lost them: ask again
-      7  not flat: a mass cancel has ended without the proof that nothing in its scope rests any more
-      1  refused: the exchange will not cancel it, nobody tries again (doctor, health, audit: trouble)
-      6  nothing is known of it here: nobody asked, or it is forgotten; or it is no dead letter
-      4  unresolved, or not settled in time: it may still rest, and is being worked on
+      7  not flat: a mass cancel ended without the proof that no order in its scope rests
+      1  refused, or given up: no worker tries again (doctor, health, audit: they found a problem)
+      6  not known here: nobody asked for it, or its result has expired; or it is not a dead letter
+      4  unresolved, or not settled in time: the order may still rest, and workers keep trying
       3  unknown order: the exchange has no such order
       0  settled: canceled, or too late (with --no-wait: accepted)
 """

@@ -46,7 +46,7 @@ def opened(kind: str, path: Path | None, *, resume: bool) -> Iterator[Export]:
     the end of the body.
     """
     if path is not None and path.exists() and not resume:
-        raise UsageError(f"{path} is there already: --resume goes on where it ends")
+        raise UsageError(f"{path} exists already: use --resume to continue it")
     make = _parquet if kind == "parquet" else _lines
     try:
         with make(kind, path) as export:

@@ -17,7 +17,7 @@ def add_health(commands: Subparsers) -> None:
         commands,
         "health",
         _run,
-        about="say by its exit code whether the worker lives that touches KALSHI_HEARTBEAT_FILE",
+        about="check whether the worker that touches KALSHI_HEARTBEAT_FILE is alive: exit code 0 or 1",
         examples="  cancelctl health || echo restart it",
     )
     add_json(command)
@@ -26,7 +26,7 @@ def add_health(commands: Subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     file = read_heartbeat_file()
     if file is None:
-        raise UsageError("KALSHI_HEARTBEAT_FILE is not set: there is no heartbeat to look at")
+        raise UsageError("KALSHI_HEARTBEAT_FILE is not set: there is no heartbeat to check")
     age_s = age_of(file)
     alive = is_young(age_s)
     if arguments.json:

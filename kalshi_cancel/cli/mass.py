@@ -30,7 +30,7 @@ def add_mass(commands: Subparsers) -> None:
         commands,
         "mass",
         _mass,
-        about="cancel everything in a scope, prove that it is flat, and report",
+        about="cancel all orders in a scope, prove that none is left, and report",
         examples="  cancelctl mass --everything\n"
         "  cancelctl mass --subaccount 3 --dry-run\n"
         "  cancelctl mass --event KXBTC-26NOV22 --side bid --yes --reason 'limit breached'\n"
@@ -38,7 +38,7 @@ def add_mass(commands: Subparsers) -> None:
         "  cancelctl mass list\n"
         "  cancelctl mass show 0b7c6a9e-...",
     )
-    scope = command.add_argument_group("scope", "an order is meant when every filter given lets it through")
+    scope = command.add_argument_group("scope", "orders that match every filter that you give")
     for option, meta, about, how in SCOPE_OPTIONS:
         scope.add_argument(option, metavar=meta, help=about, default=None, **how)
     doing = command.add_argument_group("what to do")
@@ -46,10 +46,10 @@ def add_mass(commands: Subparsers) -> None:
     doing.add_argument(
         "--allow-side-effects",
         action="store_true",
-        help="the exchange's own cancel-all or an order group's trigger may be used; the plan says what else"
+        help="allow the exchange's own cancel-all, or an order group's trigger; the plan says what else"
         " they do",
     )
-    doing.add_argument("--yes", action="store_true", help="do it without asking; needed without a terminal")
+    doing.add_argument("--yes", action="store_true", help="do not ask first; required without a terminal")
     doing.add_argument("--requested-by", metavar="WHO", default=DEFAULT_REQUESTER, help="who asks")
     doing.add_argument("--reason", metavar="WHY", help="why, for the record")
     doing.add_argument(
@@ -57,10 +57,10 @@ def add_mass(commands: Subparsers) -> None:
         metavar="S",
         type=parse_seconds,
         default=MASS_DEADLINE_S,
-        help=f"seconds beyond the predicted ones after which it ends, flat or not ({MASS_DEADLINE_S:g})",
+        help=f"end at most so many seconds after the predicted end, flat or not ({MASS_DEADLINE_S:g})",
     )
     doing.add_argument(
-        "--timeout", metavar="S", type=parse_seconds, help="seconds to wait here (until it ends)"
+        "--timeout", metavar="S", type=parse_seconds, help="wait at most so many seconds (until it ends)"
     )
     add_json(command)
     looks = command.add_subparsers(title="looking back", metavar="list | show", required=False)
@@ -96,17 +96,17 @@ SCOPE_OPTIONS: tuple[tuple[str, str | None, str, dict[str, Any]], ...] = (
     ("--ticker", "T", "in these markets", {"dest": "tickers", "nargs": "+", "action": "extend"}),
     ("--event", "E", "of these events", {"dest": "event_tickers", "nargs": "+", "action": "extend"}),
     ("--series", "S", "of this series", {}),
-    ("--ticker-prefix", "P", "in markets whose ticker starts so", {}),
+    ("--ticker-prefix", "P", "in markets whose ticker starts with P", {}),
     ("--subaccount", "N", "of this subaccount; 0 is the primary one", {"type": int}),
     ("--order-id", "ID", "these orders", {"dest": "order_ids", "nargs": "+", "action": "extend"}),
     ("--side", "SIDE", "on this side: yes, no, bid or ask", {}),
-    ("--client-order-id-prefix", "P", "whose client_order_id starts so", {}),
+    ("--client-order-id-prefix", "P", "with a client_order_id that starts with P", {}),
     ("--order-group", "G", "in this order group", {"dest": "order_group_id"}),
     ("--shard", "N", "on this shard", {"dest": "exchange_index", "type": int}),
     ("--created-after", "T", "created at or after this time: ISO 8601 with an offset, or epoch seconds", {}),
     ("--created-before", "T", "created before this time", {}),
-    ("--min-price", "P", "with a yes price of at least so many dollars", {}),
-    ("--max-price", "P", "with a yes price of at most so many dollars", {}),
+    ("--min-price", "P", "with a yes price of at least P dollars", {}),
+    ("--max-price", "P", "with a yes price of at most P dollars", {}),
 )
 _SCOPE_FIELDS = tuple(
     how.get("dest", option.removeprefix("--").replace("-", "_")) for option, _, _, how in SCOPE_OPTIONS
@@ -134,7 +134,7 @@ def _mass(arguments: argparse.Namespace) -> int:
         raise UsageError("no scope: give a filter, or --everything for the whole account")
     asks = not (arguments.dry_run or arguments.yes)
     if asks and not sys.stdin.isatty():
-        raise UsageError("nobody can be asked without a terminal: --yes does it, --dry-run only plans")
+        raise UsageError("cannot ask for confirmation without a terminal: use --yes or --dry-run")
     client = CancelClient.from_env(preload=False)
     with notice_when_nobody_works(client):
         if arguments.dry_run or not arguments.yes:
@@ -180,7 +180,7 @@ def _start_mass(
 
 def _confirmed(plan: Mapping[str, Any]) -> bool:
     found = f"{plan['orders']} orders" if plan["orders"] else "0 orders (nothing rests in this scope now)"
-    question = f"Cancel {found}, and what else comes into this scope meanwhile? [y/N] "
+    question = f"Cancel {found}, and new ones that enter this scope meanwhile? [y/N] "
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -198,7 +198,7 @@ def _see_through(client: CancelClient, pending: PendingMass, arguments: argparse
                 show_report(shown, as_json=arguments.json)
                 nothing = shown["flat"] and not shown["orders_affected"] and not shown["plan"]["orders"]
                 if nothing and not shown["canceled_by_command"]:
-                    complain("nothing rested in this scope: is it the one that was meant?", Exit.SETTLED)
+                    complain("no order rested in this scope: is it the scope that you meant?", Exit.SETTLED)
                 return exit_of_mass(shown)
             bar.show(shown)
     except KeyboardInterrupt:
@@ -206,13 +206,13 @@ def _see_through(client: CancelClient, pending: PendingMass, arguments: argparse
         with suppress(StoreError):
             if client.knows_mass_cancel(request_id):
                 return complain(f"interrupted; mass cancel {request_id} goes on; {look}", Exit.INTERRUPTED)
-        return complain(f"interrupted, which ends the waiting only; {look}", Exit.INTERRUPTED)
+        return complain(f"interrupted: this ends only the waiting; {look}", Exit.INTERRUPTED)
     except Lost as lost:
         bar.end()
         return complain(str(lost), Exit.REDIS)
     except StoreError as error:
         bar.end()
-        return complain(f"it cannot be followed: {error}; {look}", Exit.REDIS)
+        return complain(f"cannot follow the mass cancel: {error}; {look}", Exit.REDIS)
     bar.end()
     return complain(f"no report yet, mass cancel {request_id} goes on; {look}", Exit.NOT_SETTLED)
 
@@ -307,7 +307,7 @@ def _mass_show(arguments: argparse.Namespace) -> int:
     shown = client.mass_status(request_id)
     if shown is None:
         waits = any(known == request_id for known, _, _ in client.mass_cancels())
-        words = "waits for a worker" if waits else "nobody asked for such a mass cancel, or it is forgotten"
+        words = "waits for a worker" if waits else "not known: nobody asked for it, or its report has expired"
         return complain(f"{request_id}: {words}", Exit.NOT_SETTLED if waits else Exit.NOT_KNOWN_HERE)
     if "flat" not in shown:
         if arguments.json:

@@ -21,7 +21,7 @@ def say_when_nobody_works(client: CancelClient) -> None:
     except StoreError:
         return
     print(
-        "cancelctl: no worker runs: what is accepted waits for one (celery -A worker.app worker)",
+        "cancelctl: no worker runs: accepted cancels wait for one (celery -A worker.app worker)",
         file=sys.stderr,
         flush=True,
     )

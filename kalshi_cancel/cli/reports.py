@@ -74,16 +74,16 @@ def _report_lines(report: Mapping[str, Any]) -> dict[str, str]:
     return {
         "request": report["request_id"],
         "scope": json.dumps(report["scope"]),
-        "flat": f"yes, by the listing of {proof['at']} (sha256 {proof['sha256'][:12]}...)"
+        "flat": f"yes, proven by the listing of {proof['at']} (sha256 {proof['sha256'][:12]}...)"
         if report["flat"]
         else f"NO: {report['why_not_flat']}",
         "orders": f"{report['orders_affected']} canceled{others}",
         "contracts": f"{report['contracts_canceled']} canceled{_unknown(report['orders_count_unknown'])},"
         f" {report['contracts_filled_meanwhile']} filled meanwhile{_unknown(report['orders_fills_unknown'])}",
         **({"command": f"{command['what']}: {command['answer']}"} if command else {}),
-        **({"hit too": f"{len(hit)} orders that came after the command; --json names them"} if hit else {}),
+        **({"also hit": f"{len(hit)} orders placed after the command; --json names them"} if hit else {}),
         **_key_line(report["key"]),
-        "tokens": f"{report['tokens_spent']:.0f}, {report['rate_limited']} calls over the budget",
+        "tokens": f"{report['tokens_spent']:.0f}, {report['rate_limited']} rate-limit errors (429)",
         "time": f"{'-' if actual_s is None else duration(actual_s)},"
         f" predicted {duration(report['predicted_s'])}"
         + ("" if proven_s is None else f", proven after {duration(proven_s)}"),
@@ -98,7 +98,7 @@ def _unknown(orders: int) -> str:
 def _key_line(key: Mapping[str, Any] | None) -> dict[str, str]:
     """What the key sees and may do, where that is less than all."""
     if key is None:
-        return {"key": "what it sees is not known"}
+        return {"key": "could not read what it may see"}
     sees = [] if key["subaccount"] is None else [f"sees subaccount {key['subaccount']} only"]
     may = [] if key["may_cancel"] else ["may not cancel"]
     return {"key": ", ".join(sees + may)} if sees or may else {}

@@ -21,7 +21,7 @@ def add_sandbox(commands: Subparsers) -> None:
         commands,
         "sandbox",
         run,
-        about="run a local exchange to try things on; `cancelctl sandbox --help` lists its arguments",
+        about="run a local exchange for tests; `cancelctl sandbox --help` lists its arguments",
         examples="  cancelctl sandbox --sample\n"
         "  cancelctl sandbox --port 8765 --tier basic\n"
         "  cancelctl sandbox --help",

@@ -39,7 +39,7 @@ def add_top(commands: Subparsers) -> None:
         about="watch the service live: lanes, rates, ages, buckets, mass cancels, workers; q ends it",
         examples="  cancelctl top\n  cancelctl top --once\n  cancelctl top --json | jq .lanes",
     )
-    command.add_argument("--once", action="store_true", help="one look, printed; so it is without a terminal")
+    command.add_argument("--once", action="store_true", help="print one snapshot (as without a terminal)")
     add_json(command)
 
 

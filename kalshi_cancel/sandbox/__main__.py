@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kalshi_cancel.sandbox", description="A local Kalshi-like exchange for tests."
     )
-    parser.add_argument("--port", type=int, default=0, help="0 = a free one (default)")
-    parser.add_argument("--host", default="127.0.0.1", help="loopback only")
+    parser.add_argument("--port", type=int, default=0, help="the port; 0: a free one (0)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address, loopback only (127.0.0.1)")
     parser.add_argument("--key-id", help="the id of a key that may sign")
     parser.add_argument(
         "--public-key", type=Path, metavar="PATH", help="its public key (PEM; RSA or Ed25519)"
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tier", default=UNLIMITED, choices=[UNLIMITED, *TIERS], help="the account's rate limits"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of ids and fault probabilities")
+    parser.add_argument("--seed", type=int, default=0, help="seed for ids and fault probabilities (0)")
     parser.add_argument("--sample", action="store_true", help="place sample orders and list them")
     parser.add_argument("--no-record", action="store_true", help="keep no record of calls (benchmarks)")
     arguments = parser.parse_args(argv)

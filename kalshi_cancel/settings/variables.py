@@ -64,7 +64,7 @@ VARIABLES: Final = (
         required=True,
         secret=True,
         who="producers",
-        meaning="The Redis that holds queue and results: redis://, rediss:// (TLS, verified), unix://"
+        meaning="The Redis that holds the cancel store: redis://, rediss:// (TLS, verified), unix://"
         " or sentinel://.",
     ),
     Variable(
@@ -73,7 +73,7 @@ VARIABLES: Final = (
         parse=key_prefix,
         default="kalshi-cancel",
         who="producers",
-        meaning="What this service's Redis keys begin with; Celery's own too, if it is not the default.",
+        meaning="The prefix of our Redis keys. If it is not the default, Celery's own keys get it too.",
     ),
     Variable(
         name="KALSHI_RESULT_EXPIRES_S",
@@ -89,7 +89,7 @@ VARIABLES: Final = (
         parse=flag,
         default="on",
         who="producers",
-        meaning="Whether all that is asked for and done goes into the audit trail.",
+        meaning="Whether everything that is asked for and done goes into the audit log.",
     ),
     Variable(
         name="KALSHI_WAIT_REPLICAS",
@@ -116,7 +116,7 @@ VARIABLES: Final = (
     Variable(
         name="KALSHI_API_KEY_ID_PATH",
         parse=key_path,
-        meaning="A file with the id, which may be replaced with the key's while workers run.",
+        meaning="A file with the id. You may replace it, together with the key file, while workers run.",
     ),
     Variable(
         name="KALSHI_PRIVATE_KEY_PATH",
@@ -145,7 +145,7 @@ VARIABLES: Final = (
         field="orders_api",
         parse=choice(*get_args(OrdersApi)),
         default="v2",
-        meaning="The dialect of the cancel endpoint: v2, or v1 (retired at the exchange itself).",
+        meaning="The version of the exchange's cancel endpoint: v2, or v1 (which the exchange has retired).",
     ),
     Variable(
         name="KALSHI_CONNECT_TIMEOUT_S",
@@ -173,7 +173,7 @@ VARIABLES: Final = (
         field="cancel_deadline_s",
         parse=seconds(0.1, DAY_S),
         default="10",
-        meaning="After how many seconds without proof a raw message's cancel is unresolved, if it sets no"
+        meaning="After how many seconds without proof a raw message's cancel is unresolved, if it has no"
         " deadline_s (CancelClient and cancelctl: 10).",
     ),
     Variable(
@@ -188,49 +188,49 @@ VARIABLES: Final = (
         field="audit_max_age_s",
         parse=seconds(1, 3650 * DAY_S),
         default="604800",
-        meaning="How many seconds an entry stays in the audit trail.",
+        meaning="How many seconds an entry stays in the audit log.",
     ),
     Variable(
         name="KALSHI_AUDIT_MAX_ENTRIES",
         field="audit_max_entries",
         parse=whole_number(1, 10**9, "entries"),
         default="1000000",
-        meaning="How many entries the audit trail holds; the oldest go first.",
+        meaning="How many entries the audit log holds; the oldest are removed first.",
     ),
     Variable(
         name="KALSHI_SHUTDOWN_S",
         field="shutdown_s",
         parse=seconds(0.5, 3600),
         default="8",
-        meaning="How many seconds after SIGTERM a worker has ended, whatever it was doing.",
+        meaning="A worker ends within this many seconds after SIGTERM, whatever it is doing.",
     ),
     Variable(
         name="KALSHI_READ_TOKENS_PER_S",
         field="read_tokens_per_s",
         parse=number(1, 1e9, "tokens"),
         default="200",
-        meaning="Read tokens a second that the account has, while the exchange cannot be asked.",
+        meaning="Read tokens that the account gets a second; used only until the exchange tells its limits.",
     ),
     Variable(
         name="KALSHI_READ_TOKENS_CAPACITY",
         field="read_tokens_capacity",
         parse=number(20, 1e9, "tokens"),
         default="200",
-        meaning="Read tokens that the account can save up, while the exchange cannot be asked.",
+        meaning="Capacity of the account's read bucket; used only until the exchange tells its limits.",
     ),
     Variable(
         name="KALSHI_WRITE_TOKENS_PER_S",
         field="write_tokens_per_s",
         parse=number(1, 1e9, "tokens"),
         default="100",
-        meaning="Write tokens a second that the account has, while the exchange cannot be asked.",
+        meaning="Write tokens that the account gets a second; used only until the exchange tells its limits.",
     ),
     Variable(
         name="KALSHI_WRITE_TOKENS_CAPACITY",
         field="write_tokens_capacity",
         parse=number(10, 1e9, "tokens"),
         default="100",
-        meaning="Write tokens that the account can save up, while the exchange cannot be asked.",
+        meaning="Capacity of the account's write bucket; used only until the exchange tells its limits.",
     ),
     Variable(
         name="KALSHI_RISK_RESERVE",
@@ -244,7 +244,7 @@ VARIABLES: Final = (
         field="batch_most",
         parse=whole_number(1, BATCH_LIMIT, "orders"),
         default="100",
-        meaning="How many orders one call cancels, 200 at most; less where the exchange refuses so many.",
+        meaning="The most orders in a batch, up to 200. It has fewer if the exchange refuses so many.",
     ),
     Variable(
         name="KALSHI_READ_LAG_S",
@@ -258,7 +258,7 @@ VARIABLES: Final = (
         field="max_body_bytes",
         parse=whole_number(1024, 2**30, "bytes"),
         default="4194304",
-        meaning="The longest answer, in bytes, that is read.",
+        meaning="How many bytes of an answer a worker reads at most.",
     ),
     Variable(
         name="KALSHI_POOL_SIZE",
@@ -279,7 +279,7 @@ VARIABLES: Final = (
         field="trust_env",
         parse=flag,
         default="false",
-        meaning="Whether what KALSHI_HTTP_PROXY and KALSHI_CA_BUNDLE do not say is taken from HTTP_PROXY,"
+        meaning="Whether, if KALSHI_HTTP_PROXY or KALSHI_CA_BUNDLE is not set, a worker reads HTTP_PROXY,"
         " HTTPS_PROXY, ALL_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE: true or false.",
     ),
     Variable(
@@ -293,27 +293,27 @@ VARIABLES: Final = (
         field="metrics_port",
         parse=port,
         default="0",
-        meaning="The port of /metrics, /healthz and /ready, each worker's own; 0: none is opened.",
+        meaning="The port of /metrics, /healthz and /ready. Each worker on a host needs its own. 0: no port.",
     ),
     Variable(
         name="KALSHI_METRICS_HOST",
         field="metrics_host",
         parse=host,
         default="127.0.0.1",
-        meaning="The address that the metrics port is opened on; 0.0.0.0 or :: for all.",
+        meaning="The address on which a worker opens the metrics port; 0.0.0.0 or :: for all.",
     ),
     Variable(
         name="KALSHI_HEARTBEAT_FILE",
         field="heartbeat_file",
         parse=Path,
-        meaning="A file that a worker touches every second as long as it lives; none: no file.",
+        meaning="A file that a worker touches every second while it is alive; empty: no file.",
     ),
     Variable(
         name="KALSHI_LOG_FORMAT",
         field="log_format",
         parse=choice(*get_args(LogFormat)),
         default="auto",
-        meaning="How a worker logs: text, json, or auto, which is text at a terminal and else json.",
+        meaning="How a worker logs: text, json, or auto (text in a terminal, else json).",
     ),
 )
 

@@ -23,8 +23,8 @@ class RequestFields(TypedDict, total=False):
     """The facts that tell whose line it is."""
 
     request_id: Annotated[str, "The mass cancel, or the producer's own id of a cancel."]
-    lane: Annotated[str, "The priority lane: `risk` or `strategy`."]
-    trace_id: Annotated[str, "The trace of the request, where it was traced."]
+    lane: Annotated[str, "The lane: `risk` or `strategy`."]
+    trace_id: Annotated[str, "The trace of the request, if it was traced."]
 
 
 class LogFields(RequestFields, total=False):
@@ -32,24 +32,24 @@ class LogFields(RequestFields, total=False):
 
     order_id: Annotated[str | None, "The order."]
     outcome: Annotated[str, "The outcome of a cancel."]
-    attempts: Annotated[int, "How many calls were made for the order."]
+    attempts: Annotated[int, "How many cancels were sent for the order."]
     code: Annotated[str | None, "The error code of what stood in the way."]
     age_s: Annotated[float, "Seconds since the cancel was accepted."]
     key_id: Annotated[str, "The id of the API key; never the key."]
     why: Annotated[str | None, "The cause, in the words of Redis, the exchange or the system."]
-    doing: Annotated[str, "What was being done when it failed."]
+    doing: Annotated[str, "What the worker was doing when it failed."]
     count: Annotated[int, "How many orders, entries or results the line is about."]
     state: Annotated[str, "The state of the circuit breaker."]
     status: Annotated[int | None, "The HTTP status."]
-    skew_ms: Annotated[int, "How far the exchange's clock is ahead of this host's."]
+    skew_ms: Annotated[int, "How far the exchange's clock is ahead of this host's, in ms."]
     bucket: Annotated[str, "The token bucket."]
     service: Annotated[str, "The background job."]
     task_id: Annotated[str | None, "The message's task id."]
     message_text: Annotated[str, "The message as it came, shortened."]
     from_id: Annotated[str, "The first entry of the audit log that is not exported."]
-    not_exported: Annotated[int, "How many of them no export had reached."]
+    not_exported: Annotated[int, "How many of the trimmed entries were never exported."]
     requested_by: Annotated[str | None, "Who asked for it."]
-    repeats: Annotated[int, "How often the line was left out since it was last written."]
+    repeats: Annotated[int, "How many such lines were left out since the last one."]
 
 
 class LogEvent(Enum):
@@ -92,7 +92,7 @@ class LogEvent(Enum):
         "lease lost, another sender has this cancel",
         "order_id request_id lane attempts trace_id",
         (
-            "The worker was frozen, or had no Redis, for longer than its lease; or its result was stored "
+            "The worker was frozen, or without Redis, for longer than its lease. Or its result was stored "
             "twice. No harm was done."
         ),
         _STALLS,
@@ -105,13 +105,13 @@ class LogEvent(Enum):
             "Somebody else, or a newer version, wrote to a pending cancel. Nobody works on it. `cancelctl "
             "dead` shows it."
         ),
-        "Find out who; ask for the cancel again.",
+        "Find out who wrote to Redis, and ask for the cancel again.",
     )
     CANCELS_REQUEUED = (
         _WARNING,
         "pending cancels were in no queue, queued again",
         "count",
-        "Keys were changed by hand, or lost.",
+        "Keys in Redis were changed by hand, or lost.",
         "If it repeats, find out who changes keys.",
     )
     RESULT_UNREADABLE = (
@@ -125,22 +125,22 @@ class LogEvent(Enum):
         _WARNING,
         "list of results unreadable, dropped",
         "task_id why",
-        "Somebody else wrote to the note of a message with several orders.",
+        "Somebody else wrote to the list of results of a message with several orders.",
         "Read each order's own result.",
     )
     DEAD_LETTERS_DELETED = (
         _ERROR,
         "dead letters deleted after 30 days",
         "count",
-        "Nobody asked for them again. Their orders may still rest.",
+        "Nobody asked for these cancels again. Their orders may still rest.",
         "Look at `cancelctl dead` every day.",
     )
     MESSAGE_REFUSED = (
         _WARNING,
         "message refused",
         "order_id request_id lane outcome attempts code trace_id why",
-        "A message has a bad field. Its sender is told which. Nothing was canceled.",
-        "Tell the producer.",
+        "A message has an invalid field. Its producer is told which one. Nothing was canceled.",
+        "Tell whoever runs the producer.",
     )
     MESSAGE_UNREADABLE = (
         _CRITICAL,
@@ -156,14 +156,14 @@ class LogEvent(Enum):
         _WARNING,
         "could not wake up workers",
         "why",
-        "The wake-up message could not be sent. Accepted cancels are safe: workers look every second.",
+        "The wake-up could not be sent. Accepted cancels are safe: workers look for work every second.",
         "If it repeats, look at Redis.",
     )
     LANE_WOKEN = (
         _INFO,
         "waking up workers",
         "lane",
-        "The sweeper found work that nobody was coming for.",
+        "The sweeper found due cancels that no worker had claimed.",
         "Nothing.",
     )
     # -- Redis
@@ -173,7 +173,7 @@ class LogEvent(Enum):
         "doing why order_id request_id lane task_id count code trace_id repeats",
         (
             "Redis does not answer, or cannot work at the moment. `doing` says what waits. The worker tries "
-            "again by itself; accepted cancels stay in Redis, and results are stored when it answers."
+            "again by itself. Accepted cancels stay in Redis, and results are stored when it answers."
         ),
         "Bring Redis back before you stop workers.",
     )
@@ -182,9 +182,9 @@ class LogEvent(Enum):
         "Redis refused a command",
         "doing why order_id request_id lane task_id count code trace_id repeats",
         (
-            "Redis refuses what `doing` says, and will go on doing so: a missing permission, or a key of "
-            "another type. A result or message that cannot be stored is kept with the messages that cannot "
-            "be understood, where Redis takes that."
+            "Redis refuses what `doing` says, and will keep refusing: a permission is missing, or a key has "
+            "a wrong type. A result or message that cannot be stored is kept with the messages that cannot "
+            "be understood, if Redis allows that."
         ),
         "Fix what `why` names.",
     )
@@ -193,19 +193,19 @@ class LogEvent(Enum):
         _WARNING,
         "exchange does not answer yet",
         "why",
-        "The worker started while the exchange was away. It goes on by itself.",
+        "The worker started while the exchange did not answer. It continues by itself when it does.",
         "Check the exchange, DNS and the proxy: `cancelctl doctor`.",
     )
     BREAKER_OPEN = (
         _ERROR,
         "circuit breaker open, cancels wait in Redis",
         "state",
-        "The exchange is `unreachable` or `paused`. The worker looks every second and goes on by itself.",
+        "The exchange is `unreachable` or `paused`. The worker asks every second and resumes by itself.",
         "See [circuit breaker states](../how-to/operating.md#circuit-breaker-states).",
     )
     BREAKER_CLOSED = (
         _WARNING,
-        "circuit breaker closed, cancels go on",
+        "circuit breaker closed, sending cancels again",
         "",
         "The exchange is back.",
         "Nothing.",
@@ -215,8 +215,8 @@ class LogEvent(Enum):
         "exchange refuses this key",
         "status code why key_id",
         (
-            "401 or 403 for good. Other workers with another key are asked; without one the cancels are "
-            "`refused`. Said once for each reason."
+            "401 or 403, for good. Workers with another key try; if there is none, the cancels are "
+            "`refused`. Logged once for each reason."
         ),
         "At once: check key, scope and environment with `cancelctl doctor`.",
     )
@@ -225,8 +225,8 @@ class LogEvent(Enum):
         "key refused, this worker claims no cancels",
         "why",
         (
-            "401 for this worker's key. Workers with another key go on. It looks every three seconds "
-            "whether its key works."
+            "401 for this worker's key. Workers with another key continue. It tests every three seconds "
+            "whether its key works again."
         ),
         "At once: run `cancelctl doctor` on that host.",
     )
@@ -241,14 +241,14 @@ class LogEvent(Enum):
         _ERROR,
         "new key not used, the old one stays",
         "why",
-        "Id or key were replaced, but do not load or are not accepted. The worker tries again.",
+        "The key or its id was replaced, but does not load or is not accepted. The worker tries again.",
         "See [key rotation](../how-to/operating.md#key-rotation).",
     )
     KEY_FILE_EXPOSED = (
         _WARNING,
         "private key file is open to others",
         "why",
-        "Others than its owner can read or change the key file.",
+        "Other users than its owner can read or change the key file.",
         "Run `chmod 600` on it.",
     )
     GATEWAY_ANSWERED = (
@@ -262,14 +262,14 @@ class LogEvent(Enum):
         _CRITICAL,
         "exchange retired the V1 orders API, using V2 now: set KALSHI_ORDERS_API=v2",
         "",
-        "The cancel was asked for again in V2.",
-        "Set it, so that no call is wasted after a start.",
+        "The cancel was sent again in V2.",
+        "Set `KALSHI_ORDERS_API=v2`, so that a worker wastes no call after its start.",
     )
     CLOCK_OFF = (
         _WARNING,
         "this host's clock differs from the exchange's",
         "skew_ms",
-        "More than two seconds. The exchange accepts signatures up to ten.",
+        "By more than two seconds. The exchange accepts timestamps that are up to ten seconds off.",
         "Set the clock right (NTP).",
     )
     CLOCK_CORRECTED = (
@@ -297,7 +297,7 @@ class LogEvent(Enum):
         _WARNING,
         "batch refused, trying smaller ones",
         "count",
-        "The exchange takes fewer orders at a time, or one of them spoils the call.",
+        "The exchange accepts fewer orders at a time, or it refuses the whole batch because of one order.",
         "If it repeats, lower `KALSHI_BATCH_MOST`.",
     )
     # -- mass cancels
@@ -306,13 +306,13 @@ class LogEvent(Enum):
         "mass cancel started",
         "request_id lane trace_id requested_by",
         "Somebody cancels everything in a scope.",
-        "Know why.",
+        "Make sure that you know why.",
     )
     MASS_CANCEL_DONE = (
         _WARNING,
         "mass cancel done, no orders left",
         "request_id lane trace_id",
-        "A listing proves that no order of the scope rests any more.",
+        "A listing proves that no order in the scope rests.",
         "Nothing.",
     )
     MASS_CANCEL_INCOMPLETE = (
@@ -347,14 +347,14 @@ class LogEvent(Enum):
         _WARNING,
         "mass cancel taken over by another worker, or done",
         "request_id lane trace_id",
-        "This worker was frozen, or had no Redis, for longer than its lease. It changes nothing any more.",
+        "This worker was frozen, or without Redis, for longer than its lease. It can change nothing now.",
         _STALLS,
     )
     MASS_CANCEL_UNREADABLE = (
         _WARNING,
         "mass cancel unreadable",
         "request_id why",
-        "Somebody else wrote to its keys, or Redis refuses something. The other mass cancels go on.",
+        "Somebody else wrote to its keys, or Redis refuses a command. Other mass cancels continue.",
         _WRITER + " Ask for it again.",
     )
     MASS_CANCEL_SET_ASIDE = (
@@ -362,7 +362,7 @@ class LogEvent(Enum):
         "mass cancel unreadable, set aside",
         "request_id why",
         (
-            "It stayed unreadable. Its sender is told; the text is kept with the messages that cannot be "
+            "It stayed unreadable. Its producer is told; its text is kept with the messages that cannot be "
             "understood."
         ),
         _WRITER + " Ask for it again.",
@@ -371,21 +371,21 @@ class LogEvent(Enum):
         _ERROR,
         "Redis lost a mass cancel, stored again",
         "request_id",
-        "Redis lost data (`FLUSHALL`, or a restart without its file). The worker had all that is needed.",
+        "Redis lost data (`FLUSHALL`, or a restart without its file). The worker stored its copy again.",
         "Find out why.",
     )
     MASS_ORDERS_RESTORED = (
         _ERROR,
         "Redis lost orders of a mass cancel, asked for again",
         "request_id count",
-        "Redis lost data. What became of these orders before shows as `result_lost` in the report.",
+        "Redis lost data. If one of these orders was canceled before, the report shows it as `result_lost`.",
         "Find out why.",
     )
     MASS_KEY_REFUSED = (
         _ERROR,
         "mass cancel stopped sending: key refused",
         "request_id count code why",
-        "The first cancels all got 401 or 403. The other orders are not asked for.",
+        "The first cancels all got 401 or 403. The mass cancel does not send the others.",
         "Check the key: `cancelctl doctor`.",
     )
     MASS_COMMAND_FAILED = (
@@ -393,13 +393,13 @@ class LogEvent(Enum):
         "mass command failed, canceling order by order",
         "request_id code why",
         "The exchange did not carry out its own mass command.",
-        "Nothing, unless nothing can be listed either.",
+        "Nothing, unless listings fail too.",
     )
     LISTING_FAILED = (
         _WARNING,
         "could not list orders for a mass cancel",
         "request_id code why",
-        "A page could not be read. It is asked for again until the deadline.",
+        "The worker could not read a page. It tries again until the deadline.",
         "Check the exchange.",
     )
     LISTING_UNREADABLE = (
@@ -407,17 +407,17 @@ class LogEvent(Enum):
         "listed orders unreadable",
         "request_id count",
         (
-            "The listing has orders that we do not understand. The others are canceled, but the scope is "
-            "not called empty."
+            "The listing has orders that this version cannot read. The others are canceled, but `flat` is "
+            "false."
         ),
-        "Look at the account by hand; report it.",
+        "Check the account by hand, and report the problem to us.",
     )
     ORDERS_APPEARED = (
         _WARNING,
         "new orders in the scope of a mass cancel",
         "request_id count",
-        "They came while it ran. They are canceled too.",
-        "If it repeats, stop what places orders.",
+        "They were placed while the mass cancel ran. They are canceled too.",
+        "If it repeats, stop the programs that place orders.",
     )
     # -- the audit log
     AUDIT_LOG_INCOMPLETE = (
@@ -431,7 +431,7 @@ class LogEvent(Enum):
         _WARNING,
         "could not write an audit log entry",
         "why repeats",
-        "The same, for a step of a mass cancel or an operator's action.",
+        "Redis did not store the entry for a step of a mass cancel or for an operator's action.",
         "Fix what `why` names.",
     )
     AUDIT_LOG_TRIMMED = (
@@ -445,7 +445,7 @@ class LogEvent(Enum):
         _WARNING,
         "audit log not exported, about to be trimmed",
         "from_id",
-        "Its oldest entries go soon, and no export has reached them.",
+        "Its oldest entries will be trimmed soon, and they are not exported yet.",
         (
             "`cancelctl audit export --out FILE --resume` from cron; or raise `KALSHI_AUDIT_MAX_ENTRIES` or "
             "`KALSHI_AUDIT_MAX_AGE_S`."
@@ -457,7 +457,7 @@ class LogEvent(Enum):
         "background job failed",
         "service why repeats",
         (
-            "It is tried again every second and keeps no other from running. Until a round is good the "
+            "It is tried again every second. Other jobs keep running. Until a round succeeds, the "
             "worker is [not ready](../how-to/monitoring.md#does-it-live-is-it-ready)."
         ),
         "Fix what `why` names; report a traceback.",
@@ -466,14 +466,14 @@ class LogEvent(Enum):
         _CRITICAL,
         "background job restarted",
         "service why repeats",
-        "Its thread died or hung. Another has taken its place.",
+        "Its thread died or hung. A new thread has replaced it.",
         "If it repeats, report it with the lines before.",
     )
     SERVICE_RECOVERED = (
         _WARNING,
         "background job works again",
         "service",
-        "A round of it was good again.",
+        "A round of it succeeded.",
         "Nothing.",
     )
     INTERNAL_ERROR = (
@@ -481,7 +481,7 @@ class LogEvent(Enum):
         "internal error",
         "doing request_id lane trace_id task_id count",
         (
-            "A defect of ours, with its traceback. `doing` says where. Pending cancels stay in Redis and "
+            "A bug of ours, with its traceback. `doing` says where. Pending cancels stay in Redis and "
             "are tried again; a message is kept with those that cannot be understood."
         ),
         _TELL_US,
@@ -490,7 +490,7 @@ class LogEvent(Enum):
         _WARNING,
         "could not touch the heartbeat file",
         "why",
-        "Whoever watches the file takes the worker for dead. Said once.",
+        "A health check of the file will call the worker dead. Logged once.",
         "Check the disk and the permissions.",
     )
     TRACING_NOT_INSTALLED = (
@@ -507,21 +507,21 @@ _HEAD = """\
 
 <!-- Made by `python -m kalshi_cancel.telemetry.log_events docs/reference/log-events.md`; do not edit. -->
 
-Each line of ours has a slug and a text that do not change, and facts as fields. Search by slug:
+Each log line of this service has a slug and a fixed text; facts are in fields. Search by slug:
 
 ```sh
 grep event=redis_unavailable worker.log             # text
 grep '"event":"redis_unavailable"' worker.log       # JSON
-grep 3f2c1e0a-... worker.log                        # what became of an order, or of a mass cancel
+grep 3f2c1e0a-... worker.log                        # what happened to an order or a mass cancel
 ```
 
-In text a line is `event=SLUG`, the text, then the fields as `name=value`. In JSON `message` is the text, and
-`event` and the fields stand beside it. Lines of Celery have no `event`. A line that would repeat is written
-at most every ten seconds; `repeats` says how often it was left out.
+As text, a line is `event=SLUG`, the text, then the fields as `name=value`. In JSON, `message` is the text,
+and `event` and the fields are beside it. Celery's own lines have no `event`. A line that repeats is written
+at most every ten seconds; `repeats` says how many were left out.
 
 Each order has one line with its outcome: `cancel_settled`, `cancel_failed` or `cancel_given_up`. If several
 asked for the same order, the line has the first `request_id` that came before a worker claimed it;
-`cancelctl history ORDER_ID` tells all. An order that was final before a mass cancel reached it has no further
+`cancelctl history ORDER_ID` shows all. An order that was final before a mass cancel reached it has no further
 line: the report lists it.
 """
 
