@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ import pytest
 import redis
 from celery import Celery
 from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
+from here import cancelctl
 
 from kalshi_cancel.client import CancelClient, StoreError
 from kalshi_cancel.settings.redis import RedisSettings
@@ -249,13 +249,5 @@ def test_the_command_line_finds_its_way(guarded):
         (["status", order_id], 0),
         (["doctor", "--producer"], 0),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "kalshi_cancel.cli", *command],
-            cwd=ROOT,
-            env=guarded.stack.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = cancelctl(*command, env=guarded.stack.environment)
         assert done.returncode == code, done.stdout + done.stderr
