@@ -5,17 +5,18 @@ FROM python:3.13.9-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 WORKDIR /build
-RUN python -m venv /opt/venv && python -m venv /opt/tools
+# One pip serves both environments; the worker's has none.
+RUN python -m venv /opt/tools && python -m venv --without-pip /opt/venv
 # First what changes rarely: dependencies as locked, each file checked against its hash.
 COPY requirements.lock requirements-dev.lock ./
-RUN /opt/venv/bin/pip install --only-binary :all: --require-hashes -r requirements.lock \
+RUN /opt/tools/bin/pip --python /opt/venv install --only-binary :all: --require-hashes -r requirements.lock \
     && sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.lock > setuptools.lock \
     && /opt/tools/bin/pip install --require-hashes -r setuptools.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kalshi_cancel kalshi_cancel
 RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation -w dist . \
-    && /opt/venv/bin/pip install --no-deps --no-index dist/*.whl \
-    && /opt/venv/bin/pip check
+    && /opt/tools/bin/pip --python /opt/venv install --no-deps --no-index dist/*.whl \
+    && /opt/tools/bin/pip --python /opt/venv check
 
 FROM python:3.13.9-slim-bookworm
 LABEL org.opencontainers.image.title="kalshi-cancel" \

@@ -30,8 +30,9 @@ help:
 demo: .venv/ready
 	@$(BIN)/python -m trials.demo
 
+# Compiled tests are kept: each of the six processes would take ten seconds to compile them all.
 test: .venv/ready
-	@$(BIN)/python -m pytest $(SPREAD)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(SPREAD)
 
 # Measuring takes a third of the processor time: too much for each run of the suite.
 coverage: .venv/ready
@@ -69,6 +70,7 @@ lint: .venv/ready
 	@$(BIN)/mypy
 	@$(BIN)/python -m trials.lua_check
 
+# Flower has a folder of its own: where Celery finds it, each worker loads it at its start.
 .venv/ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv from requirements-dev.lock (once; about a minute) ..."
@@ -77,6 +79,7 @@ lint: .venv/ready
 	    || touch .venv/failed; } | tee .venv/install.log | grep --line-buffered -Eo '^(Collecting|Installing) [^ ]+' || true
 	@test ! -e .venv/failed || { tail -n 20 .venv/install.log; exit 1; }
 	@$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@rm -rf .venv/flower && mkdir .venv/flower && mv .venv/lib/python3*/site-packages/flower* .venv/flower
 	@touch $@
 
 # The peers stay out of .venv. From Python 3.12 on there is one more (ardiq): make bench BENCH_PYTHON=python3.13

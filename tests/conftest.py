@@ -7,6 +7,7 @@ test stops, kills or fills up is its module's own: a crew, or a Redis.
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import shutil
@@ -60,6 +61,17 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("patient")
     if os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Keeps the garbage collector away from the thousands of tests: they stay until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

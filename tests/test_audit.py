@@ -21,9 +21,9 @@ from decimal import Decimal
 import pytest
 import redis
 from crew import PATIENCE_S
+from here import cancelctl
 from pyarrow import parquet
 
-from kalshi_cancel import cli
 from kalshi_cancel.cli import exports
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient
@@ -83,18 +83,12 @@ def backdate(client, key, age_s):
 
 
 @pytest.fixture
-def here(env, monkeypatch, capsysbinary):
+def here(env):
     """Runs a command in this process; its exit code, and what it printed."""
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments):
-        try:
-            code = cli.main(arguments)
-        except SystemExit as end:
-            code = end.code
-        printed = capsysbinary.readouterr()
-        return code, printed.out.decode(), printed.err.decode()
+        ran = cancelctl(*arguments, env=env)
+        return ran.returncode, ran.stdout, ran.stderr
 
     return run
 
@@ -734,14 +728,12 @@ def test_a_worker_trims_the_audit_log(crew):
 
 
 def run(crew, apart, *arguments):
-    """A command of a process of its own, on the database of these workers."""
+    """What a command prints, on the database of these workers."""
     database = apart.client._server.connection_pool.connection_kwargs["db"]
     url = crew.redis.url.removesuffix("/0") + f"/{database}"
-    command = [sys.executable, "-m", "kalshi_cancel.cli", *arguments]
-    environment = {"PATH": os.environ["PATH"], "REDIS_URL": url}
-    return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+    ran = cancelctl(*arguments, env={"REDIS_URL": url})
+    assert ran.returncode == Exit.SETTLED, ran.stderr
+    return ran.stdout
 
 
 def test_the_history_of_a_real_cancel_has_who_why_each_call_and_the_outcome(crew):

@@ -1094,6 +1094,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert each.claimed == (known.token is not None)
 
 
+@pytest.mark.timeout(300)  # hundreds of examples, on a machine that may be busy
 def test_the_stores_laws_hold_under_any_sequence_of_operations(server_of_each_make):
     StoreMachine.server = server_of_each_make
     run_state_machine_as_test(

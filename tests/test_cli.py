@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from cutter import Cutter
+from here import cancelctl
 
 from kalshi_cancel import cli
 from kalshi_cancel.cli import exits
@@ -52,7 +53,11 @@ class CommandLine:
             **options,
         )
 
-    def __call__(self, *arguments, stdin=""):
+    def __call__(self, *arguments):
+        """Runs a command in this process, which is quicker."""
+        return cancelctl(*arguments, env=self.env)
+
+    def as_process(self, *arguments, stdin=""):
         done = subprocess.run(
             [*COMMAND, *arguments],
             env=self.env,
@@ -138,7 +143,7 @@ def test_orders_that_are_canceled_or_too_late_are_printed_as_they_settle_and_exi
     executed = str(uuid.uuid4())
     control.place(order_id, count="7.00")
     control.place(executed, status="executed", filled="10.00")
-    done = ctl("cancel", order_id, executed)
+    done = ctl.as_process("cancel", order_id, executed)
     titles, *lines = done.stdout.splitlines()
     assert titles.split() == [
         *("ORDER", "OUTCOME", "STATUS", "REDUCED", "BY", "KNOWN", "BY", "ATTEMPTS", "ERROR"),
@@ -239,7 +244,7 @@ def test_the_risk_lane_deadline_and_reason_are_in_the_store(idle, store, order_i
 def test_ids_are_read_from_stdin_and_each_is_asked_for_once(ctl, control):
     ids = [str(uuid.uuid4()) for _ in range(3)]
     control.place_many([{"order_id": each} for each in ids])
-    done = ctl("cancel", "--json", ids[0], "-", stdin=f"{ids[1]}\n{ids[2]} {ids[0]}\n\n")
+    done = ctl.as_process("cancel", "--json", ids[0], "-", stdin=f"{ids[1]}\n{ids[2]} {ids[0]}\n\n")
     assert sorted(value["order_id"] for value in objects(done)) == sorted(ids)
     assert done.returncode == Exit.SETTLED
 
@@ -309,7 +314,7 @@ def test_wrong_usage_exits_2_and_says_what_was_expected(here, store, arguments, 
 
 def test_missing_settings_exit_2_in_one_line(idle):
     del idle.env["REDIS_URL"]
-    done = idle("open")
+    done = idle.as_process("open")
     assert done.stderr.startswith("cancelctl: REDIS_URL is not set")
     assert done.stderr.count("\n") == 1
     assert done.returncode == Exit.USAGE
@@ -522,7 +527,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(idle, store):
 def test_a_terminal_of_another_alphabet_does_not_end_a_table(idle, order_id):
     idle.env |= {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     idle("cancel", "--no-wait", "--requested-by", "Zoë", order_id)
-    done = idle("open")
+    done = idle.as_process("open")
     assert "Zo\\xeb" in done.stdout
     assert done.returncode == 0
 
@@ -586,7 +591,7 @@ def test_the_doctor_says_what_to_do_and_exits_1_when_something_failed(ctl):
 
 def test_a_warning_of_the_doctor_is_no_failure_and_is_told_once(ctl, tmp_path):
     ctl.env["KALSHI_ORDERS_API"] = "v1"
-    done = ctl("doctor")
+    done = ctl.as_process("doctor")
     assert re.search(r"^warning +settings ", done.stdout, re.MULTILINE)
     assert (done.stderr, done.returncode) == ("", 0)
 
@@ -638,10 +643,10 @@ def test_the_sandbox_takes_a_key_of_the_caller_s_own(idle, tmp_path):
 
 
 def test_the_sandbox_s_own_errors_and_help_are_passed_on(idle):
-    wrong = idle("sandbox", "--tier", "golden")
+    wrong = idle.as_process("sandbox", "--tier", "golden")
     assert "invalid choice: 'golden'" in wrong.stderr
     assert wrong.returncode == Exit.USAGE
-    shown = idle("sandbox", "--help")
+    shown = idle.as_process("sandbox", "--help")
     assert "--public-key" in shown.stdout
     assert shown.returncode == 0
 

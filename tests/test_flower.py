@@ -43,6 +43,7 @@ def flower(guarded, tmp_path_factory):
     port = free_port()
     env = {"REDIS_URL": url_of(guarded.redis, "monitor")}  # and nothing else that a worker needs
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env["PYTHONPATH"] = str(ROOT / ".venv" / "flower")  # where `make .venv/ready` puts it
     command = [*documented(), "--address=127.0.0.1", f"--port={port}"]
     part = Part(command, log_path=tmp_path_factory.mktemp("flower") / "log", env=env)
 

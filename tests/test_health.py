@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -13,6 +12,7 @@ from contextlib import closing
 
 import pytest
 import requests
+from here import cancelctl
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.heartbeat import BEAT_OLD_S, Heartbeat, is_young
@@ -57,14 +57,7 @@ class Watched:
         return max(ages)
 
     def ctl(self, *arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "kalshi_cancel.cli", "health", *arguments],
-            cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "KALSHI_HEARTBEAT_FILE": str(self.file)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return cancelctl("health", *arguments, env={"KALSHI_HEARTBEAT_FILE": str(self.file)})
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from functools import cache
 from typing import get_type_hints
 
 import pytest
@@ -19,19 +20,28 @@ PAGE = ROOT / "docs" / "reference" / "log-events.md"
 COMMAND = ("-m", "kalshi_cancel.telemetry.log_events")
 # The sandbox is no part of the service; the last one is where lines are written.
 APART = (ROOT / "kalshi_cancel" / "sandbox", ROOT / "kalshi_cancel" / "telemetry" / "logs.py")
-TREES = {
-    path: ast.parse(path.read_text("utf-8"))
-    for package in ("kalshi_cancel", "worker")
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if not any(path.is_relative_to(each) for each in APART)
-}
 METHODS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
 OF_THE_CALL = {"seldom", "error"}  # what is no field of the line
 
 
+@cache
+def trees():
+    """The syntax trees of what writes to the log."""
+    return {
+        path: ast.parse(path.read_text("utf-8"))
+        for package in ("kalshi_cancel", "worker")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not any(path.is_relative_to(each) for each in APART)
+    }
+
+
+@cache
 def calls():
     return [
-        (path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)
+        (path, node)
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
     ]
 
 
@@ -66,7 +76,7 @@ def test_every_line_is_written_with_an_event_of_the_table():
 def test_every_event_of_the_table_is_used():
     used = {
         node.attr
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if path.name != "log_events.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "LogEvent"

@@ -20,6 +20,7 @@ from decimal import Decimal
 import pytest
 from celery import Celery
 from crew import PATIENCE_S, about_orders, ids
+from here import cancelctl
 
 from kalshi_cancel.cli.exits import Exit
 from kalshi_cancel.client import CancelClient
@@ -713,22 +714,7 @@ def test_the_prediction_comes_true(crew):
 @pytest.fixture
 def ctl(crew):
     """Runs `cancelctl mass` without a terminal."""
-
-    def run(*arguments, stdin=subprocess.DEVNULL):
-        done = subprocess.run(
-            [sys.executable, "-m", "kalshi_cancel.cli", "mass", *arguments],
-            env=environment(crew),
-            cwd=ROOT,
-            text=True,
-            stdin=stdin,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        return done
-
-    return run
+    return lambda *arguments: cancelctl("mass", *arguments, env=environment(crew))
 
 
 def environment(crew):
@@ -793,9 +779,19 @@ def test_a_scope_in_which_nothing_rested_is_pointed_out(crew, ctl):
     assert "no order rested in this scope: is it the scope that you meant?" in done.stderr
 
 
-def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew, ctl):
+def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew):
     crew.place()
-    for refused in (ctl("--everything"), ctl("--everything", "--json", stdin=subprocess.PIPE)):
+    for stdin, options in ((subprocess.DEVNULL, ()), (subprocess.PIPE, ("--json",))):
+        refused = subprocess.run(
+            [sys.executable, "-m", "kalshi_cancel.cli", "mass", "--everything", *options],
+            env=environment(crew),
+            cwd=ROOT,
+            text=True,
+            stdin=stdin,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert refused.returncode == Exit.USAGE
         assert refused.stdout == ""
         assert "--yes does it" in refused.stderr

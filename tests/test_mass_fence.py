@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -76,25 +77,21 @@ class Link:
         self._door.close()
 
     def _listen(self):
-        while True:
-            try:
+        with contextlib.suppress(OSError):
+            while True:
                 near, _ = self._door.accept()
-            except OSError:
-                return
-            if not self._whole.is_set():
-                near.close()
-                continue
-            far = socket.create_connection(self._target)
-            self._ends += [near, far]
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+                if not self._whole.is_set():
+                    near.close()
+                    continue
+                far = socket.create_connection(self._target)
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
     def _carry(self, source, target):
-        try:
+        with contextlib.suppress(OSError):
             while (data := source.recv(65536)) and self._whole.is_set():
                 target.sendall(data)
-        except OSError:
-            pass
         for end in (source, target):
             end.close()
 

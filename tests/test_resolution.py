@@ -1049,6 +1049,7 @@ def some_of(names):
     )
 
 
+@pytest.mark.timeout(300)  # hundreds of examples, on a machine that may be busy
 @settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_whatever_the_exchange_does_the_verdict_does_not_contradict_it(data):  # noqa: PLR0915 - one walk

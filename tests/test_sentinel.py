@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from contextlib import closing
+from typing import Self
 
 import pytest
 import redis
 from celery import Celery
 from crew import ENVIRONMENT, PATIENCE_S, ids, wait_ready
+from here import cancelctl
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.settings.redis import RedisSettings
@@ -34,12 +35,16 @@ class Guarded:
         self.settings = RedisSettings.from_env({"REDIS_URL": self.redis.url, "KALSHI_WAIT_REPLICAS": "1"})
         workers_url = self.redis.url.replace("producer:", "worker:")
         self.stack = Stack(folder, environment={**ENVIRONMENT, "REDIS_URL": workers_url})
-        self.stack.start_exchange()
         self.control = self.stack.control
+        self.client = CancelClient(self.settings, requested_by="test")
+
+    def start(self) -> Self:
+        """Starts the exchange and two workers."""
+        self.stack.start_exchange()
         self.workers = [self.stack.spawn_worker() for _ in range(2)]
         for worker in self.workers:
             wait_ready(worker)
-        self.client = CancelClient(self.settings, requested_by="test")
+        return self
 
     def place(self, number: int) -> list[str]:
         """The ids of so many resting orders."""
@@ -71,11 +76,17 @@ class Guarded:
 
 @pytest.fixture
 def guarded(tmp_path):
-    guarded = Guarded(tmp_path)
-    yield guarded
-    for worker in guarded.workers:
-        sys.stdout.write(f"--- {worker.log_path.name}\n{worker.log_text()[-5000:]}\n")
-    guarded.close()
+    with closing(Guarded(tmp_path)) as guarded:
+        yield guarded.start()
+        for worker in guarded.workers:
+            sys.stdout.write(f"--- {worker.log_path.name}\n{worker.log_text()[-5000:]}\n")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """For tests that leave Redis and its Sentinels in peace."""
+    with closing(Guarded(tmp_path_factory.mktemp("undisturbed"))) as guarded:
+        yield guarded.start()
 
 
 def killed(guarded, old) -> None:
@@ -154,18 +165,18 @@ def test_a_failover_that_is_not_coordinated_loses_nothing_accepted_and_makes_no_
     assert longest_s <= FAILOVER_S
 
 
-def test_a_raw_producer_and_a_hostile_one_are_served_as_by_a_single_redis(guarded):
-    [order_id] = guarded.place(1)
-    url, options = guarded.settings.celery_url, celery_options(guarded.settings)
+def test_a_raw_producer_and_a_hostile_one_are_served_as_by_a_single_redis(undisturbed):
+    [order_id] = undisturbed.place(1)
+    url, options = undisturbed.settings.celery_url, celery_options(undisturbed.settings)
     with Celery("raw", broker=url, backend=url, set_as_current=False) as app:
         app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
-        with guarded.redis.primary().client() as server:
+        with undisturbed.redis.primary().client() as server:
             server.lpush("cancels", "{this is no message")
         sent = app.send_task("cancel_order", [order_id], queue="cancels")
         assert sent.get(timeout=PATIENCE_S)["outcome"] == "canceled"
         refused = app.send_task("cancel_order", ["no/id"], queue="cancels")
         assert refused.get(timeout=PATIENCE_S)["outcome"] == "refused"
-    assert [worker.process.poll() for worker in guarded.workers] == [None, None]
+    assert [worker.process.poll() for worker in undisturbed.workers] == [None, None]
 
 
 def test_what_no_replica_has_is_not_called_accepted(guarded):
@@ -223,13 +234,9 @@ def test_with_users_of_their_own_replicas_and_sentinels_do_their_work_as_documen
         text += f"user {name} on >secret resetchannels -@all {rules.replace(chr(92), '')}\n"
     (tmp_path / "users.acl").write_text(text)
     options = ["--aclfile", str(tmp_path / "users.acl"), "--masteruser", "replica", "--masterauth", "secret"]
-    guarded = Guarded(
-        tmp_path,
-        options=options,
-        lines=["sentinel auth-user cancels sentinel", "sentinel auth-pass cancels secret"],
-        login="producer:secret@",
-    )
-    try:
+    lines = ["sentinel auth-user cancels sentinel", "sentinel auth-pass cancels secret"]
+    with closing(Guarded(tmp_path, options=options, lines=lines, login="producer:secret@")) as guarded:
+        guarded.start()
         old = guarded.redis.primary()
         assert guarded.accept(*guarded.place(1)).result(PATIENCE_S).outcome == "canceled"
         old.kill()
@@ -238,24 +245,14 @@ def test_with_users_of_their_own_replicas_and_sentinels_do_their_work_as_documen
         admin = redis.Redis(port=guarded.redis.primary().port, username="admin", password="secret")
         with admin:
             assert [each[b"username"] for each in admin.execute_command("ACL LOG")] == []
-    finally:
-        guarded.close()
 
 
-def test_the_command_line_finds_its_way(guarded):
-    [order_id] = guarded.place(1)
+def test_the_command_line_finds_its_way(undisturbed):
+    [order_id] = undisturbed.place(1)
     for command, code in (
         (["cancel", order_id], 0),
         (["status", order_id], 0),
         (["doctor", "--producer"], 0),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "kalshi_cancel.cli", *command],
-            cwd=ROOT,
-            env=guarded.stack.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = cancelctl(*command, env=undisturbed.stack.environment)
         assert done.returncode == code, done.stdout + done.stderr

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import redis
 from celery import Celery
 from crew import PATIENCE_S, ids
+from here import cancelctl
 
 from kalshi_cancel.model.requests import Lane
-from trials.stack import ROOT, wait_until
+from trials.stack import wait_until
 
 PREFIX = "kalshi-cancel"
 
@@ -189,13 +188,8 @@ def test_lists_show_what_cannot_be_read_beside_everything_else(crew, apart, serv
     server.set(entry_of(spoilt), "text")
     assert {each.order_id for each in apart.client.open_cancels()} == set(shown)
     assert apart.client.status(spoilt).open.progress.last_problem.code == "spoilt_entry"
-    done = cancelctl(apart, "open", "--json")
+    done = cancelctl("open", "--json", env={"REDIS_URL": apart.url})
     assert {json.loads(line)["order_id"] for line in done.stdout.splitlines()} == set(shown)
-
-
-def cancelctl(apart, *arguments):
-    command, env = [sys.executable, "-m", "kalshi_cancel.cli", *arguments], {"REDIS_URL": apart.url}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=True)
 
 
 def test_an_order_whose_entry_cannot_be_read_can_be_asked_for_by_everybody(crew, apart, server):
@@ -304,5 +298,6 @@ def test_the_command_that_retries_is_followed_by_the_new_outcome(crew):
         apart.client.cancel(order_id, deadline_s=0.3).result(timeout=PATIENCE_S)
         wait_until(lambda: list(apart.client.dead_letters()), within_s=PATIENCE_S, what="given up")
         crew.control.clear_faults()
-        assert "worked on again" in cancelctl(apart, "retry", order_id).stdout
-        assert "canceled" in cancelctl(apart, "cancel", order_id).stdout
+        env = {"REDIS_URL": apart.url}
+        assert "worked on again" in cancelctl("retry", order_id, env=env).stdout
+        assert "canceled" in cancelctl("cancel", order_id, env=env).stdout

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import http.client
 import json
-import select
 import socket
 import struct
 import threading
@@ -95,9 +94,9 @@ class Server:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for connection in self._open:
+            # Each conversation closes its own: one closed beneath TLS is a ValueError there, not an OSError.
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def whole(body=BODY, status="200 OK", *more):
@@ -309,7 +308,10 @@ def answers_late(*interim, patience_s=0.06):
                 return
             for each in interim:
                 connection.sendall(each)
-            select.select([connection], [], [], patience_s)  # whoever takes them for the answer asks again
+            connection.settimeout(patience_s)
+            with contextlib.suppress(TimeoutError):
+                connection.recv(1, socket.MSG_PEEK)  # whoever takes them for the answer asks again
+            connection.settimeout(None)
             connection.sendall(whole(str(at).encode()))
 
     return talk
