@@ -220,9 +220,11 @@ class MassClaim:
             if anew or order_id not in self._kept.orders:
                 self._kept.orders[order_id] = had
         noted = [(order_id, had.to_json(), int(anew)) for order_id, had in orders.items()]
-        for start in range(0, len(noted), NOTE_AT_ONCE):
-            portion = noted[start : start + NOTE_AT_ONCE]
-            self._write(self._scripts.note_orders, *(value for each in portion for value in each))
+        portions = [
+            [value for each in noted[start : start + NOTE_AT_ONCE] for value in each]
+            for start in range(0, len(noted), NOTE_AT_ONCE)
+        ]
+        self._write_each(self._scripts.note_orders, portions)
 
     def open_again(self, order_ids: Iterable[str]) -> None:
         """Has orders that are noted counted among those that are left, before they are entered once more."""
@@ -327,14 +329,19 @@ class MassClaim:
             scripts.call(functools.partial(self._server.append, key, each))
 
     def _write(self, script: Any, *values: Any) -> Any:
-        args = [self._settings.key_prefix, self.fence.request_id, self.fence.token, *values]
-        answer = scripts.surely(self._server, script, args)
-        if not answer:
-            self._put_back()
-            answer = scripts.surely(self._server, script, args)
-        if not answer:
-            raise Fenced(self.fence)
+        [answer] = self._write_each(script, [values])
         return answer
+
+    def _write_each(self, script: Any, portions: Sequence[Sequence[Any]]) -> list[Any]:
+        own = [self._settings.key_prefix, self.fence.request_id, self.fence.token]
+        args = [[*own, *values] for values in portions]
+        answers = scripts.surely_each(self._server, script, args)
+        if not all(answers):
+            self._put_back()
+            answers = scripts.surely_each(self._server, script, args)
+        if not all(answers):
+            raise Fenced(self.fence)
+        return answers
 
     def _put_back(self) -> None:
         """Puts it back if Redis has lost it: nobody else's report can have been there and be forgotten."""
