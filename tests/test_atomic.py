@@ -1040,12 +1040,14 @@ def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_w
     assert shown[-len(table) :] == table
 
 
-def without_sentinels(server: redis.Redis, script: Any, args: Sequence[Any], **how: Any) -> Any:
+def without_sentinels(
+    server: redis.Redis, script: Any, portions: Sequence[Sequence[Any]], **how: Any
+) -> list[Any]:
     """A script that nothing is asked about but what it answers."""
-    answer = script(args)
+    answers = [script(args) for args in portions]
     for command in how.get("then", ()):
         server.execute_command(*command)
-    return answer
+    return answers
 
 
 class Trial:
@@ -1055,7 +1057,7 @@ class Trial:
         self.scene, self.case, self.user = scene, case, user
         scene.admin.flushdb()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scripts, "surely", without_sentinels)
+            patch.setattr(scripts, "surely_each", without_sentinels)
             held = case.seed(scene.parts)
             for each in scene.scripts:
                 each.before = None

@@ -147,53 +147,52 @@ class CancelStore:
         those that are new. A final record that is at least ``records_older_than_s`` old is not believed: the
         order is canceled again (None: every record is believed).
 
-        Raises StoreError: those of earlier portions of a long list may have been accepted even when
-        ``may_be_accepted`` is false for the last one. Raises Fenced when ``fence`` does not hold.
+        Raises StoreError: of a long list, which is entered in portions, the others may have been accepted
+        even when ``may_be_accepted`` is false for one. Raises Fenced when ``fence`` does not hold.
         """
-        not_believed = {}
+        asked = {
+            "lane": lane.value,
+            "queue": self._celery_prefix + lane.queue,
+            **self._results_at,
+            **_as_known(known),
+            **_fenced_by(fence),
+        }
         if records_older_than_s is not None:
-            not_believed["not_believed_ms"] = round(records_older_than_s * 1000)
+            asked["not_believed_ms"] = round(records_older_than_s * 1000)
+        rows = []
+        for at, request in enumerate(requests):
+            fields = request.kept_fields()
+            requested_by = fields.pop("requested_by", "")
+            deadline_s = fields.pop("deadline_s", default_deadline_s)
+            row = (
+                request.order_id,
+                json.dumps(fields),
+                known.path if known else write_path(request.exchange_index),
+                json.dumps(requested_by) if requested_by else "",
+                round(deadline_s * 1000),
+                reply_to[at] if reply_to else "",
+            )
+            rows.append(row)
+        portions = [
+            scripts.asking(self._prefix, rows[start : start + ACCEPT_AT_ONCE], **asked)
+            for start in range(0, len(rows), ACCEPT_AT_ONCE)
+        ]
         settled: dict[str, CancelResult] = {}
         joined: set[str] = set()
         spoilt: list[tuple[CancelRequest, str]] = []
-        woken, waiting = 1, 0
-        for start in range(0, len(requests), ACCEPT_AT_ONCE):
-            portion = requests[start : start + ACCEPT_AT_ONCE]
-            rows = []
-            for at, request in enumerate(portion, start):
-                fields = request.kept_fields()
-                requested_by = fields.pop("requested_by", "")
-                deadline_s = fields.pop("deadline_s", default_deadline_s)
-                row = (
-                    request.order_id,
-                    json.dumps(fields),
-                    known.path if known else write_path(request.exchange_index),
-                    json.dumps(requested_by) if requested_by else "",
-                    round(deadline_s * 1000),
-                    reply_to[at] if reply_to else "",
-                )
-                rows.append(row)
-            args = scripts.asking(
-                self._prefix,
-                rows,
-                lane=lane.value,
-                queue=self._celery_prefix + lane.queue,
-                **self._results_at,
-                **_as_known(known),
-                **_fenced_by(fence),
-                **not_believed,
-            )
-            answer = scripts.surely(self._server, self._accept, args, replicas=self._wait_replicas)
-            woken, waiting, *answers = _unless_fenced(answer, fence)
-            for at, (request, answer) in enumerate(zip(portion, answers, strict=True), start):
-                if answer == "joined":
-                    joined.add(request.order_id)
-                elif answer:
-                    try:
-                        settled[request.order_id] = results.parse_record(answer)
-                    except ValueError as error:
-                        say(log, LogEvent.RESULT_UNREADABLE, order_id=request.order_id, why=str(error))
-                        spoilt.append((request, reply_to[at] if reply_to else ""))
+        woken, waiting, answers = 1, 0, []
+        for told in scripts.surely_each(self._server, self._accept, portions, replicas=self._wait_replicas):
+            woken, waiting, *some = _unless_fenced(told, fence)
+            answers += some
+        for at, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            if answer == "joined":
+                joined.add(request.order_id)
+            elif answer:
+                try:
+                    settled[request.order_id] = results.parse_record(answer)
+                except ValueError as error:
+                    say(log, LogEvent.RESULT_UNREADABLE, order_id=request.order_id, why=str(error))
+                    spoilt.append((request, reply_to[at] if reply_to else ""))
         if spoilt:  # by a stranger, or by a version that knows more: asked for again, the exchange tells
             anew = self.accept(
                 [request for request, _ in spoilt],

@@ -224,8 +224,8 @@ class MassClaim:
             if anew or order_id not in self._kept.orders:
                 self._kept.orders[order_id] = had
         noted = [(order_id, had.to_json()) for order_id, had in orders.items()]
-        for start in range(0, len(noted), NOTE_AT_ONCE):
-            self._write(self._scripts.note_orders, noted[start : start + NOTE_AT_ONCE], anew=anew)
+        portions = [noted[start : start + NOTE_AT_ONCE] for start in range(0, len(noted), NOTE_AT_ONCE)]
+        self._write_each(self._scripts.note_orders, portions, anew=anew)
 
     def open_again(self, order_ids: Iterable[str]) -> None:
         """Has orders that are noted counted among those that are left, before they are entered once more."""
@@ -342,15 +342,21 @@ class MassClaim:
             scripts.call(functools.partial(self._server.append, key, each))
 
     def _write(self, script: Any, rows: Iterable[Sequence[Any]] = (), **asked: Any) -> Any:
-        mine = {"id": self.fence.request_id, "token": self.fence.token}
-        args = scripts.asking(self._settings.key_prefix, rows, **mine, **asked)
-        answer = scripts.surely(self._server, script, args)
-        if not answer:
-            self._put_back()
-            answer = scripts.surely(self._server, script, args)
-        if not answer:
-            raise Fenced(self.fence)
+        [answer] = self._write_each(script, [rows], **asked)
         return answer
+
+    def _write_each(
+        self, script: Any, portions: Sequence[Iterable[Sequence[Any]]], **asked: Any
+    ) -> list[Any]:
+        mine = {"id": self.fence.request_id, "token": self.fence.token}
+        args = [scripts.asking(self._settings.key_prefix, rows, **mine, **asked) for rows in portions]
+        answers = scripts.surely_each(self._server, script, args)
+        if not all(answers):
+            self._put_back()
+            answers = scripts.surely_each(self._server, script, args)
+        if not all(answers):
+            raise Fenced(self.fence)
+        return answers
 
     def _put_back(self) -> None:
         """Puts it back if Redis has lost it: nobody else's report can have been there and be forgotten."""

@@ -134,10 +134,29 @@ def surely(
     Raises StoreError. ``may_be_accepted`` is true only once the script was sent, unless Redis refused it;
     also when too few replicas have it in time, or a failover is under way.
     """
+    [answer] = surely_each(server, script, [args], then=then, replicas=replicas)
+    return answer
+
+
+def surely_each(
+    server: redis.Redis,
+    script: Any,
+    portions: Sequence[Sequence[Any]],
+    *,
+    then: Sequence[Sequence[Any]] = (),
+    replicas: int = 0,
+) -> list[Any]:
+    """What a script answers to each of some portions, as :func:`surely` does.
+
+    They are sent together: waiting for each answer would take longer than the portions themselves. Raises the
+    first error; the other portions may have been done all the same.
+    """
+    if not portions:
+        return []
     pool = server.connection_pool
     connection = call(pool.get_connection)
     try:
-        answer = call(lambda: _run(connection, script, args), may_be_accepted=True)
+        answers = call(lambda: _run_each(connection, script, portions), may_be_accepted=True)
         for command in then:
             call(functools.partial(_ask, connection, *command), may_be_accepted=True)
         if replicas:  # WAIT is about what its own connection has written
@@ -145,17 +164,24 @@ def surely(
         if why := call(lambda: primary.why_unsure(pool, connection), may_be_accepted=True):
             pool.disconnect()
             raise StoreError(f"Redis has it, but {why}: ask again", may_be_accepted=True)
-        return answer
+        return list(answers)
     finally:
         pool.release(connection)
 
 
-def _run(connection: Any, script: Any, args: Sequence[Any]) -> Any:
-    try:
-        return _ask(connection, "EVALSHA", script.sha, 0, *args)
-    except redis.exceptions.NoScriptError:
+def _run_each(connection: Any, script: Any, portions: Sequence[Sequence[Any]]) -> list[Any]:
+    commands = [("EVALSHA", script.sha, 0, *args) for args in portions]
+    answers = _ask_each(connection, commands)
+    unknown = [at for at, each in enumerate(answers) if isinstance(each, redis.exceptions.NoScriptError)]
+    if unknown:
         call(lambda: _ask(connection, "SCRIPT LOAD", script.script))
-        return _ask(connection, "EVALSHA", script.sha, 0, *args)
+        again = _ask_each(connection, [commands[at] for at in unknown])
+        for at, answer in zip(unknown, again, strict=True):
+            answers[at] = answer
+    for each in answers:
+        if isinstance(each, redis.ResponseError):
+            raise each
+    return answers
 
 
 def _await(connection: Any, replicas: int) -> None:
@@ -175,14 +201,28 @@ def _await(connection: Any, replicas: int) -> None:
 
 
 def _ask(connection: Any, *command: Any) -> Any:
+    [answer] = _ask_each(connection, [command])
+    if isinstance(answer, redis.ResponseError):
+        raise answer
+    return answer
+
+
+def _ask_each(connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    """The answer to each command, which may be a ResponseError; all are sent before the first is read."""
     try:
-        connection.send_command(*command)
-        return connection.read_response()
-    except redis.ResponseError:
-        raise
+        for command in commands:
+            connection.send_command(*command)
+        return [_answer(connection) for _ in commands]
     except BaseException:  # an interrupt too: an answer that still comes is not for whoever is next
         connection.disconnect()
         raise
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error
 
 
 # Around every script: what it is asked (see `asking`), and the server's time. What goes wrong before anything

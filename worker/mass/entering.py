@@ -225,8 +225,8 @@ class Entering:
         """Enters them in portions: the first are on their way while the others are noted."""
         entered: list[Entered] = []
 
-        def accept(noted: _Noted) -> None:
-            entered.append(self._accept_noted(noted, began_s, doubt))
+        def accept(some: list[_Noted]) -> None:
+            entered.extend(self._accept_noted(noted, began_s, doubt) for noted in some)
 
         with Aside[_Noted](accept) as accepting:
             ids = list(orders)
