@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.pending import WakeUp
 from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.logs import Seldom
 from worker.dispatch.dispatcher import Dispatcher
@@ -56,19 +57,21 @@ class Senders:
 
     def start(self, services: Services) -> None:
         """Has them listen."""
+        self._dispatcher.has_listeners = True
         services.start(*self.services)
         self._running = services
 
     def show_listeners(self) -> None:
         """Says in Redis that somebody listens; raises StoreError."""
         if self._running is not None:
-            self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S)
+            offer = self._dispatcher.idle_offer()
+            self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
 
     def _serve(self, sender: _Sender) -> float:
         """One round: works if there was a wake-up, then listens; how long to wait until the next."""
         if sender.woken:
-            self._dispatcher.serve(sender.lanes, beat=sender.service.beat)
-        sender.woken = True  # a lost connection loses wake-ups, and an open breaker takes none
+            self._dispatcher.serve(sender.lanes, wake_up=sender.woken, beat=sender.service.beat)
+        sender.woken = WakeUp()  # a lost connection loses wake-ups, and an open breaker takes none
         if not self._dispatcher.may_claim:
             return HELD_BACK_S  # workers that can go on need the wake-up
         try:
@@ -86,5 +89,5 @@ class _Sender:
 
     def __init__(self, name: str, serve: Callable[[_Sender], float], lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
-        self.woken = True
+        self.woken: WakeUp | None = WakeUp()
         self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)

@@ -1,6 +1,6 @@
 -- accept: enters cancel requests into the cancel store, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) ARGV  1 prefix of the store's keys · 2 prefix of
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, reply.lua, aside.lua, buckets.lua, grant.lua) ARGV  1 prefix of the store's keys · 2 prefix of
 --       the record keys · 3 lane · 4 record's life, seconds · 5 key of the lane's queue · 6 whether there is an
 --       audit log (1, 0) · 7 what is known already about new ones (JSON, or empty) · 8 until those are due, ms ·
 --       9 the mass cancel that asks (its id, or empty) · 10 its runner's fencing token · 11 from which age on a
@@ -15,7 +15,7 @@
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
 -- record is final is answered from it; a record that is not final goes, because work on it starts again. So
 -- does a final one that is too old to be believed: somebody saw the order rest after that. An entry that cannot
--- be read is set aside, and the order entered anew.
+-- be read is set aside, and the order entered anew. A lone new one is claimed in the same step where a worker is idle (grant.lua).
 
 local FIRST = 12  -- of the requests' values
 -- Everybody who asks gets a copy of the record, with the names: more would be too long a record.
@@ -130,7 +130,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
   end
 end
 
-local function put_new(order_id, state)
+local function put_new(order_id, state, claim)  -- `claim`: it is claimed already
   local entry = prefix .. ':pending:' .. order_id
   sure[entry] = true
   write('HSET', entry, 'request', state.text, 'lane', lane, 'path', state.path, 'accepted_ms', now_ms, 'deadline_ms', state.deadline_ms)
@@ -139,7 +139,8 @@ local function put_new(order_id, state)
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
   if ARGV[7] ~= '' then gather('HSET', entry, 'progress', ARGV[7]) end
-  stand(order_id, lane, state.path, now_ms + ARGV[8])
+  if claim then hand_over(claim, order_id, state.text, lane, state.deadline_ms) end
+  stand(order_id, lane, state.path, now_ms + (claim and claim.lease_ms or ARGV[8]))
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end
 
@@ -245,15 +246,18 @@ for at = FIRST, #ARGV, 6 do
     open = open + 1
   end
 end
+-- What a mass cancel enters goes out in large calls, or is to be read first.
+local lone = #ARGV == FIRST + 5 and ARGV[7] == '' and ARGV[9] == '' and tonumber(ARGV[8]) == 0 and states[order_ids[1]]
+local claim = lone and lone.is_new and grant(lane, lone.path)
 for _, order_id in ipairs(order_ids) do
   local state = states[order_id]
   if state.changed and state.changed.waiters then write('EXPIRE', prefix .. ':waiters:' .. order_id, WAITERS_LIFE_S) end
-  if state.is_new then put_new(order_id, state) else put_joined(order_id, state) end
+  if state.is_new then put_new(order_id, state, claim) else put_joined(order_id, state) end
 end
 flush()
 if open > 0 then
   redis.pcall('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
-  answer[1] = wake_up(lane)
+  answer[1] = claim and 1 or wake_up(lane)
   if answer[1] == 0 then answer[2] = length(queue) end
 end
 if ARGV[6] == '1' then

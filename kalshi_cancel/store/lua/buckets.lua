@@ -11,9 +11,14 @@ local RECOVERY_PER_S = 0.05  -- of the full refill rate
 local ON_THE_WAY_S = 0.2
 -- After a 429 a bucket stands still for so long, unless other limits are heard of: `at_us` is ahead by that.
 local HOLD_US = 250000
-local limits = redis.call('HMGET', prefix .. ':limits', 'read_refill', 'read_capacity', 'write_refill', 'write_capacity')
+local limits
+local function known_limits()  -- read when they are needed: a producer may not be allowed to
+  limits = limits or redis.call('HMGET', prefix .. ':limits', 'read_refill', 'read_capacity', 'write_refill', 'write_capacity')
+  return limits
+end
 
 local function bucket_state(name)
+  local limits = known_limits()
   local kind = string.sub(name, 1, 4) == 'read' and 1 or 3
   local refill, capacity = number(limits[kind]) or 1e12, number(limits[kind + 1]) or 1e12
   capacity = math.max(capacity - refill * ON_THE_WAY_S, capacity / 2)

@@ -5,7 +5,8 @@
 --       at most in one call · how many calls, if they are for one order each · lease, ms · this moment on the
 --       exchange's clock, ms (empty: not known) · share of a write bucket that is kept for risk · cost of a
 --       cancel · of a read · of a listing · the worker's name · how many of the calls may be read-backs · how much
---       later than it is a read-back counts as due, ms · then two for each lane, the most urgent first:
+--       later than it is a read-back counts as due, ms · how long what it offers counts, ms, and its offer as grant.lua has it, from
+--       the lanes on (empty: it is not idle) · then two for each lane, the most urgent first:
 --       lane · its queue
 -- returns { this moment (ms), senders that are coming (woken, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
@@ -208,7 +209,7 @@ local function claim(first)
   end
 
   local looked, with_more, coming, next_due_ms, is_more = {}, {}, 0, 0, false
-  for at = first + 11, #ARGV, 2 do
+  for at = first + 13, #ARGV, 2 do
     local lane = ARGV[at]
     if #calls < most_calls then
       repeat
@@ -235,6 +236,13 @@ local function claim(first)
   if #calls > 0 and (next_due_ms == 0 or next_due_ms > now_ms + lease_ms) then next_due_ms = now_ms + lease_ms end
   if given > 0 then write('INCRBY', prefix .. ':fence', given) end
   write('HSET', prefix .. ':claimed_ms', unpack(looked))
+  -- Whoever has found nothing is idle; who has work, or waits for tokens, is not.
+  local idle, offered, has_none = prefix .. ':idle', ARGV[first + 12], #calls == 0 and held_up_ms == 0
+  if has_none and offered ~= '' then
+    afterwards[#afterwards + 1] = { 'HSET', idle, worker, string.format('%.0f', now_ms + ARGV[first + 11]) .. ':' .. offered }
+  elseif not has_none and redis.pcall('HEXISTS', idle, worker) == 1 then
+    afterwards[#afterwards + 1] = { 'HDEL', idle, worker }
+  end
   flush()
   for _, lane in ipairs(with_more) do coming = coming + wake_up(lane) end
   if #spoilt > 0 then table.insert(calls, 1, { '', '0', spoilt }) end

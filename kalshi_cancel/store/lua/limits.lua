@@ -9,7 +9,7 @@
 
 local is_new = false
 for at = 1, 4 do
-  if tonumber(limits[at] or '') ~= tonumber(ARGV[at + 1]) then is_new = true end
+  if tonumber(known_limits()[at] or '') ~= tonumber(ARGV[at + 1]) then is_new = true end
 end
 write('HSET', prefix .. ':limits', 'read_refill', ARGV[2], 'read_capacity', ARGV[3], 'write_refill', ARGV[4], 'write_capacity', ARGV[5])
 if is_new then
