@@ -302,8 +302,8 @@ KEYS = (
     Key(
         "P:idle",
         "hash",
-        "Idle workers, and how a lone cancel is to be claimed for each: until when, lanes, lease, cost, share "
-        "kept for risk, the exchange's clock.",
+        "Idle workers, and how a lone cancel is claimed for each: until when, lanes, lease, cost, share kept "
+        "for risk, the exchange's clock.",
         "*each worker: its field goes when it has work; it counts for 3 s*",
     ),
     Key("P:intake:{lane}", "string", "There while a worker takes in raw messages.", "2 s"),

@@ -34,7 +34,7 @@ local function bucket_state(name)
   local rate, tokens, at_us = refill * share, capacity, now_us
   if b[1] and b[2] then
     if b[2] > now_us and b[2] <= now_us + HOLD_US then at_us = b[2] end
-    tokens = math.min(capacity, b[1] + math.max(at_us - b[2], 0) * rate / 1e6)
+    tokens = math.max(math.min(capacity, b[1] + math.max(at_us - b[2], 0) * rate / 1e6), -capacity)  -- (a producer may write it)
   end
   return { name = name, key = key, tokens = tokens, at_us = at_us, refill = rate, full_refill = refill, capacity = capacity,
     share = share, spent = b[5] or 0, refused = b[6] or 0 }
