@@ -120,6 +120,9 @@ class Dispatcher:
         self._lanes = settings.lanes
         self._completions = completions or Completions()
         self._room = _Room(settings.senders)
+        self._for_risk = (Lane.RISK,) if Lane.RISK in settings.lanes else settings.lanes
+        # One sender is left to risk, whatever the others are at.
+        self._for_all_lanes = _Room(settings.senders)
         self._neighbors = neighbors
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
@@ -213,13 +216,12 @@ class Dispatcher:
             if not wanted:
                 return
             try:
-                self.serve(self._lanes)
+                self.serve()
             except StoreError as error:  # the message has done its part, and nobody else is to fail of it
                 say_failed(log, error, "claim cancels", seldom=self._no_store)
 
     def serve(
         self,
-        lanes: Sequence[Lane],
         *,
         wake_up: WakeUp | None = None,
         beat: Callable[[], None] = lambda: None,
@@ -229,7 +231,7 @@ class Dispatcher:
         Begins with what the wake-up carries. Calls ``beat`` again and again meanwhile.
         """
         try:
-            self._work(tuple(lanes), beat, self._granted(wake_up))
+            self._work(beat, self._granted(wake_up))
         except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
@@ -255,32 +257,46 @@ class Dispatcher:
         with self._busy:
             return self._execute(claim, since=since)
 
-    def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None], held: Completion) -> None:
+    @property
+    def lanes_with_room(self) -> tuple[Lane, ...]:
+        """The lanes that one more sender would serve: risk alone, if all others are at work."""
+        return self._lanes if self._for_all_lanes.any_idle else self._for_risk
+
+    def _work(self, beat: Callable[[], None], held: Completion) -> None:
+        hand = _Hand(held)
         try:
-            while not self._stopping.is_set():
+            goes_on = True
+            while goes_on and not self._stopping.is_set():
                 beat()
-                if not self._breaker.is_closed:
-                    held = self._put_down(held)
-                    if not self._breaker.keep_watch(self._stopping, beat):
-                        return
-                place = _Place(held, len(held.conclusions), frozenset(lanes))
-                with self._completions.at_it(place) as places:
-                    if places:
-                        self._turn(places, lanes)
-                    given, held = place.given(), place.held
-                    if given is None:
-                        continue  # another sender has stored what this one completed, and there is more
-                    claim, asked = given
-                    self._completions.claimed(len(claim.entries), is_more=claim.is_more)
-                    if claim.entries:
-                        held = self._see_through(claim, asked)
-                        continue
-                wait_s = _until_more(claim)
-                waits_for = (claim.tokens_in_s > 0, lanes)
-                if wait_s is None or not self._stay(wait_s, waits_for):
-                    return
+                with self._for_all_lanes.one_more() as is_room:
+                    goes_on = self._round(hand, self._lanes if is_room else self._for_risk, beat)
         finally:
-            self._put_down(held)
+            self._put_down(hand.held)
+
+    def _round(self, hand: _Hand, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> bool:
+        """Puts down what the sender holds, claims and sees that through; False: nothing is due soon."""
+        if not self._breaker.is_closed:
+            hand.held = self._put_down(hand.held)
+            if not self._breaker.keep_watch(self._stopping, beat):
+                return False
+        place = _Place(hand.held, len(hand.held.conclusions), frozenset(lanes))
+        with self._completions.at_it(place) as places:
+            try:
+                if places:
+                    self._turn(places, lanes)
+                given = place.given()
+            finally:
+                hand.held = place.held
+            if given is None:
+                return True  # another sender has stored what this one completed, and there is more
+            claim, asked = given
+            self._completions.claimed(len(claim.entries), is_more=claim.is_more)
+            if claim.entries:
+                hand.held = self._see_through(claim, asked)
+                return True
+        wait_s = _until_more(claim)
+        waits_for = (claim.tokens_in_s > 0, lanes)
+        return wait_s is not None and self._stay(wait_s, waits_for)
 
     def _execute(self, claim: Claim, *, since: float) -> Completion:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
@@ -536,6 +552,13 @@ def _can_be_looked_for(order_id: str) -> bool:
     return len(order_id) <= REFUSED_ID_MAX_CHARS and not any(
         "\ud800" <= each <= "\udfff" for each in order_id
     )
+
+
+class _Hand:
+    """What one sender has completed and not put down yet."""
+
+    def __init__(self, held: Completion) -> None:
+        self.held = held
 
 
 class _Busy:

@@ -1,13 +1,16 @@
-"""The senders of a process: threads that listen for a wake-up in Redis and then work until nothing is due.
+"""The senders of a process: threads of which one listens for wake-ups in Redis, and works when there is one.
 
 A wake-up goes out in the same step that adds work to the store, so a cancel is on its way within
-milliseconds; Celery's messages wake workers up where no sender listens. One sender of several serves the risk
-lane only.
+milliseconds; Celery's messages wake workers up where no sender listens. Who is woken up works until nothing
+is due, and another listens. While all senders but one are at work, that one serves the risk lane only.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 from kalshi_cancel.model.requests import Lane
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 LISTEN_S = 0.5
 LISTEN_AGAIN_S = 0.1  # without Redis
 HELD_BACK_S = 0.25  # between looks whether the exchange is back
+# Who listens comes by far more often than this; after it, another takes its place.
+LISTENER_GONE_S = 3.0
 # That senders listen is said again and again, which comes late where a process has more to do than it can.
 LISTENERS_LIFE_S = 5.0
 # Longer than any step of a sender's work may take: a call to the exchange, a few pages of a listing.
@@ -46,17 +51,14 @@ class Senders:
         self._dispatcher = dispatcher
         self._store = store
         self._lanes = tuple(lanes)
+        self._listener = _Listener()
         self._not_listening = Seldom()
-        kept_free = (Lane.RISK,) if Lane.RISK in self._lanes and number > 1 else self._lanes
-        self.services = [
-            _Sender(f"sender-{at + 1}", self._serve, kept_free if at == 0 else self._lanes).service
-            for at in range(number)
-        ]
+        self.services = [_Sender(f"sender-{at + 1}", self._serve).service for at in range(number)]
         self.names = {service.name for service in self.services}
         self._running: Services | None = None
 
     def start(self, services: Services) -> None:
-        """Has them listen."""
+        """Starts them."""
         self._dispatcher.has_listeners = True
         services.start(*self.services)
         self._running = services
@@ -68,26 +70,63 @@ class Senders:
             self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
 
     def _serve(self, sender: _Sender) -> float:
-        """One round: works if there was a wake-up, then listens; how long to wait until the next."""
+        """One round: works if there was a wake-up, then listens, or waits; how long until the next."""
         if sender.woken:
-            self._dispatcher.serve(sender.lanes, wake_up=sender.woken, beat=sender.service.beat)
+            self._dispatcher.serve(wake_up=sender.woken, beat=sender.service.beat)
         sender.woken = WakeUp()  # a lost connection loses wake-ups, and an open breaker takes none
         if not self._dispatcher.may_claim:
             return HELD_BACK_S  # workers that can go on need the wake-up
+        if not self._listener.is_now(sender, within_s=LISTENER_GONE_S):
+            sender.woken = None
+            return 0.0
         try:
-            sender.woken = self._store.listen(sender.lanes, within_s=LISTEN_S, key_id=self._key_id())
+            sender.woken = self._store.listen(
+                self._dispatcher.lanes_with_room, within_s=LISTEN_S, key_id=self._key_id()
+            )
         except StoreError as error:
             if not error.can_pass:
                 raise
             say_failed(log, error, "listen for wake-ups", seldom=self._not_listening)
             return LISTEN_AGAIN_S
+        if sender.woken:
+            self._listener.leave(sender)
         return 0.0
 
 
 class _Sender:
     """One of them; ``woken``: there may be something to do, as there may be before anybody has listened."""
 
-    def __init__(self, name: str, serve: Callable[[_Sender], float], lanes: Sequence[Lane]) -> None:
-        self.lanes = lanes
+    def __init__(self, name: str, serve: Callable[[_Sender], float]) -> None:
         self.woken: WakeUp | None = WakeUp()
         self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)
+
+
+class _Listener:
+    """Which sender listens: one at a time, the next one once it has left or has not come by for a while."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._who: _Sender | None = None
+        self._came_by_at = -math.inf
+
+    def is_now(self, sender: _Sender, *, within_s: float) -> bool:
+        """Makes the sender the listener, within so many seconds, unless another stays it; whether it is."""
+        with self._changed:
+            if self._who is not sender:
+                self._changed.wait_for(lambda: self._is_free, within_s)
+                if not self._is_free:
+                    return False
+                self._who = sender
+            self._came_by_at = time.monotonic()
+            return True
+
+    def leave(self, sender: _Sender) -> None:
+        """The sender has other work, and the next one listens."""
+        with self._changed:
+            if self._who is sender:
+                self._who = None
+                self._changed.notify()
+
+    @property
+    def _is_free(self) -> bool:
+        return self._who is None or time.monotonic() > self._came_by_at + LISTENER_GONE_S
