@@ -356,7 +356,7 @@ class CancelStore:
         lists = [self._keys.wake_up(lane) for lane in lanes]
         if key_id:
             lists += [self._keys.wake_up_with(lane, key_id) for lane in lanes]
-        popped = scripts.call(lambda: self._server.blpop(lists, timeout=within_s))
+        popped = scripts.ask(self._server, "BLPOP", *lists, within_s)
         return None if popped is None else self._wake_up(popped[1])
 
     def _wake_up(self, text: str) -> WakeUp:

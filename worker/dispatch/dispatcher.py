@@ -263,36 +263,36 @@ class Dispatcher:
         return self._lanes if self._for_all_lanes.any_idle else self._for_risk
 
     def _work(self, beat: Callable[[], None], held: Completion) -> None:
-        hand = _Hand(held)
+        sending = _Sending(held)
         try:
             goes_on = True
             while goes_on and not self._stopping.is_set():
                 beat()
                 with self._for_all_lanes.one_more() as is_room:
-                    goes_on = self._round(hand, self._lanes if is_room else self._for_risk, beat)
+                    goes_on = self._round(sending, self._lanes if is_room else self._for_risk, beat)
         finally:
-            self._put_down(hand.held)
+            self._put_down(sending.held)
 
-    def _round(self, hand: _Hand, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> bool:
+    def _round(self, sending: _Sending, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> bool:
         """Puts down what the sender holds, claims and sees that through; False: nothing is due soon."""
         if not self._breaker.is_closed:
-            hand.held = self._put_down(hand.held)
+            sending.held = self._put_down(sending.held)
             if not self._breaker.keep_watch(self._stopping, beat):
                 return False
-        place = _Place(hand.held, len(hand.held.conclusions), frozenset(lanes))
+        place = _Place(sending.held, len(sending.held.conclusions), frozenset(lanes))
         with self._completions.at_it(place) as places:
             try:
                 if places:
                     self._turn(places, lanes)
                 given = place.given()
             finally:
-                hand.held = place.held
+                sending.held = place.held
             if given is None:
                 return True  # another sender has stored what this one completed, and there is more
             claim, asked = given
             self._completions.claimed(len(claim.entries), is_more=claim.is_more)
             if claim.entries:
-                hand.held = self._see_through(claim, asked)
+                sending.held = self._see_through(claim, asked)
                 return True
         wait_s = _until_more(claim)
         waits_for = (claim.tokens_in_s > 0, lanes)
@@ -554,7 +554,7 @@ def _can_be_looked_for(order_id: str) -> bool:
     )
 
 
-class _Hand:
+class _Sending:
     """What one sender has completed and not put down yet."""
 
     def __init__(self, held: Completion) -> None:

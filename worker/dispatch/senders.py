@@ -76,9 +76,9 @@ class Senders:
         sender.woken = WakeUp()  # a lost connection loses wake-ups, and an open breaker takes none
         if not self._dispatcher.may_claim:
             return HELD_BACK_S  # workers that can go on need the wake-up
-        if not self._listener.is_now(sender, within_s=LISTENER_GONE_S):
+        if not self._listener.is_now(sender):
             sender.woken = None
-            return 0.0
+            return LISTENER_GONE_S
         try:
             sender.woken = self._store.listen(
                 self._dispatcher.lanes_with_room, within_s=LISTEN_S, key_id=self._key_id()
@@ -102,31 +102,31 @@ class _Sender:
 
 
 class _Listener:
-    """Which sender listens: one at a time, the next one once it has left or has not come by for a while."""
+    """Which sender listens: one at a time, another once it has left or has not come by for a while."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._who: _Sender | None = None
         self._came_by_at = -math.inf
+        self._waiting: list[_Sender] = []
 
-    def is_now(self, sender: _Sender, *, within_s: float) -> bool:
-        """Makes the sender the listener, within so many seconds, unless another stays it; whether it is."""
-        with self._changed:
-            if self._who is not sender:
-                self._changed.wait_for(lambda: self._is_free, within_s)
-                if not self._is_free:
-                    return False
-                self._who = sender
-            self._came_by_at = time.monotonic()
-            return True
+    def is_now(self, sender: _Sender) -> bool:
+        """Makes the sender the listener, unless another is; then it is woken up when it may be the next."""
+        now = time.monotonic()
+        with self._lock:
+            if self._who in (None, sender) or now > self._came_by_at + LISTENER_GONE_S:
+                self._who, self._came_by_at = sender, now
+                return True
+            if sender not in self._waiting:
+                self._waiting.append(sender)
+            return False
 
     def leave(self, sender: _Sender) -> None:
-        """The sender has other work, and the next one listens."""
-        with self._changed:
-            if self._who is sender:
-                self._who = None
-                self._changed.notify()
-
-    @property
-    def _is_free(self) -> bool:
-        return self._who is None or time.monotonic() > self._came_by_at + LISTENER_GONE_S
+        """The sender has other work: the one that has come last, whose caches are warm, may be the next."""
+        with self._lock:
+            if self._who is not sender:
+                return
+            self._who = None
+            another = self._waiting.pop() if self._waiting else None
+        if another is not None:
+            another.service.wake()

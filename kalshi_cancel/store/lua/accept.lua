@@ -139,7 +139,7 @@ local function put_new(order_id, state, claim)  -- `claim`: it is claimed alread
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
   if ARGV[7] ~= '' then gather('HSET', entry, 'progress', ARGV[7]) end
-  if claim then hand_over(claim, order_id, state.text, lane, state.deadline_ms) end
+  if claim then pass_on(claim, order_id, state.text, lane, state.deadline_ms) end
   stand(order_id, lane, state.path, now_ms + (claim and claim.lease_ms or ARGV[8]))
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end

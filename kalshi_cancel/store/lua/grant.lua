@@ -28,7 +28,8 @@ local function payable(name, cost, share)  -- the bucket, if these tokens are th
 end
 
 local function is_awaited(list, in_lane)  -- whether a listening sender would take a wake-up at once
-  return redis.pcall('EXISTS', prefix .. ':listeners:' .. in_lane) == 1 and redis.pcall('LLEN', list) == 0
+  sure[list] = redis.pcall('LLEN', list) == 0
+  return sure[list] and redis.pcall('EXISTS', prefix .. ':listeners:' .. in_lane) == 1
     and redis.acl_check_cmd('LPUSH', list, '') and redis.acl_check_cmd('HDEL', prefix .. ':idle', '')
 end
 
@@ -44,7 +45,7 @@ local function grant(in_lane, path)  -- takes the tokens for one cancel; the cla
   return taken
 end
 
-local function hand_over(claim, order_id, request, in_lane, deadline_ms)  -- the claimed entry, to whoever takes the wake-up
+local function pass_on(claim, order_id, request, in_lane, deadline_ms)  -- the claimed entry, to whoever takes the wake-up
   local at_ms = string.format('%.0f', now_ms)
   gather('HSET', prefix .. ':pending:' .. order_id, 'token', claim.token, 'claimed_by', BY_WAKE_UP, 'sent', 1,
     'first_sent_ms', claim.exchange_ms, 'first_sent_age', 0)
