@@ -26,7 +26,7 @@ CHECK_EVERY_S = 1.0
 AGAIN_S = 1.0
 # Longer than a round of any job may take: a few calls to the exchange, or to a Redis that does not answer.
 HANGS_AFTER_S = 60.0
-# What one thread does in turn is done together if it is due within this: each time that a thread wakes up costs.
+# What one thread does in turn is done together if it is due within this: each time it wakes up costs.
 TOGETHER_S = 0.05
 
 
