@@ -664,7 +664,7 @@ class CancelStore:
         return results.record_parts(result, date_done=settled_at or now, settled_at=settled_at)
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
-        return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+        return scripts.run(self._server, script, args, may_be_accepted=may_be_accepted)
 
 
 def _escaped(special: re.Match[str]) -> str:

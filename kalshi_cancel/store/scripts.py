@@ -141,11 +141,22 @@ def surely(
 
 
 def ask(server: redis.Redis, *command: Any) -> Any:
-    """What a command answers; raises StoreError. For what is waited for: the client's own way adds 40 us."""
+    """What a command answers; raises StoreError. The client's own way adds 40 us, which some wait for."""
+    return _on_a_connection(server, lambda connection: _ask(connection, *command))
+
+
+def run(server: redis.Redis, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
+    """What a script answers; raises StoreError. See :func:`ask`; :func:`surely` is for what must last."""
+    return _on_a_connection(
+        server, lambda connection: _run(connection, script, args), may_be_accepted=may_be_accepted
+    )
+
+
+def _on_a_connection(server: redis.Redis, do: Callable[[Any], Any], *, may_be_accepted: bool = False) -> Any:
     pool = server.connection_pool
     connection = call(pool.get_connection)
     try:
-        return call(lambda: _ask(connection, *command))
+        return call(lambda: do(connection), may_be_accepted=may_be_accepted)
     finally:
         pool.release(connection)
 

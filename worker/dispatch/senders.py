@@ -24,7 +24,7 @@ from worker.dispatch.services import Service, Services
 log = logging.getLogger(__name__)
 
 # Between looks at whether to stop; below the time after which Redis' silence is an outage.
-LISTEN_S = 0.5
+LISTEN_S = 0.75
 LISTEN_AGAIN_S = 0.1  # without Redis
 HELD_BACK_S = 0.25  # between looks whether the exchange is back
 # Who listens comes by far more often than this; after it, another takes its place.

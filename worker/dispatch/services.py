@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kalshi_cancel.store.scripts import StoreError, say_failed
@@ -85,18 +85,23 @@ class Services:
         self._emit = emit
         self._lock = threading.Lock()
         self._threads: list[_Thread] = []
+        self._shared: _Thread | None = None
         self._watcher: threading.Thread | None = None
         self._stopping = threading.Event()
         self._redis_away = Seldom()
 
     def start(self, *services: Service, in_turn: bool = False) -> None:
-        """Starts services, all ``in_turn`` in one thread or each in its own, and the watch over them."""
+        """Starts services, each in its own thread or all ``in_turn`` ones in one, and the watch over them."""
         with self._lock:
-            for some in [services] if in_turn and services else [(service,) for service in services]:
-                self._threads.append(thread := _Thread(some))
-                for service in some:
-                    self._emit(ServiceMoved(service.name, well=True))
+            for service in services:
+                self._emit(ServiceMoved(service.name, well=True))
+                if in_turn and self._shared is not None:
+                    self._shared.add(service)
+                    continue
+                self._threads.append(thread := _Thread(service))
                 self._begin(thread)
+                if in_turn:
+                    self._shared = thread
         self.check()
 
     def wake(self, name: str) -> None:
@@ -257,14 +262,19 @@ class _Job:
 class _Thread:
     """What does some jobs in turn; only the latest ``generation`` of its threads counts."""
 
-    def __init__(self, services: Sequence[Service]) -> None:
-        self.name = services[0].name
-        self.jobs = [_Job(service) for service in services]
+    def __init__(self, service: Service) -> None:
+        self.name = service.name
+        self.jobs: tuple[_Job, ...] = ()
         self.running: threading.Thread | None = None
         self.generation = 0
         self._woken = threading.Event()
-        for service in services:
-            service.woken = self._woken
+        self.add(service)
+
+    def add(self, service: Service) -> None:
+        """Has one more done in turn, from now on."""
+        service.woken = self._woken
+        self.jobs = (*self.jobs, _Job(service))
+        self._woken.set()
 
     def due(self, now: float) -> Iterator[_Job]:
         """The jobs that are to have a round at this moment."""
