@@ -125,10 +125,16 @@ class Crew:
         """Asks for a cancel whose call will not be answered soon; the worker that has sent it."""
         self.client.cancel(order_id)
         self.wait_sent(order_id)
-        entry = self.client.status(order_id).open
-        assert entry is not None
-        assert entry.claimed
-        return next(worker for worker in self.alive() if entry.claimed_by.endswith(f":{worker.pid}"))
+
+        def holder() -> Part | None:
+            entry = self.client.status(order_id).open
+            assert entry is not None
+            assert entry.claimed
+            return next((each for each in self.alive() if entry.claimed_by.endswith(f":{each.pid}")), None)
+
+        # Of what came with a wake-up, it is known from the first extension of its lease on.
+        held_by: Part = wait_until(holder, within_s=PATIENCE_S, what="its worker is known")
+        return held_by
 
     @contextmanager
     def apart(self, *options: str, workers: int = 1, **environment: str) -> Iterator[Apart]:

@@ -273,9 +273,9 @@ def test_the_claim_of_an_order_names_host_and_process_for_people(watched):
     watched.crew.control.fault("slow", order_id=order_id, operation="cancel", seconds=1.0, effect="after")
     pending = watched.client.cancel(order_id)
     entry = wait_until(
-        lambda: (now := watched.client.status(order_id).open) and now.claimed and now,
+        lambda: (now := watched.client.status(order_id).open) and now.claimed_by.partition(":")[2] and now,
         within_s=PATIENCE_S,
-        what="it is claimed",
+        what="who has claimed it is known",
     )
     assert entry.claimed_by.endswith(f":{watched.worker.pid}")
     assert pending.result(timeout=PATIENCE_S).outcome == "canceled"

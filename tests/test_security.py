@@ -212,6 +212,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
     [worker] = guarded.workers
     settings = RedisSettings.from_env({"REDIS_URL": url_of(guarded.redis, "worker")})
     with frozen(worker), as_user(guarded.redis, "worker") as server:
+        server.delete("kalshi-cancel:idle")  # or it would be claimed for the worker
         as_producer.cancel(order_id)
         store = CancelStore(server, settings)  # in a worker's senders, and with its permissions
         claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
@@ -419,7 +420,9 @@ DENIED_TO = {
         ("SREM", "kalshi-cancel:mass_cancels:open", "x"),
         ("HSET", "kalshi-cancel:mass:x", "report", "{}"),
         ("HSET", "kalshi-cancel:limits", "write_refill", "1e9"),
-        ("HSET", "kalshi-cancel:bucket:write", "tokens", "1e9"),
+        ("HSET", "kalshi-cancel:bucket:read", "tokens", "1e9"),
+        ("DEL", "kalshi-cancel:bucket:write"),
+        ("HSET", "kalshi-cancel:idle", "a-worker", "of my own"),
         ("INCR", "kalshi-cancel:fence"),
         ("LPUSH", "kalshi-cancel:unreadable", "x"),
         ("LRANGE", "kalshi-cancel:unreadable", "0", "-1"),

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import redis
 
 from kalshi_cancel.model.counts import count_text
+from kalshi_cancel.model.fields import is_order_id
 from kalshi_cancel.model.requests import CancelRequest, Lane, write_path
 from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.model.times import utc_text
@@ -48,6 +50,7 @@ from kalshi_cancel.store.pending import (
     RetryLater,
     Settle,
     Standing,
+    WakeUp,
     parse_dead_letter,
     parse_entry,
     parse_open,
@@ -88,6 +91,9 @@ class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
         self.done = done
 
 
+NOTHING = Claim((), is_more=False, next_due_s=None, tokens_in_s=0.0, coming=0)
+
+
 class CancelStore:
     """The store under one prefix; safe to share between threads."""
 
@@ -106,7 +112,7 @@ class CancelStore:
             "has_audit_log": self._audit,
         }
         self._accept = scripts.load(
-            server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "accept"
+            server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "buckets", "grant", "accept"
         )
         self._turn = scripts.load(
             server, "gather", "audit", "wake_ups", "reply", "conclude", "buckets", "claim", "turn"
@@ -267,6 +273,7 @@ class CancelStore:
         rows = [(each.entry.order_id, each.entry.token, *self._conclusion_row(each)) for each in conclusions]
         claim = {} if wanted is None else {"claim": self._claim_asked(wanted)}
         args = scripts.asking(self._prefix, rows, audit=audit_log, **self._results_at, **claim)
+        asked_s = time.monotonic()
         # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
         concluded, *claimed = scripts.surely(self._server, self._turn, args)
         done = [bool(each) for each in concluded]
@@ -274,7 +281,11 @@ class CancelStore:
             return done, []
         if claimed[0] is None:
             raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
-        return done, self._parse_claims(*claimed[0])
+        now_ms, coming, more, next_due_ms, held_up_ms, *calls = claimed[0]
+        self.clock.heard(now_ms / 1000, asked_s=asked_s)
+        next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
+        nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
+        return done, self._parse_calls(calls, nothing, now_ms) or [nothing]
 
     def _claim_asked(self, wanted: ClaimRequest) -> dict[str, Any]:
         """What is wanted as ``lua/claim.lua`` takes it."""
@@ -290,6 +301,7 @@ class CancelStore:
             "worker": self._name,
             "reads": wanted.reads,
             "reads_after_ms": round(wanted.reads_after_s * 1000),
+            **({"idle_ms": round(wanted.idle_s * 1000), "offer": wanted.offer} if wanted.idle_s else {}),
             "lanes": [(lane.value, self._celery_prefix + lane.queue) for lane in wanted.lanes],
         }
 
@@ -308,12 +320,8 @@ class CancelStore:
         said = {"worker": self._name, "calls": completed.done, "orders": orders}
         return json.dumps(said, separators=(",", ":"))[1:]
 
-    def _parse_claims(
-        self, now_ms: int, coming: int, more: int, next_due_ms: int, held_up_ms: int, *calls: Sequence[Any]
-    ) -> list[Claim]:
-        self.clock.heard(now_ms / 1000)
-        next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
-        nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
+    def _parse_calls(self, calls: Sequence[Sequence[Any]], nothing: Claim, now_ms: int) -> list[Claim]:
+        """A claim for each call; sets aside what cannot be read."""
         claims, spoilt = [], {}
         for bucket, tokens, claimed in calls:
             entries = []
@@ -326,7 +334,7 @@ class CancelStore:
             if bucket:
                 claims.append(replace(nothing, entries=tuple(entries), bucket=bucket, tokens=float(tokens)))
         self._set_aside_all(spoilt)
-        return claims or [nothing]
+        return claims
 
     def _set_aside_all(self, spoilt: Mapping[str, tuple[str, Exception]]) -> None:
         """Sets entries aside that cannot be read: by order id, the token of the claim of each, and why.
@@ -351,18 +359,35 @@ class CancelStore:
     def extend(self, entries: Sequence[Entry], *, lease_s: float) -> list[bool]:
         """Runs the leases anew; False for each entry that is another's by now."""
         rows = [(entry.order_id, entry.token) for entry in entries]
-        args = scripts.asking(self._prefix, rows, lease_ms=round(lease_s * 1000))
+        args = scripts.asking(self._prefix, rows, lease_ms=round(lease_s * 1000), worker=self._name)
         return [bool(held) for held in self._run(self._extend, args)]
 
-    def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> bool:
-        """Waits for a wake-up of one of these lanes; False when none came within the time.
+    def listen(self, lanes: Sequence[Lane], *, within_s: float, key_id: str = "") -> WakeUp | None:
+        """Waits for a wake-up of one of these lanes; None when none came within the time.
 
-        Includes wake-ups for workers with its key only (``key_id``).
+        Includes wake-ups for workers with its key only (``key_id``). Raises StoreError.
         """
         lists = [self._keys.wake_up(lane) for lane in lanes]
         if key_id:
             lists += [self._keys.wake_up_with(lane, key_id) for lane in lanes]
-        return scripts.call(lambda: self._server.blpop(lists, timeout=within_s)) is not None
+        popped = scripts.ask(self._server, "BLPOP", *lists, within_s)
+        return None if popped is None else self._wake_up(popped[1])
+
+    def _wake_up(self, text: str) -> WakeUp:
+        """A wake-up with the claim that it carries, if it does; see ``lua/grant.lua``.
+
+        A producer writes it: of what is none, nothing but the wake-up counts.
+        """
+        if not text.startswith("["):
+            return WakeUp()
+        try:
+            at_ms, call = json.loads(text)
+            [claim] = self._parse_calls([call], NOTHING, int(at_ms))
+        except UNREADABLE:
+            return WakeUp()
+        since = self.clock.earliest_s(int(at_ms) / 1000)
+        is_one = [is_order_id(entry.order_id) for entry in claim.entries] == [True]
+        return WakeUp(claim, since) if is_one else WakeUp()
 
     def wake_up_worker_with(self, key_id: str, lane: Lane) -> None:
         """Calls a sender of a worker that has this key: what there is, others may not cancel."""
@@ -373,9 +398,14 @@ class CancelStore:
         pipeline.expire(wake_up, KEYS_WAKE_UP_LIFE_S)
         scripts.call(pipeline.execute)
 
-    def show_listeners(self, lanes: Sequence[Lane], *, life_s: float) -> None:
-        """Says that senders of these lanes listen, for so long."""
+    def show_listeners(
+        self, lanes: Sequence[Lane], *, life_s: float, idle: ClaimRequest | None = None
+    ) -> None:
+        """Says for so long that senders of these lanes listen, and what a worker that is idle offers."""
         pipeline = self._server.pipeline(transaction=False)
+        if idle is not None:
+            until_ms = round((self.clock.now_s() + idle.idle_s) * 1000)
+            pipeline.hset(self._keys.idle, self._name, f"{until_ms}:{idle.offer}")
         for lane in lanes:
             pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
@@ -649,7 +679,7 @@ class CancelStore:
         return results.record_parts(result, date_done=settled_at or now, settled_at=settled_at)
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:
-        return scripts.call(lambda: script(args=args), may_be_accepted=may_be_accepted)
+        return scripts.run(self._server, script, args, may_be_accepted=may_be_accepted)
 
 
 def _escaped(special: re.Match[str]) -> str:

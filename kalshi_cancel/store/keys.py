@@ -24,6 +24,7 @@ class Keys:
         "audit",
         "counts",
         "dead",
+        "idle",
         "limits",
         "lists",
         "mass_cancels",
@@ -41,6 +42,7 @@ class Keys:
         self.audit = f"{prefix}:audit"
         self.counts = f"{prefix}:counts"
         self.dead = f"{prefix}:dead"
+        self.idle = f"{prefix}:idle"
         self.limits = f"{prefix}:limits"
         self.lists = f"{prefix}:lists"
         self.mass_cancels = f"{prefix}:mass_cancels"
@@ -188,11 +190,11 @@ PENDING = (
         "What is known so far, JSON: attempts, doubts, the last problem.",
         "accept set_progress turn",
     ),
-    Field("token", "The fencing token of the latest claim; empty: not claimed.", "turn"),
-    Field("claimed_by", "The worker that claimed it last: host and process id.", "turn"),
-    Field("sent", "1: a cancel may have been sent under this claim.", "turn"),
-    Field("first_sent_ms", "The exchange's clock at the first claim that may send.", "turn"),
-    Field("first_sent_age", "Milliseconds from `accepted_ms` to that claim.", "turn"),
+    Field("token", "The fencing token of the latest claim; empty: not claimed.", "accept turn"),
+    Field("claimed_by", "The worker that has it, or had it last: host and process id.", "accept extend turn"),
+    Field("sent", "1: a cancel may have been sent under this claim.", "accept turn"),
+    Field("first_sent_ms", "The exchange's clock at the first claim that may send.", "accept turn"),
+    Field("first_sent_age", "Milliseconds from `accepted_ms` to that claim.", "accept turn"),
     Field("reported", "1: its waiters know that it is unresolved.", "accept report retry"),
     Field("replied", "How many of the further waiters know that.", "reply_rest report"),
     Field("asked_again", "1: somebody asked again while it was claimed.", "accept turn"),
@@ -292,11 +294,18 @@ KEYS = (
     Key(
         "P:wake_up:{lane}",
         "list",
-        "Where idle senders wait.",
+        "Where idle senders wait. A wake-up may carry a claim, JSON.",
         "*the sender that takes it: it holds at most one*",
     ),
     Key("P:wake_up:{lane}:{key_id}", "list", "The same, for workers that have this key.", "5 s"),
     Key("P:listeners:{lane}", "string", "There while any sender listens.", "5 s"),
+    Key(
+        "P:idle",
+        "hash",
+        "Idle workers, and how a lone cancel is claimed for each: until when, lanes, lease, cost, share kept "
+        "for risk, the exchange's clock.",
+        "*each worker: its field goes when it has work; it counts for 3 s*",
+    ),
     Key("P:intake:{lane}", "string", "There while a worker takes in raw messages.", "2 s"),
     Key(
         "P:counts",

@@ -94,6 +94,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class WakeUp:
+    """A wake-up; ``claim``: of a lone cancel that was claimed in the step that accepted it.
+
+    It was claimed at ``since`` (monotonic) at the earliest.
+    """
+
+    claim: Claim | None = None
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimRequest:
     """What senders are ready to claim: one call's worth of what is due, the first lane first.
 
@@ -101,6 +112,7 @@ class ClaimRequest:
     ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
     first claim of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
     At most ``reads`` of the calls are read-backs, and each counts as due ``reads_after_s`` later than it is.
+    If nothing is found, the worker counts as idle for ``idle_s``: a lone cancel may be claimed for it.
     """
 
     lanes: tuple[Lane, ...]
@@ -114,6 +126,18 @@ class ClaimRequest:
     cancel_cost: float = 2.0
     read_cost: float = 2.0
     list_cost: float = 10.0
+    idle_s: float = 0.0
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """How a lone cancel is to be claimed for it, as ``lua/grant.lua`` reads it."""
+        return {
+            "lanes": {lane.value: True for lane in self.lanes},
+            "lease_ms": round(self.lease_s * 1000),
+            "cost": self.cancel_cost,
+            "risk_share": self.risk_reserve,
+            "exchange_ms": "" if self.exchange_ms is None else str(self.exchange_ms),
+        }
 
 
 @dataclass(frozen=True, slots=True)

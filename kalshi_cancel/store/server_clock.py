@@ -5,6 +5,7 @@ Producers' and workers' own clocks may differ by hours; what is compared has to 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -28,10 +29,13 @@ class ServerClock:
         self._lock = threading.Lock()
         self._ahead_s: float | None = None  # of this process' monotonic clock
         self._heard_s = 0.0
+        self._at_most_s = math.inf  # as far ahead as it may be
 
-    def heard(self, epoch_s: float) -> None:
-        """Takes notice of what an answer of the server has just told."""
+    def heard(self, epoch_s: float, *, asked_s: float | None = None) -> None:
+        """Takes notice of what an answer of the server has just told; it was asked for at ``asked_s``."""
         now_s = time.monotonic()
+        if asked_s is not None:
+            self._at_most_s = epoch_s - asked_s
         ahead_s = epoch_s - now_s
         with self._lock:
             known = self._ahead_s
@@ -39,6 +43,10 @@ class ServerClock:
             # An answer that was late is behind those before it: that is no clock that goes back.
             if known is None or is_old or ahead_s > known or known - ahead_s > SET_S:
                 self._ahead_s, self._heard_s = ahead_s, now_s
+
+    def earliest_s(self, epoch_s: float) -> float:
+        """The earliest moment (monotonic) at which the server's clock may have shown this; now at most."""
+        return min(epoch_s - self._at_most_s, time.monotonic())
 
     def now_s(self) -> float:
         """Epoch seconds. While the server is away, as it was last known; never heard of, this host's own."""

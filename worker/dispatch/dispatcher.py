@@ -33,6 +33,7 @@ from kalshi_cancel.store.pending import (
     Progress,
     RetryLater,
     Settle,
+    WakeUp,
 )
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError, say_failed
@@ -55,6 +56,8 @@ GATHER_S = 0.01
 CALL_AGAIN_S = 0.25
 # What became claimable without anybody coming is noticed after this, by the next sweep.
 SWEEP_PATIENCE_S = 1.0
+# An idle worker counts as idle for so long, and says it anew every second (runtime/services).
+IDLE_S = 3.0
 REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
@@ -117,10 +120,16 @@ class Dispatcher:
         self._lanes = settings.lanes
         self._completions = completions or Completions()
         self._room = _Room(settings.senders)
+        self._for_risk = (Lane.RISK,) if Lane.RISK in settings.lanes else settings.lanes
+        # One sender is left to risk, whatever the others are at.
+        self._for_all_lanes = _Room(settings.senders)
         self._neighbors = neighbors
         self._stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
+        self._busy = _Busy()
+        self._is_idle = False  # nothing was due, and nothing is under way
+        self.has_listeners = False  # threads of this process wait for wake-ups
         self._mend_from = 0
         self._no_store = Seldom()
         self._not_entered = Seldom()
@@ -207,51 +216,87 @@ class Dispatcher:
             if not wanted:
                 return
             try:
-                self.serve(self._lanes)
+                self.serve()
             except StoreError as error:  # the message has done its part, and nobody else is to fail of it
                 say_failed(log, error, "claim cancels", seldom=self._no_store)
 
-    def serve(self, lanes: Sequence[Lane], *, beat: Callable[[], None] = lambda: None) -> None:
+    def serve(
+        self,
+        *,
+        wake_up: WakeUp | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be.
 
-        Calls ``beat`` again and again meanwhile.
+        Begins with what the wake-up carries. Calls ``beat`` again and again meanwhile.
         """
         try:
-            self._work(tuple(lanes), beat)
+            self._work(beat, self._granted(wake_up))
         except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
             say_failed(log, error, "claim cancels", seldom=self._no_store)
 
-    def _work(self, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> None:
-        held = Completion()
+    def idle_offer(self) -> ClaimRequest | None:
+        """How a lone cancel may be claimed for this process at the moment; None: it is not idle."""
+        is_idle = self._is_idle and self._breaker.is_closed and not self._stopping.is_set()
+        return self._claim_request(self._lanes, calls=1) if is_idle else None
+
+    def _granted(self, wake_up: WakeUp | None) -> Completion:
+        """What becomes of a claim that came with a wake-up; too old, it is left to its lease."""
+        if wake_up is None or wake_up.claim is None:
+            return Completion()
+        self._is_idle = False
+        if time.monotonic() > wake_up.since + LEASE_S / 2:  # nobody was listening
+            return Completion()
+        return self._see_through(wake_up.claim, wake_up.since)
+
+    def _see_through(self, claim: Claim, since: float) -> Completion:
+        self._leases.hold(claim.entries, since=since)
+        self._emit(Claimed(claim.entries))
+        with self._busy:
+            return self._execute(claim, since=since)
+
+    @property
+    def lanes_with_room(self) -> tuple[Lane, ...]:
+        """The lanes that one more sender would serve: risk alone, if all others are at work."""
+        return self._lanes if self._for_all_lanes.any_idle else self._for_risk
+
+    def _work(self, beat: Callable[[], None], held: Completion) -> None:
+        sending = _Sending(held)
         try:
-            while not self._stopping.is_set():
+            goes_on = True
+            while goes_on and not self._stopping.is_set():
                 beat()
-                if not self._breaker.is_closed:
-                    held = self._put_down(held)
-                    if not self._breaker.keep_watch(self._stopping, beat):
-                        return
-                place = _Place(held, len(held.conclusions), frozenset(lanes))
-                with self._completions.at_it(place) as places:
-                    if places:
-                        self._turn(places, lanes)
-                    given, held = place.given(), place.held
-                    if given is None:
-                        continue  # another sender has stored what this one completed, and there is more
-                    claim, asked = given
-                    self._completions.claimed(len(claim.entries), is_more=claim.is_more)
-                    if claim.entries:
-                        self._leases.hold(claim.entries, since=asked)
-                        self._emit(Claimed(claim.entries))
-                        held = self._execute(claim, since=asked)
-                        continue
-                wait_s = _until_more(claim)
-                waits_for = (claim.tokens_in_s > 0, lanes)
-                if wait_s is None or not self._stay(wait_s, waits_for):
-                    return
+                with self._for_all_lanes.one_more() as is_room:
+                    goes_on = self._round(sending, self._lanes if is_room else self._for_risk, beat)
         finally:
-            self._put_down(held)
+            self._put_down(sending.held)
+
+    def _round(self, sending: _Sending, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> bool:
+        """Puts down what the sender holds, claims and sees that through; False: nothing is due soon."""
+        if not self._breaker.is_closed:
+            sending.held = self._put_down(sending.held)
+            if not self._breaker.keep_watch(self._stopping, beat):
+                return False
+        place = _Place(sending.held, len(sending.held.conclusions), frozenset(lanes))
+        with self._completions.at_it(place) as places:
+            try:
+                if places:
+                    self._turn(places, lanes)
+                given = place.given()
+            finally:
+                sending.held = place.held
+            if given is None:
+                return True  # another sender has stored what this one completed, and there is more
+            claim, asked = given
+            self._completions.claimed(len(claim.entries), is_more=claim.is_more)
+            if claim.entries:
+                sending.held = self._see_through(claim, asked)
+                return True
+        wait_s = _until_more(claim)
+        waits_for = (claim.tokens_in_s > 0, lanes)
+        return wait_s is not None and self._stay(wait_s, waits_for)
 
     def _execute(self, claim: Claim, *, since: float) -> Completion:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
@@ -284,6 +329,7 @@ class Dispatcher:
                         place.held = self._put_down(place.held)
                     continue
                 self._empty(places)
+            self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
             self._call_more(claims[0])
         finally:
             nothing = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
@@ -326,6 +372,7 @@ class Dispatcher:
 
     def _claim_request(self, lanes: tuple[Lane, ...], *, calls: int) -> ClaimRequest:
         limits = self._pacer.limits
+        may_be_idle = self.has_listeners and lanes == self._lanes and self._busy.number == 0
         return ClaimRequest(
             lanes,
             at_most=self._executor.batch_size.limit,
@@ -338,6 +385,7 @@ class Dispatcher:
             cancel_cost=limits.cancel_cost,
             read_cost=limits.read_cost,
             list_cost=limits.list_cost,
+            idle_s=IDLE_S if may_be_idle else 0.0,
         )
 
     def mend(self) -> None:
@@ -504,6 +552,29 @@ def _can_be_looked_for(order_id: str) -> bool:
     return len(order_id) <= REFUSED_ID_MAX_CHARS and not any(
         "\ud800" <= each <= "\udfff" for each in order_id
     )
+
+
+class _Sending:
+    """What one sender has completed and not put down yet."""
+
+    def __init__(self, held: Completion) -> None:
+        self.held = held
+
+
+class _Busy:
+    """How many of this process' threads are at a claim."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.number = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.number += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.number -= 1
 
 
 class _Room:

@@ -1,15 +1,17 @@
-"""Runs the jobs that a process does beside its work, each in a thread of its own and guarded by itself.
+"""Runs the jobs that a process does beside its work, each guarded by itself.
 
 A round of a job may fail: that is logged, counted and shown, and the next round comes all the same. A thread
-may die or hang: then another takes its place. No job keeps another from running.
+may die or hang: then another takes its place. No job keeps another from running, but for a short step: jobs
+that are started to be done in turn share a thread, and each round of theirs is a step or two in Redis.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kalshi_cancel.store.scripts import StoreError, say_failed
@@ -24,6 +26,8 @@ CHECK_EVERY_S = 1.0
 AGAIN_S = 1.0
 # Longer than a round of any job may take: a few calls to the exchange, or to a Redis that does not answer.
 HANGS_AFTER_S = 60.0
+# What one thread does in turn is done together if it is due within this: each time it wakes up costs.
+TOGETHER_S = 0.05
 
 
 class Service:
@@ -46,12 +50,14 @@ class Service:
         self.run = run
         self.every_s = every_s
         self.hangs_after_s = hangs_after_s
-        self._woken = threading.Event()
+        self.is_wanted = False
+        self.woken = threading.Event()  # of the thread that does it
         self._beat_at = time.monotonic()
 
     def wake(self) -> None:
         """Has the next round begin at once."""
-        self._woken.set()
+        self.is_wanted = True
+        self.woken.set()
 
     def beat(self) -> None:
         """Says that a round makes progress."""
@@ -61,11 +67,6 @@ class Service:
     def silent_s(self) -> float:
         """Seconds since it last made progress."""
         return time.monotonic() - self._beat_at
-
-    def wait(self, seconds: float) -> None:
-        """Waits for the next round; at least until :meth:`wake`."""
-        self._woken.wait(seconds)
-        self._woken.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +84,36 @@ class Services:
     def __init__(self, emit: Emit = nobody) -> None:
         self._emit = emit
         self._lock = threading.Lock()
-        self._jobs: list[_Job] = []
+        self._threads: list[_Thread] = []
+        self._shared: _Thread | None = None
         self._watcher: threading.Thread | None = None
         self._stopping = threading.Event()
         self._redis_away = Seldom()
 
-    def start(self, *services: Service) -> None:
-        """Starts services, and the watch over them."""
+    def start(self, *services: Service, in_turn: bool = False) -> None:
+        """Starts services, each in its own thread or all ``in_turn`` ones in one, and the watch over them."""
         with self._lock:
             for service in services:
-                self._jobs.append(job := _Job(service))
                 self._emit(ServiceMoved(service.name, well=True))
-                self._begin(job)
+                if in_turn and self._shared is not None:
+                    self._shared.add(service)
+                    continue
+                self._threads.append(thread := _Thread(service))
+                self._begin(thread)
+                if in_turn:
+                    self._shared = thread
         self.check()
 
     def wake(self, name: str) -> None:
         """Has the next round of this one begin at once, if it is started."""
-        for job in list(self._jobs):
+        for job in self._jobs():
             if job.service.name == name:
                 job.service.wake()
 
     def stop(self, *, but: Collection[str] = ()) -> None:
         """Has each end after the round that it is in, those named excepted."""
         self._stopping.set()
-        for job in list(self._jobs):
+        for job in self._jobs():
             if job.service.name not in but:
                 job.stopping = True
                 job.service.wake()
@@ -114,9 +121,10 @@ class Services:
     def join(self, names: Collection[str], within_s: float) -> None:
         """Waits until these have ended."""
         give_up = time.monotonic() + within_s
-        for job in list(self._jobs):
-            if job.service.name in names and job.thread is not None and job.thread.is_alive():
-                job.thread.join(max(give_up - time.monotonic(), 0.0))
+        for thread in list(self._threads):
+            running = thread.running
+            if running is not None and any(job.service.name in names for job in thread.jobs):
+                running.join(max(give_up - time.monotonic(), 0.0))
 
     def state(self) -> list[ServiceState]:
         """How each is."""
@@ -124,10 +132,11 @@ class Services:
         return [
             ServiceState(
                 job.service.name,
-                _why_not_well(job),
+                _why_not_well(thread, job),
                 None if job.good_at is None else now - job.good_at,
             )
-            for job in list(self._jobs)
+            for thread in list(self._threads)
+            for job in thread.jobs
         ]
 
     def check(self) -> None:
@@ -139,9 +148,14 @@ class Services:
                 watcher = threading.Thread(target=self._watch, name="services", daemon=True)
                 if _started(watcher):
                     self._watcher = watcher
-            for job in self._jobs:
-                if failure := _ended(job) or _hung(job):
-                    self._replace(job, failure)
+            for thread in self._threads:
+                for job in thread.jobs:
+                    if failure := _ended(thread, job) or _hung(job):
+                        self._replace(thread, job, failure)
+                        break
+
+    def _jobs(self) -> list[_Job]:
+        return [job for thread in list(self._threads) for job in thread.jobs]
 
     def _watch(self) -> None:
         while not self._stopping.wait(CHECK_EVERY_S):
@@ -150,37 +164,47 @@ class Services:
             except Exception as error:  # noqa: BLE001 - checked again in a second
                 say(log, LogEvent.INTERNAL_ERROR, error=error, doing="check background jobs")
 
-    def _replace(self, job: _Job, failure: str) -> None:
+    def _replace(self, thread: _Thread, found: _Job, failure: str) -> None:
+        """Has another thread do what this one did; the job that it was at when it ended is to blame."""
+        job = next((job for job in thread.jobs if job.busy), found)
         job.failure = failure
         say(log, LogEvent.SERVICE_RESTARTED, seldom=job.seldom, service=job.service.name, why=failure)
         self._emit(ServiceRestarted(job.service.name))
         self._emit(ServiceMoved(job.service.name, well=False))
-        self._begin(job)
-        if job.service.hangs_after_s is None and job.thread is not None:  # its round has no end to be good
+        self._begin(thread)
+        if (
+            job.service.hangs_after_s is None and thread.running is not None
+        ):  # its round has no end to be good
             job.failure = ""
             self._emit(ServiceMoved(job.service.name, well=True))
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, thread: _Thread) -> None:
         # What hangs may go on one day: by then it is not the one that counts, and ends.
-        job.generation += 1
-        job.service.beat()
-        thread = threading.Thread(
-            target=self._repeat, args=(job, job.generation), name=job.service.name, daemon=True
+        thread.generation += 1
+        for job in thread.jobs:
+            job.busy = False
+            job.service.beat()
+        running = threading.Thread(
+            target=self._repeat, args=(thread, thread.generation), name=thread.name, daemon=True
         )
-        job.thread = thread if _started(thread) else None
+        thread.running = running if _started(running) else None
 
-    def _repeat(self, job: _Job, generation: int) -> None:
-        while not job.stopping and job.generation == generation:
-            pause_s = self._round(job, generation)
-            if job.stopping or job.generation != generation:
+    def _repeat(self, thread: _Thread, generation: int) -> None:
+        while True:
+            now = time.monotonic()
+            for job in thread.due(now):
+                pause_s = self._round(thread, job, generation)
+                if thread.generation != generation:
+                    return
+                job.due_at = time.monotonic() + pause_s
+            if all(job.stopping for job in thread.jobs):
                 return
-            job.service.beat()
-            job.service.wait(pause_s)
-            job.service.beat()
+            thread.wait()
 
-    def _round(self, job: _Job, generation: int) -> float:
+    def _round(self, thread: _Thread, job: _Job, generation: int) -> float:
         """Does one round; how long until the next."""
         service = job.service
+        service.beat()
         job.busy = True
         try:
             pause_s = service.run()
@@ -194,9 +218,9 @@ class Services:
             self._failed(job, error)
             return AGAIN_S
         finally:
-            if job.generation == generation:
+            if thread.generation == generation:
                 job.busy = False
-        if job.generation != generation:  # it hung, and another is at it
+        if thread.generation != generation:  # it hung, and another is at it
             return 0.0
         job.good_at = time.monotonic()
         if job.failure:
@@ -223,12 +247,11 @@ class Services:
 
 
 class _Job:
-    """A service with the thread that does it; only the latest ``generation`` of its threads counts."""
+    """A service, when its next round is due (monotonic), and how its last ones were."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.thread: threading.Thread | None = None
-        self.generation = 0
+        self.due_at = -math.inf
         self.busy = False
         self.good_at: float | None = None
         self.failure = ""
@@ -236,14 +259,45 @@ class _Job:
         self.seldom = Seldom()
 
 
-def _why_not_well(job: _Job) -> str:
+class _Thread:
+    """What does some jobs in turn; only the latest ``generation`` of its threads counts."""
+
+    def __init__(self, service: Service) -> None:
+        self.name = service.name
+        self.jobs: tuple[_Job, ...] = ()
+        self.running: threading.Thread | None = None
+        self.generation = 0
+        self._woken = threading.Event()
+        self.add(service)
+
+    def add(self, service: Service) -> None:
+        """Has one more done in turn, from now on."""
+        service.woken = self._woken
+        self.jobs = (*self.jobs, _Job(service))
+        self._woken.set()
+
+    def due(self, now: float) -> Iterator[_Job]:
+        """The jobs that are to have a round at this moment."""
+        for job in self.jobs:
+            wanted, job.service.is_wanted = job.service.is_wanted, False
+            if not job.stopping and (wanted or job.due_at <= now + TOGETHER_S * (len(self.jobs) > 1)):
+                yield job
+
+    def wait(self) -> None:
+        """Until the next job is due, or one is woken."""
+        next_at = min(job.due_at for job in self.jobs if not job.stopping)
+        self._woken.wait(max(next_at - time.monotonic(), 0.0))
+        self._woken.clear()
+
+
+def _why_not_well(thread: _Thread, job: _Job) -> str:
     if job.stopping:
         return ""
-    return _ended(job) or _hung(job) or job.failure
+    return _ended(thread, job) or _hung(job) or job.failure
 
 
-def _ended(job: _Job) -> str:
-    is_there = job.stopping or (job.thread is not None and job.thread.is_alive())
+def _ended(thread: _Thread, job: _Job) -> str:
+    is_there = job.stopping or (thread.running is not None and thread.running.is_alive())
     return "" if is_there else "has died"
 
 

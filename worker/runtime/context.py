@@ -80,7 +80,9 @@ class WorkerContext:
 
     def begin(self, where: Start = Start.MAIN) -> None:
         """Starts what runs there."""
-        self.services.start(*(each.service() for each in self.periodic if each.start is where))
+        mine = [each for each in self.periodic if each.start is where]
+        self.services.start(*(each.service() for each in mine if not each.in_turn))
+        self.services.start(*(each.service() for each in mine if each.in_turn), in_turn=True)
 
     def stop(self) -> None:
         """What is claimed goes back into the store, what is under way to other workers."""

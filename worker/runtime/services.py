@@ -1,7 +1,8 @@
 """The periodic services of a worker: what a process does again and again beside its work, in one list.
 
-Each runs in a thread of its own and is guarded by itself (``dispatch/services``). Two more join them: the
-senders, which wait for wake-ups, and the monitor's page, which is served until the end.
+Each is guarded by itself (``dispatch/services``). Those whose rounds are a step or two in Redis share a
+thread, the others have one each. Two more join them: the senders, which wait for wake-ups, and the monitor's
+page, which is served until the end.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ LIMITS_LEAST_S = 1.0  # between two questions, however many 429s come
 TRIM_EVERY_S = 60.0
 FORGET_EVERY_S = 600.0
 SHOW_EVERY_S = 1.0
-# What became claimable is noticed well within two seconds: a quarter until the look, its patience of one.
-SWEEP_EVERY_S = 0.25
+# What became claimable is noticed well within two seconds: a half until the look, its patience of one.
+SWEEP_EVERY_S = 0.5
 MEND_EVERY_S = 1.0  # a look at some two hundred keys
 LISTENERS_EVERY_S = 1.0  # well within the life of what is said
 AT_ONCE_S = 0.0  # its round waits by itself
@@ -79,6 +80,7 @@ class Periodic:
     run: Callable[[], float | None]
     start: Start
     stop: Stop
+    in_turn: bool = False  # it shares a thread with others: its rounds are short
 
     def service(self) -> Service:
         """As it is started."""
@@ -103,23 +105,24 @@ class Doers:
 
 def periodic(doers: Doers) -> tuple[Periodic, ...]:
     """All of them. Leases are kept until the last, so that what a process still works on stays its own."""
-    dispatcher, everywhere, main, at_once = doers.dispatcher, Start.EVERYWHERE, Start.MAIN, Stop.AT_ONCE
+    dispatcher, senders, mass_runner = doers.dispatcher, doers.senders, doers.mass_runner
+    every, main, at_once, turn = Start.EVERYWHERE, Start.MAIN, Stop.AT_ONCE, True
     # fmt: off
     return (
-        Periodic("leases",                 EXTEND_EVERY_S, dispatcher.extend_leases, everywhere, Stop.LAST),
-        Periodic(REGISTRY,                 SHOW_EVERY_S,   doers.show_worker,        everywhere, at_once),
-        Periodic(LIMITS,                   LIMITS_EVERY_S, doers.limits.ask,         everywhere, at_once),
-        Periodic("audit log",            TRIM_EVERY_S,   doers.trim_audit_log,     everywhere, at_once),
-        Periodic(MASS_CANCELS,             FIND_EVERY_S,   doers.mass_runner.find,   everywhere, at_once),
+        Periodic("leases",              EXTEND_EVERY_S,    dispatcher.extend_leases,  every, Stop.LAST),
+        Periodic(LIMITS,                LIMITS_EVERY_S,    doers.limits.ask,          every, at_once),
+        Periodic(MASS_CANCELS,          FIND_EVERY_S,      mass_runner.find,          every, at_once),
         *([
-        Periodic("key rotation",           AT_ONCE_S,      doers.rotation.watch,     everywhere, at_once),
+        Periodic("key rotation",        AT_ONCE_S,         doers.rotation.watch,      every, at_once),
         ] if doers.key_in_file else []),
-        Periodic("report overdue",           SWEEP_EVERY_S,  dispatcher.report_overdue,  main,       at_once),
-        Periodic("answer lists",           SWEEP_EVERY_S,  doers.lists.answer,       main,       at_once),
-        Periodic("wake lanes",             SWEEP_EVERY_S,  doers.wake_lanes,         main,       at_once),
-        Periodic("mend the store",          MEND_EVERY_S,   dispatcher.mend,          main,       at_once),
-        Periodic("forget dead letters",        FORGET_EVERY_S, dispatcher.forget_dead,   main,       at_once),
-        Periodic("show listeners", LISTENERS_EVERY_S,   doers.senders.show_listeners,  main,       at_once),
+        Periodic(REGISTRY,              SHOW_EVERY_S,      doers.show_worker,         every, at_once, turn),
+        Periodic("audit log",           TRIM_EVERY_S,      doers.trim_audit_log,      every, at_once, turn),
+        Periodic("wake lanes",          SWEEP_EVERY_S,     doers.wake_lanes,          main,  at_once, turn),
+        Periodic("report overdue",      SWEEP_EVERY_S,     dispatcher.report_overdue, main,  at_once, turn),
+        Periodic("answer lists",        SWEEP_EVERY_S,     doers.lists.answer,        main,  at_once, turn),
+        Periodic("show listeners",      LISTENERS_EVERY_S, senders.show_listeners,    main,  at_once, turn),
+        Periodic("mend the store",      MEND_EVERY_S,      dispatcher.mend,           main,  at_once, turn),
+        Periodic("forget dead letters", FORGET_EVERY_S,    dispatcher.forget_dead,    main,  at_once, turn),
     )
     # fmt: on
 

@@ -1,7 +1,7 @@
 -- accept: enters cancel requests into the cancel store, or joins them to the entries that are there already.
 --
--- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, aside.lua, reply.lua) asked: record_prefix · lane · life_s (of
---       records) · queue (key of the lane's) · has_audit_log · progress (what is known already about new ones: JSON,
+-- (after gather.lua, audit.lua, wake_ups.lua, fenced.lua, reply.lua, aside.lua, buckets.lua, grant.lua) asked:
+--       record_prefix · lane · life_s (of records) · queue (key of the lane's) · has_audit_log · progress (what is known already about new ones: JSON,
 --       or empty) · due_in_ms (of those) · id (of the mass cancel that asks, or empty) · token (of its runner) ·
 --       not_believed_ms (from which age on a final record is not believed; absent: always believed);
 --       rows: order_id · request (JSON) · path · requested_by (a JSON string, or empty) · deadline from now, ms ·
@@ -14,7 +14,7 @@
 -- routing was not known yet, a later deadline, and the risk lane if it comes from there. An order whose
 -- record is final is answered from it; a record that is not final goes, because work on it starts again. So
 -- does a final one that is too old to be believed: somebody saw the order rest after that. An entry that cannot
--- be read is set aside, and the order entered anew.
+-- be read is set aside, and the order entered anew. A lone new one is claimed in the same step where a worker is idle (grant.lua).
 
 -- Everybody who asks gets a copy of the record, with the names: more would be too long a record.
 local NAMES_MOST, NAMES_MOST_BYTES = 100, 4000
@@ -139,7 +139,7 @@ local function join(state, order_id, request, path, requested_by, deadline_ms, t
   end
 end
 
-local function put_new(order_id, state)
+local function put_new(order_id, state, claim)  -- `claim`: it is claimed already
   local entry = prefix .. ':pending:' .. order_id
   sure[entry] = true
   write('HSET', entry, 'request', state.text, 'lane', lane, 'path', state.path, 'accepted_ms', now_ms, 'deadline_ms', state.deadline_ms)
@@ -148,7 +148,8 @@ local function put_new(order_id, state)
   if state.reply_to then gather('HSET', entry, 'reply_to', state.reply_to) end
   if state.waiters then gather('HSET', entry, 'waiters', 1) end
   if asked.progress ~= '' then gather('HSET', entry, 'progress', asked.progress) end
-  stand(order_id, lane, state.path, now_ms + asked.due_in_ms)
+  if claim then pass_on(claim, order_id, state.text, lane, state.deadline_ms) end
+  stand(order_id, lane, state.path, now_ms + (claim and claim.lease_ms or asked.due_in_ms))
   gather('ZADD', prefix .. ':deadline', state.deadline_ms, order_id)
 end
 
@@ -251,15 +252,18 @@ for order_id, request, path, requested_by, deadline_in_ms, task_id in rows(6) do
     open = open + 1
   end
 end
+-- What a mass cancel enters goes out in large calls, or is to be read first.
+local lone = number == 1 and asked.progress == '' and asked.id == '' and asked.due_in_ms == 0 and states[order_ids[1]]
+local claim = lone and lone.is_new and grant(lane, lone.path)
 for _, order_id in ipairs(order_ids) do
   local state = states[order_id]
   if state.changed and state.changed.waiters then write('EXPIRE', prefix .. ':waiters:' .. order_id, WAITERS_LIFE_S) end
-  if state.is_new then put_new(order_id, state) else put_joined(order_id, state) end
+  if state.is_new then put_new(order_id, state, claim) else put_joined(order_id, state) end
 end
 flush()
 if open > 0 then
   redis.pcall('HINCRBY', prefix .. ':counts', 'accepted:' .. lane, open)
-  answer[1] = wake_up(lane)
+  answer[1] = claim and 1 or wake_up(lane)
   if answer[1] == 0 then answer[2] = length(asked.queue) end
 end
 if asked.has_audit_log then

@@ -11,9 +11,14 @@ local RECOVERY_PER_S = 0.05  -- of the full refill rate
 local ON_THE_WAY_S = 0.2
 -- After a 429 a bucket stands still for so long, unless other limits are heard of: `at_us` is ahead by that.
 local HOLD_US = 250000
-local limits = redis.call('HMGET', prefix .. ':limits', 'read_refill', 'read_capacity', 'write_refill', 'write_capacity')
+local limits
+local function known_limits()  -- read when they are needed: a producer may not be allowed to
+  limits = limits or redis.call('HMGET', prefix .. ':limits', 'read_refill', 'read_capacity', 'write_refill', 'write_capacity')
+  return limits
+end
 
 local function bucket_state(name)
+  local limits = known_limits()
   local kind = string.sub(name, 1, 4) == 'read' and 1 or 3
   local refill, capacity = number(limits[kind]) or 1e12, number(limits[kind + 1]) or 1e12
   capacity = math.max(capacity - refill * ON_THE_WAY_S, capacity / 2)
@@ -29,7 +34,7 @@ local function bucket_state(name)
   local rate, tokens, at_us = refill * share, capacity, now_us
   if b[1] and b[2] then
     if b[2] > now_us and b[2] <= now_us + HOLD_US then at_us = b[2] end
-    tokens = math.min(capacity, b[1] + math.max(at_us - b[2], 0) * rate / 1e6)
+    tokens = math.max(math.min(capacity, b[1] + math.max(at_us - b[2], 0) * rate / 1e6), -capacity)  -- (a producer may write it)
   end
   return { name = name, key = key, tokens = tokens, at_us = at_us, refill = rate, full_refill = refill, capacity = capacity,
     share = share, spent = b[5] or 0, refused = b[6] or 0 }

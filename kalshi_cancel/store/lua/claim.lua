@@ -5,7 +5,8 @@
 --       one call) · calls (how many, if they are for one order each) · lease_ms · exchange_ms (this moment on the
 --       exchange's clock; empty: not known) · risk_share (of a write bucket, kept for risk) · cancel_cost ·
 --       read_cost · list_cost · worker (its name) · reads (how many of the calls may be read-backs) · reads_after_ms
---       (how much later than it is a read-back counts as due) · lanes (the most urgent first: { lane, its queue })
+--       (how much later than it is a read-back counts as due) · idle_ms (how long an offer counts) · offer (as grant.lua has
+--       it; absent: it is not idle) · lanes (the most urgent first: { lane, its queue })
 -- returns { this moment (ms), senders that are coming (woken, or messages in the queues), whether more could be
 --           claimed now (1, 0), when the next entry is due (ms, 0: none), wait for tokens (ms, 0: none is held up),
 --           for each call { bucket paid from, tokens paid,
@@ -233,6 +234,14 @@ local function claim(wanted)
   if #calls > 0 and (next_due_ms == 0 or next_due_ms > now_ms + lease_ms) then next_due_ms = now_ms + lease_ms end
   if given > 0 then write('INCRBY', prefix .. ':fence', given) end
   write('HSET', prefix .. ':claimed_ms', unpack(looked))
+  -- Whoever has found nothing is idle; who has work, or waits for tokens, is not.
+  local idle, offer, has_none = prefix .. ':idle', wanted.offer, #calls == 0 and held_up_ms == 0
+  if has_none and offer then
+    offer.until_ms = now_ms + wanted.idle_ms
+    afterwards[#afterwards + 1] = { 'HSET', idle, wanted.worker, cjson.encode(offer) }
+  elseif not has_none and redis.pcall('HEXISTS', idle, wanted.worker) == 1 then
+    afterwards[#afterwards + 1] = { 'HDEL', idle, wanted.worker }
+  end
   flush()
   for _, lane in ipairs(with_more) do coming = coming + wake_up(lane) end
   if #spoilt > 0 then table.insert(calls, 1, { '', '0', spoilt }) end

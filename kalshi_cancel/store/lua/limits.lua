@@ -8,7 +8,7 @@
 
 local is_new = false
 for at, name in ipairs({ 'read_refill', 'read_capacity', 'write_refill', 'write_capacity' }) do
-  if tonumber(limits[at] or '') ~= asked[name] then is_new = true end
+  if tonumber(known_limits()[at] or '') ~= asked[name] then is_new = true end
   gather('HSET', prefix .. ':limits', name, asked[name])
 end
 if is_new then

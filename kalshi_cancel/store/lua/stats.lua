@@ -46,7 +46,7 @@ for _, lane in ipairs(asked.lanes) do
 end
 
 local buckets = {}
-if limits[1] then
+if known_limits()[1] then
   local names = { 'read', 'write' }
   for _, path in ipairs(paths) do
     if string.sub(path, 1, 6) == 'write:' then names[#names + 1] = path end
