@@ -1093,9 +1093,7 @@ class Trial:
         scene.admin.flushdb()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scripts, "surely_each", without_sentinels)
-            patch.setattr(
-                scripts, "run", lambda server, script, args, **_: scripts.call(lambda: script(args))
-            )
+            patch.setattr(scripts, "run", run_by_client)
             held = case.seed(scene.parts)
             for each in scene.scripts:
                 each.before = None
