@@ -137,8 +137,9 @@ class _Taking:
             self._in_poll = self.client.connection
             self._brpop_sent_at = monotonic()
             self._tag = str(uuid.uuid4())
+            self._in_poll.be_told()
             self._asked = True
-            self.client.connection.send_command(*self.taken.taking(self._tag, lists))
+            self._in_poll.send_command(*self.taken.taking(self._tag, lists))
 
     def _brpop_read(self, **_options: Any) -> bool:
         """Hands on the message that was asked for, or notices that there may be one; raises Empty without."""
@@ -196,10 +197,18 @@ class _Taking:
 
 def _tracking(connection_class: Any) -> Any:
     class Connection(connection_class):  # type: ignore[misc]  # whichever the URL asks for
-        def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-            super().on_connect_check_health(*args, **kwargs)
-            self.send_command("CLIENT", "TRACKING", "ON", "NOLOOP", check_health=False)
-            self.read_response()
+        _is_told = False
+
+        def be_told(self) -> None:
+            """From now on, Redis tells what changes of what was read."""
+            if not self._is_told:
+                self.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
+                self.read_response()
+                self._is_told = True
+
+        def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            self._is_told = False
+            super().disconnect(*args, **kwargs)
 
     return Connection
 
