@@ -727,9 +727,7 @@ CASES = [
         *("message_return", "to be served last", a_taken_message),
         lambda parts, _: parts.taken.put_back("tag", first=False),
     ),
-    Case(
-        "message_return", "that is done", nothing, lambda parts, _: parts.taken.put_back("tag", first=True)
-    ),
+    Case("message_return", "that is done", nothing, lambda parts, _: parts.taken.put_back("tag", first=True)),
     # The audit log.
     Case(
         "note",

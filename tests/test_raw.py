@@ -1,4 +1,4 @@
-"""Raw messages, from a Celery producer that has none of our code: none is lost, whoever is killed or cut off."""
+"""Raw messages of a producer that has none of our code: none is lost, whoever is killed or cut off."""
 
 from __future__ import annotations
 
@@ -77,7 +77,6 @@ def flow_under(crew, stranger, strike):
             time.sleep(random.uniform(0.5, 1.0) * FLOW_S / BLOWS)
             strike()
         flowing.join()
-        # A lost message shows as an order that nobody works on: what is left is asked for until nothing moves.
         open_orders, give_up = dict.fromkeys(order_ids), time.monotonic() + PATIENCE_S
         while open_orders and time.monotonic() < give_up:
             results = (crew.client.status(each).result for each in list(open_orders))
@@ -137,4 +136,6 @@ def test_what_reaches_a_queue_while_its_only_worker_is_cut_off_is_there_for_the_
             publish(stranger, order_id)
             worker.kill()
             crew.workers(1)
-            assert [each.outcome for each in crew.client.results([order_id], timeout=PATIENCE_S)] == ["canceled"]
+            assert [each.outcome for each in crew.client.results([order_id], timeout=PATIENCE_S)] == [
+                "canceled"
+            ]

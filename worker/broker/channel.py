@@ -1,11 +1,11 @@
-"""The channel takes messages off the queues, and loses none: each is always in Redis until it is done.
+"""The channel takes messages off the queues, and loses none: each is in Redis until it is done.
 
-Kombu's Redis transport pops a message and then notes that it has it. Whoever vanishes in between loses it. Here
-one step does both (``lua/message_take.lua``). What is noted has a lease, which the worker extends while it
-lives; when it is over, the others put the message back.
+Kombu's Redis transport pops a message, and then notes that it has it: whoever vanishes in between loses it.
+Here one step does both (``lua/message_take.lua``). The note is a lease. A worker extends its leases while it
+lives; when one is over, another worker puts the message back.
 
-Kombu waits in that pop (BRPOP). Here Redis tells when a list changes (CLIENT TRACKING); then the next message
-is taken. Kombu calls all of this BRPOP still.
+Kombu waits in that pop (BRPOP). Here Redis tells when a list has changed (CLIENT TRACKING), and then the next
+message is taken. What kombu names after BRPOP keeps its name.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Taken:
         pipeline.execute()
 
 
-class _Leases(QoS):  # type: ignore[misc]  # kombu ships no types
-    """What a channel's consumer has in hand: noted by the step that took it."""
+class _Leases(QoS):
+    """The messages that a channel has taken; the step that took each has noted it."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         virtual.QoS.append(self, message, delivery_tag)
@@ -97,15 +97,19 @@ class _Leases(QoS):  # type: ignore[misc]  # kombu ships no types
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - kombu's
         self.channel.taken.put_back(tag, first=not leftmost)
 
-    def restore_visible(self, **_limits: Any) -> None:
+    def restore_visible(self, *_limits: Any, **_more: Any) -> None:
         self.channel.taken.renew(list(self._delivered))
 
 
-class _Taking:
-    """Of a channel: takes messages as above, and hands on only envelopes that can be opened."""
+class LosslessChannel(Channel):
+    """A channel to one Redis; it hands on only envelopes that can be opened."""
 
     QoS = _Leases
-    store_prefix: str  # from the transport's options
+    from_transport_options: Any = (*Channel.from_transport_options, "store_prefix")
+    store_prefix: str
+    # Kombu's: the connection while nothing is to be sent on it; when something last was.
+    _in_poll: Any
+    _brpop_sent_at: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._asked = False  # for the next message, and there is no answer yet
@@ -125,7 +129,15 @@ class _Taking:
         if self._in_poll and not self._asked and monotonic() - self._brpop_sent_at >= self.brpop_timeout:
             self._in_poll = None
 
-    def _brpop_start(self, timeout: float | None = None) -> None:
+    def read_idle(self) -> bool:
+        """Reads what Redis tells while no message is wanted; whether that is so."""
+        if self._in_poll:
+            return False
+        with suppress(Empty, *self.connection_errors):
+            self._brpop_read()
+        return True
+
+    def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's
         """Asks for the next message."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [
@@ -177,7 +189,7 @@ class _Taking:
         self._queue_cycle.rotate(queue)
         envelope = loads(checked(item, queue).decode())
         envelope["properties"]["delivery_tag"] = tag
-        self.connection._deliver(envelope, queue)
+        self.connection._deliver(envelope, queue)  # noqa: SLF001 - as the class above does
         if queue in self._without_ack:
             self.taken.done(tag)
 
@@ -213,7 +225,7 @@ def _tracking(connection_class: Any) -> Any:
     return Connection
 
 
-class _Poller(MultiChannelPoller):  # type: ignore[misc]  # kombu ships no types
+class _Poller(MultiChannelPoller):
     """Kombu's, for channels that Redis may tell something at any time."""
 
     def on_poll_start(self) -> None:
@@ -223,43 +235,35 @@ class _Poller(MultiChannelPoller):  # type: ignore[misc]  # kombu ships no types
 
     def on_readable(self, fileno: int) -> Any:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if kind != "BRPOP" or channel._in_poll:
-            return super().on_readable(fileno)
-        with suppress(Empty, *channel.connection_errors):
-            channel._brpop_read()
-        return None
+        if kind == "BRPOP" and channel.read_idle():
+            return None
+        return super().on_readable(fileno)
 
 
-class LosslessChannel(_Taking, Channel):  # type: ignore[misc]  # kombu ships no types
-    """A channel to one Redis."""
-
-    from_transport_options = (*Channel.from_transport_options, "store_prefix")
-
-
-class LosslessSentinelChannel(_Taking, SentinelChannel):  # type: ignore[misc]  # see above
+class LosslessSentinelChannel(LosslessChannel, SentinelChannel):
     """A channel to whatever Redis the Sentinels name."""
 
-    from_transport_options = (*SentinelChannel.from_transport_options, "store_prefix")
+    from_transport_options: Any = (*SentinelChannel.from_transport_options, "store_prefix")
 
 
-class LosslessTransport(Transport):  # type: ignore[misc]  # see above
+class LosslessTransport(Transport):
     """The Redis transport of this project's workers."""
 
     Channel = LosslessChannel
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cycle = _Poller()
+        self.cycle: Any = _Poller()
 
 
-class LosslessSentinelTransport(SentinelTransport):  # type: ignore[misc]  # see above
+class LosslessSentinelTransport(SentinelTransport):
     """The same by way of Sentinels."""
 
     Channel = LosslessSentinelChannel
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cycle = _Poller()
+        self.cycle: Any = _Poller()
 
 
 def use_lossless_transport() -> None:
