@@ -1,7 +1,7 @@
 """Queue policy: how Celery is set up for work whose truth lives in the store, every value with its reason.
 
-Measured behaviour behind these values: Celery on Redis loses about one message per killed worker and
-redelivers late, so messages only wake workers up (see kalshi_cancel/store/cancels.py).
+Celery on Redis loses about one message per killed worker, and redelivers late. So our own messages only wake
+workers up (kalshi_cancel/store/cancels.py), and all others are taken in one step (worker/broker/channel.py).
 """
 
 import sys
@@ -13,7 +13,7 @@ from kalshi_cancel.settings.reader import SettingsError
 from kalshi_cancel.settings.redis import RedisSettings, refuse_celery_overrides
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.scripts import celery_options
-from worker.broker.guard import use_checked_transport
+from worker.broker.channel import use_lossless_transport
 
 try:
     refuse_celery_overrides()
@@ -27,7 +27,7 @@ except SettingsError as _problem:
 
 # -- where ------------------------------------------------------------------------------------------------
 broker_url = _redis.celery_url
-use_checked_transport()  # a message that Celery cannot open would end one worker after the other
+use_lossless_transport()  # Celery's own loses messages, and ends over one that it cannot open
 result_backend = _redis.celery_url
 result_backend_transport_options = celery_options(_redis)
 imports = ("worker.tasks",)
@@ -46,10 +46,8 @@ task_create_missing_queues = True  # `-Q` may name a queue of somebody else's
 broker_transport_options = {
     **celery_options(_redis),
     "queue_order_strategy": "priority",  # queues in the order above, always; the default rotates them
-    "visibility_timeout": 60,  # raw messages of a killed worker come back; ours are in the store anyway
-    "unacked_restore_interval": 1,
-    "unacked_restore_throttle": 1,
-    "unacked_mutex_expire": 5,  # a worker killed while restoring must not block the others for 5 minutes
+    "store_prefix": _redis.key_prefix,  # where the messages are noted that workers have taken
+    "unacked_restore_interval": 1,  # how often their leases are extended, and what has none is put back
     "socket_timeout": 5,
     "socket_connect_timeout": 1,
     "socket_keepalive": True,

@@ -212,10 +212,10 @@ def test_messages_of_a_killed_worker_come_back_to_their_own_account(both):
             raw.conf.broker_transport_options = {"global_keyprefix": f"{OTHER}:"}
             raw.send_task("cancel_order", kwargs={"order_id": order_id}, queue="cancels", ignore_result=True)
         [message] = admin.lrange(f"{OTHER}:cancels", 0, -1)
-        # As a worker leaves it that dies between the two steps of taking it.
+        # As a worker leaves it that has taken it and dies.
         admin.delete(f"{OTHER}:cancels")
-        admin.hset(f"{OTHER}:unacked", "tag", f'[{message}, "", "cancels"]')
-        admin.zadd(f"{OTHER}:unacked_index", {"tag": 1})
+        admin.hset(f"{OTHER}:taken", "tag", f"{OTHER}:cancels\n{message}")
+        admin.zadd(f"{OTHER}:taken:until", {"tag": 1})
         both.b.start_worker()
         result = both.ask_b.results([order_id], timeout=PATIENCE_S)
         assert [each.outcome for each in result] == ["canceled"]
@@ -224,7 +224,7 @@ def test_messages_of_a_killed_worker_come_back_to_their_own_account(both):
 
 
 def test_every_key_of_the_second_account_begins_with_its_prefix(both):
-    names = ("kalshi-cancel:", "celery-task-meta-", "cancels", "risk", "unacked", "_kombu.", f"{OTHER}:")
+    names = ("kalshi-cancel:", "celery-task-meta-", "cancels", "risk", "_kombu.", f"{OTHER}:")
     [order_id] = both.place(1)
     both.ask_b.cancel(order_id).result(PATIENCE_S)
     request_id = both.ask_b.mass_cancel({"everything": True}).result(PATIENCE_S)["request_id"]

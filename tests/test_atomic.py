@@ -45,6 +45,7 @@ from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.stats import Stats
 from trials.stack import ROOT, RedisServer
+from worker.broker.channel import Taken
 
 PREFIX = "kalshi-cancel"
 RECORD = "celery-task-meta-cancel:"
@@ -52,6 +53,7 @@ PATHS = f"{PREFIX}:paths"
 LONG_S = 600.0
 BY_WAKE_UP = "(whoever took the wake-up)"
 BOTH = (Lane.RISK, Lane.STRATEGY)
+QUEUES = ["risk", "cancels"]
 MASS = "a-mass"
 # What only observes, wakes somebody up, or strikes off a list: it may fail, and changes nothing else.
 OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|idle|wake_up:\w+|lists|list:\w+:left)")
@@ -171,6 +173,7 @@ class Parts:
         self.claims = MassClaims(server, settings, name="a runner")
         self.pacer = Pacer(server, PREFIX, Limits(100, 100, 100, 100))
         self.stats = Stats(server, settings)
+        self.taken = Taken(server, PREFIX)
 
     def accept(self, *order_ids: str, lane: Lane = Lane.STRATEGY, reply_to: str = "", **how: Any) -> None:
         known = {name: how.pop(name) for name in ("known", "fence", "records_older_than_s") if name in how}
@@ -418,6 +421,24 @@ def nobody_comes(parts: Parts) -> None:
     parts.accept("b", lane=Lane.RISK)
     parts.in_line("b", at_ms=1, lane=Lane.RISK)
     parts.store.show_listeners([Lane.RISK], life_s=LONG_S)
+
+
+def a_message(parts: Parts) -> None:
+    parts.server.lpush("cancels", "a message", "another")
+
+
+def a_taken_message(parts: Parts) -> None:
+    a_message(parts)
+    parts.taken.take("tag", QUEUES)
+
+
+def messages_of_vanished_workers(parts: Parts) -> None:
+    """Two, of different lists; one that this worker has still, and a tag without a message."""
+    parts.server.lpush("risk", "urgent")
+    for tag in ("urgent", "old", "own"):
+        a_message(parts)
+        parts.taken.take(tag, QUEUES)
+    parts.server.zadd(f"{PREFIX}:taken:until", {"urgent": 1, "old": 2, "own": 3, "gone": 4})
 
 
 def limited(parts: Parts) -> None:
@@ -712,6 +733,22 @@ CASES = [
     Case("limits", "others, after a 429", corrected, lambda parts, _: parts.limit(50)),
     Case("levels", "of two buckets", limited, lambda parts, _: parts.pacer.levels(["write", "write:2"])),
     Case("stats", "as it stands", limited, lambda parts, _: parts.stats.look()),
+    # Messages.
+    Case("message_take", "one", a_message, lambda parts, _: parts.taken.take("tag", QUEUES)),
+    Case("message_take", "none", nothing, lambda parts, _: parts.taken.take("tag", QUEUES)),
+    Case(
+        *("message_renew", "its own, and what vanished workers had", messages_of_vanished_workers),
+        lambda parts, _: parts.taken.renew(["own", "done"]),
+    ),
+    Case(
+        *("message_return", "to be served first", a_taken_message),
+        lambda parts, _: parts.taken.put_back("tag", first=True),
+    ),
+    Case(
+        *("message_return", "to be served last", a_taken_message),
+        lambda parts, _: parts.taken.put_back("tag", first=False),
+    ),
+    Case("message_return", "that is done", nothing, lambda parts, _: parts.taken.put_back("tag", first=True)),
     # The audit log.
     Case(
         "note",
@@ -785,12 +822,12 @@ class Seen:
         self.script = script
         self._look = look
         self.before: State | None = None
-        self.args: list[Any] = []
+        self.args: dict[str, list[Any]] = {}
 
-    def __call__(self, args: list[Any], client: Any = None) -> Any:
+    def __call__(self, args: list[Any], keys: Sequence[Any] = (), client: Any = None) -> Any:
         if self.before is None:
-            self.args, self.before = args, self._look()
-        return self.script(args=args, client=client)
+            self.args, self.before = {"keys": list(keys), "args": args}, self._look()
+        return self.script(keys=list(keys), args=args, client=client)
 
 
 class Scene:
@@ -1001,6 +1038,9 @@ FAMILIES = (
 )
 
 
+BY_ID = {"P:mass:{id}:orders", "P:taken"}  # hashes whose fields are ids
+
+
 def family(key: str) -> str:
     """The key as the page calls it."""
     key = key.replace(f"{PREFIX}:", "P:").replace("celery-task-meta-", "R:")
@@ -1035,7 +1075,7 @@ def written(trial: Trial) -> list[str]:
     for words in trial.commands:
         if words[0] in WRITES:
             fields = {"HSET": words[2::2], "HSETNX": words[2::2], "HDEL": words[2:], "HINCRBY": words[2:3]}
-            named = fields.get(words[0], []) if family(words[1]) not in OF_OTHERS else []
+            named = fields.get(words[0], []) if family(words[1]) not in BY_ID else []
             to = [family(words[2])] if words[0] == "RENAME" else []
             found.append(" ".join([words[0], family(words[1]), *to, ",".join(named)]).strip())
     return list(dict.fromkeys(found))
@@ -1050,14 +1090,14 @@ def test_the_page_of_keys_tells_every_key_with_its_fields_and_what_each_script_w
         table.append(
             f"| `{each.script}` | {each.what} | {', '.join(f'`{one}`' for one in writes) or 'nothing'} |"
         )
-        for key in {*trial.before, *scene.admin.keys("*"), *trial.keys} - {"cancels", "risk"}:
+        for key in {*trial.before, *scene.admin.keys("*"), *trial.keys} - set(QUEUES):
             name = family(key)
             assert name in ROWS, f"{each.what}: {key}"
             kind, fields = ROWS[name]
             seen.add(name)
             stored = scene.admin.type(key)
             assert stored in {kind, "none"} or kind == "any" or each.seed is spoilt_and_text, key
-            if stored == "hash" and name not in OF_OTHERS:
+            if stored == "hash" and name not in BY_ID:
                 assert set(scene.admin.hkeys(key)) <= (fields | pending if kind == "any" else fields), key
     elsewhere = {
         "intake:{lane}",
@@ -1122,7 +1162,7 @@ class Trial:
         script = self.seen.script
         try:
             answer = scripts.call(
-                lambda: script(args=self.seen.args, client=self.scene.limited), may_be_accepted=True
+                lambda: script(**self.seen.args, client=self.scene.limited), may_be_accepted=True
             )
         except StoreError as error:
             return None, error

@@ -523,7 +523,9 @@ def test_arguments_that_do_not_fit_are_answered_with_an_error(push, control, cel
 def test_a_bell_with_arguments_is_a_bell(push, stack):
     push(envelope([["x"], {"x\n[forged": SURROGATE}, {}], headers={"task": "wake_up"}))
     with stack.redis.client() as server:
-        wait_until(lambda: server.llen("cancels") == 0 == server.hlen("unacked"), what="it is done")
+        wait_until(
+            lambda: server.llen("cancels") == 0 == server.hlen("kalshi-cancel:taken"), what="it is done"
+        )
     assert "\n[forged" not in stack.workers[0].log_text()
 
 
@@ -636,7 +638,9 @@ def test_a_burst_of_everything_ends_nothing_and_loses_nothing(push, stack, contr
     assert time.monotonic() - asked <= PATIENCE_S
     with stack.redis.client() as server:
         wait_until(
-            lambda: server.hlen("unacked") == 0, within_s=PATIENCE_S, what="nothing is left unacknowledged"
+            lambda: server.hlen("kalshi-cancel:taken") == 0,
+            within_s=PATIENCE_S,
+            what="nothing is left unacknowledged",
         )
 
 

@@ -17,7 +17,7 @@ from kalshi_cancel.store.scripts import connect
 from trials.stack import ROOT, wait_until
 
 PREFIX = "kalshi-cancel"
-CELERYS = ("cancels", "risk", "unacked", "_kombu.")
+CELERYS = ("cancels", "risk", "_kombu.")
 PAGE = ROOT / "docs/reference/redis-keys.md"
 LUA_KEY = re.compile(r"prefix \.\. '((?::[a-z_]+)+)")
 SPELLED_IN_PYTHON = re.compile(r"prefix\}:[a-z{]")

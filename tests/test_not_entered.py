@@ -27,7 +27,7 @@ SENDERS = 4
 MORE_THAN_THREADS = 40
 # Refused each time: to accept orders whose id begins with `z`, and to store results of those with `y`.
 ALLOWED = (
-    *("~cancels*", "~risk*", "~unacked*", "~_kombu*"),
+    *("~cancels*", "~risk*", "~_kombu*"),
     *("~celery-task-meta-????????-*", "~celery-task-meta-cancel:[^y]*"),
     *("~kalshi-cancel:[^p]*", "~kalshi-cancel:paths", "~kalshi-cancel:pending:[^z]*"),
 )

@@ -330,9 +330,9 @@ def test_a_message_of_a_worker_that_vanished_comes_back_without_one_denial(guard
     [order_id] = place(guarded)
     message = uuid.uuid4().hex
     with as_user(guarded.redis, "worker") as server:
-        # As a worker leaves it that popped it long ago and was killed.
-        server.hset("unacked", message, json.dumps([raw_message(order_id), "", "cancels"]))
-        server.zadd("unacked_index", {message: 1})
+        # As a worker leaves it that took it long ago and was killed.
+        server.hset("kalshi-cancel:taken", message, "cancels\n" + json.dumps(raw_message(order_id)))
+        server.zadd("kalshi-cancel:taken:until", {message: 1})
     wait_until(lambda: as_producer.status(order_id).result, within_s=PATIENCE_S, what="it is settled")
     assert guarded.denials() == set()
 
@@ -406,8 +406,8 @@ DENIED_TO = {
         ("LRANGE", "cancels", "0", "-1"),
         ("DEL", "cancels"),
         ("LTRIM", "cancels", "1", "0"),
-        ("HGETALL", "unacked"),
-        ("DEL", "unacked"),
+        ("HGETALL", "kalshi-cancel:taken"),
+        ("DEL", "kalshi-cancel:taken"),
         ("SET", RECORD, "x"),
         ("SETEX", RECORD, "9", "x"),
         ("HSET", RECORD, "x", "y"),
@@ -452,7 +452,7 @@ DENIED_TO = {
         ("BRPOP", "cancels", "1"),
         ("LPUSH", "risk", "x"),
         ("LLEN", "risk"),
-        ("HGETALL", "unacked"),
+        ("HGETALL", "kalshi-cancel:taken"),
         ("SET", RECORD, "x"),
         ("DEL", RECORD),
         ("PUBLISH", RECORD, "x"),
@@ -469,7 +469,7 @@ DENIED_TO = {
         ("LPUSH", "cancels", "x"),
         ("BRPOP", "cancels", "1"),
         ("LRANGE", "cancels", "0", "-1"),
-        ("HGETALL", "unacked"),
+        ("HDEL", "kalshi-cancel:taken", "x"),
         ("SET", RECORD, "x"),
         ("DEL", RECORD),
         ("HSET", ENTRY, "request", "{}"),

@@ -32,6 +32,8 @@ class Keys:
         "mass_cancels_pace",
         "paths",
         "prefix",
+        "taken",
+        "taken_until",
         "unreadable",
         "workers",
     )
@@ -49,6 +51,8 @@ class Keys:
         self.mass_cancels_open = f"{prefix}:mass_cancels:open"
         self.mass_cancels_pace = f"{prefix}:mass_cancels:pace"
         self.paths = f"{prefix}:paths"
+        self.taken = f"{prefix}:taken"
+        self.taken_until = f"{prefix}:taken:until"
         self.unreadable = f"{prefix}:unreadable"
         self.workers = f"{prefix}:workers"
 
@@ -336,6 +340,18 @@ KEYS = (
         "*each worker: who has said nothing for 60 s goes; after 5 s only its key counts*",
     ),
     Key(
+        "P:taken",
+        "hash",
+        "Messages that workers have taken and not acknowledged: delivery tag to list and message.",
+        "*the worker that has it; later, the others put it back*",
+    ),
+    Key(
+        "P:taken:until",
+        "zset",
+        "Their delivery tags by when the lease ends.",
+        "*the worker that has it; later, the others put it back*",
+    ),
+    Key(
         "P:unreadable",
         "list",
         "The latest hundred messages that could not be understood or entered.",
@@ -454,7 +470,7 @@ def _tables() -> Iterator[str]:
         "|---|---|---|---|",
         *(f"| `{each.name}` | {each.kind} | {each.what} | {each.ends} |" for each in KEYS),
         "",
-        "Celery's own keys: the queues `cancels` and `risk`, `unacked*`, `_kombu.binding.*`.",
+        "Celery's own keys: the queues `cancels` and `risk`, `_kombu.binding*`.",
         "",
         "## Fields of a pending cancel",
         "",

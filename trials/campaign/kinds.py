@@ -36,7 +36,8 @@ Operations = tuple[str | None, ...]  # of the sandbox; None: all there are
 class Kind:
     """A kind of fault, in one line for the table's reader.
 
-    ``raw``: nothing touches Celery's own messages, so raw ones are promised too. ``fresh``: the workers are
+    ``raw``: raw producers get through: some messages are theirs. ``raw_only``: all are, each for one order.
+    ``per_s``: orders a second that are asked for; none: all within a fixed time. ``fresh``: the workers are
     replaced after each run, because it leaves them with a clock, or a key, that the next run has not.
     ``prepare`` is done before the producers begin; ``mix``: shares of sorts of orders that differ.
     """
@@ -44,6 +45,8 @@ class Kind:
     does: str
     play: Play
     raw: bool = False
+    raw_only: bool = False
+    per_s: float | None = None
     fresh: bool = False
     prepare: Play = lambda _scene: None
     mix: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +71,33 @@ def _kill_again_and_again(scene: Scene) -> None:
         scene.until(share)
         scene.marks.clear()
         scene.kill([scene.any_worker()])
+
+
+ORDERS_A_BLOW = 250
+ORDERS_A_SECOND = 167
+
+
+def _again_and_again(strike: Play) -> Play:
+    """Strikes at random moments while raw messages flow; nobody may be told two outcomes."""
+
+    def play(scene: Scene) -> None:
+        blows = max(3, scene.cancels // ORDERS_A_BLOW)
+        for share in sorted(scene.chance.uniform(0.05, 1.0) for _ in range(blows)):
+            scene.until(share)
+            scene.marks.clear()
+            strike(scene)
+        scene.until_all_asked()
+
+    return play
+
+
+def _kill_any(scene: Scene) -> None:
+    scene.kill([scene.any_worker()])
+
+
+def _cut_all(scene: Scene) -> None:
+    scene.redis.client_kill_filter(_type="normal", skipme=True)
+    scene.mark()
 
 
 def _kill_all(scene: Scene) -> None:
@@ -186,8 +216,9 @@ def _read_only(scene: Scene) -> None:
 
 def _lost_wake_ups(scene: Scene) -> None:
     wake_up_keys = [f"kalshi-cancel:wake_up:{lane}" for lane in Lane]
+    taken = ["kalshi-cancel:taken", "kalshi-cancel:taken:until"]
     while not scene.asked.wait(0.02):
-        scene.redis.delete(*(lane.queue for lane in Lane), "unacked", "unacked_index", *wake_up_keys)
+        scene.redis.delete(*(lane.queue for lane in Lane), *taken, *wake_up_keys)
     scene.redis.delete(*(lane.queue for lane in Lane), *wake_up_keys)
     scene.mark()
 
@@ -382,19 +413,39 @@ _WRONG_BODY = _arm("wrong_body", operations=_ANY)
 KINDS = {
     "none": Kind("nothing goes wrong: what the others are to be compared with", _nothing, raw=True),
     # workers
-    "worker-kill": Kind("SIGKILL of a worker at a random moment", _kill),
-    "worker-kill-again": Kind("SIGKILL of a worker, four times within 3.5 s", _kill_again_and_again),
-    "worker-kill-all": Kind("SIGKILL of all workers at once", _kill_all),
-    "kill-at-pop": Kind(
-        "SIGKILL of all when one of them was woken up", _kill_all_at("LPUSH kalshi-cancel:wake_up")
+    "worker-kill": Kind("SIGKILL of a worker at a random moment", _kill, raw=True),
+    "worker-kill-again": Kind(
+        "SIGKILL of a worker, four times within 3.5 s", _kill_again_and_again, raw=True
     ),
-    "kill-at-claim": Kind("SIGKILL of all when one has claimed", _kill_all_at(":fence")),
-    "kill-before-effect": Kind("SIGKILL of a worker whose call takes effect later", _kill_in_call("after")),
-    "kill-after-effect": Kind("SIGKILL of a worker between effect and reply", _kill_in_call("before")),
-    "worker-freeze": Kind("SIGSTOP of a worker, shorter than its lease, twice", _freeze_short),
-    "worker-freeze-long": Kind("SIGSTOP of a worker, longer than its lease", _freeze_long),
-    "worker-freeze-all": Kind("SIGSTOP of all workers, longer than their leases", _freeze_all),
-    "worker-replace": Kind("SIGTERM of each worker in turn, a new one for each", _replace),
+    "worker-kill-all": Kind("SIGKILL of all workers at once", _kill_all, raw=True),
+    "kill-at-pop": Kind(
+        "SIGKILL of all when one of them was woken up", _kill_all_at("LPUSH kalshi-cancel:wake_up"), raw=True
+    ),
+    "kill-at-claim": Kind("SIGKILL of all when one has claimed", _kill_all_at(":fence"), raw=True),
+    "kill-before-effect": Kind(
+        "SIGKILL of a worker whose call takes effect later", _kill_in_call("after"), raw=True
+    ),
+    "kill-after-effect": Kind(
+        "SIGKILL of a worker between effect and reply", _kill_in_call("before"), raw=True
+    ),
+    "worker-freeze": Kind("SIGSTOP of a worker, shorter than its lease, twice", _freeze_short, raw=True),
+    "worker-freeze-long": Kind("SIGSTOP of a worker, longer than its lease", _freeze_long, raw=True),
+    "worker-freeze-all": Kind("SIGSTOP of all workers, longer than their leases", _freeze_all, raw=True),
+    "worker-replace": Kind("SIGTERM of each worker in turn, a new one for each", _replace, raw=True),
+    "raw-kill": Kind(
+        "SIGKILL of a worker, again and again, while raw messages flow",
+        _again_and_again(_kill_any),
+        raw_only=True,
+        per_s=ORDERS_A_SECOND,
+        prepare=Scene.watch_answers,
+    ),
+    "raw-cut": Kind(
+        "CLIENT KILL of every connection, again and again, while raw messages flow",
+        _again_and_again(_cut_all),
+        raw_only=True,
+        per_s=ORDERS_A_SECOND,
+        prepare=Scene.watch_answers,
+    ),
     # Redis
     "redis-restart": Kind("SIGKILL of Redis, back within 1.5 s", _redis_restart),
     "redis-restart-twice": Kind("the same twice within 2 s", _redis_restart_twice),
@@ -502,14 +553,18 @@ KINDS = {
     "mass-with-placer": Kind("a mass cancel while somebody places order after order", placer_without_end),
     "mass-list-fails": Kind("a mass cancel while listings fail for some seconds", failing_list, raw=True),
     # together
-    "kill-with-drop-after": Kind("SIGKILL of workers while replies are lost", _during(_DROP_AFTER, _kill)),
+    "kill-with-drop-after": Kind(
+        "SIGKILL of workers while replies are lost", _during(_DROP_AFTER, _kill), raw=True
+    ),
     "kill-with-stale-reads": Kind(
-        "SIGKILL of all workers, lost replies, stale reads", _during(_DROP_AFTER, _STALE, _kill_all)
+        "SIGKILL of all workers, lost replies, stale reads", _during(_DROP_AFTER, _STALE, _kill_all), raw=True
     ),
     "freeze-long-with-drop-after": Kind(
-        "a long SIGSTOP while replies are lost", _during(_DROP_AFTER, _freeze_long)
+        "a long SIGSTOP while replies are lost", _during(_DROP_AFTER, _freeze_long), raw=True
     ),
-    "freeze-long-with-slow": Kind("a long SIGSTOP while replies are slow", _during(_SLOW, _freeze_long)),
+    "freeze-long-with-slow": Kind(
+        "a long SIGSTOP while replies are slow", _during(_SLOW, _freeze_long), raw=True
+    ),
     "redis-restart-with-stale-reads": Kind(
         "Redis restarts, lost replies, stale reads", _during(_DROP_AFTER, _STALE, _redis_restart)
     ),

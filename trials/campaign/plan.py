@@ -15,7 +15,7 @@ from kalshi_cancel.model.requests import Lane
 PRODUCERS = 3
 MANY_AT_MOST = 25
 # Of a hundred orders, so many are asked for by a second producer, asked for only once whatever happens,
-# and, where the fault leaves Celery's own messages alone, asked for by a raw message.
+# and, where the fault lets raw producers get through, asked for by a raw message.
 ASKED_TWICE = 0.2
 ASKED_ONCE_ONLY = 0.1
 RAW = 0.08
@@ -104,11 +104,19 @@ class Plan:
 
 
 def draw(
-    name: str, seed: int, *, cancels: int, load_s: float, raw: bool, mix: Mapping[str, int] | None = None
+    name: str,
+    seed: int,
+    *,
+    cancels: int,
+    load_s: float,
+    raw: bool,
+    raw_only: bool = False,
+    mix: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan of ``cancels`` orders, asked for over ``load_s``; ids tell run, number and sort.
 
-    ``mix``: shares of sorts that this run has more of, or fewer.
+    ``raw_only``: each ask is a raw message for one order. ``mix``: shares of sorts that this run has more of,
+    or fewer.
     """
     chance = random.Random(f"{name}/{seed}/plan")
     shares = {sort: each.share for sort, each in SORTS.items()} | dict(mix or {})
@@ -125,7 +133,9 @@ def draw(
             for order_id, sort in orders
             if sort.earlier is not None
         ),
-        tuple(sorted(_asks(chance, orders, load_s=load_s, raw=raw), key=lambda ask: ask.at_s)),
+        tuple(
+            sorted(_asks(chance, orders, load_s=load_s, raw=raw, raw_only=raw_only), key=lambda ask: ask.at_s)
+        ),
         tuple(
             Meddling(chance.uniform(0, load_s), order_id, sort.meanwhile)
             for order_id, sort in orders
@@ -135,7 +145,7 @@ def draw(
 
 
 def _asks(
-    chance: random.Random, orders: Sequence[tuple[str, Sort]], *, load_s: float, raw: bool
+    chance: random.Random, orders: Sequence[tuple[str, Sort]], *, load_s: float, raw: bool, raw_only: bool
 ) -> list[Ask]:
     """Each order asked for at least once: alone or with others, by our client or raw; some of them twice."""
     fields = [_fields(order_id, sort) for order_id, sort in orders]
@@ -143,9 +153,9 @@ def _asks(
     chance.shuffle(fields)
     asks: list[Ask] = []
     while fields:
-        sent_raw = raw and chance.random() < RAW
+        sent_raw = raw_only or (raw and chance.random() < RAW)
         # Half of the orders come in lists.
-        many = chance.random() < 2 / MANY_AT_MOST
+        many = not raw_only and chance.random() < 2 / MANY_AT_MOST
         size = chance.randint(2, MANY_AT_MOST) if many else 1
         together, fields = fields[:size], fields[size:]
         if chance.random() < IMPATIENT:

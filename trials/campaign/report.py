@@ -141,7 +141,7 @@ orders twice. They wait for the results. One cancel in ten has a deadline of a s
 
 The orders are mixed. Some rest, some are partly filled, some are on other shards and accounts. Some were
 executed or canceled before, and some do not exist. Others fill, decrease, amend or cancel some of them, in
-the seconds before or meanwhile. Where nothing touches the queues, some cancels are raw Celery messages. Some
+the seconds before or meanwhile. Where raw producers get through, some cancels are raw Celery messages. Some
 kinds have a mass cancel of orders of their own. The seed decides orders, moments, victims and what is struck.
 
 - **accepted**: cancels that a producer was told are accepted, or was told may be, and are.

@@ -82,11 +82,20 @@ class Campaign:
         """Plays one run and judges it; ``kind`` when it is none of the table."""
         kind = kind or KINDS[name]
         started = time.monotonic()
-        plan = draw(name, seed, cancels=cancels, load_s=LOAD_S, raw=kind.raw, mix=kind.mix)
+        load_s = cancels / kind.per_s if kind.per_s else LOAD_S
+        plan = draw(
+            name,
+            seed,
+            cancels=cancels,
+            load_s=load_s,
+            raw=kind.raw,
+            raw_only=kind.raw_only,
+            mix=kind.mix,
+        )
         self._arrange(plan, seed)
         chance = random.Random(f"{name}/{seed}/play")
         scene = Scene(
-            self.stack, self.crew, name=f"{name}-{seed}", cancels=cancels, chance=chance, load_s=LOAD_S
+            self.stack, self.crew, name=f"{name}-{seed}", cancels=cancels, chance=chance, load_s=load_s
         )
         try:
             kind.prepare(scene)

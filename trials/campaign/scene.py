@@ -23,7 +23,7 @@ import redis
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.sandbox.control import Control
 from kalshi_cancel.store.scripts import StoreError
-from trials.campaign.judge import CANCELS
+from trials.campaign.judge import CANCELS, SETTLED
 from trials.campaign.relay import Relay
 from trials.campaign.sweeps import Sweep
 from trials.stack import Part, Stack, wait_until
@@ -120,6 +120,33 @@ class Scene:
     def pause(self, low_s: float, high_s: float) -> None:
         """Lets a drawn time pass."""
         time.sleep(self.chance.uniform(low_s, high_s))
+
+    def watch_answers(self) -> None:
+        """From now on, whoever is told two different outcomes is a problem."""
+        self._lasting.enter_context(self._told_once())
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
+        told: dict[str, set[str]] = {}
+        ended = threading.Event()
+
+        def listen() -> None:
+            while not ended.is_set():
+                if message := channel.get_message(timeout=0.1):
+                    task_id, outcome = _answered(json.loads(message["data"]))
+                    if outcome in SETTLED:
+                        told.setdefault(task_id, set()).add(outcome)
+
+        with self.stack.redis.client() as server, server.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.psubscribe("celery-task-meta-*")
+            thread = threading.Thread(target=listen, name="listens for answers")
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+        self.problems += [f"{task} was told {sorted(both)}" for task, both in told.items() if len(both) > 1]
 
     # -- workers
 
@@ -297,6 +324,12 @@ class Scene:
 
         with suppress(TimeoutError):
             wait_until(under_way, within_s=within_s)
+
+
+def _answered(said: dict[str, Any]) -> tuple[str, str]:
+    """Which task was answered, and with which outcome (empty: with something else)."""
+    result = said["result"]
+    return said["task_id"], str(result.get("outcome", "")) if isinstance(result, dict) else ""
 
 
 # An entry that is settled meanwhile must not come back as a stump.

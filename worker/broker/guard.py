@@ -1,7 +1,7 @@
-"""The door of the queues: what is popped is checked before Celery's loop sees it.
+"""The door of the queues: what is taken is checked before Celery's loop sees it.
 
 Celery ends the worker over an envelope it does not expect, and the message is then restored for the next
-worker to die of. So a popped item that is no proper envelope is put into one that the consumer knows how to
+worker to die of. So an item that is no proper envelope is put into one that the consumer knows how to
 keep: its content type says "unreadable", its body is the item. And what only a stranger would write into a
 proper one is taken out: which queue it came from and what may be stored where is not the sender's to say.
 """
@@ -15,11 +15,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, SentinelChannel, SentinelTransport, Transport
 from kombu.utils.json import dumps, loads
 
 from worker.broker.links import ID_MAX_CHARS, LINKS_HEADER, take_out
@@ -34,49 +31,6 @@ RESERVED_IDS = ("cancel:", "mass:", "list:")
 ETA_MOST_S = 30.0
 
 
-class _Checked:
-    """Of a channel: hands on only envelopes that can be opened."""
-
-    def _create_client(self, *args: Any, **kwargs: Any) -> Any:
-        client = super()._create_client(*args, **kwargs)  # type: ignore[misc]  # of the channel beside it
-        prefix_length = len(self.global_keyprefix)  # type: ignore[attr-defined]  # see above
-        client.set_response_callback("BRPOP", partial(_check_popped, prefix_length))
-        return client
-
-    def _connparams(self, *args: Any, **kwargs: Any) -> Any:
-        options = super()._connparams(*args, **kwargs)  # type: ignore[misc]  # see above
-        options["connection_class"] = _noticed(options["connection_class"])
-        return options
-
-
-class CheckedChannel(_Checked, Channel):
-    """A channel to one Redis."""
-
-
-class CheckedSentinelChannel(_Checked, SentinelChannel):
-    """A channel to whatever Redis the Sentinels name."""
-
-
-class CheckedTransport(Transport):
-    """The Redis transport of this project's workers."""
-
-    Channel = CheckedChannel
-
-
-class CheckedSentinelTransport(SentinelTransport):
-    """The same by way of Sentinels."""
-
-    Channel = CheckedSentinelChannel
-
-
-def use_checked_transport() -> None:
-    """Has this process' connections to brokers go through the checked transports."""
-    for alias in ("redis", "rediss", "redis+socket"):
-        if alias in TRANSPORT_ALIASES:
-            TRANSPORT_ALIASES[alias] = f"{__name__}:{CheckedTransport.__name__}"
-    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{CheckedSentinelTransport.__name__}"
-
-
 _notice: list[Callable[[], None]] = []
 
 
@@ -85,7 +39,9 @@ def notice_waits(notice: Callable[[], None]) -> None:
     _notice[:] = [notice]
 
 
-def _noticed(connection_class: Any) -> Any:
+def noticed(connection_class: Any) -> Any:
+    """The class, with that notice."""
+
     class Connection(connection_class):  # type: ignore[misc]  # whichever the URL asks for
         def read_response(self, *args: Any, **kwargs: Any) -> Any:
             for notice in _notice:
@@ -94,15 +50,6 @@ def _noticed(connection_class: Any) -> Any:
             return super().read_response(*args, **kwargs)
 
     return Connection
-
-
-def _check_popped(prefix_length: int, answer: Any, **_options: Any) -> tuple[bytes, bytes] | None:
-    """What BRPOP got, (queue with its prefix, item), the item checked."""
-    if not answer:
-        return None
-    queue, item = answer
-    # Each queue has a list for each priority; all but the first are named after it and their priority.
-    return queue, checked(item, queue[prefix_length:].decode("utf-8", "replace").split(Channel.sep)[0])
 
 
 def checked(item: bytes, queue: str) -> bytes:
