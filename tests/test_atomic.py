@@ -1023,7 +1023,6 @@ def test_every_script_has_a_case(scene):
 
 KEYS_PAGE = (ROOT / "docs/reference/redis-keys.md").read_text("utf-8")
 ROWS = {each.name: (each.kind, {one.name for one in each.fields}) for each in KEYS}
-OF_OTHERS = ("P:mass:{id}:orders", "P:idle")  # hashes by order id, and by worker
 FAMILIES = (
     (r"P:(pending|dead|aside|waiters):.+", r"P:\1:{order_id}"),
     (r"P:due:.+", "P:due:{lane}:{path}"),
@@ -1038,7 +1037,7 @@ FAMILIES = (
 )
 
 
-BY_ID = {"P:mass:{id}:orders", "P:taken"}  # hashes whose fields are ids
+BY_ID = {"P:mass:{id}:orders", "P:taken", "P:idle"}  # hashes whose fields are ids, or names
 
 
 def family(key: str) -> str:
