@@ -279,6 +279,20 @@ def test_an_error_out_of_a_script_that_has_written_leaves_it_open(own_redis):
     assert told.value.may_be_accepted
 
 
+def test_of_portions_that_are_sent_together_one_that_fails_neither_stops_nor_mixes_up_the_others(own_redis):
+    server = scripts.connect(RedisSettings.at(own_redis.url))
+    key = f"portions-{uuid.uuid4()}"
+    refuse = "if ARGV[2] == 'bad' then error({err = 'ERR a bad one'}) end"
+    script = server.register_script(f"{refuse} redis.call('RPUSH', ARGV[1], ARGV[2]) return ARGV[2]")
+    server.script_flush()
+    assert scripts.surely_each(server, script, [[key, each] for each in "ab"]) == ["a", "b"]
+    with pytest.raises(StoreError, match="a bad one"):
+        scripts.surely_each(server, script, [[key, each] for each in ("c", "bad", "d")])
+    assert scripts.surely_each(server, script, [[key, each] for each in "ef"]) == ["e", "f"]
+    assert server.lrange(key, 0, -1) == list("abcdef")
+    assert scripts.surely_each(server, script, []) == []
+
+
 def test_a_wait_for_replicas_that_fails_comes_after_the_accept(own_redis, order_id, monkeypatch):
     with own_redis.client() as server:
         server.acl_setuser(

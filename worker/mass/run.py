@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kalshi_cancel.model.mass_request import MassRequest
@@ -199,7 +199,7 @@ class MassRun:
     def _list(self, until_s: float, *, is_last: bool = False) -> bool:
         """Lists, and has what is found entered as it comes; whether it is over with that."""
         began_s, before = self._now_s(), self._entering.number
-        with Aside[Mapping[str, Order]](lambda pages: self._enter(_joined(pages), began_s)) as entering:
+        with Aside[Mapping[str, Order]](lambda pages: self._enter_pages(pages, began_s)) as entering:
             listing = self._lister.resting(until_s, entering)
         if isinstance(listing, NoListing):
             if self._command is not None:
@@ -219,6 +219,12 @@ class MassRun:
         """Has only a few orders entered at first where the key may not cancel: another worker's may."""
         rights = self._key.read(KEY_HEAD_START_S)
         self._entering.is_probing = rights is not None and not rights.may_cancel
+
+    def _enter_pages(self, pages: Sequence[Mapping[str, Order]], began_s: float) -> None:
+        """Enters pages as one, which takes less time; where a command may go out in between, one by one."""
+        joined = {order_id: order for page in pages for order_id, order in page.items()}
+        for orders in [joined] if self._command is None else pages:
+            self._enter(orders, began_s)
 
     def _enter(self, orders: Mapping[str, Order], began_s: float) -> None:
         if not orders:
@@ -335,8 +341,3 @@ class MassRun:
             if left_s <= 0:
                 return
             self._means.stopping.wait(min(left_s, 0.5))
-
-
-def _joined(pages: Iterable[Mapping[str, Order]]) -> dict[str, Order]:
-    """The orders of some pages: entered together, they take less time."""
-    return {order_id: order for page in pages for order_id, order in page.items()}
