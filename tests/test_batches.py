@@ -313,6 +313,18 @@ def test_a_batch_whose_answer_is_lost_is_read_back_in_one_listing_and_the_rest_o
         assert {result.attempts for result in results.values()} == {2}
 
 
+@pytest.mark.parametrize("number", [3, 20])
+def test_a_batch_that_is_answered_to_come_back_later_is_looked_after_then(crew, number):
+    order_ids = crew.place(number)
+    crew.control.fault("http_503", operation="batch", times=1, retry_after="1.5")
+    results = together(crew, order_ids)
+    assert {each.outcome for each in results.values()} == {"canceled"}
+    first, second, *_ = (
+        call for call in crew.control.calls() if call["operation"] in ("batch", "cancel", "read", "list")
+    )
+    assert second["received_ms"] - first["received_ms"] >= 1_500
+
+
 def test_after_a_lost_batch_a_fill_is_told_from_a_cancel(crew):
     order_ids = crew.place(10)
     crew.control.fault("drop_after_fill", order_id=order_ids[0], operation="batch", times=1)

@@ -207,6 +207,22 @@ def test_of_a_listing_of_several_pages_two_that_agree_are_a_proof(crew):
     assert resting(crew) == set(others)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"fields": {"cursor": None}}, {"without": ["cursor"]}, {"fields": {"error": {"code": "x"}}}],
+    ids=["null", "absent", "an error"],
+)
+def test_a_page_that_may_not_be_all_is_no_proof_and_what_it_shows_is_canceled(crew, odd):
+    crew.place(1, ticker="KXMEANT-1")  # on the second page
+    others = crew.place(1000, ticker="KXOTHER-1")
+    mine = crew.place(1, ticker="KXMEANT-1")
+    crew.control.fault("odd_page", operation="list", **odd)
+    report = mass_cancel(crew, {"series": "KXMEANT"}, deadline_s=3.0)
+    assert (report["flat"], affected(report)) == (False, set(mine))
+    assert report["why_not_flat"] == "no listing could be had: partial_listing"
+    assert set(others) <= resting(crew)
+
+
 # -- what the key sees
 
 

@@ -333,9 +333,11 @@ class Executor:
             clocks = self._clocks()
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, failure, walk.instant(clocks)).case
+            pause_s = failure.retry_after_s or 0.0
             if len(walks) * self._calls.limits.read_cost <= self._calls.limits.list_cost:
-                return [self._retry_later(walk, 0.0) for walk in walks]
-            return [self._retry_later(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
+                return [self._retry_later(walk, pause_s) for walk in walks]
+            pause_s = max(pause_s, LISTINGS_CATCH_UP_S)
+            return [self._retry_later(walk, pause_s, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
 
     def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:
