@@ -264,6 +264,19 @@ def test_a_batch_refused_as_too_large_is_split_and_the_size_is_learned(crew, sta
     assert len(crew.cancels()) < 300 / 2
 
 
+@pytest.mark.parametrize("status", [403, 413])
+def test_where_a_gateway_lets_only_single_calls_pass_they_are_made(crew, status):
+    crew.control.fault("cdn", operation="batch", status=status)
+    with crew.apart(KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:
+        order_ids = crew.place(200)
+        pending = apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in order_ids])
+        apart.start()
+        results = pending.results(timeout=PATIENCE_S)
+    print(f"turned away: {[len(call['order_ids']) for call in batches(crew)]}")
+    assert {result.outcome for result in results} == {"canceled"}
+    assert len(batches(crew)) < 100
+
+
 def test_a_batch_turned_away_over_its_size_like_over_the_budget_still_ends(crew):
     crew.control.configure(max_batch=20, oversize_status=429, tier="premier")
     with crew.apart(KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:

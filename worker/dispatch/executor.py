@@ -79,6 +79,11 @@ WORTH_A_CALL_S = 0.05
 REFUSED_SIZE_STANDS_S = 60.0
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
+_PERHAPS_OF_ITS_SIZE = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+)
 # Pages of canceled orders, the latest first: what is farther back was not canceled just now.
 PAGES_MOST = 10
 # Read-backs let new cancels go first, but not for ever.
@@ -327,7 +332,9 @@ class Executor:
         if failure.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._retry_later(walk, 0.0) for walk in walks]
-        if was_affordable and len(walks) > NEVER_TOO_MANY:
+        # A gateway may let single calls pass and turn away what is larger.
+        turned_away = failure.no_usable_answer and failure.problem.http_status in _PERHAPS_OF_ITS_SIZE
+        if turned_away or (was_affordable and len(walks) > NEVER_TOO_MANY):
             self.batch_size.refused(len(walks))
         if failure.may_have_taken_effect or failure.meaning is Meaning.NOT_FOUND:
             clocks = self._clocks()
