@@ -264,6 +264,19 @@ def test_a_batch_refused_as_too_large_is_split_and_the_size_is_learned(crew, sta
     assert len(crew.cancels()) < 300 / 2
 
 
+@pytest.mark.parametrize("status", [403, 413])
+def test_where_a_gateway_lets_only_single_calls_pass_they_are_made(crew, status):
+    crew.control.fault("cdn", operation="batch", status=status)
+    with crew.apart(KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:
+        order_ids = crew.place(200)
+        pending = apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in order_ids])
+        apart.start()
+        results = pending.results(timeout=PATIENCE_S)
+    print(f"turned away: {[len(call['order_ids']) for call in batches(crew)]}")
+    assert {result.outcome for result in results} == {"canceled"}
+    assert len(batches(crew)) < 100
+
+
 def test_a_batch_turned_away_over_its_size_like_over_the_budget_still_ends(crew):
     crew.control.configure(max_batch=20, oversize_status=429, tier="premier")
     with crew.apart(KALSHI_BATCH_MOST=str(BATCH_MOST)) as apart:
@@ -311,6 +324,18 @@ def test_a_batch_whose_answer_is_lost_is_read_back_in_one_listing_and_the_rest_o
     else:
         assert len(crew.control.calls("read")) >= 20
         assert {result.attempts for result in results.values()} == {2}
+
+
+@pytest.mark.parametrize("number", [3, 20])
+def test_a_batch_that_is_answered_to_come_back_later_is_looked_after_then(crew, number):
+    order_ids = crew.place(number)
+    crew.control.fault("http_503", operation="batch", times=1, retry_after="1.5")
+    results = together(crew, order_ids)
+    assert {each.outcome for each in results.values()} == {"canceled"}
+    first, second, *_ = (
+        call for call in crew.control.calls() if call["operation"] in ("batch", "cancel", "read", "list")
+    )
+    assert second["received_ms"] - first["received_ms"] >= 1_500
 
 
 def test_after_a_lost_batch_a_fill_is_told_from_a_cancel(crew):

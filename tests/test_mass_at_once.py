@@ -95,6 +95,26 @@ def test_named_orders_with_a_filter_are_looked_at_one_by_one_while_nothing_can_b
     assert reasons(report) == dict.fromkeys(outside, "not_resting_in_scope")
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "scope", "settings"),
+    [
+        ({"ticker": "KXA-1-T"}, {"ticker": "KXB-1-T"}, {"event_tickers": ["KXA-1"]}, {}),
+        ({"subaccount": 1}, {"subaccount": 0}, {"subaccount": 1}, {"order_form": "int"}),
+    ],
+    ids=["event", "old form"],
+)
+def test_what_a_listing_would_have_left_out_is_not_canceled_because_it_is_named(
+    crew, inside, outside, scope, settings
+):
+    crew.control.configure(**settings)
+    meant, others = crew.place(3, **inside), crew.place(3, **outside)
+    crew.control.fault("http_503", operation="list", for_s=4.0)
+    report = crew.client.mass_cancel({"order_ids": [*meant, *others], **scope}).result(timeout=PATIENCE_S)
+    assert report["flat"], report["why_not_flat"]
+    assert {each["order_id"] for each in report["affected"]} == set(meant)
+    assert resting(crew) == set(others)
+
+
 def test_a_mass_cancel_lists_until_its_deadline_and_not_until_half_of_it(crew):
     order_ids = crew.place(5)
     crew.control.fault("http_503", operation="list", for_s=4.0)

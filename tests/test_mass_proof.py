@@ -207,6 +207,22 @@ def test_of_a_listing_of_several_pages_two_that_agree_are_a_proof(crew):
     assert resting(crew) == set(others)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"fields": {"cursor": None}}, {"without": ["cursor"]}, {"fields": {"error": {"code": "x"}}}],
+    ids=["null", "absent", "an error"],
+)
+def test_a_page_that_may_not_be_all_is_no_proof_and_what_it_shows_is_canceled(crew, odd):
+    crew.place(1, ticker="KXMEANT-1")  # on the second page
+    others = crew.place(1000, ticker="KXOTHER-1")
+    mine = crew.place(1, ticker="KXMEANT-1")
+    crew.control.fault("odd_page", operation="list", **odd)
+    report = mass_cancel(crew, {"series": "KXMEANT"}, deadline_s=3.0)
+    assert (report["flat"], affected(report)) == (False, set(mine))
+    assert report["why_not_flat"] == "no listing could be had: partial_listing"
+    assert set(others) <= resting(crew)
+
+
 # -- what the key sees
 
 
@@ -287,6 +303,25 @@ def test_only_what_is_proven_is_summed_up(crew):
     proven = sum(Decimal(count) for count in counts.values() if count is not None)
     assert Decimal(report["contracts_canceled"]) == proven
     assert report["orders_count_unknown"] == list(counts.values()).count(None)
+
+
+def test_a_size_that_a_slow_listing_has_shown_long_ago_proves_nothing(crew):
+    for order_id in crew.place(2):  # from then on the worker knows the engine's clock
+        assert crew.client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+    crew.control.configure(latency_s=0.05)
+    [order_id] = crew.place()
+    crew.control.fault("slow", operation="list", seconds=2.0, effect="before", times=1)
+    crew.control.fault("drop_after", order_id=order_id, operation=["cancel", "batch"], times=1)
+    pending = crew.client.mass_cancel(EVERYTHING)
+    wait_until(lambda: crew.control.calls("list"), within_s=PATIENCE_S, what="a listing")
+    wait_until(
+        lambda: time.time() - crew.control.calls("list")[0]["received_ms"] / 1000 > 0.5,
+        within_s=PATIENCE_S,
+        what="it has seen the order",
+    )
+    crew.control.decrease(order_id, to="6.00")
+    [each] = pending.result(timeout=PATIENCE_S)["affected"]
+    assert each["reduced_by"] in ("6.00", None)
 
 
 def test_a_decrease_meanwhile_is_not_taken_for_a_fill(crew):

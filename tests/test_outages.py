@@ -231,6 +231,15 @@ def test_a_paused_exchange_is_asked_for_its_status_and_cancels_go_on_in_order_wh
     assert list(crew.effective()) == [*order_ids, impatient]
 
 
+def test_a_status_page_that_does_not_answer_holds_no_cancels_while_the_exchange_does(crew):
+    crew.control.fault("cdn", operation="status")
+    crew.control.fault("drop_before", operation=["cancel", "batch", "read"], times=20)
+    order_ids = crew.place(8)
+    pending = [crew.client.cancel(order_id, deadline_s=15) for order_id in order_ids]
+    assert {each.result(timeout=PATIENCE_S).outcome for each in pending} == {"canceled"}
+    assert crew.control.calls("status"), "it was held back, and looked after"
+
+
 def test_a_pause_of_one_shard_holds_no_other_shard(crew):
     paused, others = crew.place(3, exchange_index=2), crew.place(30, exchange_index=1)
     crew.control.configure(exchange_paused=[2])

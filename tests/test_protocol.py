@@ -216,7 +216,7 @@ def test_a_count_as_a_json_fraction_is_taken_by_its_digits_never_by_its_binary_v
     assert unclear.meaning is Meaning.UNCLEAR
 
 
-@pytest.mark.parametrize("ts_ms", ["1715793660456", 1.5, True, 0, -5, 10**15, None, [1]])
+@pytest.mark.parametrize("ts_ms", ["1715793660456", 1.5, True, 0, -5, 1_715_793_660, 10**15, None, [1]])
 def test_an_unusable_ts_ms_is_no_reason_to_doubt_the_cancel(ts_ms):
     assert cancel(200, {**V2_CANCELED, "ts_ms": ts_ms}) == Canceled(Decimal(10), None, None)
 
@@ -321,6 +321,23 @@ def test_a_200_that_is_no_answer_of_the_exchange_may_have_taken_effect(body):
         assert isinstance(answer, Failure)
         assert answer.meaning is Meaning.UNANSWERED
         assert answer.may_have_taken_effect
+
+
+@pytest.mark.parametrize("body", [V2_CANCELED, {**V1_CANCELED, "order_id": OURS}], ids=["v2", "v1"])
+def test_an_error_inside_a_200_means_the_same_for_one_order_as_in_a_batch(body):
+    error = {"code": "ORDER_ALREADY_CANCELED", "message": "words"}
+    body = {**body, "reduced_by": None}
+    for shown, meaning in [
+        ({**body, "error": error}, Meaning.NOT_FOUND),
+        ({**body, "reduced_by": "0.00", "error": {}}, Meaning.NOT_FOUND),
+        ({**body, "error": "too many requests"}, Meaning.BUSY),
+        ({**body, "reduced_by": "5.00", "error": error}, Meaning.UNCLEAR),
+    ]:
+        answers = batch(200, {"orders": [shown]})
+        assert isinstance(answers, dict)
+        for answer in (cancel(200, shown), answers[OURS]):
+            assert isinstance(answer, Failure)
+            assert answer.meaning is meaning
 
 
 # -- the table of answers, kalshi-api section 4
@@ -759,6 +776,13 @@ def test_a_status_is_understood_whatever_its_case_and_spelling(word, status):
     assert answer.raw["status"] == word
 
 
+def test_a_moment_in_whole_seconds_may_be_anywhere_in_its_second():
+    whole, exact = (cancel(200, {**V2_CANCELED, "ts_ms": ts_ms}) for ts_ms in (1715793660000, 1715793660456))
+    assert isinstance(whole, Canceled)
+    assert isinstance(exact, Canceled)
+    assert (whole.ts_within_ms, exact.ts_within_ms) == (1000, 1)
+
+
 @pytest.mark.parametrize("body", [{"orders": None, "cursor": ""}, {"cursor": ""}, {"orders": []}, {}])
 def test_a_listing_without_a_list_and_without_a_cursor_is_an_empty_page(body):
     assert decipher_list(reply(200, body)) == Page((), "", 0)
@@ -771,6 +795,28 @@ def test_what_is_no_page_of_a_listing_is_never_an_empty_one(body):
     answer = decipher_list(reply(200, body))
     assert isinstance(answer, Failure)
     assert answer.meaning is Meaning.UNANSWERED
+
+
+FULL = [{"order_id": f"order-{n}", "status": "resting"} for n in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("body", "is_whole"),
+    [
+        ({"orders": FULL, "cursor": ""}, True),
+        ({"orders": FULL, "cursor": "more"}, True),
+        ({"orders": FULL, "cursor": None}, False),
+        ({"orders": FULL}, False),
+        ({"orders": FULL[:999], "cursor": None}, True),
+        ({"orders": [], "cursor": "", "error": None}, True),
+        ({"orders": [], "cursor": "", "error": {"code": "internal_error"}}, False),
+        ({"orders": FULL[:2], "cursor": "", "error": "partial"}, False),
+    ],
+)
+def test_a_page_that_may_not_be_all_says_so_and_its_orders_are_shown(body, is_whole):
+    page = decipher_list(reply(200, body))
+    assert isinstance(page, Page)
+    assert (page.is_whole, len(page.orders)) == (is_whole, len(body["orders"]))
 
 
 def test_a_listed_order_with_a_status_that_nobody_knows_is_an_order():
@@ -802,7 +848,15 @@ def test_an_optional_field_that_is_absent_or_of_another_type_is_not_known(field)
         ("2026-11-22T13:00:00Z", 1_795_352_400_000, 1000),
         ("2026-11-22T13:00:00.5Z", 1_795_352_400_500, 100),
         ("2026-11-22T13:00:00.123456789Z", 1_795_352_400_123, 1),
-        ("2026-11-22T14:00:00.000+01:00", 1_795_352_400_000, 1),
+        ("2026-11-22T14:00:00.001+01:00", 1_795_352_400_001, 1),
+        ("2026-11-22T13:00:00.000000Z", 1_795_352_400_000, 1000),  # it may be kept in whole seconds
+        ("2026-11-22 13:00:00,25+00:00", 1_795_352_400_250, 10),
+        ("2026-11-22t13:00:00.125z", 1_795_352_400_125, 1),
+        ("20261122T130000.125Z", 1_795_352_400_125, 1),
+        ("2026-11-22T13:00Z", None, 1),  # in which second?
+        ("0001-01-01T00:00:00Z", None, 1),  # never set
+        ("1970-01-01T00:00:00.001Z", None, 1),
+        ("9999-12-31T23:59:59.999Z", None, 1),
         ("2026-11-22T13:00:00", None, 1),  # whose clock?
         ("22 Nov 2026", None, 1),
         ("", None, 1),
@@ -810,7 +864,10 @@ def test_an_optional_field_that_is_absent_or_of_another_type_is_not_known(field)
         (1_795_352_400, 1_795_352_400_000, 1000),
         (1_795_352_400.25, 1_795_352_400_250, 1),
         (1_795_352_400_123, 1_795_352_400_123, 1),
+        (1_795_352_400_000, 1_795_352_400_000, 1000),
         ("1795352400123", 1_795_352_400_123, 1),
+        ("1795352400.125", 1_795_352_400_125, 1),
+        ("20261122130000", None, 1),  # no number of milliseconds
         (1_795_352_400_123_456, 1_795_352_400_123, 1),
         (1_795_352_400_123_456_789, 1_795_352_400_123, 1),
         (5, None, 1),

@@ -160,6 +160,28 @@ def test_a_single_ticker_is_the_exchanges_word_for_an_order_that_tells_none():
     assert takes({"tickers": "KXA-1"}, order(ticker=None))
 
 
+@pytest.mark.parametrize(
+    ("scope", "inside", "outside"),
+    [
+        ({"subaccount": 1}, {"subaccount_number": 1}, {"subaccount_number": 0}),
+        ({"subaccount": 1}, {"subaccount_number": 1}, {"subaccount_number": None}),
+        ({"subaccount": 0}, {"subaccount_number": None}, {"subaccount_number": 1}),
+        ({"exchange_index": 1}, {"exchange_index": 1}, {"exchange_index": None}),
+        ({"tickers": "KXA-1-T"}, {"ticker": "KXA-1-T"}, {"ticker": None}),
+        ({"event_tickers": ["KXA-1"]}, {"ticker": "KXA-1-T"}, {"ticker": "KXB-1-T"}),
+        ({"event_tickers": ["KXA-1"]}, {"ticker": "KXA-1"}, {"ticker": "KXA-12-T"}),
+        ({"event_tickers": ["KXA-1", "KXB-1"]}, {"ticker": "KXB-1-T"}, {"ticker": None}),
+    ],
+)
+def test_a_named_order_that_was_read_by_itself_has_to_tell_what_a_listing_would_have_filtered_by(
+    scope, inside, outside
+):
+    judge = Judge(Scope.parse({"order_ids": ["o-1"], **scope}))
+    assert judge.alone(order(**inside))
+    assert not judge.alone(order(**outside))
+    assert not judge.alone(order(order_id="o-2", **inside))
+
+
 def test_times_of_orders_may_be_numbers():
     assert takes({"created_after": 1_795_000_000}, order(created_time=1_795_341_600_250))
     assert takes({"created_before": 1_795_000_000}, order(created_time=1_795_341_600)) is False

@@ -92,6 +92,7 @@ GOOD_KEYS = {
     "text, not bytes": (pem_of(RSA_KEY).decode(), None, RSA_KEY),
     "literal newlines": (pem_of(RSA_KEY, PKCS1).replace(b"\n", b"\\n"), None, RSA_KEY),
     "literal CR and newlines": (pem_of(RSA_KEY).replace(b"\n", b"\\r\\n"), None, RSA_KEY),
+    "literal newlines, quoted twice": (pem_of(RSA_KEY).replace(b"\n", rb"\\n"), None, RSA_KEY),
     "encrypted with literal newlines": (
         pem_of(RSA_KEY, PKCS1, PASSPHRASE).replace(b"\n", b"\\n"),
         PASSPHRASE,
@@ -128,6 +129,9 @@ BAD_KEYS = {
     "a path": (b"/run/secrets/kalshi.pem", None, "looks like the path of a file"),
     "a relative path": (b"kalshi.pem", None, "looks like the path of a file"),
     "base64 without armour": (base64.b64encode(der_of(RSA_PEM)), None, "is not PEM text"),
+    "base64 of the whole text": (base64.b64encode(RSA_PEM), None, "a PEM text in base64: decode it once"),
+    "hard space": (RSA_PEM.decode().replace("\n", "\u00a0\n", 1), None, "a character in line 1 that PEM"),
+    "long dash": (RSA_PEM.decode().replace("-----END", "\u2014\u2014-END"), None, "that PEM text has not"),
     "DER": (der_of(RSA_PEM), None, "binary data"),
     "UTF-16": (RSA_PEM.decode().encode("utf-16"), None, "UTF-16"),
     "lone surrogates": ("-----BEGIN\udc80", None, "binary data"),

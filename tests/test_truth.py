@@ -6,6 +6,7 @@ somebody else cancels, decreases and amends.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -153,6 +154,29 @@ def test_a_time_stamp_that_cannot_be_read_counts_for_nobody(crew, form):
     assert is_ours_unproven(cancel(crew, order_id))
 
 
+@pytest.mark.parametrize("stamp", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z", 0])
+def test_a_time_stamp_that_was_never_set_does_not_make_our_own_cancel_somebody_elses(crew, stamp):
+    teach_the_clock(crew)
+    alone, *together = crew.place(4)
+    for order_id in (alone, *together):
+        crew.control.fault("odd_fields", order_id=order_id, fields={"last_update_time": stamp})
+    lose_cancels(crew, effect="before", order_id=alone)
+    assert is_ours_unproven(cancel(crew, alone))
+    lose_cancels(crew, effect="before")
+    report = crew.client.mass_cancel({"everything": True}).result(timeout=PATIENCE_S)
+    assert {each["order_id"] for each in report["affected"]} == set(together)
+
+
+def test_a_time_stamp_in_whole_seconds_does_not_make_our_own_cancel_somebody_elses(crew):
+    """Written with zeros behind the point, it looks as if it were exact."""
+    teach_the_clock(crew)
+    for order_id in crew.place(4):
+        lose_cancels(crew, effect="before", order_id=order_id)
+        whole = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.000000Z"
+        crew.control.fault("odd_fields", order_id=order_id, fields={"last_update_time": whole})
+        assert cancel(crew, order_id).outcome == "canceled"
+
+
 # -- what it removed
 
 
@@ -256,6 +280,17 @@ def test_interim_responses_give_no_order_anothers_answer(crew):
         expected = "canceled" if result.order_id in resting else "too_late"
         assert result.outcome == expected
         assert crew.control.order(result.order_id)["status"] == result.status
+
+
+@pytest.mark.parametrize("count", ["0.00", "10.00", None])
+def test_an_error_beside_the_count_of_a_single_cancel_makes_nobody_elses_cancel_ours(crew, count):
+    teach_the_clock(crew)
+    [order_id] = crew.place()
+    crew.control.cancel_elsewhere(order_id)
+    body = {"order_id": order_id, "reduced_by": count, "error": {"code": "ORDER_ALREADY_CANCELED"}}
+    crew.control.fault("garbage", operation="cancel", order_id=order_id, body=body)
+    result = cancel(crew, order_id)
+    assert is_somebody_elses(result) or is_ours_unproven(result)
 
 
 @pytest.mark.parametrize("page", [{"status": 403}, {"status": 404, "shape": "message"}, {"status": 503}])

@@ -194,6 +194,11 @@ class Exchange:
         """Whether the exchange takes orders and cancels, as it says itself."""
         return self.fetch(EXCHANGE_STATUS)
 
+    def look(self) -> Mapping[str, Any] | Failure:
+        """The status; where that page gives no usable answer, a signed read: is the exchange there?"""
+        shown = self.status()
+        return self.warm_up() if isinstance(shown, Failure) and shown.no_usable_answer else shown
+
     def sign_with(self, signer: RequestSigner) -> Failure | None:
         """Signs with another key from the next call on, if a read that it signs is answered; else why not.
 

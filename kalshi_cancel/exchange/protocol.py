@@ -38,8 +38,8 @@ _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 # An error code of the exchange: words in one case, perhaps with a tail (``user_not_found:_5d8c``).
 _OWN_CODE = re.compile(r"([a-z0-9]+(_[a-z0-9]+)*|[A-Z0-9]+(_[A-Z0-9]+)*)(:.*)?", re.DOTALL)
 _TOO_MANY = ("too_many_requests", "rate_limit")
-_DIGITS = re.compile(r"[0-9]{10,20}")
-_FRACTION = re.compile(r"[.,]([0-9]{1,3})")  # of a second
+_NUMBER = re.compile(r"[0-9]{10,20}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(r"[Tt ][0-9]{2}:?[0-9]{2}:?[0-9]{2}(?:[.,]([0-9]{1,3}))?")
 RETIRED_CODE = "deprecated_v1_order_endpoint"
 GATEWAY_CODE = "gateway"  # what stands in front of the exchange has answered in its place
 
@@ -255,12 +255,10 @@ def decipher_cancel(order_id: str, reply: Reply) -> CancelAnswer:
     body = _json_object(reply.body)
     if body is None or not body.keys() & _OF_A_CANCEL:
         return _failure(Meaning.UNANSWERED, reply, "garbage", f"no answer to a cancel: {_text(reply.body)}")
-    if isinstance(body.get("order"), Mapping):
-        return _decipher_v1_success(order_id, body, reply)
-    if body.get("order_id") != order_id:
+    shown = body["order"] if isinstance(body.get("order"), dict) else body
+    if shown.get("order_id") != order_id:
         return _failure(Meaning.UNCLEAR, reply, "wrong_order", "the reply describes another order")
-    reduced_by = parse_count(_first(body, "reduced_by", "reduced_by_fp"))
-    return _canceled(reduced_by, _parse_ts_ms(body.get("ts_ms")), None, reply)
+    return _decipher_entry(order_id, body, reply)
 
 
 def decipher_batch(order_ids: Sequence[str], reply: Reply) -> dict[str, CancelAnswer] | Failure:
@@ -310,7 +308,7 @@ def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> Ca
 
 
 def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Reply) -> Failure:
-    """What an error inside a batch means: not applied, whatever it says; only the way on differs."""
+    """What an error inside a 200 means: not applied, whatever it says; only the way on differs."""
     code, message = _error_words({"error": error})
     word = (code or message).lower().replace(" ", "_")
     problem = Problem(code or "error", message or ascii(error)[:TEXT_SHOWN_CHARS], reply.status)
@@ -347,7 +345,8 @@ def _canceled(
         return _failure(
             Meaning.NOT_FOUND, reply, "nothing_removed", "accepted, but nothing was left to remove"
         )
-    return Canceled(reduced_by, ts_ms, order, 1 if order is None else order.last_update_within_ms)
+    within_ms = parse_time_ms(ts_ms)[1] if order is None else order.last_update_within_ms
+    return Canceled(reduced_by, ts_ms, order, within_ms)
 
 
 def decipher_read(order_id: str, reply: Reply) -> ReadAnswer:
@@ -380,11 +379,14 @@ class Page:
     """A part of a listing; ``cursor`` is empty on the last one.
 
     ``unreadable``: so many entries are no orders that we understand; with any, the listing has holes.
+    ``is_whole``: False for one with an error beside its orders, and for a full one that names no cursor: an
+    empty one would say that nothing follows.
     """
 
     orders: tuple[Order, ...]
     cursor: str
     unreadable: int = 0
+    is_whole: bool = True
 
 
 def decipher_list(reply: Reply) -> Page | Failure:
@@ -393,14 +395,17 @@ def decipher_list(reply: Reply) -> Page | Failure:
         return decipher_error(reply)
     body = _json_object(reply.body)
     listed = cursor = None
+    is_whole = False
     if body is not None and (not body or body.keys() & {"orders", "cursor"}):
         cursor = body.get("cursor") or ""
         # The exchange leaves empty lists out, or says null; a page that goes on has orders.
         listed = body.get("orders") if body.get("orders") is not None or cursor else []
-    if not isinstance(listed, list) or not isinstance(cursor, str):
+        is_whole = body.get("error") in _NO_ERROR
+    if body is None or not isinstance(listed, list) or not isinstance(cursor, str):
         return _failure(Meaning.UNANSWERED, reply, "garbage", f"no list of orders: {_text(reply.body)}")
     known = tuple(order for order in map(parse_order, listed) if order is not None)
-    return Page(known, cursor, len(listed) - len(known))
+    is_whole = is_whole and (len(listed) < LIST_PAGE or body.get("cursor") is not None)
+    return Page(known, cursor, len(listed) - len(known), is_whole)
 
 
 def decipher_object(reply: Reply) -> Mapping[str, Any] | Failure:
@@ -556,32 +561,47 @@ def _refuse_constant(name: str) -> None:
 
 
 def _parse_ts_ms(value: object) -> int | None:
-    return value if type(value) is int and 0 < value < 10**15 else None
+    return value if type(value) is int and _MS_FROM <= value < _MS_TO else None
 
 
 # A number that tells a moment is of one of these units, by its size: (from, to, units a second).
-_EPOCHS = ((10**9, 10**11, 1), (10**12, 10**14, 1000), (10**15, 10**17, 10**6), (10**18, 10**20, 10**9))
+_EPOCHS = ((10**9, 10**10, 1), (10**12, 10**13, 1000), (10**15, 10**16, 10**6), (10**18, 10**19, 10**9))
+_MS_FROM, _MS_TO, _ = _EPOCHS[1]
 
 
 def parse_time_ms(value: object) -> tuple[int | None, int]:
-    """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC."""
-    if isinstance(value, str) and value.isdigit() and _DIGITS.fullmatch(value):
-        value = int(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        units = next((per_s for low, high, per_s in _EPOCHS if low <= value < high), None)
-        if units is None:
-            return None, 1
-        whole = units == 1 and value == int(value)
-        return math.floor(value * 1000 / units), 1000 if whole else 1
+    """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC.
+
+    A year like 1 or 1970 is a moment that was never set, and one without seconds tells too little.
+    """
+    at_ms, within_ms = _number_ms(value) if _is_number(value) else _text_ms(value)
+    if at_ms is None or not _MS_FROM <= at_ms < _MS_TO:
+        return None, 1
+    return at_ms, within_ms if at_ms % 1000 else 1000  # whole seconds may be all that it is kept in
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return _NUMBER.fullmatch(value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number_ms(value: Any) -> tuple[int | None, int]:
+    number = Decimal(value) if isinstance(value, str) else value
+    units = next((per_s for low, high, per_s in _EPOCHS if low <= number < high), None)
+    return (None if units is None else math.floor(number * 1000 / units)), 1
+
+
+def _text_ms(value: Any) -> tuple[int | None, int]:
     try:
-        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is a TypeError
+        moment = datetime.fromisoformat(value.upper())
         at_ms = math.floor(moment.timestamp() * 1000 + 0.001) if moment.tzinfo else None
-    except (TypeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return None, 1
-    if at_ms is None:
+    seconds = _SECONDS.search(value)
+    if seconds is None:
         return None, 1
-    fraction = _FRACTION.search(str(value))
-    return at_ms, 10 ** (3 - len(fraction[1])) if fraction else 1000
+    return at_ms, 10 ** (3 - len(seconds[1] or ""))
 
 
 _T = TypeVar("_T")

@@ -186,11 +186,26 @@ def _pem_text(pem: bytes | str) -> str:
         raise KeyProblem(f"the private key is empty; {EXPECTED}")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise KeyProblem(f"the private key is text in UTF-16; save it as plain ASCII; {EXPECTED}")
+    if not raw.isascii() and (line := _odd_line(raw)):
+        raise KeyProblem(
+            f"the private key has a character in line {line} that PEM text has not, such as a hard space or a"
+            " long dash: copy it as plain text"
+        )
     if not raw.isascii():
         raise KeyProblem(f"the private key is binary data (perhaps DER), not PEM text; {EXPECTED}")
     text = raw.decode("ascii")
     # PEM has no backslashes, so nothing that was right can be changed by this.
-    return text.replace("\\r", "").replace("\\n", "\n").strip()
+    return re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", text)).strip()
+
+
+def _odd_line(raw: bytes) -> int | None:
+    """The number of the first line with a character that is not ASCII, if this is a PEM text otherwise."""
+    try:
+        lines = raw.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        return None
+    is_pem = any("PRIVATE KEY" in line for line in lines)
+    return next((at for at, line in enumerate(lines, 1) if is_pem and not line.isascii()), None)
 
 
 def _only_block(text: str) -> tuple[str, str]:
@@ -227,6 +242,8 @@ def _without_armour(text: str) -> str:
         return "the private key is an OpenSSH public key"
     if "\n" not in text and re.match(r"[~.]{0,2}/|.*\.(?:pem|key|txt)$", text):
         return "the private key looks like the path of a file, not like the key itself"
+    if text.startswith("LS0tLS1CRUdJTi"):  # "-----BEGIN"
+        return "the private key is a PEM text in base64: decode it once"
     return "the private key is not PEM text (no line BEGIN ... PRIVATE KEY)"
 
 

@@ -84,6 +84,10 @@ class Archive:
             look.page_of.update(dict.fromkeys((order.order_id for order in page.orders), cursor))
             without_news = 0 if len(look.page_of) > known else without_news + 1
             cursor = page.cursor
+            if not page.is_whole:
+                words = "a page of the archive has an error, or does not say whether more follow"
+                look.failure = Failure(Meaning.NOT_SENT, Problem("archive_partial", words))
+                return look
             if not cursor:
                 return look
         words = f"the archive has more than {look.pages} pages: the order may be further back"

@@ -136,7 +136,7 @@ class Dispatcher:
         self._not_stored: set[str] = set()
         self._leases = Leases(store, lost=lambda entries: neighbors.emit(LeaseLost(entries)))
         self._breaker = CircuitBreaker(
-            lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.status(),
+            lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.look(),
             self._show_breaker,
         )
         self._executor = Executor(

@@ -73,6 +73,11 @@ PATIENCE_S = 0.25
 LISTINGS_CATCH_UP_S = 0.4
 # A call with less time than this is not worth starting for somebody who then hears "unresolved".
 WORTH_A_CALL_S = 0.05
+_PERHAPS_OF_ITS_SIZE = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+)
 # Pages of canceled orders, the latest first: what is farther back was not canceled just now.
 PAGES_MOST = 10
 # Until an order is due again that this worker's key may not cancel: the same worker must not be the next.
@@ -316,15 +321,19 @@ class Executor:
         if failure.meaning is Meaning.REFUSED:
             self.batch_size.refused(len(walks))
             return [self._retry_later(walk, 0.0) for walk in walks]
-        if was_affordable and len(walks) > NEVER_TOO_MANY:
+        # A gateway may let single calls pass and turn away what is larger.
+        turned_away = failure.no_usable_answer and failure.problem.http_status in _PERHAPS_OF_ITS_SIZE
+        if turned_away or (was_affordable and len(walks) > NEVER_TOO_MANY):
             self.batch_size.refused(len(walks))
         if failure.may_have_taken_effect or failure.meaning is Meaning.NOT_FOUND:
             clocks = self._clocks()
             for walk in walks:
                 walk.case = after_lost_batch(walk.case, failure, walk.instant(clocks)).case
+            pause_s = failure.retry_after_s or 0.0
             if len(walks) * self._calls.limits.read_cost <= self._calls.limits.list_cost:
-                return [self._retry_later(walk, 0.0) for walk in walks]
-            return [self._retry_later(walk, LISTINGS_CATCH_UP_S, path="reads") for walk in walks]
+                return [self._retry_later(walk, pause_s) for walk in walks]
+            pause_s = max(pause_s, LISTINGS_CATCH_UP_S)
+            return [self._retry_later(walk, pause_s, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
 
     def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:

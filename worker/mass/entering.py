@@ -35,6 +35,8 @@ ORDER_DEADLINE_S = 60.0
 REFUSALS_MOST = 3  # of one order: a refusal is permanent, but for a blink of something in between
 # Orders that are noted together before they are entered, once the first are on their way.
 ENTER_AT_ONCE = 500
+# Sizes of a listing that began longer ago prove nothing: somebody may have changed them since.
+SIZES_STAND_S = 0.5
 # The first cancels in each subaccount tell whether the key may cancel there: so many are watched, and so many
 # refusals are enough.
 WATCHED = 10
@@ -253,13 +255,17 @@ class Entering:
 
     def _accept_noted(self, noted: _Noted, began_s: float | None, doubt: Known | None) -> Entered:
         """Enters what was noted; where the listing is newer than a record, that order anew."""
-        older_than_s = None if began_s is None else self._now_s() - began_s + self._read_lag_s
-        accepted = self._accept(noted.requests, known=doubt, records_older_than_s=older_than_s)
+        age_s = None if began_s is None else self._now_s() - began_s
+        older_than_s = None if age_s is None else age_s + self._read_lag_s
+        requests = noted.requests
+        if age_s is not None and age_s > SIZES_STAND_S:
+            requests = [replace(each, seen_remaining=None, seen_filled=None) for each in requests]
+        accepted = self._accept(requests, known=doubt, records_older_than_s=older_than_s)
         anew = noted.recorded - accepted.settled.keys()
         if anew:
             asked = {each: replace(noted.found[each], settled=False) for each in anew}
             self._claim.add_orders(asked, anew=True)
-        opened = tuple(each for each in noted.requests if each.order_id not in accepted.settled)
+        opened = tuple(each for each in requests if each.order_id not in accepted.settled)
         self._watch(opened)
         return Entered(opened, accepted.joined)
 

@@ -34,6 +34,7 @@ class Judge:
     """
 
     def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self._named = frozenset(scope.order_ids)
         self._set = [
             (name, fits, wanted)
@@ -55,6 +56,22 @@ class Judge:
         if unclear and not self._named:
             return Judgement(None, _UNCLEAR[unclear])
         return Judgement(is_meant=True)
+
+    def alone(self, order: Order) -> bool:
+        """Whether an order is meant that was read by itself: the exchange has filtered nothing then.
+
+        What it does not tell itself, only a listing can.
+        """
+        scope, ticker = self._scope, order.ticker or ""
+        is_there = scope.subaccount in (None, order.subaccount or 0)  # the primary's often tell none
+        is_there &= scope.exchange_index in (None, order.exchange_index)
+        is_there &= not scope.tickers or ticker in scope.tickers
+        is_there &= not scope.event_tickers or any(_is_of(event, ticker) for event in scope.event_tickers)
+        return is_there and self(order).is_meant is True
+
+
+def _is_of(event: str, ticker: str) -> bool:
+    return ticker == event or ticker.startswith(f"{event}-")
 
 
 def _fits_tickers(wanted: tuple[str, ...], order: Order) -> bool | None:

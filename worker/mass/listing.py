@@ -237,7 +237,7 @@ class Lister:
             time_left_s = max(until_s - self._now_s(), 0.1)
             ask = functools.partial(self._exchange.read_order, order_id, time_left_s=time_left_s)
             answer = self._calls.send(paid, Target("read_back"), ask).answer
-            if isinstance(answer, Order) and not answer.status.terminal and self._judge(answer).is_meant:
+            if isinstance(answer, Order) and not answer.status.terminal and self._judge.alone(answer):
                 found[order_id] = answer
         return found
 
@@ -257,6 +257,9 @@ class Lister:
                 return page
             take(page)
             cursor = page.cursor
+            if not page.is_whole:
+                said = "a page of the exchange's listing has an error, or does not say whether more follow"
+                return NoListing(Problem("partial_listing", said))
             if not cursor:
                 return None
             news = {order.order_id for order in page.orders} - seen
