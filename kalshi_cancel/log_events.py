@@ -49,6 +49,7 @@ class LogFields(RequestFields, total=False):
     from_id: Annotated[str, "The first entry of the audit log that is not exported."]
     not_exported: Annotated[int, "How many of them no export had reached."]
     requested_by: Annotated[str | None, "Who asked for it."]
+    keys: Annotated[str, "The keys in Redis."]
     repeats: Annotated[int, "How often the line was left out since it was last written."]
 
 
@@ -113,6 +114,13 @@ class LogEvent(Enum):
         "count",
         "Keys were changed by hand, or lost.",
         "If it repeats, find out who changes keys.",
+    )
+    KEYS_REBUILT = (
+        _ERROR,
+        "keys of another kind replaced, cancels go on",
+        "keys",
+        "Somebody else wrote to keys that every cancel needs. They are made anew from the pending cancels.",
+        "Find out who writes to Redis.",
     )
     RESULT_UNREADABLE = (
         _WARNING,

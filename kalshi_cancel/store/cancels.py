@@ -72,6 +72,7 @@ LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
 FORGET_AT_ONCE = 200
+RETRY_AT_ONCE = 100
 KEYS_WAKE_UP_LIFE_S = 5  # nobody may listen any more
 MEND_AT_ONCE = 200  # keys to scan
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
@@ -638,17 +639,18 @@ class CancelStore:
     def mend(self, cursor: int = 0) -> tuple[int, int]:
         """Gives entries a place in line that have none; looks at some from ``cursor`` on.
 
-        Where to go on (0: all were looked at), and how many had none.
+        What every cancel needs, and something else is in its place, begins anew. Where to go on (0: all
+        were looked at), and how many had no place.
         """
         pattern = Keys(_GLOB.sub(_escaped, self._prefix)).pending("*")
         cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
         prefix = self._keys.pending("")
-        mended = 0
-        if keys:
-            mended = int(self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)]))
+        mended, anew = self._run(self._mend, [self._prefix, *(key[len(prefix) :] for key in keys)])
+        if anew:
+            say(log, LogEvent.KEYS_REBUILT, keys=", ".join(sorted(anew)))
         if mended:
             say(log, LogEvent.CANCELS_REQUEUED, count=mended)
-        return int(cursor), mended
+        return int(cursor), int(mended)
 
     def forget_dead(self) -> int:
         """Forgets some dead letters, and what was set aside, that nobody looks at any more; how many."""
@@ -663,8 +665,12 @@ class CancelStore:
 
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
         """Puts dead letters back, and what was set aside; the ids of those that were."""
-        args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *order_ids]
-        return list(scripts.surely(self._server, self._retry, args, replicas=self._wait_replicas))
+        revived: list[str] = []
+        for start in range(0, len(order_ids), RETRY_AT_ONCE):
+            portion = order_ids[start : start + RETRY_AT_ONCE]
+            args = [self._prefix, self._record_prefix, round(deadline_s * 1000), *portion]
+            revived += scripts.surely(self._server, self._retry, args, replicas=self._wait_replicas)
+        return revived
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""
