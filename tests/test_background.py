@@ -291,3 +291,39 @@ def test_a_spoilt_note_of_a_bulk_message_and_a_good_one_are_told_apart(watched):
         lambda: watched.server.get(f"celery-task-meta-{good}"), within_s=PATIENCE_S, what="its list"
     )
     assert json.loads(stored)["result"][0]["order_id"] == order_id
+
+
+ENDS = """
+import os, sys
+from worker.app import app
+from worker.dispatch.executor import Executor
+
+execute = Executor.execute
+
+def ends(self, claim, *, since):
+    if os.path.exists(os.environ["DEADLY"]):
+        os.unlink(os.environ["DEADLY"])
+        sys.exit()  # as nothing that is guarded does: the thread ends in the middle of its work
+    return execute(self, claim, since=since)
+
+Executor.execute = ends
+"""
+
+
+def test_what_a_thread_was_at_when_it_ended_is_due_again_by_its_lease(crew, tmp_path):
+    (tmp_path / "ending.py").write_text(ENDS)
+    deadly = tmp_path / "deadly"
+    [order_id] = crew.place()
+    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))), "DEADLY": str(deadly)}
+    with crew.apart() as apart:
+        command = [sys.executable, "-m", "celery", "-A", "ending", "worker", "-l", "info"]
+        env = {**crew.stack.environment, **environment, "REDIS_URL": apart.url}
+        worker = Part(command, log_path=tmp_path / "ending.log", env=env)
+        try:
+            wait_ready(worker)
+            deadly.touch()
+            assert apart.client.cancel(order_id, deadline_s=20).result(timeout=20).outcome == "canceled"
+            assert not deadly.exists()
+            assert 'why="has died"' in worker.log_text()
+        finally:
+            worker.kill()

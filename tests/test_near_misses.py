@@ -40,6 +40,8 @@ def test_a_queue_is_told_from_a_mistyped_one(name, meant):
         ("KALSHI_HTTPS_PROXY", "KALSHI_HTTP_PROXY"),
         ("kalshi_base_url", "KALSHI_BASE_URL"),
         ("KALSI_BASE_URL", "KALSHI_BASE_URL"),
+        ("KALSHI_REDIS_URL", "REDIS_URL"),
+        ("KALSHI_REDIS_URI", "REDIS_URL"),
         ("KALSHI_DEMO_API_KEY_ID", None),  # another tool's, or for another account
         ("KALSHI_API_KEY_ID_PROD", None),
         ("KALSHI_PRIVATE_KEY_FILE", None),  # of deploy/compose.yaml

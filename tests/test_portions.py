@@ -11,7 +11,7 @@ from crew import ids
 
 from kalshi_cancel.model.fields import TEXT_MAX_CHARS
 from kalshi_cancel.model.mass_request import MassRequest
-from kalshi_cancel.model.requests import CancelRequest, Lane
+from kalshi_cancel.model.requests import SHARDS, CancelRequest, Lane
 from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.variables import BATCH_LIMIT
@@ -157,3 +157,34 @@ def test_a_mass_cancel_whose_request_has_not_come_yet_is_left_alone_and_forgotte
     dispatcher.mass_cancels.enter(request)
     dispatcher.server.hset(key, "request", text)
     assert dispatcher.claims.take(request.request_id) is not None
+
+
+def test_many_dead_letters_that_are_retried_together_take_small_steps(steps_of):
+    order_ids = ids(5_000)
+
+    def retry(dispatcher):
+        prefix = dispatcher.settings.key_prefix
+        pipeline = dispatcher.server.pipeline(transaction=False)
+        for order_id in order_ids:
+            request = json.dumps({"order_id": order_id})
+            letter = {"request": request, "lane": "strategy", "path": "write", "accepted_ms": 1}
+            pipeline.hset(f"{prefix}:dead:{order_id}", mapping=letter)
+            pipeline.zadd(f"{prefix}:dead", {order_id: 1})
+        pipeline.execute()
+        assert dispatcher.store.retry([*order_ids, *ids(3), order_ids[0]], deadline_s=10.0) == order_ids
+
+    steps_of(retry)
+
+
+def test_lines_of_many_shards_are_looked_at_in_one_small_step(steps_of):
+    def look(dispatcher):
+        for lane in Lane:
+            for shard in range(SHARDS):
+                requests = [CancelRequest(each, exchange_index=shard) for each in ids(1_010)]
+                dispatcher.store.accept(requests, lane=lane, default_deadline_s=60.0)
+        dispatcher.server.slowlog_reset()
+        shown = Stats(dispatcher.server, dispatcher.settings).look()
+        assert {each.open for each in shown.lanes.values()} == {SHARDS * 1_010}
+        assert all(0 < each.looked_at <= 1_000 for each in shown.lanes.values())
+
+    steps_of(look)

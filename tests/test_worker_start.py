@@ -164,6 +164,8 @@ IMPOSSIBLE = {
     "a queue that is nearly one of ours": (("-Q", "risk,cancel"), {}, "'cancel': did you mean 'cancels'?"),
     "another case": (("-Q", "Risk"), {}, "'Risk': did you mean 'risk'?"),
     "all but a queue that is nearly ours": (("-X", "riks"), {}, "'riks': did you mean 'risk'?"),
+    "a lane": (("-Q", "risk,strategy"), {}, "'strategy': did you mean 'cancels'?"),
+    "a task": (("-Q", "cancel_order"), {}, "'cancel_order': did you mean 'cancels'?"),
     "no queue": (("-X", "cancels,risk"), {}, "-X cancels,risk leaves no queue to work on"),
 }
 
@@ -278,3 +280,25 @@ def test_a_worker_starts_without_the_exchange_says_so_and_ends_when_it_is_told_t
     worker = ready(KALSHI_BASE_URL=f"http://127.0.0.1:{free_port()}")
     wait_until(lambda: "event=exchange_unavailable" in worker.log_text(), what="the warning")
     assert worker.stop() == 0
+
+
+def test_what_strangers_publish_to_celerys_own_channels_ends_no_worker(ready, stack):
+    worker, url = ready(), own_database(stack)
+    with (
+        Celery(broker=url, backend=url, set_as_current=False) as stranger,
+        stack.redis.client() as server,
+    ):
+
+        def serves_raw():
+            order_id = str(uuid.uuid4())
+            stack.control.place(order_id)
+            task = stranger.send_task("cancel_order", args=[order_id], queue="cancels")
+            return task.get(timeout=PATIENCE_S)["outcome"] == "canceled"
+
+        assert serves_raw()
+        for junk in ("[]", "7", "no JSON", '{"body": "e30=", "headers": 7, "properties": {}}'):
+            for channel in ("celeryev/worker.heartbeat", "celeryev/worker.elect", "celery.pidbox"):
+                server.publish(f"/15.{channel}", junk)
+        assert serves_raw()
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from kalshi_cancel.model.fields import MASS_CANCEL, BadRequest
@@ -77,7 +77,12 @@ class MassRequest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MassRequest:
-        """What :meth:`to_json` wrote, without fields that only newer versions of us know."""
-        known = {field.name for field in fields(cls)}
-        kept = {name: each for name, each in value.items() if name in known}
+        """What :meth:`to_json` wrote, without fields that only newer versions of us know.
+
+        Raises BadRequest for what is no such request. Of the scope, each field counts: without one that only
+        a newer version knows, more would be canceled than is meant.
+        """
+        kept = MASS_CANCEL.parse(value, may_have_more=True)
+        accepted_at = value.get("accepted_at")
+        kept["accepted_at"] = accepted_at if isinstance(accepted_at, str) else ""
         return cls(**{**kept, "scope": Scope.from_json(value["scope"])})

@@ -13,14 +13,15 @@ def foreign_variables(env: Mapping[str, str] | None = None) -> dict[str, str | N
     """The variables that look like ours and are not, each with the one that was meant, None for none."""
     env = os.environ if env is None else env
     found: dict[str, str | None] = {}
+    known = OURS | {name: name for name in BY_NAME if name not in OURS.values()}
     for name in env:
         prefix, _, rest = name.partition("_")
         is_prefix = prefix.upper() == "KALSHI" or nearest(prefix, ["KALSHI"]) is not None
         if name in BY_NAME or not is_prefix or not env[name].strip():
             continue
-        meant = rest if rest in OURS else nearest(rest, OURS)
+        meant = rest if rest in known else nearest(rest, known)
         if meant is not None or prefix == "KALSHI":
-            found[name] = OURS.get(meant or "")
+            found[name] = known.get(meant or "")
     return found
 
 

@@ -70,6 +70,7 @@ LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
 FORGET_AT_ONCE = 200
+RETRY_AT_ONCE = 100
 KEYS_WAKE_UP_LIFE_S = 5  # nobody may listen any more
 MEND_AT_ONCE = 200  # keys to scan
 _GLOB = re.compile(r"[*?\[\]\\]")
@@ -444,18 +445,19 @@ class CancelStore:
     def mend(self, cursor: int = 0) -> tuple[int, int]:
         """Gives entries a place in line that have none; looks at some from ``cursor`` on.
 
-        Where to go on (0: all were looked at), and how many had none.
+        What every cancel needs, and something else is in its place, begins anew. Where to go on (0: all
+        were looked at), and how many had no place.
         """
         pattern = Keys(_GLOB.sub(_escaped, self._prefix)).pending("*")
         cursor, keys = scripts.call(lambda: self._server.scan(cursor, match=pattern, count=MEND_AT_ONCE))
         prefix = self._keys.pending("")
-        mended = 0
-        if keys:
-            rows = [(key.removeprefix(prefix),) for key in keys]
-            mended = int(self._run(self._mend, scripts.asking(self._prefix, rows)))
+        rows = [(key.removeprefix(prefix),) for key in keys]
+        mended, anew = self._run(self._mend, scripts.asking(self._prefix, rows))
+        if anew:
+            say(log, LogEvent.KEYS_REBUILT, keys=", ".join(sorted(anew)))
         if mended:
             say(log, LogEvent.CANCELS_REQUEUED, count=mended)
-        return int(cursor), mended
+        return int(cursor), int(mended)
 
     def forget_dead(self) -> int:
         """Forgets some dead letters, and what was set aside, that nobody looks at any more; how many."""
@@ -470,8 +472,12 @@ class CancelStore:
     def retry(self, order_ids: Sequence[str], *, deadline_s: float) -> list[str]:
         """Puts dead letters back, and what was set aside; the ids of those that were."""
         asked = {"record_prefix": self._record_prefix, "deadline_ms": round(deadline_s * 1000)}
-        args = scripts.asking(self._prefix, zip(order_ids), **asked)
-        return list(scripts.surely(self._server, self._retry, args, replicas=self._wait_replicas))
+        portions = [
+            scripts.asking(self._prefix, zip(order_ids[start : start + RETRY_AT_ONCE]), **asked)
+            for start in range(0, len(order_ids), RETRY_AT_ONCE)
+        ]
+        answers = scripts.surely_each(self._server, self._retry, portions, replicas=self._wait_replicas)
+        return [order_id for revived in answers for order_id in revived]
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """What was given up, oldest first, and then what was set aside; read in portions."""

@@ -19,6 +19,7 @@ from kalshi_cancel.model.results import CancelResult, Outcome, Problem
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.server_clock import ServerClock
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
@@ -72,21 +73,37 @@ class Lists:
         scripts.call(pipeline.execute)
 
     def answer(self) -> None:
-        """Stores the list of results of every task whose orders all have one."""
+        """Stores the list of results of every task whose orders all have one.
+
+        Whoever waits for one that cannot be read is told that.
+        """
         touched = scripts.call(lambda: self._server.srandmember(Keys(self._prefix).lists, LOOK_AT_ONCE))
         if not touched:
             return
         for task_id in scripts.call(lambda: self._complete(args=scripts.asking(self._prefix, zip(touched)))):
-            noted = scripts.call(functools.partial(self._server.hgetall, self._key(task_id)))
+            now = self._clock.now()
             try:
-                order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
-                values = self._values(task_id, order_ids)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                order_ids, refused = self._noted(task_id)
+            except (StoreError, ValueError, TypeError, KeyError, RecursionError) as error:
+                if isinstance(error, StoreError) and error.can_pass:
+                    raise
                 say(log, LogEvent.LIST_UNREADABLE, task_id=task_id, why=str(error))
-                self._end(task_id, None)
-            else:
-                if values is not None:
-                    self._end(task_id, [*values, *refused])
+                why = f"the list of its results cannot be read: {error}"
+                self._end(task_id, results.failure_record(task_id, why, date_done=now))
+                continue
+            values = self._values(task_id, order_ids)
+            if values is not None:
+                self._end(task_id, results.task_record(task_id, [*values, *refused], date_done=now))
+
+    def _noted(self, task_id: str) -> tuple[list[str], list[object]]:
+        """What :meth:`close` has noted; raises ValueError and the like for anything else."""
+        noted = scripts.call(lambda: self._server.hgetall(self._key(task_id)))
+        order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
+        if not isinstance(order_ids, list) or not all(isinstance(each, str) for each in order_ids):
+            raise TypeError("the orders are no list of ids")
+        if not isinstance(refused, list):
+            raise TypeError("what was refused is no list")
+        return order_ids, refused
 
     def _values(self, task_id: str, order_ids: Sequence[str]) -> list[object] | None:
         """The results; None where an order has been asked for again meanwhile: that one is waited for."""
@@ -103,14 +120,12 @@ class Lists:
         gone = {each: CancelResult(each, Outcome.UNRESOLVED, error=GONE) for each in missing}
         return [{**gone, **found}[order_id].to_json() for order_id in order_ids]
 
-    def _end(self, task_id: str, values: Sequence[object] | None) -> None:
-        """Answers a list, if there are values for it, and forgets it."""
+    def _end(self, task_id: str, record: str) -> None:
+        """Answers a list with its record, and forgets it."""
         pipeline = self._server.pipeline()
-        if values is not None:
-            record = results.task_record(task_id, values, date_done=self._clock.now())
-            key = results.task_key(task_id, self._celery_prefix)
-            pipeline.set(key, record, ex=self._life_s)
-            pipeline.publish(key, record)
+        key = results.task_key(task_id, self._celery_prefix)
+        pipeline.set(key, record, ex=self._life_s)
+        pipeline.publish(key, record)
         pipeline.delete(self._key(task_id), self._left(task_id))
         pipeline.srem(Keys(self._prefix).lists, task_id)
         scripts.call(pipeline.execute)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.server_clock import ServerClock
 
 
@@ -76,9 +78,18 @@ class MassCancels:
         return sorted(scripts.call(lambda: self._server.smembers(Keys(self._prefix).mass_cancels_open)))
 
     def pace(self) -> float | None:
-        """Orders a second that all workers settled when no tokens held it up, None while not measured."""
-        text = scripts.call(lambda: self._server.get(Keys(self._prefix).mass_cancels_pace))
-        return float(text) if text else None
+        """Orders a second that all workers settled when no tokens held it up, None while not measured.
+
+        Also None for what somebody else has put there: it only predicts.
+        """
+        try:
+            text = scripts.call(lambda: self._server.get(Keys(self._prefix).mass_cancels_pace))
+        except StoreError as error:
+            if error.can_pass:
+                raise
+            return None
+        pace = number(text)
+        return pace if pace is not None and pace > 0 else None
 
     def note_pace(self, orders_per_s: float) -> None:
         """Keeps what was measured, averaged with what was known."""
@@ -99,15 +110,16 @@ class MassCancels:
         return self._field(request_id, "plan")
 
     def progress(self, request_id: str) -> dict[str, Any] | None:
-        """How far it has got."""
+        """How far it has got; None for what cannot be read, too."""
         return self._field(request_id, "progress")
 
     def report(self, request_id: str) -> dict[str, Any] | None:
         """The report, once it is done."""
         key = results.task_key(f"mass:{request_id}", self._celery_prefix)
         text = scripts.call(lambda: self._server.get(key))
-        report: dict[str, Any] | None = json.loads(text)["result"] if text else None
-        return report
+        record = json_object(text)
+        report = record and record.get("result")
+        return report if isinstance(report, dict) else None
 
     def listed(self, *, at_most: int = 100) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """The latest mass cancels: id, when accepted, and the report or progress there is."""
@@ -128,15 +140,31 @@ class MassCancels:
         found = []
         for request, progress in scripts.call(pipeline.execute):
             try:
-                found.append((MassRequest.from_json(json.loads(request)), progress and json.loads(progress)))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                found.append((MassRequest.from_json(json.loads(request)), json_object(progress)))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # spoilt, or just forgotten: who runs it says so
         return sorted(found, key=lambda each: each[0].accepted_at, reverse=True)
 
     def _field(self, request_id: str, name: str) -> dict[str, Any] | None:
-        text = scripts.call(lambda: self._server.hget(self._key(request_id), name))
-        value: dict[str, Any] | None = json.loads(text) if text else None
-        return value
+        return json_object(scripts.call(lambda: self._server.hget(self._key(request_id), name)))
 
     def _key(self, request_id: str) -> str:
         return Keys(self._prefix).mass_cancel(request_id)
+
+
+def json_object(text: str | None) -> dict[str, Any] | None:
+    """The JSON object that a text is; None for anything else."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def number(text: str | None) -> float | None:
+    """The finite number that a text is; None for anything else."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

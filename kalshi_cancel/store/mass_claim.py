@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from kalshi_cancel.model.counts import count_text
+from kalshi_cancel.model.counts import count_text, parse_count
 from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
@@ -25,6 +25,7 @@ from kalshi_cancel.store import results, scripts
 from kalshi_cancel.store.audit import AuditLog
 from kalshi_cancel.store.cancels import Fenced
 from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.mass_cancels import json_object, number
 from kalshi_cancel.store.pending import Fence, Progress
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
@@ -64,16 +65,13 @@ class Planned:
 
     @classmethod
     def from_json(cls, text: str) -> Planned:
-        """What :meth:`to_json` wrote, in this version or one before."""
-        remaining, filled, *flags = json.loads(text)
-        settled, swept, late = (*map(bool, flags), False, False)[:3]
-        return cls(
-            None if remaining is None else Decimal(remaining),
-            None if filled is None else Decimal(filled),
-            settled,
-            swept,
-            late,
-        )
+        """What :meth:`to_json` wrote; nothing is known where another version has noted other words."""
+        try:
+            remaining, filled, *flags = json.loads(text)
+            settled, swept, late, *_ = (*map(bool, flags), False, False, False)
+            return cls(parse_count(remaining), parse_count(filled), settled, swept, late)
+        except (ValueError, TypeError, RecursionError):
+            return cls(None, None)
 
 
 class MassClaims:
@@ -107,7 +105,7 @@ class MassClaims:
         token, meant, spent, waiters = claimed
         key = Keys(self.settings.key_prefix).mass_cancel(request_id)
         request = scripts.call(lambda: self.server.hget(key, "request")) or ""
-        kept = _Kept(waiters, {"request": request, "meant": meant}, float(spent))
+        kept = _Kept(waiters, {"request": request, "meant": meant}, number(spent) or 0.0)
         return MassClaim(self, Fence(request_id, token), kept, held_until=asked + LEASE_MS / 1000)
 
 
@@ -182,21 +180,23 @@ class MassClaim:
         self._kept.fields.setdefault("begun", json.dumps(facts))
         self._write(self._scripts.note, [("once", "begun", json.dumps(facts))])
         begun = self.read("begun")
-        assert begun is not None
+        if begun is None:  # what is there cannot be read
+            self.note(begun=facts)
+            return dict(facts)
         return begun
 
     def note(self, **fields: Mapping[str, Any]) -> None:
-        """Keeps ``plan``, ``command`` or ``progress``."""
+        """Keeps ``begun``, ``plan``, ``command``, ``refused`` or ``progress``."""
         for name, value in fields.items():
             self._kept.fields[name] = json.dumps(value)
             self._write(self._scripts.note, [("set", name, json.dumps(value))])
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What :meth:`note` or :meth:`begin` has kept."""
+        """What :meth:`note` or :meth:`begin` has kept; None for what cannot be read, too."""
         text = scripts.call(lambda: self._server.hget(self._key, name))
-        if text:
+        value = json_object(text)
+        if value is not None:
             self._kept.fields[name] = text
-        value: dict[str, Any] | None = json.loads(text) if text else None
         return value
 
     def spend(self, tokens: float) -> None:
@@ -206,7 +206,7 @@ class MassClaim:
 
     def spent(self) -> float:
         """The tokens that were spent for it, as far as that was noted."""
-        return float(scripts.call(lambda: self._server.hget(self._key, "spent")) or 0)
+        return number(scripts.call(lambda: self._server.hget(self._key, "spent"))) or 0.0
 
     def note_audit(self, step: str, **details: Any) -> None:
         """Notes a step in the audit log; never raises, as what only observes decides nothing."""

@@ -57,6 +57,20 @@ def task_record(task_id: str, value: object, *, date_done: str) -> str:
     return _encode(record)
 
 
+def failure_record(task_id: str, why: str, *, date_done: str) -> str:
+    """The record of a task of which no result can be given: whoever waits for it gets a RuntimeError."""
+    failure = {"exc_type": "RuntimeError", "exc_message": [why], "exc_module": "builtins"}
+    record: dict[str, Any] = {
+        "status": "FAILURE",
+        "result": failure,
+        "traceback": None,
+        "children": [],
+        "date_done": date_done,
+        "task_id": task_id,
+    }
+    return _encode(record)
+
+
 def record_parts(result: CancelResult, *, date_done: str, **known: str | None) -> tuple[str, str]:
     """A record's JSON up to and after the value of ``requested_by``, ending in ``"task_id":``.
 

@@ -18,7 +18,8 @@ from kalshi_cancel.store import scripts
 from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.rate_limits import Level
 
-# Of a line, how many entries are looked at on either end for the oldest: about a millisecond of Redis' time.
+# Of a lane, how many entries are looked at on either end of its lines for the oldest: about a millisecond of
+# Redis' time.
 ENDS = 500
 MASS_CANCELS_MOST = 100
 # The lists in which Celery keeps a queue's messages: one for each of its priority steps.

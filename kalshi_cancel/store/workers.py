@@ -157,22 +157,25 @@ class Colleagues:
 
 
 def _parse(text: str) -> WorkerShown | None:
-    """What a worker has said; None for what somebody else has put there: it must not hide the others."""
+    """What a worker has said, of a newer one as far as that is understood.
+
+    None for what somebody else has put there: it must not hide the others.
+    """
     try:
         said: dict[str, Any] = json.loads(text)
-        problem = said.get("problem")
+        problem, senders = said.get("problem"), said.get("senders")
         return WorkerShown(
             name=str(said["name"]),
-            lanes=tuple(str(lane) for lane in said["lanes"]),
-            senders=int(said["senders"]),
+            lanes=tuple(str(lane) for lane in list(said["lanes"])),
+            senders=senders if isinstance(senders, int) else 0,
             worker_id=str(said.get("worker_id", "")),
             key_id=str(said.get("key_id", "")),
             breaker=str(said.get("breaker", CLOSED)),
-            problem=Problem(str(problem["code"]), str(problem["message"]), problem.get("http_status"))
-            if problem
+            problem=Problem(str(problem.get("code")), str(problem.get("message")), problem.get("http_status"))
+            if isinstance(problem, dict)
             else None,
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

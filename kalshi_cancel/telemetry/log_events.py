@@ -49,6 +49,7 @@ class LogFields(RequestFields, total=False):
     from_id: Annotated[str, "The first entry of the audit log that is not exported."]
     not_exported: Annotated[int, "How many of the trimmed entries were never exported."]
     requested_by: Annotated[str | None, "Who asked for it."]
+    keys: Annotated[str, "The keys in Redis."]
     repeats: Annotated[int, "How many such lines were left out since the last one."]
 
 
@@ -113,6 +114,13 @@ class LogEvent(Enum):
         "count",
         "Keys in Redis were changed by hand, or lost.",
         "If it repeats, find out who changes keys.",
+    )
+    KEYS_REBUILT = (
+        _ERROR,
+        "keys of another kind replaced, cancels go on",
+        "keys",
+        "Somebody else wrote to keys that every cancel needs. They are made anew from the pending cancels.",
+        "Find out who writes to Redis.",
     )
     RESULT_UNREADABLE = (
         _WARNING,

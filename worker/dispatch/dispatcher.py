@@ -302,9 +302,11 @@ class Dispatcher:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
         try:
             return self._executor.execute(claim, since=since)
-        except Exception as error:  # noqa: BLE001 - the lease brings them back
-            say(log, LogEvent.INTERNAL_ERROR, error=error, doing="cancel orders", count=len(claim.entries))
+        except BaseException as error:  # the lease brings them back, also where this thread ends
             self._leases.release(claim.entries)
+            if not isinstance(error, Exception):
+                raise
+            say(log, LogEvent.INTERNAL_ERROR, error=error, doing="cancel orders", count=len(claim.entries))
             return Completion()
 
     def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:

@@ -56,7 +56,7 @@ class Account:
             str, CancelResult
         ] = {}  # final ones, as far as they were read: Redis may lose them
         self._to_read: deque[str] = deque()
-        self.plan = claim.read("plan")
+        self.plan = planning.stored_plan(claim.read("plan"))
         self.start = self._begin()
 
     def _begin(self) -> Start:
@@ -69,7 +69,16 @@ class Account:
             waiting=self._store.waiting(Lane.RISK),
             refused_calls=_refused_calls(levels),
         )
-        return Start.from_json(self._claim.begin(now.to_json()))
+        try:
+            return Start.from_json(self._claim.begin(now.to_json()))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):  # noted by another version in words of its own
+            self._claim.note(begun=now.to_json())
+            return now
 
     def make_plan(
         self, listing: Listing | None, *, after_s: float, command: Command | None

@@ -92,7 +92,7 @@ class Commanding:
         """Goes on where a runner before has left off, or begins."""
         stored = self._claim.read("command")
         if stored is not None:
-            self.given = Given(**stored)
+            self.given = Given.from_json(stored)
             self._is_pending, self._answered_s = False, self._now_s()
             if self.given.answer is None:  # its runner has vanished meanwhile
                 self.given = replace(self.given, answer="unanswered", may_have_worked=True)

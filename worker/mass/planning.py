@@ -118,6 +118,24 @@ def fitting_command(request: MassRequest) -> Command | None:
     return None
 
 
+_NUMBERS_OF_A_PLAN = (
+    "started_s",
+    "found_after_s",
+    "orders",
+    "tokens",
+    "tokens_s",
+    "predicted_s",
+    "refused_calls_before",
+)
+
+
+def stored_plan(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The plan that was stored; None for one that another version has made in words of its own."""
+    if value is None or not all(isinstance(value.get(name), int | float) for name in _NUMBERS_OF_A_PLAN):
+        return None
+    return dict(value) if isinstance(value.get("command"), bool) else None
+
+
 def plan(
     start: Start,
     found: Found,

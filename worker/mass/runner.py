@@ -134,7 +134,15 @@ class MassRunner:
                 claim.finish(report, mass_report.in_short(report))
             except StoreError as error:
                 say_failed(log, error, "work on a mass cancel", seldom=seldom, **said)
-                self._means.stopping.wait(REDIS_AGAIN_S)
+                if error.can_pass:
+                    self._means.stopping.wait(REDIS_AGAIN_S)
+                    continue
+                # What is stored of it is of another kind, perhaps: it is not tried for ever.
+                stumbles, why = stumbles + 1, str(error)
+                self._means.stopping.wait(AFTER_A_BUG_S)
+                if stumbles > 2 * STUMBLES_MOST:
+                    self._give_up(claim, why)
+                    return
             except LeftToOthers:
                 break
             except Fenced:
@@ -151,7 +159,7 @@ class MassRunner:
                     run.stumbled()
                 self._means.stopping.wait(AFTER_A_BUG_S)
                 if stumbles > 2 * STUMBLES_MOST:
-                    self._give_up(claim)
+                    self._give_up(claim, "a step failed unexpectedly: see the worker's log")
                     return
             else:
                 self._log_end(request, report)
@@ -168,12 +176,10 @@ class MassRunner:
             pass  # the next step tells
         return True
 
-    def _give_up(self, claim: MassClaim) -> None:
+    def _give_up(self, claim: MassClaim, why: str) -> None:
         """Answers one that cannot even be reported about."""
         try:
-            report = mass_report.refused(
-                claim.fence.request_id, "a step failed unexpectedly: see the worker's log"
-            )
+            report = mass_report.refused(claim.fence.request_id, why)
             claim.finish(report, report)
         except StoreError as error:
             say_failed(log, error, "end a mass cancel", request_id=claim.fence.request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class Given:
     sent_ms: int | None = None
     answer: str | None = None
     may_have_worked: bool = False
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Given:
+        """What :meth:`to_json` wrote; where another version has noted other words, it may have worked."""
+        try:
+            known = cls(**{name: value[name] for name in ("sent", "sent_ms", "answer", "may_have_worked")})
+        except KeyError:
+            return cls(sent=1, may_have_worked=True)
+        are_numbers = isinstance(known.sent, int) and isinstance(known.sent_ms, int | None)
+        return known if are_numbers else cls(sent=1, may_have_worked=True)
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""

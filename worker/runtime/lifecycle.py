@@ -44,6 +44,9 @@ def _refuse_options(conf: Any, options: Mapping[str, Any], **_: Any) -> None:
 @signals.worker_init.connect
 def _refuse_to_start_unfit(sender: Any = None, **_: Any) -> None:
     """Ends the process in one line unless settings, key, Redis and host are fit, and it can be watched."""
+    if sender is not None:
+        # Of no use here, and gossip ends a worker over what a stranger publishes.
+        sender.options |= {"without_gossip": True, "without_mingle": True}
     # SystemExit, because Celery swallows ordinary exceptions of this signal's handlers and runs on.
     try:
         settings = WorkerSettings.from_env()

@@ -37,11 +37,14 @@ def problems(options: Mapping[str, Any], *, pool: Any) -> list[str]:
 
 def _queue_problems(options: Mapping[str, Any]) -> list[str]:
     ours = [lane.queue for lane in Lane]
+    # What somebody may take for a queue's name: the lane's, and the tasks'.
+    meant_by = {lane.value: lane.queue for lane in Lane if lane.value != lane.queue}
+    meant_by |= dict.fromkeys(("cancel", "cancel_order", "cancel_orders"), Lane.STRATEGY.queue)
     wanted, left_out = (str_to_list(options.get(name)) or [] for name in ("queues", "exclude_queues"))
     found = [
         f"there is no queue {name!r}: did you mean {meant!r}?"
         for name in (*wanted, *left_out)
-        if (meant := nearest(name, ours))
+        if (meant := meant_by.get(name) or nearest(name, ours))
     ]
     if set(ours) <= set(left_out) and not wanted:
         found.append(f"-X {','.join(left_out)} leaves no queue to work on")

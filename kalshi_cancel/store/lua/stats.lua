@@ -1,6 +1,7 @@
 -- stats: how the cancel store and the buckets stand at this moment, for whoever watches.
 --
--- (after gather.lua, buckets.lua) asked: ends (how many entries are looked at on either end of a line) · lanes
+-- (after gather.lua, buckets.lua) asked: ends (how many entries of a lane are looked at on either end of its lines, all
+--       of them together) · lanes
 -- returns { those that gave up waiting for us ("unresolved"), dead letters, entries that were set aside,
 --           entries that the audit log is missing,
 --           for each lane { open, accepted so far, how many were looked at, and of those: how many are claimed,
@@ -12,7 +13,7 @@
 -- end what is claimed or pauses, which may be older. What neither end shows is younger than the front, but
 -- for what has paused before: an age is exact while no line is longer than both ends together.
 
-local ends = asked.ends
+local ends_of_all = asked.ends
 local paths = redis.call('SMEMBERS', prefix .. ':paths')
 
 local function look(ids, seen)
@@ -26,11 +27,16 @@ end
 
 local lanes, all_open = {}, 0
 for _, lane in ipairs(asked.lanes) do
-  local open, seen = 0, { ages = {}, claimed = 0, unresolved = 0 }
+  local open, seen, lines = 0, { ages = {}, claimed = 0, unresolved = 0 }, {}
   for _, path in ipairs(paths) do
     local due = prefix .. ':due:' .. lane .. ':' .. path
     local length = redis.call('ZCOUNT', due, '-inf', '+inf')
     open = open + length
+    if length > 0 then lines[#lines + 1] = { due, length } end
+  end
+  local ends = math.max(math.floor(ends_of_all / math.max(#lines, 1)), 1)
+  for _, line in ipairs(lines) do
+    local due, length = line[1], line[2]
     if length <= 2 * ends then
       look(redis.call('ZRANGE', due, 0, -1), seen)
     else
