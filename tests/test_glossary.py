@@ -47,7 +47,7 @@ GLOSSARY = {
     "stats": "How things stand: what `top`, `open` and the metrics show.",
     "sweeper": "The service that finds expired leases, lost wake-ups and passed deadlines.",
     "unanswered": "Without a usable reply. The call may have taken effect.",
-    "wake-up": "A signal that there is work. It carries no work itself.",
+    "wake-up": "A signal that there is work. If a worker is idle, it carries the claim of a lone cancel.",
     "worker context": "The parts of one worker process, put together at its start.",
     "worker registry": "Which workers run, in Redis.",
 }

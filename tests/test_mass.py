@@ -794,7 +794,7 @@ def test_the_command_refuses_to_cancel_unattended_without_being_told_so(crew):
         )
         assert refused.returncode == Exit.USAGE
         assert refused.stdout == ""
-        assert "--yes does it" in refused.stderr
+        assert "use --yes or --dry-run" in refused.stderr
     assert len(resting(crew)) == 1
 
 

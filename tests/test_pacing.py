@@ -643,7 +643,7 @@ def test_limits_that_fall_unseen_cost_a_mass_cancel_few_429s(crew, told):
     with crew.apart() as apart:
         apart.start()
         server = connect(RedisSettings.from_env({"REDIS_URL": apart.url}))
-        wait_until(lambda: server.hget("kalshi-cancel:limits", "write_refill") == "8000.0", what="limits")
+        wait_until(lambda: server.hget("kalshi-cancel:limits", "write_refill") == "8000", what="limits")
         crew.place(1000)
         crew.control.configure(buckets={"read": [600, 600], "write": [600, 1_200]})
         if not told:

@@ -7,7 +7,7 @@ import redis
 import requests
 from crew import PATIENCE_S
 
-from kalshi_cancel.model.orders import Lane
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.scripts import StoreError
 from trials.stack import free_port, wait_until
 
