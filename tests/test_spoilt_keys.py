@@ -85,6 +85,7 @@ def test_a_fencing_token_after_a_spoilt_one_is_no_earlier_one(crew, scene):
     before = int(server.get(f"{PREFIX}:fence"))
     server.set(f"{PREFIX}:fence", "1.5")
     assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+    wait_until(lambda: server.get(f"{PREFIX}:fence") != "1.5", within_s=PATIENCE_S, what="a fencing token")
     assert int(server.get(f"{PREFIX}:fence")) > before
     [line] = [each for each in worker.log_text().splitlines() if "event=keys_rebuilt" in each][-1:]
     assert line.endswith(f"keys={PREFIX}:fence")
