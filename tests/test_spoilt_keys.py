@@ -82,7 +82,7 @@ def test_what_is_in_the_place_of_a_key_that_every_cancel_needs_is_replaced(crew,
 def test_a_fencing_token_after_a_spoilt_one_is_no_earlier_one(crew, scene):
     client, server, worker, _ = scene
     [order_id] = crew.place()
-    before = int(server.get(f"{PREFIX}:fence"))
+    before = int(server.get(f"{PREFIX}:fence") or 0)
     server.set(f"{PREFIX}:fence", "1.5")
     assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
     wait_until(lambda: server.get(f"{PREFIX}:fence") != "1.5", within_s=PATIENCE_S, what="a fencing token")
