@@ -36,7 +36,7 @@ Operations = tuple[str | None, ...]  # of the sandbox; None: all there are
 class Kind:
     """A kind of fault, in one line for the table's reader.
 
-    ``raw``: raw producers get through, so some messages are theirs. ``raw_only``: all are, each for one order.
+    ``raw``: raw producers get through, so some messages are theirs. ``raw_only``: all, each for one order.
     ``per_s``: orders a second that are asked for; none: all within a fixed time. ``fresh``: the workers are
     replaced after each run, because it leaves them with a clock, or a key, that the next run has not.
     ``prepare`` is done before the producers begin; ``mix``: shares of sorts of orders that differ.
