@@ -1,4 +1,4 @@
-"""The turn at Redis: one sender at a time has it, nobody waits for it, and nothing that was left is forgotten."""
+"""The turn at Redis: one sender at a time has it, nobody waits for it, and nothing left is forgotten."""
 
 from __future__ import annotations
 

@@ -256,9 +256,11 @@ class Dispatcher:
         is_idle = self._is_idle and self._breaker.is_closed and not self._stopping.is_set()
         return self._claim_request(self._lanes, calls=1) if is_idle else None
 
-    def give_back(self, claim: Claim) -> None:
-        """Puts a claim's entries back to where they stood: nothing was sent."""
-        self._put_down(self._executor.give_back(claim))
+    def finish(self, claims: Sequence[Claim]) -> None:
+        """Once no sender is at work any more: gives back what nobody came to, and stores what is left."""
+        for claim in claims:
+            self._completions.leave(self._executor.give_back(claim))
+        self._put_down_all()
 
     def _granted(self, wake_up: WakeUp | None) -> Completion:
         """What becomes of a claim that came with a wake-up; too old, it is left to its lease."""
@@ -333,25 +335,30 @@ class Dispatcher:
         The claim of this sender, and the moment before it; None: what was completed had to be stored alone.
         """
         completed = self._completions.take()
+        not_stored = list(completed)
         others = self.pool.draft()
         claims: list[Claim] = []
         asked = time.monotonic()
         try:
             wanted = self._claim_request(lanes, calls=1 + len(others))
             done, claims = self._store.turn([each.completed for each in completed], wanted)
+            not_stored = []
         except NothingClaimed as error:
+            not_stored = []
             self._release(completed)
             self._emit_concluded(completed, error.done)
             raise
         except StoreError:
             if not completed:
                 raise
-            for each in completed:  # until that is done, the exchange will not say it twice
-                self._put_down(each)
+            while not_stored:  # until that is done, the exchange will not say it twice
+                self._put_down(not_stored[0])
+                del not_stored[0]
             return None
         finally:
-            given = [WakeUp(claim, asked) for claim in claims[1:]]
-            self.pool.dismiss(others, given)
+            self.pool.dismiss(others, [WakeUp(claim, asked) for claim in claims[1:]])
+            for each in not_stored:
+                self._completions.leave(each)
         self._release(completed)
         self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
         self._call_more(claims[0])

@@ -80,12 +80,10 @@ class Senders:
             offer = self._dispatcher.idle_offer()
             self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
 
-    def give_back(self) -> None:
-        """Gives back what was claimed for senders that have ended before they came to it."""
-        for sender in self._senders:
-            while (wake_up := self._next_for(sender)) is not None:
-                if wake_up.claim is not None:
-                    self._dispatcher.give_back(wake_up.claim)
+    def finish(self) -> None:
+        """Once they have ended: what was claimed for one that did not come to it goes back at once."""
+        given = [wake_up.claim for sender in self._senders for wake_up in sender.given]
+        self._dispatcher.finish([claim for claim in given if claim is not None])
 
     # -- as the dispatcher needs them
 

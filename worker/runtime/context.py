@@ -93,8 +93,7 @@ class WorkerContext:
     def join(self) -> None:
         """Waits until nothing is claimed any more, or the time for that is over."""
         self.services.join(self.doers.senders.names, self.shutdown_s)
-        with suppress(StoreError):
-            self.doers.senders.give_back()
+        self.doers.senders.finish()
         self.services.stop()
         # (In a thread: a Redis that is silent must not keep the process.)
         leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
