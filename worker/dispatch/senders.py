@@ -82,8 +82,11 @@ class Senders:
 
     def finish(self) -> None:
         """Once they have ended: what was claimed for one that did not come to it goes back at once."""
-        given = [wake_up.claim for sender in self._senders for wake_up in sender.given]
-        self._dispatcher.finish([claim for claim in given if claim is not None])
+        claims = []
+        for sender in self._senders:
+            while sender.given:
+                claims.append(sender.given.popleft().claim)
+        self._dispatcher.finish([claim for claim in claims if claim is not None])
 
     # -- as the dispatcher needs them
 
