@@ -29,7 +29,8 @@ from kalshi_cancel.model.results import CancelResult, ConfirmedBy, Outcome, Prob
 from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import CancelStore, Fenced
-from kalshi_cancel.store.pending import Fence, Known, MakeDeadLetter, RetryLater, Settle
+from kalshi_cancel.store.keys import Keys
+from kalshi_cancel.store.pending import ClaimRequest, Fence, Known, MakeDeadLetter, RetryLater, Settle
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import wait_until
@@ -935,6 +936,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.order_ids = ids(4)
         self.model = _Model()
         self.serial = itertools.count(1)
+        self.offered_s = None  # the lease that an idle worker offers
 
     def teardown(self):
         self.dispatcher.close()
@@ -942,6 +944,12 @@ class StoreMachine(RuleBasedStateMachine):
     orders = st.integers(0, 3)
     leases = st.sampled_from([0.0, LONG_S])
     picks = st.integers(0, 1000)
+
+    @rule(lease_s=leases)
+    def be_idle(self, lease_s):
+        offer = ClaimRequest(BOTH, at_most=1, lease_s=lease_s, exchange_ms=None, idle_s=LONG_S)
+        self.dispatcher.store.show_listeners(BOTH, life_s=LONG_S, idle=offer)
+        self.offered_s = lease_s
 
     @rule(
         order=orders,
@@ -952,6 +960,8 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def accept(self, order, lane, name, late, shard):
         order_id, model = self.order_ids[order], self.model
+        wake_ups = Keys(self.dispatcher.prefix).wake_up(lane)
+        self.dispatcher.server.delete(wake_ups)
         accepted = self.dispatcher.accept(
             order_id, lane=lane, requested_by=name, deadline_s=0 if late else LONG_S, exchange_index=shard
         )
@@ -968,7 +978,9 @@ class StoreMachine(RuleBasedStateMachine):
         if entry is None:
             model.records.pop(order_id, None)
             model.open[order_id] = _Open(lane, [name])
+            self._granted(order_id, self.dispatcher.server.lrange(wake_ups, 0, -1))
             return
+        assert self.dispatcher.server.lrange(wake_ups, 0, -1) in ([], ["1"]), "only a new one is claimed"
         entry.names += [name] if name not in entry.names else []
         entry.lane = Lane.RISK if lane is Lane.RISK else entry.lane
         if entry.told:
@@ -979,6 +991,19 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 entry.asked_anew = True
 
+    def _granted(self, order_id, wake_ups):
+        """What comes with the wake-up of a new one: its claim, if a worker is idle."""
+        if self.offered_s is None:
+            assert wake_ups in ([], ["1"])
+            return
+        [text] = wake_ups
+        [entry] = self.dispatcher.store._wake_up(text).claim.entries
+        assert (entry.order_id, entry.interrupted) == (order_id, False)
+        known = self.model.open[order_id]
+        known.token, known.leased, known.sent = entry.token, self.offered_s > 0, True
+        self.model.held.append(entry)
+        self.offered_s = None
+
     @rule(at_most=st.integers(1, 4), lanes=st.sampled_from([BOTH, BOTH[:1], BOTH[1:]]), lease_s=leases)
     def claim(self, at_most, lanes, lease_s):
         due = {
@@ -988,6 +1013,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
         entries = self.dispatcher.claim_call(at_most, lanes=lanes, lease_s=lease_s).entries
         claimed = [entry.order_id for entry in entries]
+        self.offered_s = None if claimed else self.offered_s  # it is idle no more
         assert set(claimed) <= set(due), "claimed twice"
         assert len(claimed) == len(set(claimed)) <= at_most
         if due:

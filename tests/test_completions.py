@@ -1,158 +1,186 @@
-"""The line on the way out: one sender at a time, which serves those behind it; nobody is left standing."""
+"""The turn at Redis: one sender at a time has it, nobody waits for it, and nothing left is forgotten."""
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
 
 from trials.stack import wait_until
-from worker.dispatch.completions import TOGETHER_MOST, Completions, Place
+from worker.dispatch.completions import (
+    ENOUGH,
+    GATHER_S,
+    HELD_UP_S,
+    LARGE_CALL,
+    SEVERAL,
+    TOGETHER_MOST,
+    Completions,
+)
+from worker.dispatch.executor import Completion
 
-RISK, STRATEGY = "risk", "strategy"
-BOTH = frozenset((RISK, STRATEGY))
 PATIENCE_S = 20.0
 
 
-class Sender(threading.Thread):
-    """Stands in line once; at its turn it serves, and goes on, when it is told to."""
-
-    def __init__(self, completions, takes=BOTH, orders=1):
-        super().__init__(daemon=True)
-        self.completions, self.place = completions, Place(None, orders, takes)
-        self.served = None  # the places it served, once its turn has come
-        self.given = None
-        self.may_serve, self.may_go_on = threading.Event(), threading.Event()
-        self.start()
-
-    def run(self):
-        with self.completions.at_it(self.place) as places:
-            self.served = places
-            if places:
-                assert self.may_serve.wait(PATIENCE_S)
-                for place in places:
-                    place.serve(self.name)
-                assert self.may_go_on.wait(PATIENCE_S)
-            self.given = self.place.given()
-
-    def ended(self):
-        self.may_serve.set()
-        self.may_go_on.set()
-        self.join(PATIENCE_S)
-        assert not self.is_alive()
-        return self
+def completed(orders=1):
+    return Completion([object()] * orders)
 
 
-def in_line(completions, *senders):
-    wait_until(lambda: [sender.place for sender in senders] == completions._line, what="they stand in line")
+@pytest.fixture
+def calls():
+    """When a free sender was called."""
+    return []
+
+
+@pytest.fixture
+def completions(calls):
+    return Completions(lambda: calls.append(1))
 
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Nobody gives up waiting."""
-    monkeypatch.setattr("worker.dispatch.completions.IN_LINE_MOST_S", PATIENCE_S)
+    """Nobody takes the turn over from one that is at it."""
+    monkeypatch.setattr("worker.dispatch.completions.HELD_UP_S", PATIENCE_S)
 
 
-def first_at_it(completions, **how):
-    sender = Sender(completions, **how)
-    wait_until(lambda: sender.served is not None, what="it is its turn")
-    return sender
+def elsewhere(do):
+    """What this comes to in another thread."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(do()))
+    thread.start()
+    thread.join(PATIENCE_S)
+    return found[0]
 
 
-def next_two(completions):
-    """Two that have come while one was at it, which is gone now."""
-    first = first_at_it(completions)
-    second = Sender(completions)
-    in_line(completions, second)
-    third = Sender(completions)
-    in_line(completions, second, third)
-    assert first.ended().given == first.name
-    return second, third
+def test_while_one_has_the_turn_another_is_told_at_once_to_come_later(completions, patient):
+    assert completions.take_turn() == 0.0
+    assert 0.0 < elsewhere(completions.take_turn) <= PATIENCE_S
+    assert completions.take_turn() == 0.0, "it is still the first one's"
+    completions.pass_on()
+    assert elsewhere(completions.take_turn) == 0.0
 
 
-def test_those_who_come_while_one_is_at_it_are_served_together_by_the_next(patient):
-    second, third = next_two(Completions())
-    wait_until(lambda: second.served is not None, what="the next is at it")
-    second.ended()
-    third.join(PATIENCE_S)
-    assert (second.given, third.given) == (second.name, second.name)
-    assert (second.served, third.served) == ([second.place, third.place], [])
+def test_what_others_have_left_meanwhile_is_put_down_together_by_the_next_who_is_called(
+    completions, calls, patient
+):
+    completions.take_turn()
+    brought = [completed(), completed(3)]
+    for each in brought:
+        elsewhere(lambda each=each: (completions.leave(each), completions.take_turn()))
+    assert calls == []
+    completions.pass_on()
+    assert calls == [1]
+    assert elsewhere(lambda: (completions.take_turn(), completions.take())) == (0.0, brought)
+    assert completions.take() == []
 
 
-def test_a_hand_that_was_served_goes_on_while_the_one_that_served_it_is_still_at_it(patient):
-    second, third = next_two(Completions())
-    second.may_serve.set()
-    third.join(PATIENCE_S)
-    assert third.given == second.name
-    assert second.is_alive(), "it signs and sends"
-    second.ended()
+def test_the_turn_is_passed_on_when_the_request_is_on_its_way_and_by_nobody_else(completions, patient):
+    completions.take_turn()
+    elsewhere(completions.sent)
+    assert elsewhere(completions.take_turn) > 0.0
+    completions.sent()
+    assert elsewhere(completions.take_turn) == 0.0
 
 
-def test_who_takes_risk_only_is_not_served_by_one_that_takes_both_but_serves_it(patient):
-    completions = Completions()
-    first = first_at_it(completions)
-    both = Sender(completions)
-    in_line(completions, both)
-    risk_only = Sender(completions, takes=frozenset((RISK,)))
-    in_line(completions, both, risk_only)
-    first.ended()
-    wait_until(lambda: both.served is not None, what="the next is at it")
-    another = Sender(completions)
-    in_line(completions, risk_only, another)
-    assert both.ended().served == [both.place]
-    wait_until(lambda: risk_only.served is not None, what="the next is at it")
-    assert risk_only.ended().served == [risk_only.place, another.place]
-    another.join(PATIENCE_S)
-    assert another.given == risk_only.name
+def test_nobody_is_called_where_nobody_came_and_nothing_was_left(completions, calls):
+    completions.take_turn()
+    completions.claimed(1, is_more=False)
+    completions.leave(Completion())
+    completions.pass_on()
+    assert calls == []
 
 
-def test_one_step_puts_down_so_many_orders_at_most(patient):
-    completions = Completions()
-    first = first_at_it(completions)
-    senders = []
-    for _ in range(3):
-        senders.append(Sender(completions, orders=TOGETHER_MOST // 2))
-        in_line(completions, *senders)
-    first.ended()
-    wait_until(lambda: senders[0].served is not None, what="the next is at it")
-    assert senders[0].ended().served == [senders[0].place, senders[1].place]
-    assert senders[2].ended().served == [senders[2].place]
+def test_where_more_can_be_claimed_another_is_called_once_the_request_is_on_its_way(completions, calls):
+    completions.take_turn()
+    completions.claimed(1, is_more=True)
+    assert calls == []
+    completions.sent()
+    assert calls == [1]
 
 
-def test_a_hand_that_is_held_up_does_not_keep_the_others():
-    completions = Completions()
-    held_up = first_at_it(completions)
-    other = Sender(completions)
-    wait_until(lambda: other.served is not None, what="the other does not wait any longer")
-    assert other.ended().given == other.name
-    assert held_up.is_alive()
-    held_up.ended()
-    assert first_at_it(completions).ended().served, "the line is in order afterwards"
+def test_a_large_call_lets_the_next_one_go_before_it_is_signed(completions, patient):
+    completions.take_turn()
+    completions.claimed(LARGE_CALL, is_more=False)
+    completions.leave(completed())
+    completions.pass_on()
+    assert elsewhere(completions.take_turn) > 0.0, "several came: in a moment there are more"
+    completions.take_turn()
+    wait_until(lambda: completions.take_turn() == 0.0, within_s=PATIENCE_S, what="that is over")
+    completions.claimed(ENOUGH, is_more=False)
+    assert elsewhere(completions.take_turn) == 0.0
 
 
-def test_everybody_is_served_once_and_one_is_at_it_at_a_time_however_many_come(patient):
-    completions, each, rounds = Completions(), 12, 200
-    given = [0] * each
-    at_it, most_at_it, lock = [0], [0], threading.Lock()
+@pytest.mark.parametrize(
+    ("orders", "is_more", "waits"),
+    [(SEVERAL - 1, False, False), (SEVERAL, False, True), (SEVERAL, True, False), (ENOUGH, False, False)],
+)
+def test_after_a_call_for_several_the_next_turn_gathers_for_a_moment(completions, orders, is_more, waits):
+    completions.take_turn()
+    completions.claimed(orders, is_more=is_more)
+    completions.pass_on()
+    later_s = elsewhere(completions.take_turn)
+    assert later_s <= GATHER_S
+    assert (later_s > 0.0) == waits
 
-    def sender(number):
+
+def test_one_step_puts_down_so_many_orders_at_most(completions):
+    half = TOGETHER_MOST // 2
+    brought = [completed(half), completed(half), completed(1), completed(2 * TOGETHER_MOST), completed(1)]
+    for each in brought:
+        completions.leave(each)
+    taken = [completions.take() for _ in range(4)]
+    assert taken == [brought[:2], brought[2:3], brought[3:4], brought[4:]]
+    for each in brought:
+        completions.leave(each)
+    assert completions.take(math.inf) == brought
+
+
+def test_one_that_is_held_up_does_not_keep_the_others(completions):
+    completions.take_turn()
+    later_s = elsewhere(completions.take_turn)
+    assert 0.0 < later_s <= HELD_UP_S
+    wait_until(
+        lambda: elsewhere(completions.take_turn) == 0.0,
+        within_s=PATIENCE_S,
+        what="another takes the turn over",
+    )
+    completions.pass_on()
+    assert completions.take_turn() > 0.0, "it is not the first one's any more"
+
+
+def test_what_is_to_be_done_when_the_request_is_on_its_way_is_done_once_and_by_its_own_thread(completions):
+    done = []
+    completions.when_sent(lambda: done.append(1))
+    elsewhere(completions.sent)
+    assert done == []
+    completions.sent()
+    completions.sent()
+    assert done == [1]
+
+
+def test_everything_is_put_down_once_and_one_at_a_time_however_many_come(completions, patient):
+    each, rounds = 12, 200
+    put_down, at_it, most_at_it, lock = [], [0], [0], threading.Lock()
+
+    def sender():
         for _ in range(rounds):
-            place = Place(number, 1, BOTH)
-            with completions.at_it(place) as places:
-                with lock:
-                    at_it[0] += bool(places)
-                    most_at_it[0] = max(most_at_it[0], at_it[0])
-                for served in places:
-                    served.serve(served.held)
-                with lock:
-                    at_it[0] -= bool(places)
-                assert place.given() == number
-                given[number] += 1
+            completions.leave(completed())
+            if completions.take_turn():
+                continue  # whoever has it sees to it, or the next who comes
+            with lock:
+                at_it[0] += 1
+                most_at_it[0] = max(most_at_it[0], at_it[0])
+            taken = completions.take()
+            with lock:
+                at_it[0] -= 1
+                put_down.extend(taken)
+            completions.pass_on()
 
-    threads = [threading.Thread(target=sender, args=(number,), daemon=True) for number in range(each)]
+    threads = [threading.Thread(target=sender, daemon=True) for _ in range(each)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert given == [rounds] * each
+    put_down.extend(completions.take(math.inf))
+    assert len(put_down) == each * rounds == len({id(one) for one in put_down})
     assert most_at_it[0] == 1

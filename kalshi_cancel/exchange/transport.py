@@ -69,8 +69,9 @@ class Transport:
 
     Timeouts are seconds: ``connect_timeout_s`` to reach the exchange, ``read_timeout_s`` the longest
     silence. ``base_url`` is scheme and host. ``on_sent`` is called in a call's own thread once its request is
-    on its way. ``trust_env``: what ``proxy_url`` and ``ca_bundle`` do not say, HTTP_PROXY, HTTPS_PROXY,
-    ALL_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE do; raises UnusableEnvironment.
+    on its way, and before a connection is made. ``trust_env``: what ``proxy_url`` and ``ca_bundle`` do not
+    say, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE do; raises
+    UnusableEnvironment.
     """
 
     def __init__(
@@ -244,6 +245,7 @@ class _Watched:
     sock: socket.socket | None
 
     def connect(self) -> None:
+        _call.on_sent()  # it may take long: nobody has to wait for it
         try:
             super().connect()  # type: ignore[misc]  # a mixin before urllib3's connections
         finally:

@@ -1,137 +1,101 @@
-"""The way out of a process: one sender at a time claims, signs and sends; all wait for replies together.
+"""What the senders of a process have brought back, and whose turn it is to put it down and to claim.
 
-Signing and sending need a core. Senders that all did so at once would each claim the little that is due at
-that moment; in line, each claims what has come while the one before it was at it. Idle, there is no line.
-While several come at a time, the next waits a few milliseconds more, so that calls are fewer and each for
-more.
-
-Where calls are for one order each (a shard's own tokens pay for single cancels only), the sender whose turn
-it is has the step in Redis done for those behind it, too: what they completed is stored, each is given a
-call, and they sign and send at once.
+One sender at a time has the turn: it puts down what all have brought, claims in the same step, and keeps the
+turn until its own request is on its way. Nobody waits for it: whoever comes meanwhile leaves what it has
+brought, and is free. So one who claims finds what has come while the one before it was at it. While several
+come at a time, the next turn begins a few milliseconds later, so that calls are fewer and each for more.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from collections import deque
+from collections.abc import Callable
 
-# A sender that is held up on its way out (connecting, a slow Redis) must not keep the others.
-IN_LINE_MOST_S = 0.05
-# A call for so many is worth its signature: the next in line need not wait until it is sent.
+from worker.dispatch.executor import Completion
+
+# A sender that is held up before its request is on its way (a slow Redis) must not keep the others.
+HELD_UP_S = 0.05
+# A call for so many is worth its signature: the next turn may begin before it is sent.
 LARGE_CALL = 10
 # A call for several tells that more are coming, and a signature and a round trip cost as much as ten
-# orders: the next waits a little, unless there were enough to be worth their signature.
+# orders: the next turn begins a little later, unless there were enough to be worth their signature.
 SEVERAL = 4
 ENOUGH = 30
 GATHER_S = 0.012
-# What several senders completed is stored in one step up to so many orders: the script must not take long.
+# One step puts down so many orders: the script must not take long.
 TOGETHER_MOST = 30
-
-Held = TypeVar("Held")
-Given = TypeVar("Given")
-
-
-class Place(Generic[Held, Given]):
-    """One sender's place in line: what it holds, of how many orders, and what it is given.
-
-    A sender can be served in the step of another that ``takes`` nothing which it does not take, too.
-    """
-
-    def __init__(self, held: Held, orders: int, takes: AbstractSet[object]) -> None:
-        self.held = held
-        self.orders = orders
-        self.takes = takes
-        self.has_turn = False
-        self._given: Given | None = None
-        self._called = threading.Event()
-        self._served = threading.Event()
-
-    def call(self) -> None:
-        """It is this sender's turn."""
-        self.has_turn = True
-        self._called.set()
-
-    def serve(self, given: Given | None) -> None:
-        """Gives the sender what it stands in line for; None: it may stand in line again."""
-        self._given = given
-        self._served.set()
-        self._called.set()
-
-    def wait(self, within_s: float) -> None:
-        """Until it is the sender's turn, or another has served it."""
-        self._called.wait(within_s)
-
-    def given(self) -> Given | None:
-        """What the sender was given, once it is served."""
-        self._served.wait()
-        return self._given
 
 
 class Completions:
-    """The line of one process."""
+    """The completions and the turn of one process; ``call_next`` has a free sender come, if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, call_next: Callable[[], None] = lambda: None) -> None:
+        self.call_next = call_next
         self._lock = threading.Lock()
-        self._line: list[Place[Any, Any]] = []  # those whom nobody serves yet
-        self._is_taken = False  # the turn
+        self._left: deque[Completion] = deque()
+        self._turn_of: int | None = None  # a thread's id
+        self._since = -math.inf  # monotonic
+        self._next_at = -math.inf
+        self._is_wanted = False
         self._mine = threading.local()
-        self._next_at = 0.0  # monotonic
 
-    @contextmanager
-    def at_it(self, place: Place[Held, Given]) -> Iterator[list[Place[Held, Given]]]:
-        """Waits in line, for the body or until :meth:`sent`.
+    def leave(self, completion: Completion) -> None:
+        """Leaves what a sender has brought, for whoever has the next turn."""
+        if completion.conclusions:
+            with self._lock:
+                self._left.append(completion)
 
-        The places that the body is to serve: this one and some behind it; none, if another serves this one.
-        """
+    def take(self, orders: float = TOGETHER_MOST) -> list[Completion]:
+        """What was left, of so many orders; one of more comes alone."""
+        taken: list[Completion] = []
         with self._lock:
-            self._line.append(place)
-            if not self._is_taken:
-                self._call_next()
-        place.wait(IN_LINE_MOST_S)
-        early_s = self._next_at - time.monotonic()
-        if place.has_turn and early_s > 0:
-            time.sleep(early_s)
-        places = self._to_serve(place)
-        try:
-            yield places
-        finally:
-            self.sent()
+            while self._left and (not taken or len(self._left[0].conclusions) <= orders):
+                taken.append(self._left.popleft())
+                orders -= len(taken[-1].conclusions)
+        return taken
 
-    def _to_serve(self, first: Place[Held, Given]) -> list[Place[Held, Given]]:
+    def take_turn(self) -> float:
+        """Takes the turn for the calling thread (0.0), or says in how many seconds to ask again."""
+        now = time.monotonic()
         with self._lock:
-            self._mine.turn = first.has_turn
-            places: list[Place[Held, Given]] = []
-            if first in self._line:
-                places, orders = [first], first.orders
-                for place in self._line:
-                    fits = first.takes <= place.takes and orders + place.orders <= TOGETHER_MOST
-                    if place is not first and fits:
-                        places.append(place)
-                        orders += place.orders
-                self._line = [place for place in self._line if place not in places]
-        if not places:
-            self.sent()  # to sign and send, once claimed, is nobody else's business
-        return places
+            if self._turn_of not in (None, threading.get_ident()) and now < self._since + HELD_UP_S:
+                self._is_wanted = True
+                return self._since + HELD_UP_S - now
+            if now < self._next_at:
+                return self._next_at - now
+            self._turn_of, self._since, self._is_wanted = threading.get_ident(), now, False
+            return 0.0
 
     def claimed(self, orders: int, *, is_more: bool) -> None:
         """The calling thread has so many for its call; ``is_more``: nobody need wait for more to come."""
-        if SEVERAL <= orders < ENOUGH and not is_more:
-            self._next_at = time.monotonic() + GATHER_S
+        with self._lock:
+            self._is_wanted = self._is_wanted or is_more
+            if SEVERAL <= orders < ENOUGH and not is_more:
+                self._next_at = time.monotonic() + GATHER_S
         if orders >= LARGE_CALL:
-            self.sent()
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """The turn is the next one's, if it was the calling thread's."""
+        with self._lock:
+            if self._turn_of != threading.get_ident():
+                return
+            self._turn_of = None
+            is_wanted = self._is_wanted or bool(self._left)
+        if is_wanted:
+            self.call_next()
+
+    def when_sent(self, do: Callable[[], object]) -> None:
+        """Has this done once, when the calling thread's next request is on its way."""
+        self._mine.do = do
 
     def sent(self) -> None:
-        """The calling thread's request is on its way: the next in line may go."""
-        if getattr(self._mine, "turn", False):
-            self._mine.turn = False
-            with self._lock:
-                self._call_next()
-
-    def _call_next(self) -> None:
-        self._is_taken = bool(self._line)
-        if self._line:
-            self._line[0].call()
+        """The calling thread's request is on its way, or has to wait for a connection."""
+        self.pass_on()
+        do = getattr(self._mine, "do", None)
+        if do is not None:
+            self._mine.do = None
+            do()

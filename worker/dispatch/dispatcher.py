@@ -17,8 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
@@ -40,7 +39,7 @@ from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import Seldom, about, say
 from worker.dispatch.breaker import BreakerState, CircuitBreaker
-from worker.dispatch.completions import Completions, Place
+from worker.dispatch.completions import Completions
 from worker.dispatch.events import BreakerMoved, Claimed, Concluded, LeaseLost
 from worker.dispatch.executor import Completion, Executor
 from worker.dispatch.leases import LEASE_S, Leases
@@ -68,11 +67,8 @@ NOT_STORED_MOST = 1000  # orders of which it is remembered that this was said
 KEPT_MOST_CHARS = 65_536
 REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
 
-# A sender in line brings what it has done, and is given its next call, claimed at a moment (monotonic).
-_Place = Place[Completion, tuple[Claim, float]]
-
-# What one sender at a time waits for: whether tokens, and of which lanes.
-_WaitsFor = tuple[bool, tuple[Lane, ...]]
+# What one sender at a time waits for: whether tokens, and whether of all lanes.
+_WaitsFor = tuple[bool, bool]
 
 _Answer = TypeVar("_Answer")
 
@@ -97,6 +93,20 @@ class Entered:
 
 
 _NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
+
+
+class Pool(Protocol):
+    """The free senders of a process, as its dispatcher needs them."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether a sender listens for wake-ups."""
+
+    def draft(self) -> Sequence[Any]:
+        """Free senders that will be told at once what to do; one always stays."""
+
+    def dismiss(self, others: Sequence[Any], given: Sequence[WakeUp]) -> None:
+        """Gives the first of them these claims; the others are free again."""
 
 
 class Dispatcher:
@@ -129,7 +139,7 @@ class Dispatcher:
         self._called_at = -math.inf
         self._busy = _Busy()
         self._is_idle = False  # nothing was due, and nothing is under way
-        self.has_listeners = False  # threads of this process wait for wake-ups
+        self.pool: Pool = _Nobody()
         self._mend_from = 0
         self._no_store = Seldom()
         self._not_entered = Seldom()
@@ -216,7 +226,8 @@ class Dispatcher:
             if not wanted:
                 return
             try:
-                self.serve()
+                while later_s := self.serve():
+                    self._stopping.wait(later_s)
             except StoreError as error:  # the message has done its part, and nobody else is to fail of it
                 say_failed(log, error, "claim cancels", seldom=self._no_store)
 
@@ -225,22 +236,31 @@ class Dispatcher:
         *,
         wake_up: WakeUp | None = None,
         beat: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> float:
         """Claims and sees through what is due, risk first, until nothing is due or soon will be.
 
-        Begins with what the wake-up carries. Calls ``beat`` again and again meanwhile.
+        Begins with what the wake-up carries. Calls ``beat`` again and again meanwhile. In how many seconds to
+        serve again, unless somebody calls: another sender has the turn (0.0: nobody has to).
         """
         try:
-            self._work(beat, self._granted(wake_up))
+            self._completions.leave(self._granted(wake_up))
+            return self._work(beat)
         except StoreError as error:  # the sweeper wakes somebody up when Redis is back
             if not error.can_pass:
                 raise
             say_failed(log, error, "claim cancels", seldom=self._no_store)
+            return 0.0
 
     def idle_offer(self) -> ClaimRequest | None:
         """How a lone cancel may be claimed for this process at the moment; None: it is not idle."""
         is_idle = self._is_idle and self._breaker.is_closed and not self._stopping.is_set()
         return self._claim_request(self._lanes, calls=1) if is_idle else None
+
+    def finish(self, claims: Sequence[Claim]) -> None:
+        """Once no sender is at work any more: gives back what nobody came to, and stores what is left."""
+        for claim in claims:
+            self._completions.leave(self._executor.give_back(claim))
+        self._put_down_all()
 
     def _granted(self, wake_up: WakeUp | None) -> Completion:
         """What becomes of a claim that came with a wake-up; too old, it is left to its lease."""
@@ -249,7 +269,8 @@ class Dispatcher:
         self._is_idle = False
         if time.monotonic() > wake_up.since + LEASE_S / 2:  # nobody was listening
             return Completion()
-        return self._see_through(wake_up.claim, wake_up.since)
+        with self._for_all_lanes.one_more():
+            return self._see_through(wake_up.claim, wake_up.since)
 
     def _see_through(self, claim: Claim, since: float) -> Completion:
         self._leases.hold(claim.entries, since=since)
@@ -262,41 +283,42 @@ class Dispatcher:
         """The lanes that one more sender would serve: risk alone, if all others are at work."""
         return self._lanes if self._for_all_lanes.any_idle else self._for_risk
 
-    def _work(self, beat: Callable[[], None], held: Completion) -> None:
-        sending = _Sending(held)
+    def _work(self, beat: Callable[[], None]) -> float:
+        """Takes turn after turn until nothing is due, or it is another's turn; as :meth:`serve`."""
         try:
-            goes_on = True
-            while goes_on and not self._stopping.is_set():
+            while not self._stopping.is_set():
                 beat()
+                if not self._breaker.is_closed:
+                    self._put_down_all()
+                    if not self._breaker.keep_watch(self._stopping, beat):
+                        return 0.0
+                if later_s := self._completions.take_turn():
+                    return later_s
                 with self._for_all_lanes.one_more() as is_room:
-                    goes_on = self._round(sending, self._lanes if is_room else self._for_risk, beat)
+                    claim = self._claim_and_send(self._lanes if is_room else self._for_risk)
+                if claim is None or claim.entries:
+                    continue
+                wait_s, waits_for = _until_more(claim), (claim.tokens_in_s > 0, is_room)
+                if wait_s is None or not self._stay(wait_s, waits_for):
+                    return 0.0
         finally:
-            self._put_down(sending.held)
+            if self._stopping.is_set():
+                self._put_down_all()
+        return 0.0
 
-    def _round(self, sending: _Sending, lanes: tuple[Lane, ...], beat: Callable[[], None]) -> bool:
-        """Puts down what the sender holds, claims and sees that through; False: nothing is due soon."""
-        if not self._breaker.is_closed:
-            sending.held = self._put_down(sending.held)
-            if not self._breaker.keep_watch(self._stopping, beat):
-                return False
-        place = _Place(sending.held, len(sending.held.conclusions), frozenset(lanes))
-        with self._completions.at_it(place) as places:
-            try:
-                if places:
-                    self._turn(places, lanes)
-                given = place.given()
-            finally:
-                sending.held = place.held
-            if given is None:
-                return True  # another sender has stored what this one completed, and there is more
-            claim, asked = given
+    def _claim_and_send(self, lanes: tuple[Lane, ...]) -> Claim | None:
+        """One turn, and what was claimed in it seen through; None: nothing could be claimed yet."""
+        try:
+            turned = self._turn(lanes)
+            if turned is None:
+                return None
+            claim, asked = turned
             self._completions.claimed(len(claim.entries), is_more=claim.is_more)
             if claim.entries:
-                sending.held = self._see_through(claim, asked)
-                return True
-        wait_s = _until_more(claim)
-        waits_for = (claim.tokens_in_s > 0, lanes)
-        return wait_s is not None and self._stay(wait_s, waits_for)
+                self._completions.leave(self._see_through(claim, asked))
+            return claim
+        finally:
+            self._completions.pass_on()
 
     def _execute(self, claim: Claim, *, since: float) -> Completion:
         """What becomes of a claim; after a defect of ours its entries are due again by their leases."""
@@ -309,44 +331,41 @@ class Dispatcher:
             say(log, LogEvent.INTERNAL_ERROR, error=error, doing="cancel orders", count=len(claim.entries))
             return Completion()
 
-    def _turn(self, places: Sequence[_Place], lanes: tuple[Lane, ...]) -> None:
-        """Stores what these senders completed and claims for each of them, in one step."""
-        claims: list[Claim] = []
-        asked = 0.0
-        try:
-            while not claims:
-                completed = [place.held for place in places]
-                asked = time.monotonic()
-                try:
-                    wanted = self._claim_request(lanes, calls=len(places))
-                    done, claims = self._store.turn([held.completed for held in completed], wanted)
-                except NothingClaimed as error:
-                    self._empty(places)
-                    self._emit_concluded(completed, error.done)
-                    raise
-                except StoreError:
-                    if not any(held.conclusions for held in completed):
-                        raise
-                    for place in places:  # until that is done, the exchange will not say it twice
-                        place.held = self._put_down(place.held)
-                    continue
-                self._empty(places)
-            self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
-            self._call_more(claims[0])
-        finally:
-            nothing = None if not claims or claims[0].is_more else (replace(claims[0], entries=()), asked)
-            for place, claim in zip_longest(places, claims):
-                if claim:
-                    place.serve((claim, asked))
-                else:  # whether there is something in lanes that were not looked at, it finds out itself
-                    place.serve(nothing if place.takes == places[0].takes else None)
-        self._emit_concluded(completed, done)
+    def _turn(self, lanes: tuple[Lane, ...]) -> tuple[Claim, float] | None:
+        """Stores what was completed and claims, in one step: for this sender, and for others that are free.
 
-    def _empty(self, places: Sequence[_Place]) -> None:
-        """What these senders completed is stored."""
-        self._release([place.held for place in places])
-        for place in places:
-            place.held = Completion()
+        The claim of this sender, and the moment before it; None: what was completed had to be stored alone.
+        """
+        completed = self._completions.take()
+        not_stored = list(completed)
+        others = self.pool.draft()
+        claims: list[Claim] = []
+        asked = time.monotonic()
+        try:
+            wanted = self._claim_request(lanes, calls=1 + len(others))
+            done, claims = self._store.turn([each.completed for each in completed], wanted)
+            not_stored = []
+        except NothingClaimed as error:
+            not_stored = []
+            self._release(completed)
+            self._emit_concluded(completed, error.done)
+            raise
+        except StoreError:
+            if not completed:
+                raise
+            while not_stored:  # until that is done, the exchange will not say it twice
+                self._put_down(not_stored[0])
+                del not_stored[0]
+            return None
+        finally:
+            self.pool.dismiss(others, [WakeUp(claim, asked) for claim in claims[1:]])
+            for each in not_stored:
+                self._completions.leave(each)
+        self._release(completed)
+        self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
+        self._call_more(claims[0])
+        self._emit_concluded(completed, done)
+        return claims[0], asked
 
     def _call_more(self, claim: Claim) -> None:
         """Has a sender called where there is more than this claim and nobody comes for it."""
@@ -374,7 +393,7 @@ class Dispatcher:
 
     def _claim_request(self, lanes: tuple[Lane, ...], *, calls: int) -> ClaimRequest:
         limits = self._pacer.limits
-        may_be_idle = self.has_listeners and lanes == self._lanes and self._busy.number == 0
+        may_be_idle = self.pool.listens and lanes == self._lanes and self._busy.number == 0
         return ClaimRequest(
             lanes,
             at_most=self._executor.batch_size.limit,
@@ -447,7 +466,12 @@ class Dispatcher:
         self._emit(BreakerMoved(state))
         self._neighbors.breaker_moved()
 
-    def _put_down(self, held: Completion) -> Completion:
+    def _put_down_all(self) -> None:
+        """Stores what was completed, without a claim."""
+        for held in self._completions.take(math.inf):
+            self._put_down(held)
+
+    def _put_down(self, held: Completion) -> None:
         """Stores and tells; asks Redis until it is done, because the exchange will not say it twice."""
         done: list[bool] | None = None
         give_up = None
@@ -456,7 +480,8 @@ class Dispatcher:
                 done, _ = self._store.turn([held.completed], None)
             except StoreError as error:
                 if not error.can_pass:
-                    return self._put_down_each(held, error)
+                    self._put_down_each(held, error)
+                    return
                 say_failed(log, error, "store results", count=len(held.conclusions))
                 if self._stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
@@ -466,14 +491,13 @@ class Dispatcher:
         self._release([held])
         if done is not None:
             self._emit_concluded([held], done)
-        return Completion()
 
-    def _put_down_each(self, held: Completion, error: StoreError) -> Completion:
+    def _put_down_each(self, held: Completion, error: StoreError) -> None:
         """Puts down one by one what Redis does not take together: one that it refuses is kept as text."""
         if len(held.conclusions) > 1:
             for conclusion in held.conclusions:
                 self._put_down(replace(held, conclusions=(conclusion,)))
-            return Completion()
+            return
         [conclusion] = held.conclusions
         order_id = conclusion.entry.order_id
         if order_id not in self._not_stored:
@@ -485,7 +509,6 @@ class Dispatcher:
             result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
             self.set_aside(str(error), order_id=order_id, result=result)
         self._release([held])
-        return Completion()
 
     def _release(self, helds: Sequence[Completion]) -> None:
         self._leases.release([each.entry for held in helds for each in held.conclusions])
@@ -556,11 +579,17 @@ def _can_be_looked_for(order_id: str) -> bool:
     )
 
 
-class _Sending:
-    """What one sender has completed and not put down yet."""
+class _Nobody:
+    """The pool of a process that has none: its threads are Celery's, and come with a message."""
 
-    def __init__(self, held: Completion) -> None:
-        self.held = held
+    listens = False
+
+    def draft(self) -> Sequence[Any]:
+        """Nobody."""
+        return ()
+
+    def dismiss(self, others: Sequence[Any], given: Sequence[WakeUp]) -> None:
+        """Nothing."""
 
 
 class _Busy:

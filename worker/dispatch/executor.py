@@ -158,6 +158,16 @@ class Executor:
             mine = [walk for walk in walks if id(walk) not in left]
             return Completion([*self._execute(mine, claim), *left.values()], calls, since)
 
+    def give_back(self, claim: Claim) -> Completion:
+        """The claim's entries for the store again, before anything is sent."""
+        key_id, clocks, since = self._exchange.signs_with[0], self._clocks(), time.monotonic()
+        with self.read_slots.of(reads=False) as slot:
+            walks = [
+                _Walk(self._case(entry, key_id, clocks), entry, [], slot, since, key_id=key_id)
+                for entry in claim.entries
+            ]
+        return Completion([self._retry_later(walk, 0.0) for walk in walks], (), since)
+
     def _execute(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
             return self._read_together(walks)

@@ -1,8 +1,9 @@
-"""The senders of a process: threads of which one listens for wake-ups in Redis, and works when there is one.
+"""The senders of a process: a pool of threads of which one listens for wake-ups in Redis, and works then.
 
 A wake-up goes out in the same step that adds work to the store, so a cancel is on its way within
 milliseconds; Celery's messages wake workers up where no sender listens. Who is woken up works until nothing
-is due, and another listens. While all senders but one are at work, that one serves the risk lane only.
+is due, and another listens. Those that are free wait for a claim, for a call, or to be the next listener.
+While all senders but one are at work, that one serves the risk lane only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from kalshi_cancel.model.requests import Lane
@@ -18,6 +20,7 @@ from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import WakeUp
 from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.logs import Seldom
+from worker.dispatch.completions import Completions
 from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.services import Service, Services
 
@@ -29,6 +32,8 @@ LISTEN_AGAIN_S = 0.1  # without Redis
 HELD_BACK_S = 0.25  # between looks whether the exchange is back
 # Who listens comes by far more often than this; after it, another takes its place.
 LISTENER_GONE_S = 3.0
+# Within this, who is to be given a claim is told whether it is.
+DRAFTED_S = 0.05
 # That senders listen is said again and again, which comes late where a process has more to do than it can.
 LISTENERS_LIFE_S = 5.0
 # Longer than any step of a sender's work may take: a call to the exchange, a few pages of a listing.
@@ -43,6 +48,7 @@ class Senders:
         dispatcher: Dispatcher,
         store: CancelStore,
         lanes: Sequence[Lane],
+        completions: Completions,
         *,
         number: int,
         key_id: Callable[[], str],
@@ -51,16 +57,21 @@ class Senders:
         self._dispatcher = dispatcher
         self._store = store
         self._lanes = tuple(lanes)
-        self._listener = _Listener()
+        self._completions = completions
         self._not_listening = Seldom()
-        self.services = [_Sender(f"sender-{at + 1}", self._serve).service for at in range(number)]
-        self.names = {service.name for service in self.services}
+        self._lock = threading.Lock()
+        self._free: list[_Sender] = []
+        self._listener: _Sender | None = None
+        self._listened_at = -math.inf  # monotonic
+        self._senders = [_Sender(f"sender-{at + 1}", self._serve) for at in range(number)]
+        self.names = {sender.service.name for sender in self._senders}
         self._running: Services | None = None
 
     def start(self, services: Services) -> None:
         """Starts them."""
-        self._dispatcher.has_listeners = True
-        services.start(*self.services)
+        self._dispatcher.pool = self
+        self._completions.call_next = self._call_next
+        services.start(*(sender.service for sender in self._senders))
         self._running = services
 
     def show_listeners(self) -> None:
@@ -69,64 +80,122 @@ class Senders:
             offer = self._dispatcher.idle_offer()
             self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
 
+    def finish(self) -> None:
+        """Once they have ended: what was claimed for one that did not come to it goes back at once."""
+        claims = []
+        for sender in self._senders:
+            while sender.given:
+                claims.append(sender.given.popleft().claim)
+        self._dispatcher.finish([claim for claim in claims if claim is not None])
+
+    # -- as the dispatcher needs them
+
+    @property
+    def listens(self) -> bool:
+        """Whether a sender listens for wake-ups."""
+        return self._running is not None
+
+    def draft(self) -> Sequence[_Sender]:
+        """Free senders that will be told at once what to do; one always stays, for risk."""
+        with self._lock:
+            drafted, self._free = self._free[1:], self._free[:1]
+            for sender in drafted:
+                sender.is_drafted = True
+        return drafted
+
+    def dismiss(self, others: Sequence[_Sender], given: Sequence[WakeUp]) -> None:
+        """Gives the first of them these claims; the others are free again."""
+        with self._lock:
+            for sender in others:
+                sender.is_drafted = False
+            for sender, wake_up in zip(others, given, strict=False):
+                sender.given.append(wake_up)
+            self._free += others[len(given) :]
+        for sender in others[: len(given)]:
+            sender.service.wake()
+
+    def _call_next(self) -> None:
+        with self._lock:
+            # The one that has come last: its caches are warm.
+            sender = self._free.pop() if self._free else None
+            if sender is not None:
+                sender.given.append(WakeUp())
+        if sender is not None:
+            sender.service.wake()
+
+    # -- what one does
+
     def _serve(self, sender: _Sender) -> float:
-        """One round: works if there was a wake-up, then listens, or waits; how long until the next."""
-        if sender.woken:
-            self._dispatcher.serve(wake_up=sender.woken, beat=sender.service.beat)
-        sender.woken = WakeUp()  # a lost connection loses wake-ups, and an open breaker takes none
-        if not self._dispatcher.may_claim:
-            return HELD_BACK_S  # workers that can go on need the wake-up
-        if not self._listener.is_now(sender):
-            sender.woken = None
-            return LISTENER_GONE_S
-        try:
-            sender.woken = self._store.listen(
-                self._dispatcher.lanes_with_room, within_s=LISTEN_S, key_id=self._key_id()
-            )
-        except StoreError as error:
-            if not error.can_pass:
-                raise
-            say_failed(log, error, "listen for wake-ups", seldom=self._not_listening)
-            return LISTEN_AGAIN_S
-        if sender.woken:
-            self._listener.leave(sender)
-        return 0.0
+        """One round: works if there is something to do, else listens, or is free; how long until the next."""
+        wake_up = self._next_for(sender)
+        if wake_up is None:
+            if sender.is_drafted:
+                return DRAFTED_S
+            if not self._dispatcher.may_claim:  # workers that can go on need the wake-ups
+                return self._look_again(sender, HELD_BACK_S)
+            if not self._listens_now(sender):
+                return LISTENER_GONE_S
+            try:
+                wake_up = self._store.listen(
+                    self._dispatcher.lanes_with_room, within_s=LISTEN_S, key_id=self._key_id()
+                )
+            except StoreError as error:
+                if not error.can_pass:
+                    raise
+                say_failed(log, error, "listen for wake-ups", seldom=self._not_listening)
+                return self._look_again(sender, LISTEN_AGAIN_S)  # wake-ups may be lost
+            if wake_up is None:
+                return 0.0
+            if wake_up.claim is None:
+                self._listen_no_more(sender)
+            else:  # to call another takes time, and nobody comes twice within a millisecond
+                self._completions.when_sent(lambda: self._listen_no_more(sender))
+        later_s = self._dispatcher.serve(wake_up=wake_up, beat=sender.service.beat)
+        self._listen_no_more(sender)
+        return self._look_again(sender, later_s) if later_s else 0.0
+
+    def _next_for(self, sender: _Sender) -> WakeUp | None:
+        """What there is for it: a claim, or a wake-up. It is not free any more, unless it is drafted."""
+        with self._lock:
+            if sender.is_drafted:
+                return None
+            if sender in self._free:
+                self._free.remove(sender)
+            looks, sender.looks_again = sender.looks_again, False
+            return sender.given.popleft() if sender.given else WakeUp() if looks else None
+
+    def _look_again(self, sender: _Sender, in_s: float) -> float:
+        with self._lock:
+            sender.looks_again = True
+            self._free.append(sender)
+        return in_s
+
+    def _listens_now(self, sender: _Sender) -> bool:
+        """Makes it the listener; False: another is, and it is free."""
+        now = time.monotonic()
+        with self._lock:
+            if self._listener in (None, sender) or now > self._listened_at + LISTENER_GONE_S:
+                self._listener, self._listened_at = sender, now
+                return True
+            self._free.append(sender)
+            return False
+
+    def _listen_no_more(self, sender: _Sender) -> None:
+        """Another listens, if it did."""
+        with self._lock:
+            if self._listener is not sender:
+                return
+            self._listener = None
+            another = self._free.pop() if self._free else None
+        if another is not None:
+            another.service.wake()
 
 
 class _Sender:
-    """One of them; ``woken``: there may be something to do, as there may be before anybody has listened."""
+    """One of them; ``given``: what it is to do. It looks once before anybody has listened."""
 
     def __init__(self, name: str, serve: Callable[[_Sender], float]) -> None:
-        self.woken: WakeUp | None = WakeUp()
+        self.given: deque[WakeUp] = deque()
+        self.looks_again = True
+        self.is_drafted = False
         self.service = Service(name, lambda: serve(self), hangs_after_s=HANGS_AFTER_S)
-
-
-class _Listener:
-    """Which sender listens: one at a time, another once it has left or has not come by for a while."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._who: _Sender | None = None
-        self._came_by_at = -math.inf
-        self._waiting: list[_Sender] = []
-
-    def is_now(self, sender: _Sender) -> bool:
-        """Makes the sender the listener, unless another is; then it is woken up when it may be the next."""
-        now = time.monotonic()
-        with self._lock:
-            if self._who in (None, sender) or now > self._came_by_at + LISTENER_GONE_S:
-                self._who, self._came_by_at = sender, now
-                return True
-            if sender not in self._waiting:
-                self._waiting.append(sender)
-            return False
-
-    def leave(self, sender: _Sender) -> None:
-        """The sender has other work: the one that has come last, whose caches are warm, may be the next."""
-        with self._lock:
-            if self._who is not sender:
-                return
-            self._who = None
-            another = self._waiting.pop() if self._waiting else None
-        if another is not None:
-            another.service.wake()

@@ -93,6 +93,7 @@ class WorkerContext:
     def join(self) -> None:
         """Waits until nothing is claimed any more, or the time for that is over."""
         self.services.join(self.doers.senders.names, self.shutdown_s)
+        self.doers.senders.finish()
         self.services.stop()
         # (In a thread: a Redis that is silent must not keep the process.)
         leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
@@ -215,6 +216,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
             dispatcher,
             store,
             lanes,
+            completions,
             number=app.conf.worker_concurrency,
             key_id=lambda: exchange.signs_with[0],
         ),
