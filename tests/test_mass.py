@@ -593,14 +593,29 @@ def test_what_stays_refused_is_reported_so_long_before_the_deadline(crew):
     assert crew.sent()[forbidden] <= 4
 
 
-def test_a_listing_that_is_refused_is_not_asked_for_again_and_again(crew):
+def test_a_listing_whose_key_is_refused_is_asked_for_seldom_until_the_deadline(crew):
     crew.place()
     crew.control.fault("status", operation="list", status=401, code="authentication_error")
-    report = mass_cancel(crew, EVERYTHING, deadline_s=60.0)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=4.0)
     assert (report["flat"], report["why_not_flat"]) == (
         False,
         "no listing could be had: authentication_error",
     )
+    assert 2 <= len(crew.control.calls("list")) <= 4
+
+
+def test_a_key_that_works_again_before_the_deadline_cancels_all(crew):
+    order_ids = crew.place(3)
+    crew.control.fault("status", operation="list", status=401, code="authentication_error", times=1)
+    report = mass_cancel(crew, EVERYTHING, deadline_s=PATIENCE_S)
+    assert (report["flat"], report["orders_affected"]) == (True, len(order_ids))
+
+
+def test_a_listing_that_is_refused_is_not_asked_for_again_and_again(crew):
+    crew.place()
+    crew.control.fault("status", operation="list", status=400, code="invalid_parameters")
+    report = mass_cancel(crew, EVERYTHING, deadline_s=60.0)
+    assert (report["flat"], report["why_not_flat"]) == (False, "no listing could be had: invalid_parameters")
     assert len(crew.control.calls("list")) == 1
 
 

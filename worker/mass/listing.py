@@ -293,8 +293,9 @@ class Lister:
             )
             wait_s = max(page.retry_after_s or 0.0, PAGE_AGAIN_S)
             is_of_the_key = page.meaning is Meaning.KEY_REFUSED
-            is_final = is_of_the_key or page.meaning is Meaning.REFUSED
-            if is_final or tries >= PAGE_TRIES or self._now_s() + wait_s >= until_s:
+            is_final = page.meaning is Meaning.REFUSED
+            is_enough = is_final or is_of_the_key or tries >= PAGE_TRIES
+            if is_enough or self._now_s() + wait_s >= until_s:
                 return NoListing(page.problem, is_final, is_of_the_key, wait_s)
             self._wait(wait_s)
 

@@ -36,6 +36,7 @@ LOOK_EVERY_S = 0.1  # at how many orders are still open
 LOOK_OFTEN_S = 0.03  # at first: small ones are soon over, and the first cancels tell about the key
 OFTEN_FOR_S = 1.0
 KEY_HEAD_START_S = 0.1  # of the question what the key may do, before anything is entered
+KEY_AGAIN_S = 3.0  # a key that is refused may work again before the deadline
 KEY_WITHIN_S = 1.0  # for the answer, when nothing else is missing
 PROBE_WITHIN_S = 2.0  # the first cancels tell by then what they can tell
 LIST_EVERY_S = 2.0
@@ -297,18 +298,20 @@ class MassRun:
     def _not_listed(self, failure: NoListing, until_s: float, *, is_last: bool) -> bool:
         """No listing could be had; whether it is over with that."""
         self._found.why_not_flat = f"no listing could be had: {failure.problem.code}"
+        if failure.is_of_the_key and not is_last:
+            refused = self._account.note_refused(self._means.exchange.signs_with[0])
+            if self._means.others(refused):
+                raise LeftToOthers
         if failure.is_final:
-            if failure.is_of_the_key and not is_last:
-                refused = self._account.note_refused(self._means.exchange.signs_with[0])
-                if self._means.others(refused):
-                    raise LeftToOthers
             self._listing_is_refused = True
             return not self._still
         pause_s = min(LIST_AGAIN_S * 2.0**self._failures, LIST_AGAIN_MOST_S)
+        if failure.is_of_the_key:
+            pause_s = KEY_AGAIN_S
         self._failures += 1
         self._next_s = self._now_s() + max(pause_s, failure.retry_after_s)
         scope = self._request.scope
-        if not scope.names_orders_only:  # what is named can be looked at by itself
+        if not (scope.names_orders_only or failure.is_of_the_key):  # what is named can be looked at by itself
             began_s, ids = self._now_s(), scope.order_ids[self._named_read :][:NAMED_AT_ONCE]
             self._named_read += len(ids)
             self._enter(self._lister.named(ids, until_s), began_s)
@@ -326,7 +329,7 @@ class MassRun:
                 self._make_plan(listing)
                 return
             self._found.why_not_flat = f"no listing could be had: {listing.problem.code}"
-            if listing.is_final or self._now_s() >= until_s:
+            if listing.is_final or listing.is_of_the_key or self._now_s() >= until_s:
                 return
             self._wait(max(LIST_AGAIN_S, listing.retry_after_s))
 
