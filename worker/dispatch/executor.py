@@ -149,24 +149,25 @@ class Executor:
         """What becomes of a claim's entries, whose first call is paid for."""
         calls: list[CallMade] = []
         with self.read_slots.of(claim.bucket == "read") as slot:
-            key_id, clocks = self._exchange.signs_with[0], self._clocks()
-            walks = [
-                _Walk(self._case(entry, key_id, clocks), entry, calls, slot, since, key_id=key_id)
-                for entry in claim.entries
-            ]
+            walks = self._walks(claim, calls, slot, since)
             left = {id(walk): given for walk in walks if (given := self._left_to_others(walk, walk.case))}
             mine = [walk for walk in walks if id(walk) not in left]
             return Completion([*self._execute(mine, claim), *left.values()], calls, since)
 
     def give_back(self, claim: Claim) -> Completion:
         """The claim's entries for the store again, before anything is sent."""
-        key_id, clocks, since = self._exchange.signs_with[0], self._clocks(), time.monotonic()
+        since = time.monotonic()
         with self.read_slots.of(reads=False) as slot:
-            walks = [
-                _Walk(self._case(entry, key_id, clocks), entry, [], slot, since, key_id=key_id)
-                for entry in claim.entries
-            ]
+            walks = self._walks(claim, [], slot, since)
         return Completion([self._retry_later(walk, 0.0) for walk in walks], (), since)
+
+    def _walks(self, claim: Claim, calls: list[CallMade], slot: ReadSlot, since: float) -> list[_Walk]:
+        key_id = self._exchange.signs_with[0]
+        clocks = self._clocks() if any(entry.interrupted for entry in claim.entries) else None
+        return [
+            _Walk(self._case(entry, key_id, clocks), entry, calls, slot, since, key_id=key_id)
+            for entry in claim.entries
+        ]
 
     def _execute(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
@@ -182,10 +183,24 @@ class Executor:
     def _see_through(self, walk: _Walk) -> Conclusion:
         walk.paid_at = walk.since
         try:
-            verdict = self._retrying(self._take_step, walk)
+            verdict = self._first_step(walk)
         except _NotKnownYet as open_still:
             return self._retry_later(walk, self._pause_after(open_still))
         return self._settle(walk, verdict)
+
+    def _first_step(self, walk: _Walk) -> Verdict:
+        """A step, and those that tenacity has follow it: most cancels need none, and are not kept by it."""
+        try:
+            return self._take_step(walk)
+        except _NotKnownYet as open_still:
+            taken = [open_still]
+
+        def next_step() -> Verdict:
+            if taken:
+                raise taken.pop()
+            return self._take_step(walk)
+
+        return self._retrying(next_step)
 
     def _take_step(self, walk: _Walk) -> Verdict:
         """One signed exchange and what follows from it; raises _NotKnownYet."""
@@ -414,10 +429,10 @@ class Executor:
         given = self._retry_later(walk, pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter
         return replace(given, for_key=other) if isinstance(given, RetryLater) else given
 
-    def _case(self, entry: Entry, key_id: str, clocks: Clocks) -> Case:
+    def _case(self, entry: Entry, key_id: str, clocks: Clocks | None) -> Case:
         """What is known of an entry, as a worker with this key goes on with it."""
         case = Case.from_json(entry.request, entry.progress).asked_by(key_id)
-        if not entry.interrupted:
+        if not entry.interrupted or clocks is None:
             return case
         attempt = Attempt(entry.first_sent_age_ms, _span(entry.first_sent_ms))
         return case.interrupted(attempt, Instant(clocks.front_ms, round(entry.age_s * 1000), clocks.engine))
