@@ -64,13 +64,13 @@ def test_what_others_have_left_meanwhile_is_put_down_together_by_the_next_who_is
     completions, calls, patient
 ):
     completions.take_turn()
-    brought = [completed(), completed(3)]
-    for each in brought:
+    handed_in = [completed(), completed(3)]
+    for each in handed_in:
         elsewhere(lambda each=each: (completions.leave(each), completions.take_turn()))
     assert calls == []
     completions.pass_on()
     assert calls == [1]
-    assert elsewhere(lambda: (completions.take_turn(), completions.take())) == (0.0, brought)
+    assert elsewhere(lambda: (completions.take_turn(), completions.take())) == (0.0, handed_in)
     assert completions.take() == []
 
 
@@ -125,14 +125,14 @@ def test_after_a_call_for_several_the_next_turn_gathers_for_a_moment(completions
 
 def test_one_step_puts_down_so_many_orders_at_most(completions):
     half = TOGETHER_MOST // 2
-    brought = [completed(half), completed(half), completed(1), completed(2 * TOGETHER_MOST), completed(1)]
-    for each in brought:
+    handed_in = [completed(half), completed(half), completed(1), completed(2 * TOGETHER_MOST), completed(1)]
+    for each in handed_in:
         completions.leave(each)
     taken = [completions.take() for _ in range(4)]
-    assert taken == [brought[:2], brought[2:3], brought[3:4], brought[4:]]
-    for each in brought:
+    assert taken == [handed_in[:2], handed_in[2:3], handed_in[3:4], handed_in[4:]]
+    for each in handed_in:
         completions.leave(each)
-    assert completions.take(math.inf) == brought
+    assert completions.take(math.inf) == handed_in
 
 
 def test_one_that_is_held_up_does_not_keep_the_others(completions):

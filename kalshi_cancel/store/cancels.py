@@ -406,7 +406,8 @@ class CancelStore:
         pipeline = self._server.pipeline(transaction=False)
         if idle is not None:
             until_ms = round((self.clock.now_s() + idle.idle_s) * 1000)
-            pipeline.hset(self._keys.idle, self._name, f"{until_ms}:{idle.offer}")
+            offer = {**idle.offer, "until_ms": until_ms}
+            pipeline.hset(self._keys.idle, self._name, json.dumps(offer))
         for lane in lanes:
             pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)

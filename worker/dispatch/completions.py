@@ -1,9 +1,9 @@
-"""What the senders of a process have brought back, and whose turn it is to put it down and to claim.
+"""What the senders of a process have completed, and whose turn it is to store it and to claim.
 
-One sender at a time has the turn: it puts down what all have brought, claims in the same step, and keeps the
-turn until its own request is on its way. Nobody waits for it: whoever comes meanwhile leaves what it has
-brought, and is free. So one who claims finds what has come while the one before it was at it. While several
-come at a time, the next turn begins a few milliseconds later, so that calls are fewer and each for more.
+One sender at a time has the turn. It stores what all have completed, claims in the same step, and keeps the turn
+until its own request is on its way. Nobody waits for the turn: a sender that finishes meanwhile leaves its
+completion here, and is free. The next turn stores it. While several finish at a time, the next turn begins a few
+milliseconds later, so that calls are fewer and each is for more orders.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Completions:
         self._mine = threading.local()
 
     def leave(self, completion: Completion) -> None:
-        """Leaves what a sender has brought, for whoever has the next turn."""
+        """Leaves what a sender has completed, for the next turn."""
         if completion.conclusions:
             with self._lock:
                 self._left.append(completion)

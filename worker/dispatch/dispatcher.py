@@ -257,9 +257,9 @@ class Dispatcher:
         return self._claim_request(self._lanes, calls=1) if is_idle else None
 
     def finish(self, claims: Sequence[Claim]) -> None:
-        """Once no sender is at work any more: gives back what nobody came to, and stores what is left."""
+        """Once no sender is at work any more: returns what nobody came to, and stores what is left."""
         for claim in claims:
-            self._completions.leave(self._executor.give_back(claim))
+            self._completions.leave(self._executor.return_claim(claim))
         self._put_down_all()
 
     def _granted(self, wake_up: WakeUp | None) -> Completion:

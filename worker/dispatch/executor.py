@@ -154,7 +154,7 @@ class Executor:
             mine = [walk for walk in walks if id(walk) not in left]
             return Completion([*self._execute(mine, claim), *left.values()], calls, since)
 
-    def give_back(self, claim: Claim) -> Completion:
+    def return_claim(self, claim: Claim) -> Completion:
         """The claim's entries for the store again, before anything is sent."""
         since = time.monotonic()
         with self.read_slots.of(reads=False) as slot:
