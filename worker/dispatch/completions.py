@@ -1,9 +1,9 @@
 """What the senders of a process have completed, and whose turn it is to store it and to claim.
 
-One sender at a time has the turn. It stores what all have completed, claims in the same step, and keeps the turn
-until its own request is on its way. Nobody waits for the turn: a sender that finishes meanwhile leaves its
-completion here, and is free. The next turn stores it. While several finish at a time, the next turn begins a few
-milliseconds later, so that calls are fewer and each is for more orders.
+One sender at a time has the turn. It stores what all have completed, claims in the same step, and keeps the
+turn until its own request is on its way. Nobody waits for the turn: a sender that finishes meanwhile leaves
+its completion here, and is free. The next turn stores it. While several finish at a time, the next turn
+begins a few milliseconds later, so that calls are fewer and each is for more orders.
 """
 
 from __future__ import annotations
