@@ -113,6 +113,23 @@ def test_what_is_settled_already_is_no_longer_waited_for(dispatcher):
     assert dispatcher.results(dispatcher.wanted(order_ids)) == [(each, "canceled") for each in order_ids]
 
 
+def test_a_list_that_another_worker_has_just_answered_keeps_its_answer(dispatcher):
+    [order_id] = ids(1)
+    task_id = dispatcher.wanted([order_id])
+    other = Lists(dispatcher.server, dispatcher.settings)
+    complete = other._complete
+
+    def while_the_other_answers(*, args):
+        found = complete(args=args)
+        assert dispatcher.results(task_id) is not None
+        return found
+
+    other._complete = while_the_other_answers
+    dispatcher.settle(order_id)
+    other.answer()
+    assert dispatcher.results(task_id) == [(order_id, "canceled")]
+
+
 def test_an_empty_list_is_answered(dispatcher):
     assert dispatcher.results(dispatcher.wanted([])) == []
 

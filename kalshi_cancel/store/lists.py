@@ -83,7 +83,7 @@ class Lists:
         for task_id in scripts.call(lambda: self._complete(args=scripts.asking(self._prefix, zip(touched)))):
             now = self._clock.now()
             try:
-                order_ids, refused = self._noted(task_id)
+                noted = self._noted(task_id)
             except (StoreError, ValueError, TypeError, KeyError, RecursionError) as error:
                 if isinstance(error, StoreError) and error.can_pass:
                     raise
@@ -91,13 +91,21 @@ class Lists:
                 why = f"the list of its results cannot be read: {error}"
                 self._end(task_id, results.failure_record(task_id, why, date_done=now))
                 continue
+            if noted is None:
+                continue
+            order_ids, refused = noted
             values = self._values(task_id, order_ids)
             if values is not None:
                 self._end(task_id, results.task_record(task_id, [*values, *refused], date_done=now))
 
-    def _noted(self, task_id: str) -> tuple[list[str], list[object]]:
-        """What :meth:`close` has noted; raises ValueError and the like for anything else."""
+    def _noted(self, task_id: str) -> tuple[list[str], list[object]] | None:
+        """What :meth:`close` has noted; None: another worker has answered the list meanwhile.
+
+        Raises ValueError and the like for anything else.
+        """
         noted = scripts.call(lambda: self._server.hgetall(self._key(task_id)))
+        if not noted:
+            return None
         order_ids, refused = json.loads(noted["orders"]), json.loads(noted["refused"])
         if not isinstance(order_ids, list) or not all(isinstance(each, str) for each in order_ids):
             raise TypeError("the orders are no list of ids")
