@@ -1,4 +1,4 @@
-"""Hides what can be wrong with an installation: examines its parts and says for each what to do about it.
+"""Finds what is wrong with an installation: examines its parts, and says for each what to do about it.
 
 Nothing is changed anywhere and no order is touched: Redis is asked for its state, the exchange for reads.
 Where one part's failure makes the next question pointless, that question is left out of the report.

@@ -1,4 +1,4 @@
-"""Hides how a request proves that it is ours: private keys, what can be wrong with them, and signatures.
+"""Signs requests: loads private keys, says what is wrong with one, and makes the signatures.
 
 The message is ``timestamp_ms + METHOD + path`` without separators, query, body or host. An RSA key signs it
 with RSA-PSS (SHA-256, MGF1-SHA-256, salt of 32 bytes), an Ed25519 key as it is.
