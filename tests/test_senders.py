@@ -80,8 +80,7 @@ class Crew:
 
     def listening(self):
         """How many connections wait for a wake-up of this store."""
-        blocked = [each for each in self.server.client_list() if each["cmd"] == "blpop"]
-        return len(blocked)
+        return sum("b" in each["flags"] for each in self.server.client_list())
 
     def accept(self):
         request = CancelRequest(str(uuid.uuid4()))
