@@ -206,6 +206,16 @@ def test_what_a_stale_read_has_shown_less_later_fills_is_what_our_lost_cancel_re
     assert proven, "an end after our attempt, and a count that was shown: that proves a number"
 
 
+def test_what_an_ended_order_is_said_to_have_left_is_not_told(crew):
+    [order_id] = crew.place()
+    crew.control.cancel_elsewhere(order_id, ago_s=60.0)
+    crew.control.fault(
+        "odd_fields", operation="read", order_id=order_id, fields={"remaining_count_fp": "10.00"}
+    )
+    result = cancel(crew, order_id)
+    assert (result.outcome, result.status, result.remaining_count) == ("too_late", "canceled", None)
+
+
 def test_our_own_cancel_whose_record_is_gone_is_not_called_nothing_removed(crew):
     [order_id] = crew.place()
     assert cancel(crew, order_id).outcome == "canceled"

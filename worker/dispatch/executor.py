@@ -560,14 +560,17 @@ def _span(noted: str | None) -> Span | None:
 def _result(walk: _Walk, verdict: Verdict) -> CancelResult:
     order, entry = verdict.order, walk.entry
     # A canceled order has nothing left by definition ("zeroed"), also where the reply shows no order.
-    zeroed = Decimal(0) if verdict.outcome is Outcome.CANCELED else None
+    left = Decimal(0) if verdict.outcome is Outcome.CANCELED else None
+    if order is not None:
+        # A number that contradicts the order's end (an older state's, perhaps) is not known to be true.
+        left = None if order.status.terminal and order.remaining_count else order.remaining_count
     return CancelResult(
         order_id=entry.order_id,
         outcome=verdict.outcome,
         status=verdict.status,
         reduced_by=verdict.reduced_by,
         fill_count=order.fill_count if order else None,
-        remaining_count=order.remaining_count if order else zeroed,
+        remaining_count=left,
         confirmed_by=verdict.confirmed_by,
         attempts=walk.case.attempts,
         requested_at=entry.requested_at,
