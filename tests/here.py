@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,8 +32,12 @@ def cancelctl(*arguments, env, folder=ROOT) -> Ran:
         for name, value in env.items():
             patch.setenv(name, value)
         patch.chdir(folder)
+        ours = logging.getLogger("kalshi_cancel")
+        level = ours.level  # which a command may set for its process
         try:
             code = cli.main(arguments)
         except SystemExit as end:  # as argparse ends it
             code = end.code
+        finally:
+            ours.setLevel(level)
     return Ran(code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode())

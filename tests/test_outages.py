@@ -133,7 +133,7 @@ def test_a_result_that_cannot_be_stored_is_stored_when_redis_is_back(crew, outag
     """Redis goes while the call is in flight; the exchange says "canceled" only once."""
     crew.workers(1)
     [order_id] = crew.place()
-    crew.control.fault("slow", order_id=order_id, operation="cancel", effect="before", seconds=0.5, times=1)
+    crew.control.fault("slow", order_id=order_id, operation="cancel", effect="before", seconds=1.0, times=1)
     worker = crew.in_flight(order_id)
     answered = lambda: crew.cancels()[0]["status"] == 200  # noqa: E731 - a condition
     if outage == "silent":
