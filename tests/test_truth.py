@@ -138,6 +138,7 @@ def test_an_attempt_that_was_answered_as_not_applied_is_not_the_first_that_may_h
 
 @pytest.mark.parametrize("form", ["epoch_ms", "epoch_s", "offset", "utc"])
 def test_a_time_stamp_in_any_form_that_can_be_read_as_utc_counts(crew, form):
+    teach_the_clock(crew)
     crew.control.configure(last_update_form=form)
     [order_id] = crew.place()
     crew.control.cancel_elsewhere(order_id, ago_s=60.0)
