@@ -4,7 +4,9 @@ BIN := .venv/bin
 # How the suite runs on two cores, which wait a lot; the files that wait most come first.
 SPREAD := -n 6 --dist loadfile --no-loadscope-reorder
 BENCH_PYTHON ?= $(PYTHON)
-BENCH_BIN := .venv-bench/bin
+# Another Python gets an environment of its own, so that both stay.
+BENCH_VENV := .venv-bench$(if $(filter-out $(PYTHON),$(BENCH_PYTHON)),-$(notdir $(BENCH_PYTHON)))
+BENCH_BIN := $(BENCH_VENV)/bin
 CONFORMANCE_BIN := .venv-conformance/bin
 # The folder with the exchange's openapi.yaml, which is not part of this repository.
 SPECS ?= ../shared/exchange-specs
@@ -22,7 +24,7 @@ help:
 	@echo "make coverage  the whole suite, and what of the workers it does not reach (half as long again)"
 	@echo "make faults the fault campaign: every kind of fault x 10 seeds x 500 cancels, into bench/results/faults.md (about an hour)"
 	@echo "make conformance  the sandbox against the exchange's OpenAPI document (SPECS=FOLDER) and two clients of others (Python 3.12+), into bench/results/conformance.md"
-	@echo "make bench  our service and five other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into bench/results/performance.md"
+	@echo "make bench  our service and other queues at the same work (about an hour; ARGS=--quick: 10 minutes), into bench/results/performance.md"
 	@echo "make bench-flat  time until flat against the bound that the token budget sets (about half an hour; ARGS=--quick), the same document"
 	@echo "make lint   ruff, mypy --strict, and the Lua checker"
 	@echo "make lock   pin every dependency anew (versions and hashes)"
@@ -58,10 +60,10 @@ conformance:
 	@$(CONFORMANCE_BIN)/pip check -q || { echo "A new release of a client needs other packages than are pinned: make lock"; exit 1; }
 	@$(CONFORMANCE_BIN)/python -m conformance --specs $(SPECS) --newest .venv-conformance/specs --python $(BIN)/python --write bench/results/conformance.md
 
-bench: .venv-bench/ready
+bench: $(BENCH_VENV)/ready
 	@$(BENCH_BIN)/python -m bench.peers $(ARGS)
 
-bench-flat: .venv-bench/ready
+bench-flat: $(BENCH_VENV)/ready
 	@$(BENCH_BIN)/python -m bench.flat $(ARGS)
 
 lint: .venv/ready
@@ -83,10 +85,10 @@ lint: .venv/ready
 	@touch $@
 
 # The peers stay out of .venv. From Python 3.12 on there is one more (ardiq): make bench BENCH_PYTHON=python3.13
-.venv-bench/ready: requirements-bench.lock
+$(BENCH_VENV)/ready: requirements-bench.lock
 	@$(BENCH_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make BENCH_PYTHON=python3.13 ...")'
-	@echo "Setting up .venv-bench from requirements-bench.lock (once; about a minute) ..."
-	@$(BENCH_PYTHON) -m venv --clear .venv-bench
+	@echo "Setting up $(BENCH_VENV) from requirements-bench.lock (once; about a minute) ..."
+	@$(BENCH_PYTHON) -m venv --clear $(BENCH_VENV)
 	@$(BENCH_BIN)/pip install --disable-pip-version-check -q --require-hashes -r requirements-bench.lock
 	@touch $@
 
@@ -103,4 +105,4 @@ lock:
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.12 --group conformance --no-emit-package kalshi-sdk --no-emit-package kalshi-python-sync -o requirements-conformance.lock
 
 clean:
-	rm -rf .venv .venv-bench .venv-conformance .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-bench* .venv-conformance .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

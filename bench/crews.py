@@ -129,6 +129,11 @@ CONTENDERS = (
         listeners=lambda n, ms: n * (10 if ms else 2),
     ),
     Contender(
+        "bullmq",
+        "bullmq (Python port)",
+        lambda n, ms: [[sys.executable, "-m", "bench.queue_bullmq", "20" if ms else "4"] for _ in range(n)],
+    ),
+    Contender(
         "ardiq",
         "ardiq",
         lambda n, _ms: [[str(BIN / "ardiq"), "run", "bench.queue_ardiq:app", "-q", "-w", str(n)]],
@@ -144,11 +149,11 @@ def available() -> list[str]:
 
 
 class StubExchange:
-    """The stub as a process, and its levers."""
+    """The stub as a process, and its levers; ``key``: what it expects calls to be signed with (`Keys`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, key: str = "rsa") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.keys = Keys(folder / "keys")
+        self.keys = Keys(folder / "keys", algorithm=key)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._session = requests.Session()
@@ -303,6 +308,10 @@ class Session:
     def pss_mb(self) -> float:
         """Memory of all worker processes, shared pages counted once, in MB."""
         return sum(process.memory_full_info().pss for process in self._processes_alive()) / 1e6
+
+    def threads(self) -> int:
+        """Threads of all worker processes."""
+        return sum(process.num_threads() for process in self._processes_alive())
 
     def redis_cpu_s(self) -> float:
         """Processor time that Redis has used so far, seconds."""

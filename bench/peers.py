@@ -4,8 +4,9 @@
 
 What a round measures, for each contender in turn with two worker processes (see `MEASURES`): how fast a
 backlog of single requests is drained at 0 and 20 ms of exchange latency, how fast producers and workers are
-together, how long from publishing to the wire and to the stored result, and what it costs. Then what only
-our service has or must show by itself. Writes performance.json and performance.md.
+together, how long from publishing to the wire and to the stored result, and what it costs; the backlog
+again with an Ed25519 key; and once, what a worker costs that has nothing to do. Then what only our service
+has or must show by itself. Writes performance.json and performance.md.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from trials.stack import ROOT, wait_until
 Figures = dict[str, Any]
 FULL_ROUNDS = 3
 IDLE_SERVICES = 3
+SETTLED_AFTER_S = 5.0
 IDLE_CLOSE_S = 60  # load balancers close connections after about a minute of silence
 
 
@@ -54,23 +56,39 @@ class Size:
     processes: tuple[int, ...] = (1, 2, 4)
     memory_orders: int = 200_000
     idle_s: float = 300.0
+    resting_s: float = 60.0
 
 
-QUICK = Size(backlog=2_000, paced_s=3.0, lengths=(1_000, 10_000), memory_orders=20_000, idle_s=5.0)
+QUICK = Size(
+    backlog=2_000, paced_s=3.0, lengths=(1_000, 10_000), memory_orders=20_000, idle_s=5.0, resting_s=5.0
+)
 
 
 class Bench:
-    """One run: the stub that all share, and what was found, by measure and contender, a figure a round."""
+    """One run: the stubs that all share, and what was found, by measure and contender, a figure a round."""
 
     def __init__(self, folder: Path, size: Size) -> None:
         self.folder = folder
         self.size = size
         self.stub = StubExchange(folder / "stub")
+        self.ed25519_stub = StubExchange(folder / "stub-ed25519", key="ed25519")
         self.found: dict[str, dict[str, list[Figures]]] = {}
 
-    def session(self, contender: Contender, *, processes: int = 2, latency_ms: int = 0) -> Session:
+    def session(
+        self,
+        contender: Contender,
+        *,
+        processes: int = 2,
+        latency_ms: int = 0,
+        stub: StubExchange | None = None,
+    ) -> Session:
         """A contender with a Redis of its own."""
-        return Session(contender, self.stub, self.folder, processes=processes, latency_ms=latency_ms)
+        return Session(contender, stub or self.stub, self.folder, processes=processes, latency_ms=latency_ms)
+
+    def stop(self) -> None:
+        """Ends the stubs."""
+        self.stub.stop()
+        self.ed25519_stub.stop()
 
     def note(self, measure: str, contender: str, **figures: Any) -> None:
         """Keeps and tells what was found."""
@@ -97,7 +115,7 @@ def drain(bench: Bench, session: Session, *, count: int, measure: str, name: str
     cpu_s, redis_s = session.cpu_s(), session.redis_cpu_s()
     resumed = session.resume()
     done = session.await_stored(producing.ids)
-    state = bench.stub.state()
+    state = session.stub.state()
     bench.note(
         measure,
         session.contender.name,
@@ -156,6 +174,23 @@ def latency(bench: Bench, session: Session, *, rate: float) -> None:
     )
 
 
+def rest(bench: Bench, contender: Contender) -> None:
+    """What one worker process costs that has nothing to do, after it has worked; figures are per minute."""
+    with bench.session(contender, processes=1) as session:
+        time.sleep(SETTLED_AFTER_S)
+        began, cpu_s, redis_s = time.monotonic(), session.cpu_s(), session.redis_cpu_s()
+        time.sleep(bench.size.resting_s)
+        minutes = (time.monotonic() - began) / 60
+        bench.note(
+            "rest",
+            contender.name,
+            cpu_s_per_min=(session.cpu_s() - cpu_s) / minutes,
+            redis_s_per_min=(session.redis_cpu_s() - redis_s) / minutes,
+            threads=session.threads(),
+            pss_mb=session.pss_mb(),
+        )
+
+
 def _share(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
@@ -164,20 +199,24 @@ def with_everybody(bench: Bench, names: Sequence[str], wanted: set[str]) -> None
     """One round of what all contenders do."""
     for name in names:
         contender = BY_NAME[name]
+        backlog = min(bench.size.backlog, contender.drained[0])
         if wanted & {"drain0", "live", "latency"}:
             with bench.session(contender) as session:
                 if "drain0" in wanted:
-                    drain(
-                        bench, session, count=min(bench.size.backlog, contender.drained[0]), measure="drain0"
-                    )
+                    drain(bench, session, count=backlog, measure="drain0")
                 if "latency" in wanted:
                     latency(bench, session, rate=20)
                     latency(bench, session, rate=200)
                 if "live" in wanted:
-                    live(bench, session, count=min(bench.size.backlog, contender.drained[0]))
+                    live(bench, session, count=backlog)
+        if "ed25519" in wanted:
+            with bench.session(contender, stub=bench.ed25519_stub) as session:
+                drain(bench, session, count=backlog, measure="ed25519")
         if "drain20" in wanted:
             with bench.session(contender, latency_ms=20) as session:
                 drain(bench, session, count=min(bench.size.backlog, contender.drained[1]), measure="drain20")
+        if "rest" in wanted:
+            rest(bench, contender)
 
 
 # -- our service by itself
@@ -321,6 +360,8 @@ MEASURES: dict[str, Callable[[Bench], None] | None] = {
     "drain20": None,
     "live": None,
     "latency": None,
+    "ed25519": None,
+    "rest": None,
     "raw": raw,
     "bulk": bulk,
     "producers": producers,
@@ -330,7 +371,7 @@ MEASURES: dict[str, Callable[[Bench], None] | None] = {
     "memory": memory,
     "idle": idle,
 }
-ONCE = {"memory", "idle", "growth"}  # long, and steady enough: in the first round only
+ONCE = {"rest", "memory", "idle", "growth"}  # long, and steady enough: in the first round only
 
 
 def _run(
@@ -338,7 +379,7 @@ def _run(
 ) -> None:
     for number in range(1, rounds + 1):
         print(f"round {number} of {rounds}", flush=True)
-        with_everybody(bench, names, wanted)
+        with_everybody(bench, names, wanted if number == 1 else wanted - ONCE)
         keep(number)
         for measure, function in MEASURES.items():
             if function is not None and measure in wanted and (number == 1 or measure not in ONCE):
@@ -379,13 +420,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "stub_batched_per_s": round(many),
                     "seconds": round(time.time() - started),
                     "idle_s": size.idle_s,
+                    "resting_s": size.resting_s,
                 }
                 command = report.command_line("bench.peers", argv if argv is not None else sys.argv[1:])
                 report.keep(out, "peers", command=command, facts=facts, found=bench.found)
 
             _run(bench, rounds, set(arguments.only or MEASURES), names, keep)
         finally:
-            bench.stub.stop()
+            bench.stop()
     return 0
 
 

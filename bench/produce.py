@@ -100,8 +100,26 @@ async def huey() -> tuple[Publish, PublishMany]:
     return one, _one_by_one(one)
 
 
+async def bullmq() -> tuple[Publish, PublishMany]:
+    """BullMQ; it sends many jobs in one transaction."""
+    from bench import queue_bullmq  # noqa: PLC0415 - see ours
+
+    queue = queue_bullmq.queue()
+
+    async def one(order_id: str) -> None:
+        await queue.add("cancel", {"order_id": order_id, "requested_at": time.time()})
+
+    async def many(ids: Sequence[str]) -> None:
+        now = time.time()
+        await queue.addBulk(
+            [{"name": "cancel", "data": {"order_id": each, "requested_at": now}} for each in ids]
+        )
+
+    return one, many
+
+
 async def ardiq() -> tuple[Publish, PublishMany]:
-    """Ardiq; the one peer that sends many tasks in one round trip."""
+    """Ardiq; it sends many tasks in one round trip."""
     from bench import queue_ardiq  # noqa: PLC0415 - see ours
 
     task = queue_ardiq.cancel
@@ -131,6 +149,7 @@ PRODUCERS = {
     "celery_best": celery_best,
     "taskiq": taskiq,
     "huey": huey,
+    "bullmq": bullmq,
     "ardiq": ardiq,
 }
 

@@ -25,7 +25,9 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+
+PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 ONE = b"/trade-api/v2/portfolio/events/orders/"
 BATCH = ONE + b"batched"
@@ -56,7 +58,7 @@ _FACTS: dict[bytes, Any] = {
 class Stub:
     """What the stub has seen; times are seconds of the monotonic clock, which all processes share."""
 
-    def __init__(self, public_key: rsa.RSAPublicKey | None) -> None:
+    def __init__(self, public_key: PublicKey | None) -> None:
         self._public_key = public_key
         self.reset({})
 
@@ -96,7 +98,10 @@ class Stub:
         message = _header(head, b"kalshi-access-timestamp") + method + path
         try:
             signature = base64.b64decode(_header(head, b"kalshi-access-signature"), validate=True)
-            self._public_key.verify(signature, message, _PSS, hashes.SHA256())
+            if isinstance(self._public_key, rsa.RSAPublicKey):
+                self._public_key.verify(signature, message, _PSS, hashes.SHA256())
+            else:
+                self._public_key.verify(signature, message)
         except (InvalidSignature, ValueError):
             self.forged += 1
             return False
@@ -250,7 +255,7 @@ def main() -> None:
     key = None
     if arguments.public_key:
         key = serialization.load_pem_public_key(arguments.public_key.read_bytes())
-        assert isinstance(key, rsa.RSAPublicKey)
+        assert isinstance(key, PublicKey)
     gc.disable()  # nothing here makes cycles, and a pause would be measured as somebody's latency
     asyncio.run(_serve(Stub(key), arguments.port))
 

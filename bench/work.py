@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 PATH = "/trade-api/v2/portfolio/events/orders/"
 RECORD_KEY = "celery-task-meta-cancel:"  # where our own records are, too
@@ -28,15 +28,22 @@ _TIMEOUT_S = 10
 
 
 @functools.cache
-def _key() -> rsa.RSAPrivateKey:
+def _key() -> rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey:
     key = serialization.load_pem_private_key(Path(os.environ["KALSHI_PRIVATE_KEY_PATH"]).read_bytes(), None)
-    assert isinstance(key, rsa.RSAPrivateKey)
+    assert isinstance(key, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey)
     return key
+
+
+def _signature(message: bytes) -> bytes:
+    key = _key()
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(message, _PSS, hashes.SHA256())
+    return key.sign(message)
 
 
 def _signed(path: str) -> dict[str, str]:
     timestamp = str(time.time_ns() // 1_000_000)
-    signature = _key().sign(f"{timestamp}DELETE{path}".encode(), _PSS, hashes.SHA256())
+    signature = _signature(f"{timestamp}DELETE{path}".encode())
     return {
         "KALSHI-ACCESS-KEY": os.environ["KALSHI_API_KEY_ID"],
         "KALSHI-ACCESS-SIGNATURE": base64.b64encode(signature).decode(),

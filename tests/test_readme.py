@@ -340,6 +340,7 @@ def test_every_dependency_is_listed_with_its_reason():
     for text, wanted in (
         (section("Dependencies"), PROJECT["project"]["dependencies"]),
         (section("What it is developed with", CONTRIBUTING), PROJECT["dependency-groups"]["dev"]),
+        (section("What it is measured with", CONTRIBUTING), PROJECT["dependency-groups"]["bench"]),
     ):
         [rows] = tables(text)
         listed = {name for cell, reason in rows for name in code_words(cell) if reason}
