@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,7 +131,7 @@ CONTENDERS = (
     Contender(
         "bullmq",
         "bullmq (Python port)",
-        lambda n, ms: [[sys.executable, "-m", "bench.queue_bullmq", "20" if ms else "4"] for _ in range(n)],
+        lambda n, ms: [[sys.executable, "-m", "bench.queue_bullmq", "50" if ms else "10"] for _ in range(n)],
     ),
     Contender(
         "ardiq",
@@ -228,7 +228,9 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
+            self._signal(worker, signal.SIGCONT)  # it may be held: a measure can fail
             worker.stop()
+            self._signal(worker, signal.SIGKILL)  # what it left behind
         self._redis.stop()
         self.redis.close()
 
@@ -242,6 +244,11 @@ class Session:
             "KALSHI_PRIVATE_KEY_PATH": str(self.stub.keys.private_path),
             **self.contender.environment,
         }
+
+    def _signal(self, worker: Part, signum: int) -> None:
+        """To the worker and its children; nothing where all have ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signum)
 
     def _warm_up(self) -> None:
         with self.producer("single", WARM_ORDERS, producers=1) as producing:
@@ -302,8 +309,8 @@ class Session:
         return int(self.redis.strlen(self.contender.record_key + order_id))
 
     def cpu_s(self) -> float:
-        """Processor time that the workers have used so far, seconds."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._processes_alive())
+        """Processor time that the workers have used so far, seconds; of children that have ended, too."""
+        return sum(sum(process.cpu_times()[:4]) for process in self._processes_alive())
 
     def pss_mb(self) -> float:
         """Memory of all worker processes, shared pages counted once, in MB."""

@@ -24,6 +24,8 @@ DEADLINE_S = 600.0  # nobody is told "unresolved" because a benchmark let its ca
 Publish = Callable[[str], Awaitable[None]]
 PublishMany = Callable[[Sequence[str]], Awaitable[None]]
 
+_to_close: list[Callable[[], Awaitable[None]]] = []  # while the loop still runs
+
 
 def order_ids(prefix: str, count: int) -> list[str]:
     """The ids that a producer of this prefix publishes, as long as the exchange's own."""
@@ -105,6 +107,7 @@ async def bullmq() -> tuple[Publish, PublishMany]:
     from bench import queue_bullmq  # noqa: PLC0415 - see ours
 
     queue = queue_bullmq.queue()
+    _to_close.append(queue.close)
 
     async def one(order_id: str) -> None:
         await queue.add("cancel", {"order_id": order_id, "requested_at": time.time()})
@@ -174,12 +177,15 @@ async def _produce(name: str, mode: str, prefix: str, count: int, rate: float) -
             await asyncio.sleep(max(due - time.monotonic(), 0))
             published[order_id] = time.monotonic()
             await one(order_id)
-    return {
+    done = {
         "began": began,
         "ended": time.monotonic(),
         "cpu_s": time.process_time() - cpu,
         "published": published,
     }
+    for close in _to_close:
+        await close()
+    return done
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from bench import work
 
 NAME = "bench"
-CONNECTION = {"connection": os.environ["REDIS_URL"]}
+# It waits five seconds for work, which is when redis-py 8 would give up the connection.
+CONNECTION = {"connection": f"{os.environ['REDIS_URL']}?socket_timeout=30"}
 
 
 def queue() -> Queue:

@@ -10,7 +10,8 @@ from taskiq_redis import ListQueueBroker
 
 from bench import work
 
-broker = ListQueueBroker(os.environ["REDIS_URL"])
+# It waits for work without a limit; redis-py 8 gives up after five seconds, and the worker process ends.
+broker = ListQueueBroker(os.environ["REDIS_URL"], socket_timeout=None)
 
 
 @functools.cache
