@@ -52,7 +52,12 @@ class Watched:
     def wait_named(self, service):
         """Waits until the worker says that it is not ready, and of which background job that is."""
         return wait_until(
-            lambda: (now := self.services()).startswith(f"{service} ") and now,
+            # (For a moment, what has just failed may look like a failure of another process.)
+            lambda: (
+                (now := self.services()).startswith(f"{service} ")
+                and "of a pool's process" not in now
+                and now
+            ),
             within_s=PATIENCE_S,
             what=f"{service} named",
         )
