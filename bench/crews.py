@@ -136,7 +136,8 @@ CONTENDERS = (
     Contender(
         "ardiq",
         "ardiq",
-        lambda n, _ms: [[str(BIN / "ardiq"), "run", "bench.queue_ardiq:app", "-q", "-w", str(n)]],
+        # With one process, the plain command does not find this project.
+        lambda n, _ms: [[sys.executable, "-m", "ardiq", "run", "bench.queue_ardiq:app", "-q", "-w", str(n)]],
         record_key="ardiq:bench:task:results:",
     ),
 )

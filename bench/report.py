@@ -62,14 +62,14 @@ from letting go to the last stored result. `live`: four producers flat out and t
 `producers`: how fast four processes publish while the workers are held. CPU is the workers', while
 draining at 0 ms. `Ed25519`: the drain at 0 ms, with such a key in place of RSA."""
 WHAT_PEERS_LACK = """\
-What the peers do not do, as they are set up here: none knows the token budget, sends many orders in one
-call, or asks again until the outcome of a call is known. Only bullmq and ardiq keep the orders that a worker
-held when it was killed, and hand them to another one later. celery, taskiq's list broker and huey take an
-order off the queue before they work on it, and lose it. Only bullmq and ardiq publish many orders in one
-round trip. Only celery as shipped and ardiq store the outcome by themselves; for the others the task does.
-ardiq needs Python 3.12. chasquimq 1.3 (Rust, on Redis streams) is missing: it needs Redis 8.6 (`XADD` with
-`IDMP`), and the Valkey server that all share refuses its messages. It also needs redis-py below 7; this
-service needs 8."""
+What the peers do not do, as they are set up here: none knows the token budget, sends many orders in one call,
+or asks again until the outcome of a call is known. Only bullmq and ardiq keep the orders that a worker held
+when it was killed, and hand them to another one later. celery, taskiq's list broker and huey take an order
+off the queue before they work on it: what a killed worker was at is lost. Only bullmq and ardiq publish many
+orders in one round trip. Only celery as shipped and ardiq store the outcome by themselves; for the others the
+task does. ardiq needs Python 3.12. chasquimq 1.3 (Rust, on Redis streams) is missing: it needs Redis 8.6
+(`XADD` with `IDMP`), and the Valkey server that all share refuses its messages. It also needs redis-py below
+7; this service needs 8."""
 THE_REST = """\
 A worker with nothing to do, after it has worked: one process, or what its command starts for one,
 {resting_s:.0f} s long. Redis wakes up by itself, which is in its figure."""
