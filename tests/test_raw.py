@@ -17,7 +17,7 @@ from trials.stack import wait_until
 
 BLOWS = 5
 MESSAGES = 1_000
-FLOW_S = 5.0
+UNANSWERED_MOST = 100  # so that each blow falls while messages are in all stages
 
 
 @pytest.fixture
@@ -65,16 +65,15 @@ def flow_under(crew, stranger, strike):
     answers, sent = Answers(crew), {}
 
     def flow():
-        started = time.monotonic()
-        for at, order_id in enumerate(order_ids):
-            time.sleep(max(0.0, started + at * FLOW_S / MESSAGES - time.monotonic()))
+        for order_id in order_ids:
+            wait_until(lambda: len(sent) - len(answers.told) < UNANSWERED_MOST, within_s=PATIENCE_S)
             sent[publish(stranger, order_id)] = order_id
 
     with answers.listening():
         flowing = threading.Thread(target=flow)
         flowing.start()
-        for _ in range(BLOWS):
-            time.sleep(random.uniform(0.5, 1.0) * FLOW_S / BLOWS)
+        for at in sorted(random.sample(range(1, MESSAGES), BLOWS)):
+            wait_until(lambda at=at: len(sent) >= at, within_s=PATIENCE_S, what=f"{at} messages")
             strike()
         flowing.join()
         open_orders, give_up = dict.fromkeys(order_ids), time.monotonic() + PATIENCE_S
