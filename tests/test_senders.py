@@ -14,6 +14,7 @@ from kalshi_cancel.store.keys import Keys
 from kalshi_cancel.store.pending import WakeUp
 from kalshi_cancel.store.scripts import connect
 from trials.stack import wait_until
+from worker.dispatch.breaker import CircuitBreaker
 from worker.dispatch.completions import Completions
 from worker.dispatch.senders import Senders
 from worker.dispatch.services import Services
@@ -26,7 +27,7 @@ SENDERS = 4
 class Work:
     """What senders are at: as a dispatcher is asked, it notes each call and holds it until it may end."""
 
-    may_claim = True
+    breaker = CircuitBreaker(lambda _state: {})
     lanes_with_room = BOTH
 
     def __init__(self):

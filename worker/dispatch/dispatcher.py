@@ -21,15 +21,13 @@ from typing import Any, Protocol, TypeVar
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
-from kalshi_cancel.model.results import CancelResult, Outcome, Problem
+from kalshi_cancel.model.results import CancelResult
 from kalshi_cancel.store.cancels import CancelStore, NothingClaimed
 from kalshi_cancel.store.pending import (
     Accepted,
     Claim,
     ClaimRequest,
     Conclusion,
-    Overdue,
-    Progress,
     RetryLater,
     Settle,
     WakeUp,
@@ -53,11 +51,8 @@ LINGER_S = 1.0
 GATHER_S = 0.01
 # A sender that was called comes at once; if none has come by then, the wake-up was lost.
 CALL_AGAIN_S = 0.25
-# What became claimable without anybody coming is noticed after this, by the next sweep.
-SWEEP_PATIENCE_S = 1.0
 # An idle worker counts as idle for so long, and says it anew every second (runtime/services).
 IDLE_S = 3.0
-REPORT_AT_ONCE = 100
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
 # So long a message waits in a thread until Redis takes it; then it goes back to its queue. Well within the
@@ -90,9 +85,6 @@ class Entered:
             joined=mine.joined | more.joined,
         )
         return Entered(accepted, self.refused + other.refused)
-
-
-_NO_ANSWER_YET = Problem("no_answer", "the deadline passed before the exchange could be asked")
 
 
 class Pool(Protocol):
@@ -140,19 +132,18 @@ class Dispatcher:
         self._busy = _Busy()
         self._is_idle = False  # nothing was due, and nothing is under way
         self.pool: Pool = _Nobody()
-        self._mend_from = 0
         self._no_store = Seldom()
         self._not_entered = Seldom()
         self._not_stored: set[str] = set()
         self._leases = Leases(store, lost=lambda entries: neighbors.emit(LeaseLost(entries)))
-        self._breaker = CircuitBreaker(
+        self.breaker = CircuitBreaker(
             lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.look(),
             self._show_breaker,
         )
         self._executor = Executor(
             exchange,
             pacer,
-            self._breaker,
+            self.breaker,
             self._leases,
             self._stopping,
             settings=settings,
@@ -253,7 +244,7 @@ class Dispatcher:
 
     def idle_offer(self) -> ClaimRequest | None:
         """How a lone cancel may be claimed for this process at the moment; None: it is not idle."""
-        is_idle = self._is_idle and self._breaker.is_closed and not self._stopping.is_set()
+        is_idle = self._is_idle and self.breaker.is_closed and not self._stopping.is_set()
         return self._claim_request(self._lanes, calls=1) if is_idle else None
 
     def finish(self, claims: Sequence[Claim]) -> None:
@@ -288,9 +279,9 @@ class Dispatcher:
         try:
             while not self._stopping.is_set():
                 beat()
-                if not self._breaker.is_closed:
+                if not self.breaker.is_closed:
                     self._put_down_all()
-                    if not self._breaker.keep_watch(self._stopping, beat):
+                    if not self.breaker.keep_watch(self._stopping, beat):
                         return 0.0
                 if later_s := self._completions.take_turn():
                     return later_s
@@ -409,54 +400,9 @@ class Dispatcher:
             idle_s=IDLE_S if may_be_idle else 0.0,
         )
 
-    def mend(self) -> None:
-        """Looks at some more of the store for entries that nobody would ever come for."""
-        self._mend_from, _ = self._store.mend(self._mend_from)
-
-    def forget_dead(self) -> None:
-        """Forgets dead letters that nobody looks at any more."""
-        while forgotten := self._store.forget_dead():
-            say(log, LogEvent.DEAD_LETTERS_DELETED, count=forgotten)
-
-    def report_overdue(self) -> None:
-        """Tells the waiters of overdue cancels that they are unresolved; the work on them goes on.
-
-        Where no worker's key works they are told that it is refused. Once one works, they are canceled.
-        """
-        while overdue := self._store.overdue(at_most=REPORT_AT_ONCE):
-            refused = self._refused_everywhere()
-            if refused is not None:
-                self._store.report([_refused(each, refused) for each in overdue])
-            else:
-                why = _NO_ANSWER_YET if self._breaker.is_closed else _held_back(self._breaker.state)
-                self._store.report([_unresolved(each, why) for each in overdue])
-            if len(overdue) < REPORT_AT_ONCE:
-                break
-
-    def _refused_everywhere(self) -> Problem | None:
-        """What the exchange says to this worker's key, where no other worker can serve either."""
-        is_refused = self._breaker.state is BreakerState.KEY_REFUSED
-        return self._breaker.key_problem if is_refused and not self._neighbors.others_serve() else None
-
-    def lanes_to_wake(self) -> dict[Lane, bool]:
-        """The lanes where something can be claimed and nobody was coming; see the store's."""
-        if not self._breaker.is_closed and self._breaker.is_watched:
-            return {}  # the sender on watch goes on when the exchange is back
-        return self._store.lanes_to_wake(tuple(Lane), patience_s=SWEEP_PATIENCE_S)
-
     def stop(self) -> None:
         """Ends every :meth:`work` after the call it is in; what is claimed goes back into the store."""
         self._stopping.set()
-
-    @property
-    def may_claim(self) -> bool:
-        """Whether cancels go out of this process, as far as the exchange is concerned."""
-        return self._breaker.is_closed
-
-    @property
-    def breaker_state(self) -> BreakerState:
-        """Whether they do, and if not, why."""
-        return self._breaker.state
 
     def extend_leases(self) -> None:
         """Extends the leases of what is claimed; raises StoreError."""
@@ -544,32 +490,6 @@ def _until_more(claim: Claim) -> float | None:
     if claim.next_due_s is None or claim.next_due_s > LINGER_S:
         return None
     return max(claim.next_due_s, 0.001)
-
-
-def _held_back(state: BreakerState) -> Problem:
-    return Problem(f"exchange_{state}", f"the exchange is {state}: the cancel is held until it is back")
-
-
-def _refused(overdue: Overdue, problem: Problem) -> CancelResult:
-    attempts = Progress.parse(overdue.progress).attempts
-    return CancelResult(
-        order_id=overdue.order_id,
-        outcome=Outcome.REFUSED,
-        attempts=attempts,
-        requested_at=overdue.requested_at,
-        error=problem,
-    )
-
-
-def _unresolved(overdue: Overdue, nothing_yet: Problem) -> CancelResult:
-    progress = Progress.parse(overdue.progress)
-    return CancelResult(
-        order_id=overdue.order_id,
-        outcome=Outcome.UNRESOLVED,
-        attempts=progress.attempts,
-        requested_at=overdue.requested_at,
-        error=progress.last_problem or nothing_yet,
-    )
 
 
 def _can_be_looked_for(order_id: str) -> bool:

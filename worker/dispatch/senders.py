@@ -131,7 +131,7 @@ class Senders:
         if wake_up is None:
             if sender.is_drafted:
                 return DRAFTED_S
-            if not self._dispatcher.may_claim:  # workers that can go on need the wake-ups
+            if not self._dispatcher.breaker.is_closed:  # workers that can go on need the wake-ups
                 return self._look_again(sender, HELD_BACK_S)
             if not self._listens_now(sender):
                 return LISTENER_GONE_S

@@ -46,13 +46,11 @@ class DispatchSettings:
 class Neighbors:
     """Whom a dispatcher tells and asks; by default it is alone.
 
-    ``call_sender`` wakes a worker up for a lane; ``breaker_moved`` is called when the breaker moves;
-    ``others_serve``: whether another worker can go on where this one's key is refused.
+    ``call_sender`` wakes a worker up for a lane; ``breaker_moved`` is called when the breaker moves.
     """
 
     call_sender: Callable[[Lane], None] = lambda _lane: None
     breaker_moved: Callable[[], None] = lambda: None
-    others_serve: Callable[[], bool] = lambda: False
     another_key: AnotherKey = lambda _key_ids, _lane: ""
     emit: Emit = nobody
 

@@ -39,6 +39,7 @@ from worker.dispatch.events import BucketCorrected, Emit, Event, emit_to_all
 from worker.dispatch.senders import Senders
 from worker.dispatch.services import Services
 from worker.dispatch.settings import DispatchSettings, Neighbors
+from worker.dispatch.sweeper import Sweeper
 from worker.mass.means import Means
 from worker.mass.runner import MassRunner
 from worker.runtime.services import (
@@ -173,12 +174,12 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         neighbors=Neighbors(
             call_sender=lambda lane: publish_wake_up(wake_ups.wake_up, app, lane),
             breaker_moved=lambda: services.wake(REGISTRY),
-            others_serve=colleagues.serve,
             another_key=colleagues.another_key,
             emit=emit,
         ),
         completions=completions,
     )
+    sweeper = Sweeper(store, dispatcher.breaker, others_serve=colleagues.serve)
 
     def show_worker() -> None:
         registry.show(
@@ -188,7 +189,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
                 app.conf.worker_concurrency,
                 worker_id=me.worker_id,
                 key_id=exchange.signs_with[0],
-                breaker=dispatcher.breaker_state.value,
+                breaker=dispatcher.breaker.state.value,
             )
         )
 
@@ -212,6 +213,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         metrics.watch_stats(Stats(server, settings.redis))
     doers = Doers(
         dispatcher=dispatcher,
+        sweeper=sweeper,
         senders=Senders(
             dispatcher,
             store,
@@ -227,7 +229,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         limits=limits,
         trim_audit_log=partial(trim, AuditLog(server, settings.redis), settings),
         show_worker=show_worker,
-        wake_lanes=partial(wake_lanes, app, dispatcher, emit),
+        wake_lanes=partial(wake_lanes, app, sweeper, emit),
     )
     opened = WorkerContext(
         doers=doers,

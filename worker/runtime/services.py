@@ -36,6 +36,7 @@ from worker.dispatch.events import Emit, WakeUpSent
 from worker.dispatch.leases import EXTEND_EVERY_S
 from worker.dispatch.senders import Senders
 from worker.dispatch.services import Service
+from worker.dispatch.sweeper import Sweeper
 from worker.mass.runner import FIND_EVERY_S, MassRunner
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Doers:
     """Who does the rounds; ``key_in_file``: the key may be replaced on disk."""
 
     dispatcher: Dispatcher
+    sweeper: Sweeper
     senders: Senders
     lists: Lists
     mass_runner: MassRunner
@@ -105,24 +107,24 @@ class Doers:
 
 def periodic(doers: Doers) -> tuple[Periodic, ...]:
     """All of them. Leases are kept until the last, so that what a process still works on stays its own."""
-    dispatcher, senders, mass_runner = doers.dispatcher, doers.senders, doers.mass_runner
+    dispatcher, sweeper, senders = doers.dispatcher, doers.sweeper, doers.senders
     every, main, at_once, turn = Start.EVERYWHERE, Start.MAIN, Stop.AT_ONCE, True
     # fmt: off
     return (
-        Periodic("leases",              EXTEND_EVERY_S,    dispatcher.extend_leases,  every, Stop.LAST),
-        Periodic(LIMITS,                LIMITS_EVERY_S,    doers.limits.ask,          every, at_once),
-        Periodic(MASS_CANCELS,          FIND_EVERY_S,      mass_runner.find,          every, at_once),
+        Periodic("leases",              EXTEND_EVERY_S,    dispatcher.extend_leases, every, Stop.LAST),
+        Periodic(LIMITS,                LIMITS_EVERY_S,    doers.limits.ask,         every, at_once),
+        Periodic(MASS_CANCELS,          FIND_EVERY_S,      doers.mass_runner.find,   every, at_once),
         *([
-        Periodic("key rotation",        AT_ONCE_S,         doers.rotation.watch,      every, at_once),
+        Periodic("key rotation",        AT_ONCE_S,         doers.rotation.watch,     every, at_once),
         ] if doers.key_in_file else []),
-        Periodic(REGISTRY,              SHOW_EVERY_S,      doers.show_worker,         every, at_once, turn),
-        Periodic("audit log",           TRIM_EVERY_S,      doers.trim_audit_log,      every, at_once, turn),
-        Periodic("wake lanes",          SWEEP_EVERY_S,     doers.wake_lanes,          main,  at_once, turn),
-        Periodic("report overdue",      SWEEP_EVERY_S,     dispatcher.report_overdue, main,  at_once, turn),
-        Periodic("answer lists",        SWEEP_EVERY_S,     doers.lists.answer,        main,  at_once, turn),
-        Periodic("show listeners",      LISTENERS_EVERY_S, senders.show_listeners,    main,  at_once, turn),
-        Periodic("mend the store",      MEND_EVERY_S,      dispatcher.mend,           main,  at_once, turn),
-        Periodic("forget dead letters", FORGET_EVERY_S,    dispatcher.forget_dead,    main,  at_once, turn),
+        Periodic(REGISTRY,              SHOW_EVERY_S,      doers.show_worker,        every, at_once, turn),
+        Periodic("audit log",           TRIM_EVERY_S,      doers.trim_audit_log,     every, at_once, turn),
+        Periodic("wake lanes",          SWEEP_EVERY_S,     doers.wake_lanes,         main,  at_once, turn),
+        Periodic("report overdue",      SWEEP_EVERY_S,     sweeper.report_overdue,   main,  at_once, turn),
+        Periodic("answer lists",        SWEEP_EVERY_S,     doers.lists.answer,       main,  at_once, turn),
+        Periodic("show listeners",      LISTENERS_EVERY_S, senders.show_listeners,   main,  at_once, turn),
+        Periodic("mend the store",      MEND_EVERY_S,      sweeper.mend,             main,  at_once, turn),
+        Periodic("forget dead letters", FORGET_EVERY_S,    sweeper.forget_dead,      main,  at_once, turn),
     )
     # fmt: on
 
@@ -182,9 +184,9 @@ def trim(audit_log: AuditLog, settings: WorkerSettings) -> None:
     audit_log.trim(max_age_s=settings.audit_max_age_s, max_entries=settings.audit_max_entries)
 
 
-def wake_lanes(app: Celery, dispatcher: Dispatcher, emit: Emit) -> None:
+def wake_lanes(app: Celery, sweeper: Sweeper, emit: Emit) -> None:
     """Wakes workers up for each lane in which something waits that nobody is coming for."""
-    for lane, woken in dispatcher.lanes_to_wake().items():
+    for lane, woken in sweeper.lanes_to_wake().items():
         emit(WakeUpSent(lane))
         if not woken:
             publish_wake_up(wake_ups.wake_up, app, lane)
