@@ -117,14 +117,13 @@ def test_a_list_that_another_worker_has_just_answered_keeps_its_answer(dispatche
     [order_id] = ids(1)
     task_id = dispatcher.wanted([order_id])
     other = Lists(dispatcher.server, dispatcher.settings)
-    complete = other._complete
+    noted = other._noted
 
-    def while_the_other_answers(*, args):
-        found = complete(args=args)
+    def while_the_other_answers(task_id):
         assert dispatcher.results(task_id) is not None
-        return found
+        return noted(task_id)
 
-    other._complete = while_the_other_answers
+    other._noted = while_the_other_answers
     dispatcher.settle(order_id)
     other.answer()
     assert dispatcher.results(task_id) == [(order_id, "canceled")]

@@ -135,7 +135,9 @@ def test_what_is_too_much_is_left_out_from_the_longest_list_and_counted():
     assert len(frame(many, COLUMNS).splitlines()) > 100
 
 
-TEXTS = st.text(max_size=30) | st.sampled_from(["日本語のデスク" * 5, "\x1b[2J\r\n", "e\u0301" * 20])
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["日本語のデスク" * 5, "\x1b[2J\r\n", "e\u0301" * 20, "\ua9b30", "\u2630" * 30, "\u1160" * 20]
+)
 
 
 @given(
@@ -159,7 +161,8 @@ def test_whatever_is_shown_a_frame_never_leaves_its_screen(width, height, who, w
     text = frame(snapshot, width, height, failure=failure)
     screen = pyte.Screen(width + 1, height + 1)  # one more, in which nothing may ever stand
     pyte.Stream(screen).feed(text.replace("\n", "\r\n"))
-    assert all(line[width:].strip() == "" for line in screen.display)
+    # (By cells: a cell may hold several characters, of which only one has a width.)
+    assert all(screen.buffer[line][width].data == " " for line in range(height))
     assert screen.display[height].strip() == ""
     assert len(text.split("\n")) <= height
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from kalshi_cancel.cli.printing import clean, duration
@@ -176,16 +175,14 @@ def _ends(left: str, right: str, width: int) -> str:
 
 def _fit(line: str, width: int) -> str:
     """The line in so many columns of a terminal, without anything that could steer it."""
-    used, shown = 0, []
+    from wcwidth import wcwidth  # noqa: PLC0415 - takes 35 ms to load, which other commands need not wait for
+
+    used, shown = 0, list[str]()
     for char in clean(line):
-        used += _columns(char)
+        columns = max(wcwidth(char), 0)
+        used += columns
         if used > width:
             break
-        shown.append(char)
+        if columns or shown:  # (a mark at the beginning would go to the end of the line before)
+            shown.append(char)
     return "".join(shown).rstrip()
-
-
-def _columns(char: str) -> int:
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -119,7 +119,7 @@ class AuditLog:
         try:
             text = json.dumps(body, separators=(",", ":"))
             args = scripts.asking(self._prefix, kind=kind, body=text, uncounted=uncounted)
-            failure = "" if scripts.call(lambda: self._note(args=args)) else "it is counted as missing"
+            failure = "" if scripts.run(self._server, self._note, args) else "it is counted as missing"
         except StoreError as error:
             self._uncounted += uncounted + 1
             failure = str(error)
@@ -197,7 +197,7 @@ class AuditLog:
         args = scripts.asking(self._prefix, **most)
         all_dropped, all_unexported = 0, 0
         while True:
-            dropped, unexported = scripts.call(lambda: self._trim(args=args))
+            dropped, unexported = scripts.run(self._server, self._trim, args)
             all_dropped += int(dropped)
             all_unexported += int(unexported)
             if dropped < TRIM_AT_ONCE:

@@ -7,7 +7,6 @@ Their keys: docs/reference/redis-keys.md.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Collection, Sequence
@@ -80,7 +79,8 @@ class Lists:
         touched = scripts.call(lambda: self._server.srandmember(Keys(self._prefix).lists, LOOK_AT_ONCE))
         if not touched:
             return
-        for task_id in scripts.call(lambda: self._complete(args=scripts.asking(self._prefix, zip(touched)))):
+        args = scripts.asking(self._prefix, zip(touched))
+        for task_id in scripts.run(self._server, self._complete, args):
             now = self._clock.now()
             try:
                 noted = self._noted(task_id)
@@ -123,7 +123,7 @@ class Lists:
             record_prefix = results.record_key("", self._celery_prefix)
             asked = {"record_prefix": record_prefix, "task_id": task_id}
             args = scripts.asking(self._prefix, zip(portion), **asked)
-            if scripts.call(functools.partial(self._put_back, args=args)):
+            if scripts.run(self._server, self._put_back, args):
                 return None
         gone = {each: CancelResult(each, Outcome.UNRESOLVED, error=GONE) for each in missing}
         return [{**gone, **found}[order_id].to_json() for order_id in order_ids]

@@ -266,7 +266,7 @@ class MassClaim:
         for start in range(0, len(order_ids), NOTE_AT_ONCE):
             rows = zip(order_ids[start : start + NOTE_AT_ONCE])
             args = scripts.asking(self._settings.key_prefix, rows)
-            yield from scripts.call(lambda args=args: self._scripts.without_entry(args=args))  # type: ignore[misc]
+            yield from scripts.run(self._server, self._scripts.without_entry, args)
 
     def withdraw(self, told: Sequence[CancelResult]) -> int:
         """Ends those of these cancels that nobody is at with these results; how many that were."""

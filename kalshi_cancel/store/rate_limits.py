@@ -124,7 +124,7 @@ class Pacer:
         """Makes these the limits of all workers; raises StoreError."""
         self.limits = limits
         args = scripts.asking(self._keys.prefix, **_shared(limits))
-        scripts.call(lambda: self._set_limits(args=args))
+        scripts.run(self._server, self._set_limits, args)
 
     def set_limits_unless_known(self) -> None:
         """Makes the configured limits the shared ones, unless true ones are known; raises StoreError."""
@@ -136,7 +136,7 @@ class Pacer:
     def take(self, bucket: str, tokens: float, *, kept_share: float = 0.0) -> float:
         """Takes the tokens (0.0), or none and says in how many seconds they may be there."""
         args = scripts.asking(self._keys.prefix, bucket=bucket, tokens=tokens, kept_share=kept_share)
-        return float(scripts.call(lambda: self._take(args=args))) / 1000
+        return float(scripts.run(self._server, self._take, args)) / 1000
 
     def correct(self, bucket: str, tokens: float, *, taken_at: float) -> bool:
         """Learns from a 429 of a call whose tokens were taken at that moment (monotonic).
@@ -147,7 +147,7 @@ class Pacer:
         taken_ms_ago = round((time.monotonic() - taken_at) * 1000)
         args = scripts.asking(self._keys.prefix, bucket=bucket, tokens=tokens, taken_ms_ago=taken_ms_ago)
         try:
-            is_news, was_affordable = scripts.call(lambda: self._correct(args=args))
+            is_news, was_affordable = scripts.run(self._server, self._correct, args)
         except StoreError as error:
             scripts.say_failed(log, error, "share what a 429 taught")
             return False
@@ -158,7 +158,7 @@ class Pacer:
     def levels(self, buckets: Sequence[str]) -> dict[str, Level]:
         """How these buckets stand at this moment."""
         args = scripts.asking(self._keys.prefix, buckets=list(buckets))
-        answer = scripts.call(lambda: self._levels(args=args))
+        answer = scripts.run(self._server, self._levels, args)
         return {level.bucket: level for level in map(Level.parse, answer)}
 
 

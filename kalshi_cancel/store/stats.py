@@ -81,7 +81,7 @@ class Stats:
         scripts.call(self._server.ping)
         round_trip_s = time.perf_counter() - asked
         args = scripts.asking(self._keys.prefix, ends=ENDS, lanes=[lane.value for lane in Lane])
-        unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.call(lambda: self._state(args=args))
+        unresolved, dead, aside, missed, lanes, buckets, now_us = scripts.run(self._server, self._state, args)
         messages = self._messages()
         return StatsShown(
             now_s=int(now_us) / 1e6,
