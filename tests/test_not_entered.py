@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from contextlib import closing
 
@@ -12,16 +13,13 @@ from celery import Celery
 from crew import PATIENCE_S, wait_ready
 
 from kalshi_cancel.client import CancelClient
-from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
-from kalshi_cancel.settings.worker import WorkerSettings
+from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store.cancels import CancelStore
-from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import can_pass
 from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import wait_until
-from worker.dispatch.dispatcher import Dispatcher
-from worker.dispatch.settings import DispatchSettings
+from worker.broker.entrance import Entrance
 
 SENDERS = 4
 MORE_THAN_THREADS = 40
@@ -160,24 +158,11 @@ def test_results_that_are_never_taken_keep_no_other_from_being_stored_and_are_ke
 
 
 @pytest.fixture
-def dispatcher(stack):
-    """A dispatcher whose Redis is gone."""
-    environment = {**stack.environment, "REDIS_URL": "redis://127.0.0.1:1/0"}
-    settings = WorkerSettings.from_env(environment)
-    server = connect(settings.redis)
-    return Dispatcher(
-        CancelStore(server, settings.redis),
-        Exchange.from_settings(settings),
-        Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
-        DispatchSettings(
-            cancel_deadline_s=1,
-            cancel_max_age_s=10,
-            read_lag_s=1,
-            record_life_s=60,
-            risk_reserve=0,
-            batch_most=1,
-        ),
-    )
+def entrance(stack):
+    """An entrance whose Redis is gone."""
+    settings = RedisSettings.from_env({**stack.environment, "REDIS_URL": "redis://127.0.0.1:1/0"})
+    store = CancelStore(connect(settings), settings)
+    return Entrance(store, cancel_deadline_s=1, stopping=threading.Event())
 
 
 def counted(error):
@@ -189,30 +174,30 @@ def counted(error):
     return ask, asked
 
 
-def test_what_can_pass_is_tried_for_a_while_and_then_goes_back(dispatcher, monkeypatch):
-    monkeypatch.setattr("worker.dispatch.dispatcher.PATIENT_S", 0.5)
+def test_what_can_pass_is_tried_for_a_while_and_then_goes_back(entrance, monkeypatch):
+    monkeypatch.setattr("worker.broker.entrance.PATIENT_S", 0.5)
     ask, asked = counted(StoreError("gone", may_be_accepted=False))
     with pytest.raises(StoreError, match="gone"):
-        dispatcher.until_done(ask)
+        entrance.until_done(ask)
     assert len(asked) > 2
     request = CancelRequest("an-order")
     with pytest.raises(StoreError) as gone:
-        dispatcher.until_done(lambda: dispatcher.enter([request], lane=Lane.RISK))
+        entrance.until_done(lambda: entrance.enter([request], lane=Lane.RISK))
     assert gone.value.can_pass
 
 
-def test_what_cannot_pass_is_tried_once(dispatcher):
+def test_what_cannot_pass_is_tried_once(entrance):
     ask, asked = counted(StoreError("no", may_be_accepted=False, can_pass=False))
     with pytest.raises(StoreError, match="no"):
-        dispatcher.until_done(ask)
+        entrance.until_done(ask)
     assert len(asked) == 1
 
 
-def test_a_worker_that_ends_waits_for_nothing(dispatcher):
+def test_a_worker_that_ends_waits_for_nothing(entrance):
     ask, asked = counted(StoreError("gone", may_be_accepted=False))
-    dispatcher.stop()
+    entrance._stopping.set()
     with pytest.raises(StoreError, match="gone"):
-        dispatcher.until_done(ask)
+        entrance.until_done(ask)
     assert len(asked) == 1
 
 

@@ -233,7 +233,6 @@ def test_no_object_shows_a_secret(environment, secrets, key):
         exchange,
         Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
         DispatchSettings(
-            cancel_deadline_s=1,
             cancel_max_age_s=10,
             read_lag_s=1,
             record_life_s=60,

@@ -26,7 +26,7 @@ from kalshi_cancel.wake_ups import ENTERED_HEADER, TRACE_HEADER, wake_up_for
 from worker.app import app
 from worker.broker.guard import RESERVED_IDS
 from worker.broker.links import LINKS_HEADER, Follower, followers, why_refused
-from worker.runtime.context import dispatcher, intake, lists, mass_runner
+from worker.runtime.context import dispatcher, entrance, intake, lists, mass_runner
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def cancel_order(self: Task, /, *args: Any, **fields: Any) -> dict[str, Any] | N
         if isinstance(parsed, CancelResult):
             return _refused(parsed, lane)
         reply_to = "" if self.request.ignore_result else self.request.id
-        entered = _until_done(lambda: dispatcher().enter([parsed], lane=lane, reply_to=[reply_to]))
+        entered = _until_done(lambda: entrance().enter([parsed], lane=lane, reply_to=[reply_to]))
         for request, error in entered.refused:
             return _not_entered(self, request, error)
         intake().take_in(lane)  # where one comes raw, more may be waiting
@@ -74,7 +74,7 @@ def cancel_orders(self: Task, /, *args: Any, **fields: Any) -> None:
         ids = list(dict.fromkeys(each.order_id for each in named))
         listed = _noted(self, ids)
         reply_to = [listed] * len(requests)
-        entered = _until_done(lambda: dispatcher().enter(requests, lane=lane, reply_to=reply_to))
+        entered = _until_done(lambda: entrance().enter(requests, lane=lane, reply_to=reply_to))
         bad = {request.order_id for request, _ in entered.refused}
         accepted = entered.accepted
         fresh = [each for each in requests if each.order_id not in {*accepted.settled, *bad}]
@@ -145,7 +145,7 @@ def _list_may_fail(task: Task, order_ids: Sequence[str]) -> Iterator[None]:
 def _until_done(ask: Callable[[], _Done]) -> _Done:
     """Does it, waiting out what can pass; a message that has waited for too long goes back to its queue."""
     try:
-        return dispatcher().until_done(ask)
+        return entrance().until_done(ask)
     except StoreError as error:
         if error.can_pass:
             raise Reject(str(error), requeue=True) from None  # not ours yet: it must not be lost
@@ -167,12 +167,12 @@ def _set_aside_when_it_fails(task: Task, args: tuple[Any, ...], fields: Mapping[
 
 def _set_aside(task: Task, why: str, **message: Any) -> None:
     queue = (task.request.delivery_info or {}).get("routing_key")
-    dispatcher().set_aside(why, task=task.name, task_id=task.request.id, queue=queue, **message)
+    entrance().set_aside(why, task=task.name, task_id=task.request.id, queue=queue, **message)
 
 
 def _not_entered(task: Task, request: CancelRequest, error: StoreError) -> dict[str, Any]:
     """The value that says that Redis does not take this request, which is kept as text."""
-    now = dispatcher().now()
+    now = entrance().now()
     perhaps = "; it may be accepted all the same" if error.may_be_accepted else ""
     result = CancelResult(
         order_id=request.order_id,
@@ -226,7 +226,7 @@ def _parse(message: object) -> CancelRequest | CancelResult:
 
 def _refusal(message: object, why: str) -> CancelResult:
     """The answer to a message that is not carried out."""
-    now = dispatcher().now()
+    now = entrance().now()
     order_id = message.get("order_id") if isinstance(message, Mapping) else None
     return CancelResult(
         order_id=order_id if isinstance(order_id, str) else None,
@@ -290,7 +290,7 @@ def _refused(result: CancelResult, lane: Lane) -> dict[str, Any]:
         why=problem.message if problem else None,
     )
     try:
-        dispatcher().refuse(result)
+        entrance().refuse(result)
     except StoreError as error:  # who waits for this message has it as its value
         say_failed(log, error, "store a refusal", order_id=result.order_id)
     return result.to_json()

@@ -68,6 +68,7 @@ ACCEPT_AT_ONCE = 100
 LIST_AT_ONCE = 500
 LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
+KEPT_MOST_CHARS = 65_536
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
 FORGET_AT_ONCE = 200
 RETRY_AT_ONCE = 100
@@ -418,6 +419,14 @@ class CancelStore:
         pipeline.lpush(self._keys.unreadable, message)
         pipeline.ltrim(self._keys.unreadable, 0, UNREADABLE_MOST - 1)
         scripts.call(pipeline.execute)
+
+    def keep_not_stored(self, why: str, **what: Any) -> None:
+        """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
+        try:
+            said = {"at": self.clock.now(), "why": why, **what}
+            self.keep_unreadable(json.dumps(said, default=repr)[:KEPT_MOST_CHARS])
+        except StoreError as error:
+            scripts.say_failed(log, error, "keep a message that could not be stored")
 
     def overdue(self, *, at_most: int) -> list[Overdue]:
         """Open entries whose waiters are to be told ``unresolved``.

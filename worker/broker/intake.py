@@ -23,8 +23,8 @@ from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 from kalshi_cancel.wake_ups import ENTERED_HEADER
+from worker.broker.entrance import Entrance
 from worker.broker.guard import PlainCall, plain_call
-from worker.dispatch.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ LEFT_MOST = 10_000
 class Intake:
     """The intake of one process; ``server`` answers in bytes."""
 
-    def __init__(self, server: redis.Redis, settings: RedisSettings, dispatcher: Dispatcher) -> None:
+    def __init__(self, server: redis.Redis, settings: RedisSettings, entrance: Entrance) -> None:
         self._server = server
         self._settings = settings
-        self._dispatcher = dispatcher
+        self._entrance = entrance
         self._at_it = threading.Lock()
         self._left: set[bytes] = set()
 
@@ -74,7 +74,7 @@ class Intake:
             if len(found) < WORTH_IT:
                 return False
             requests = [request for _, request, _ in found]
-            entered = self._dispatcher.enter(
+            entered = self._entrance.enter(
                 requests, lane=lane, reply_to=[reply_to for _, _, reply_to in found]
             )
             refused = {request.order_id for request, _ in entered.refused}

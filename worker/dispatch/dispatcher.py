@@ -7,7 +7,6 @@ which is one step with storing what the last one completed.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -16,15 +15,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol
 
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.model.requests import CancelRequest, Lane
-from kalshi_cancel.model.results import CancelResult
+from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.store.cancels import CancelStore, NothingClaimed
 from kalshi_cancel.store.pending import (
-    Accepted,
     Claim,
     ClaimRequest,
     Conclusion,
@@ -55,36 +52,10 @@ CALL_AGAIN_S = 0.25
 IDLE_S = 3.0
 STORE_AGAIN_EVERY_S = 0.2
 STORE_WHEN_STOPPING_S = 3.0
-# So long a message waits in a thread until Redis takes it; then it goes back to its queue. Well within the
-# time after which it is delivered again anyway.
-PATIENT_S = 30.0
 NOT_STORED_MOST = 1000  # orders of which it is remembered that this was said
-KEPT_MOST_CHARS = 65_536
-REFUSED_ID_MAX_CHARS = 1000  # an id beyond that is an attack on Redis' memory, and nobody waits for it
 
 # What one sender at a time waits for: whether tokens, and whether of all lanes.
 _WaitsFor = tuple[bool, bool]
-
-_Answer = TypeVar("_Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Entered:
-    """What entering the requests of a message came to; ``refused``: what Redis does not take, and why."""
-
-    accepted: Accepted
-    refused: tuple[tuple[CancelRequest, StoreError], ...] = ()
-
-    def and_also(self, other: Entered) -> Entered:
-        """Both together."""
-        mine, more = self.accepted, other.accepted
-        accepted = Accepted(
-            mine.settled | more.settled,
-            listener_woken=mine.listener_woken and more.listener_woken,
-            waiting_messages=max(mine.waiting_messages, more.waiting_messages),
-            joined=mine.joined | more.joined,
-        )
-        return Entered(accepted, self.refused + other.refused)
 
 
 class Pool(Protocol):
@@ -117,7 +88,6 @@ class Dispatcher:
         self._store = store
         self._emit = neighbors.emit
         self._pacer = pacer
-        self._cancel_deadline_s = settings.cancel_deadline_s
         self._risk_reserve = settings.risk_reserve
         self._lanes = settings.lanes
         self._completions = completions or Completions()
@@ -126,14 +96,13 @@ class Dispatcher:
         # One sender is left to risk, whatever the others are at.
         self._for_all_lanes = _Room(settings.senders)
         self._neighbors = neighbors
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._busy = _Busy()
         self._is_idle = False  # nothing was due, and nothing is under way
         self.pool: Pool = _Nobody()
         self._no_store = Seldom()
-        self._not_entered = Seldom()
         self._not_stored: set[str] = set()
         self._leases = Leases(store, lost=lambda entries: neighbors.emit(LeaseLost(entries)))
         self.breaker = CircuitBreaker(
@@ -145,68 +114,10 @@ class Dispatcher:
             pacer,
             self.breaker,
             self._leases,
-            self._stopping,
+            self.stopping,
             settings=settings,
             neighbors=neighbors,
         )
-
-    def enter(
-        self, requests: Sequence[CancelRequest], *, lane: Lane, reply_to: Sequence[str] = ()
-    ) -> Entered:
-        """Enters the requests of a message into the store, those that Redis takes.
-
-        Raises StoreError for what can pass; then asking again changes nothing for those that are entered.
-        """
-        try:
-            accepted = self._store.accept(
-                requests, lane=lane, default_deadline_s=self._cancel_deadline_s, reply_to=reply_to
-            )
-        except StoreError as error:
-            if error.can_pass:
-                raise
-            if len(requests) == 1:
-                return Entered(Accepted({}, listener_woken=True, waiting_messages=0), ((requests[0], error),))
-        else:
-            return Entered(accepted)
-        half = len(requests) // 2  # one of them spoils the step: the others are entered without it
-        return self.enter(requests[:half], lane=lane, reply_to=reply_to[:half]).and_also(
-            self.enter(requests[half:], lane=lane, reply_to=reply_to[half:])
-        )
-
-    def until_done(self, ask: Callable[[], _Answer]) -> _Answer:
-        """What ``ask`` gets from Redis, asked again for a while where that can help; raises StoreError."""
-        give_up = time.monotonic() + PATIENT_S
-        while True:
-            try:
-                return ask()
-            except StoreError as error:
-                if not error.can_pass:
-                    raise
-                say_failed(log, error, "accept a message", seldom=self._not_entered)
-                if self._stopping.wait(STORE_AGAIN_EVERY_S) or time.monotonic() > give_up:
-                    raise
-
-    def refuse(self, result: CancelResult) -> None:
-        """Stores the outcome of a request that cannot be understood where its waiter looks, if it can."""
-        if result.order_id is not None and _can_be_looked_for(result.order_id):
-            self._store.refuse(result)
-
-    def now(self) -> str:
-        """The time by Redis' clock, ISO 8601 UTC."""
-        return self._store.clock.now()
-
-    def keep_unreadable(self, message: str) -> None:
-        """Keeps a message that nobody can understand, for inspection."""
-        self._store.keep_unreadable(message)
-
-    def set_aside(self, why: str, **what: Any) -> None:
-        """Keeps the text of what could not be stored or entered, for inspection, if that can be done."""
-        try:
-            self._store.keep_unreadable(
-                json.dumps({"at": self.now(), "why": why, **what}, default=repr)[:KEPT_MOST_CHARS]
-            )
-        except StoreError as error:
-            say_failed(log, error, "keep a message that could not be stored")
 
     def work(self) -> None:
         """Works as a message asks for it; see :meth:`serve`.
@@ -218,7 +129,7 @@ class Dispatcher:
                 return
             try:
                 while later_s := self.serve():
-                    self._stopping.wait(later_s)
+                    self.stopping.wait(later_s)
             except StoreError as error:  # the message has done its part, and nobody else is to fail of it
                 say_failed(log, error, "claim cancels", seldom=self._no_store)
 
@@ -244,7 +155,7 @@ class Dispatcher:
 
     def idle_offer(self) -> ClaimRequest | None:
         """How a lone cancel may be claimed for this process at the moment; None: it is not idle."""
-        is_idle = self._is_idle and self.breaker.is_closed and not self._stopping.is_set()
+        is_idle = self._is_idle and self.breaker.is_closed and not self.stopping.is_set()
         return self._claim_request(self._lanes, calls=1) if is_idle else None
 
     def finish(self, claims: Sequence[Claim]) -> None:
@@ -277,11 +188,11 @@ class Dispatcher:
     def _work(self, beat: Callable[[], None]) -> float:
         """Takes turn after turn until nothing is due, or it is another's turn; as :meth:`serve`."""
         try:
-            while not self._stopping.is_set():
+            while not self.stopping.is_set():
                 beat()
                 if not self.breaker.is_closed:
                     self._put_down_all()
-                    if not self.breaker.keep_watch(self._stopping, beat):
+                    if not self.breaker.keep_watch(self.stopping, beat):
                         return 0.0
                 if later_s := self._completions.take_turn():
                     return later_s
@@ -293,7 +204,7 @@ class Dispatcher:
                 if wait_s is None or not self._stay(wait_s, waits_for):
                     return 0.0
         finally:
-            if self._stopping.is_set():
+            if self.stopping.is_set():
                 self._put_down_all()
         return 0.0
 
@@ -377,7 +288,7 @@ class Dispatcher:
             return False
         try:
             self._called_at = -math.inf
-            self._stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: workers out of step
+            self.stopping.wait(seconds * random.uniform(1.0, 1.2))  # noqa: S311 - jitter: workers out of step
         finally:
             staying.release()
         return True
@@ -402,7 +313,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Ends every :meth:`work` after the call it is in; what is claimed goes back into the store."""
-        self._stopping.set()
+        self.stopping.set()
 
     def extend_leases(self) -> None:
         """Extends the leases of what is claimed; raises StoreError."""
@@ -429,7 +340,7 @@ class Dispatcher:
                     self._put_down_each(held, error)
                     return
                 say_failed(log, error, "store results", count=len(held.conclusions))
-                if self._stopping.is_set():
+                if self.stopping.is_set():
                     give_up = give_up or time.monotonic() + STORE_WHEN_STOPPING_S
                     if time.monotonic() > give_up:
                         break  # still in the store: whoever claims it next finds out what became of it
@@ -453,7 +364,7 @@ class Dispatcher:
             told = about(entry.lane, entry.request.request_id, entry.request.traceparent)
             say_failed(log, error, "store a result", order_id=order_id, **told)
             result = conclusion.result.to_json() if isinstance(conclusion, Settle) else None
-            self.set_aside(str(error), order_id=order_id, result=result)
+            self._store.keep_not_stored(str(error), order_id=order_id, result=result)
         self._release([held])
 
     def _release(self, helds: Sequence[Completion]) -> None:
@@ -490,13 +401,6 @@ def _until_more(claim: Claim) -> float | None:
     if claim.next_due_s is None or claim.next_due_s > LINGER_S:
         return None
     return max(claim.next_due_s, 0.001)
-
-
-def _can_be_looked_for(order_id: str) -> bool:
-    """Whether an id, however ugly, can be part of a key: no megabytes, and no halves of characters."""
-    return len(order_id) <= REFUSED_ID_MAX_CHARS and not any(
-        "\ud800" <= each <= "\udfff" for each in order_id
-    )
 
 
 class _Nobody:

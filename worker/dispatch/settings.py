@@ -16,9 +16,8 @@ AnotherKey: TypeAlias = Callable[[Collection[str], Lane], str]
 
 @dataclass(frozen=True, slots=True)
 class DispatchSettings:
-    """How cancels are dispatched: the lanes that are served, by how many senders, and for how long."""
+    """How cancels are dispatched: the lanes that are served, and by how many senders."""
 
-    cancel_deadline_s: float
     cancel_max_age_s: float
     read_lag_s: float
     record_life_s: float
@@ -31,7 +30,6 @@ class DispatchSettings:
     def of(cls, settings: WorkerSettings, *, lanes: tuple[Lane, ...], senders: int) -> DispatchSettings:
         """As the worker's settings say."""
         return cls(
-            cancel_deadline_s=settings.cancel_deadline_s,
             cancel_max_age_s=settings.cancel_max_age_s,
             read_lag_s=settings.read_lag_s,
             record_life_s=settings.redis.result_expires_s,

@@ -21,7 +21,7 @@ from kalshi_cancel.store.scripts import StoreError, say_failed
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
 from worker.broker.guard import WHY_HEADER, notice_waits
-from worker.runtime.context import dispatcher, opened_context
+from worker.runtime.context import entrance, opened_context
 from worker.telemetry.watch import watch
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         """Logs the message, keeps it, and has whoever waits under its task id fail."""
         body = bytes(message.body) if not isinstance(message.body, str) else message.body.encode()
         kept = {
-            "at": dispatcher().now(),
+            "at": entrance().now(),
             "why": str(why)[:1000],
             "content_type": str(message.content_type),
             "headers": repr(message.headers)[:KEPT_BODY_MOST_BYTES],
@@ -93,7 +93,7 @@ class CancelConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         text = json.dumps(kept)
         say(log, LogEvent.MESSAGE_UNREADABLE, message_text=text)
         try:
-            dispatcher().keep_unreadable(text)
+            entrance().keep_unreadable(text)
         except StoreError as error:
             say_failed(log, error, "keep an unreadable message: it is only in this log")
         if task_id:

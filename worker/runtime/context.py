@@ -32,6 +32,7 @@ from kalshi_cancel.store.stats import Stats
 from kalshi_cancel.store.workers import KEY_LIFE_S, Colleagues, Identity, WorkerRegistry, WorkerShown
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
+from worker.broker.entrance import Entrance
 from worker.broker.intake import Intake
 from worker.dispatch.completions import Completions
 from worker.dispatch.dispatcher import Dispatcher
@@ -71,6 +72,7 @@ class WorkerContext:
     """What one process works with; ``services`` runs what it does beside that, which ``periodic`` lists."""
 
     doers: Doers
+    entrance: Entrance
     intake: Intake
     readiness: Readiness
     services: Services
@@ -113,6 +115,11 @@ _contexts_lock = threading.Lock()
 def dispatcher() -> Dispatcher:
     """This process' dispatcher."""
     return context().doers.dispatcher
+
+
+def entrance() -> Entrance:
+    """This process' entrance for what messages ask for."""
+    return context().entrance
 
 
 def intake() -> Intake:
@@ -179,6 +186,7 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
         ),
         completions=completions,
     )
+    entrance = Entrance(store, cancel_deadline_s=settings.cancel_deadline_s, stopping=dispatcher.stopping)
     sweeper = Sweeper(store, dispatcher.breaker, others_serve=colleagues.serve)
 
     def show_worker() -> None:
@@ -233,7 +241,8 @@ def _open(settings: WorkerSettings, app: Celery) -> WorkerContext:
     )
     opened = WorkerContext(
         doers=doers,
-        intake=Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, dispatcher),
+        entrance=entrance,
+        intake=Intake(scripts.connect(settings.redis, in_bytes=True), settings.redis, entrance),
         readiness=Readiness(
             store,
             exchange,
