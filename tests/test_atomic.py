@@ -1076,7 +1076,8 @@ def written(trial: Trial) -> list[str]:
             fields = {"HSET": words[2::2], "HSETNX": words[2::2], "HDEL": words[2:], "HINCRBY": words[2:3]}
             named = fields.get(words[0], []) if family(words[1]) not in BY_ID else []
             to = [family(words[2])] if words[0] == "RENAME" else []
-            found.append(" ".join([words[0], family(words[1]), *to, ",".join(named)]).strip())
+            keys = words[1:] if words[0] == "DEL" else words[1:2]
+            found += [" ".join([words[0], family(key), *to, ",".join(named)]).strip() for key in keys]
     return list(dict.fromkeys(found))
 
 

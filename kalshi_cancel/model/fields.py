@@ -6,6 +6,7 @@ same as leaving a field out.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -153,9 +154,10 @@ def is_order_id(value: object) -> bool:
     return isinstance(value, str) and _ORDER_ID.fullmatch(value) is not None
 
 
-def is_ticker(value: object) -> bool:
+@functools.lru_cache(maxsize=1024)  # a market's orders are many
+def is_ticker(value: str | None) -> bool:
     """Whether ``value`` may be the ticker of a market, an event or a series."""
-    return isinstance(value, str) and _TICKER.fullmatch(value) is not None
+    return value is not None and _TICKER.fullmatch(value) is not None
 
 
 def is_traceparent(value: object) -> bool:

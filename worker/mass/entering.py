@@ -25,7 +25,6 @@ from kalshi_cancel.store.mass_claim import MassClaim, Planned
 from kalshi_cancel.store.pending import Accepted, Known
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import say
-from worker.mass.aside import Aside
 from worker.mass.means import Means
 
 log = logging.getLogger(__name__)
@@ -224,18 +223,15 @@ class Entering:
     def _enter_all(
         self, orders: Mapping[str, Order | None], began_s: float | None, doubt: Known | None
     ) -> Entered:
-        """Enters them in portions: the first are on their way while the others are noted."""
+        """Enters them in portions: the first are sent while the others are noted."""
         entered: list[Entered] = []
 
-        def accept(some: list[_Noted]) -> None:
-            entered.extend(self._accept_noted(noted, began_s, doubt) for noted in some)
-
-        with Aside[_Noted](accept) as accepting:
-            ids = list(orders)
-            while ids:
-                at_once = ENTER_AT_ONCE if self._known else ACCEPT_AT_ONCE
-                portion, ids = ids[:at_once], ids[at_once:]
-                accepting(self._note({each: orders[each] for each in portion}, swept=doubt is not None))
+        ids = list(orders)
+        while ids:
+            at_once = ENTER_AT_ONCE if self._known else ACCEPT_AT_ONCE
+            portion, ids = ids[:at_once], ids[at_once:]
+            noted = self._note({each: orders[each] for each in portion}, swept=doubt is not None)
+            entered.append(self._accept_noted(noted, began_s, doubt))
         if orders:
             self._claim.note_audit("entered", orders=len(orders))
         requests = tuple(request for each in entered for request in each.requests)

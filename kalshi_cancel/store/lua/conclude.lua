@@ -24,7 +24,7 @@ local function conclude()
       if replied and replied > 0 then write('ZREMRANGEBYRANK', prefix .. ':waiters:' .. order_id, 0, replied - 1) end
       gather('ZREM', due, order_id)
       gather('ZREM', prefix .. ':deadline', order_id)
-      write('DEL', entry)
+      delete(entry)
       answer[#answer + 1] = 1
     else
       write('HSET', entry, 'progress', progress, 'token', '', 'sent', 0)

@@ -7,7 +7,7 @@ local forgotten = 0
 for _, kind in ipairs({ 'dead', 'aside' }) do
   local index = prefix .. ':' .. kind
   for _, order_id in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now_ms - asked.max_age_ms, 'LIMIT', 0, asked.at_most)) do
-    write('DEL', index .. ':' .. order_id)
+    delete(index .. ':' .. order_id)
     gather('ZREM', index, order_id)
     forgotten = forgotten + 1
   end

@@ -20,6 +20,7 @@ local PROBES = {
 }
 local TAKES_A_MEMBER = { HGET = true, ZSCORE = true }
 local writes, latest = {}, {}  -- in order; the latest of each key
+local deleted = { 'DEL' }  -- after these, all at once
 local afterwards = {}  -- commands that decide nothing: done last, whatever becomes of each
 local sure = {}  -- keys whose kind is known: the script has read them, or they are not there
 
@@ -44,23 +45,30 @@ local function gather(command, key, ...)  -- more values for the command that ca
   end
 end
 
+local function delete(key) deleted[#deleted + 1] = key end  -- one that nothing else is written to
+
 local function number(text)  -- a finite one; nil: what is stored is none
   local found = tonumber(text or '')
   return found and found == found and math.abs(found) < math.huge and found or nil
 end
 
+local may_on_any_key = {}  -- by command
+local function may(one)  -- asked without the values, which may be megabytes
+  local command, key = one[1], one[2]
+  if may_on_any_key[command] == nil then  -- whoever may run it on the key without a name may run it on any
+    may_on_any_key[command] = redis.acl_check_cmd(command, '', '', '')
+  end
+  if may_on_any_key[command] then return true end
+  if command == 'DEL' then return redis.acl_check_cmd(unpack(one)) end
+  if one[4] then return redis.acl_check_cmd(command, key, '', '') end
+  if one[3] then return redis.acl_check_cmd(command, key, command == 'RENAME' and one[3] or '') end
+  return redis.acl_check_cmd(command, key)
+end
+
 local function check()
   for _, one in ipairs(writes) do
     local command, key = one[1], one[2]
-    local may  -- (asked without the values, which may be megabytes)
-    if one[4] then
-      may = redis.acl_check_cmd(command, key, '', '')
-    elseif one[3] then
-      may = redis.acl_check_cmd(command, key, command == 'RENAME' and one[3] or '')
-    else
-      may = redis.acl_check_cmd(command, key)
-    end
-    if not may then
+    if not may(one) then
       error({ err = "NOPERM User has no permissions to run the '" .. string.lower(command) .. "' command, or none on its key" })
     end
     local probe = PROBES[command]
@@ -72,6 +80,7 @@ local function check()
 end
 
 local function flush()
+  if #deleted > 1 then writes[#writes + 1] = deleted end
   check()
   for _, one in ipairs(writes) do
     if #one - 2 <= GATHERED_MOST then
@@ -85,7 +94,7 @@ local function flush()
     end
   end
   for _, one in ipairs(afterwards) do redis.pcall(unpack(one)) end
-  writes, latest, afterwards = {}, {}, {}
+  writes, latest, afterwards, deleted = {}, {}, {}, { 'DEL' }
 end
 
 local function fields(key, ...)  -- values of a hash; nil: what is there is something else

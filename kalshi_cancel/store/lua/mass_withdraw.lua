@@ -18,7 +18,7 @@ for order_id, progress, head, tail in rows(4) do
     store_and_reply(asked.record_prefix, asked.life_s, order_id, head, e[5] or '[]', tail, false)
     gather('ZREM', prefix .. ':due:' .. e[7] .. ':' .. e[8], order_id)
     gather('ZREM', prefix .. ':deadline', order_id)
-    write('DEL', entry)
+    delete(entry)
     withdrawn = withdrawn + 1
   end
 end
