@@ -39,9 +39,9 @@ LOG_TAIL_CHARS = 6_000
 LONG_FILES = (
     *("test_sentinel.py", "test_packaging.py", "test_security.py", "test_health.py", "test_audit.py"),
     *("test_tracing.py", "test_mass.py", "test_atomic.py", "test_shutdown.py", "test_campaign.py"),
-    *("test_hostile.py", "test_spoilt.py", "test_refused_key.py", "test_service.py", "test_recovery.py"),
+    *("test_hostile.py", "test_spoilt.py", "test_refused_key.py", "test_executor.py", "test_consumer.py"),
     *("test_mass_proof.py", "test_cli.py", "test_rotation.py", "test_schemas.py", "test_outages.py"),
-    *("test_readme.py", "test_mass_at_once.py", "test_top.py", "test_pacing.py", "test_batches.py"),
+    *("test_readme.py", "test_mass_at_once.py", "test_top.py", "test_dispatcher.py", "test_batches.py"),
 )
 
 

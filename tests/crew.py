@@ -19,6 +19,7 @@ from kalshi_cancel.sandbox.control import Control
 from trials.stack import Part, Stack, wait_until
 
 PATIENCE_S = 30.0
+PROMPT_S = 3.0  # for a fresh order while or after something hostile is dealt with
 SETTLED_PATIENCE_S = 90.0  # one pause of an overdue cancel may be 30 s
 SENDERS = 16  # of a worker, as celeryconfig has it
 ENVIRONMENT = {
@@ -50,6 +51,15 @@ class Apart:
 def about_orders(control: Control) -> list[dict[str, Any]]:
     """The calls but for those that learn limits and costs, which a worker makes whenever it is time to."""
     return [call for call in control.calls() if call["operation"] not in {"limits", "costs"}]
+
+
+def serves(control: Control, client: CancelClient, *, within_s: float = PROMPT_S) -> None:
+    """A fresh order is settled promptly."""
+    order_id = str(uuid.uuid4())
+    control.place(order_id)
+    asked = time.monotonic()
+    assert client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
+    assert time.monotonic() - asked <= within_s
 
 
 class Crew:
