@@ -33,7 +33,7 @@ def test_the_watch_opens_it_when_the_status_says_active():
     breaker.note(failure(Meaning.PAUSED))
     assert breaker.state is BreakerState.PAUSED
     assert breaker.keep_watch(threading.Event())
-    assert (breaker.is_closed, told) == (True, [BreakerState.CLOSED])
+    assert (breaker.is_closed, told) == (True, [BreakerState.PAUSED, BreakerState.CLOSED])
 
 
 def test_what_fails_while_the_status_says_active_does_not_close_it_again():

@@ -9,7 +9,6 @@ workers with another key go on.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -20,10 +19,6 @@ from typing import Any
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.model.results import Problem
-from kalshi_cancel.telemetry.log_events import LogEvent
-from kalshi_cancel.telemetry.logs import say
-
-log = logging.getLogger(__name__)
 
 # One lost reply is one order's failure; this many in a row, over all orders, are the exchange's.
 FAILURES_TO_OPEN = 5
@@ -42,15 +37,15 @@ class BreakerState(StrEnum):
 
 
 class CircuitBreaker:
-    """The breaker of one process; ``look`` asks for the exchange's status, ``emit`` shows the state."""
+    """The breaker of one process; ``look`` asks for the exchange's status, ``moved`` is told of each move."""
 
     def __init__(
         self,
         look: Callable[[BreakerState], Mapping[str, Any] | Failure],
-        emit: Callable[[BreakerState], None] = lambda _state: None,
+        moved: Callable[[BreakerState], None] = lambda _state: None,
     ) -> None:
         self._look = look
-        self._emit = emit
+        self._moved = moved
         self._lock = threading.Lock()
         self._watch = threading.Lock()
         self._failures = 0
@@ -95,7 +90,6 @@ class CircuitBreaker:
             while not self.is_closed and not stopping.is_set():
                 beat()
                 self._see(self._look(self.state))
-                self._emit(self.state)
                 if not self.is_closed:
                     every_s = KEY_LOOK_EVERY_S if self.state is BreakerState.KEY_REFUSED else LOOK_EVERY_S
                     stopping.wait(every_s * random.uniform(0.75, 1.0))  # noqa: S311 - jitter
@@ -128,10 +122,4 @@ class CircuitBreaker:
         if state is self.state:
             return
         self.state = state
-        if state is BreakerState.KEY_REFUSED:
-            problem = self.key_problem
-            say(log, LogEvent.WORKER_KEY_REFUSED, why=None if problem is None else problem.message)
-        elif state is BreakerState.CLOSED:
-            say(log, LogEvent.BREAKER_CLOSED)
-        else:
-            say(log, LogEvent.BREAKER_OPEN, state=state.value)
+        self._moved(state)

@@ -107,7 +107,7 @@ class Dispatcher:
         self._leases = Leases(store, lost=lambda entries: neighbors.emit(LeaseLost(entries)))
         self.breaker = CircuitBreaker(
             lambda state: exchange.warm_up() if state is BreakerState.KEY_REFUSED else exchange.look(),
-            self._show_breaker,
+            self._breaker_moved,
         )
         self._executor = Executor(
             exchange,
@@ -319,8 +319,9 @@ class Dispatcher:
         """Extends the leases of what is claimed; raises StoreError."""
         self._leases.extend()
 
-    def _show_breaker(self, state: BreakerState) -> None:
-        self._emit(BreakerMoved(state))
+    def _breaker_moved(self, state: BreakerState) -> None:
+        problem = self.breaker.key_problem if state is BreakerState.KEY_REFUSED else None
+        self._emit(BreakerMoved(state, None if problem is None else problem.message))
         self._neighbors.breaker_moved()
 
     def _put_down_all(self) -> None:

@@ -81,9 +81,10 @@ class BucketCorrected:
 
 @dataclass(frozen=True, slots=True)
 class BreakerMoved:
-    """Cancels pass again, or are held back."""
+    """Cancels pass again, or are held back; ``why``: what the exchange says where it refuses the key."""
 
     state: BreakerState
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +109,19 @@ class ServiceMoved:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFailed:
-    """A round of a background job went wrong."""
+    """A round of a background job went wrong; ``error``: a defect, whose traceback is worth a look."""
 
     service: str
+    why: str = ""
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRestarted:
-    """The thread of a background job had died, or hung, and another has taken its place."""
+    """The thread of a background job had died, or hung (``why``), and another has taken its place."""
 
     service: str
+    why: str = ""
 
 
 Event: TypeAlias = (

@@ -168,8 +168,7 @@ class Services:
         """Has another thread do what this one did; the job that it was at when it ended is to blame."""
         job = next((job for job in thread.jobs if job.busy), found)
         job.failure = failure
-        say(log, LogEvent.SERVICE_RESTARTED, seldom=job.seldom, service=job.service.name, why=failure)
-        self._emit(ServiceRestarted(job.service.name))
+        self._emit(ServiceRestarted(job.service.name, failure))
         self._emit(ServiceMoved(job.service.name, well=False))
         self._begin(thread)
         if (
@@ -225,7 +224,6 @@ class Services:
         job.good_at = time.monotonic()
         if job.failure:
             job.failure = ""
-            say(log, LogEvent.SERVICE_RECOVERED, service=service.name)
             self._emit(ServiceMoved(service.name, well=True))
         return service.every_s if pause_s is None else pause_s
 
@@ -234,15 +232,7 @@ class Services:
         refused = isinstance(error, StoreError)
         words = str(error) if refused else repr(error)
         job.failure = f"failed: {words}"
-        say(
-            log,
-            LogEvent.SERVICE_FAILED,
-            seldom=job.seldom,
-            error=None if refused else error,
-            service=job.service.name,
-            why=words,
-        )
-        self._emit(ServiceFailed(job.service.name))
+        self._emit(ServiceFailed(job.service.name, words, None if refused else error))
         self._emit(ServiceMoved(job.service.name, well=False))
 
 
@@ -256,7 +246,6 @@ class _Job:
         self.good_at: float | None = None
         self.failure = ""
         self.stopping = False
-        self.seldom = Seldom()
 
 
 class _Thread:

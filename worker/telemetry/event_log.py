@@ -1,33 +1,68 @@
-"""Logs a worker's events: one line for each outcome, and for lanes, buckets and mass cancels."""
+"""Logs a worker's events: outcomes, mass cancels, and how the exchange and the background jobs are."""
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from typing import Any
 
 from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.model.results import Outcome, Problem
 from kalshi_cancel.store.pending import Conclusion, Entry, MakeDeadLetter, Progress, Settle
 from kalshi_cancel.telemetry.log_events import LogEvent
-from kalshi_cancel.telemetry.logs import Line, about, say, say_all
-from worker.dispatch.events import BucketCorrected, Concluded, Event, MassStep, WakeUpSent
+from kalshi_cancel.telemetry.logs import Line, Seldom, about, say, say_all
+from worker.dispatch.breaker import BreakerState
+from worker.dispatch.events import (
+    BreakerMoved,
+    BucketCorrected,
+    Concluded,
+    Event,
+    MassStep,
+    ServiceFailed,
+    ServiceMoved,
+    ServiceRestarted,
+    WakeUpSent,
+)
 
 log = logging.getLogger(__name__)
 
 
-def write(event: Event) -> None:
-    """Writes the lines of an event, if it has any."""
-    match event:
-        case Concluded():
-            _outcomes(event)
-        case MassStep():
-            _mass_step(event)
-        case WakeUpSent(lane):
-            say(log, LogEvent.LANE_WOKEN, lane=lane.value)
-        case BucketCorrected(bucket):
-            say(log, LogEvent.RATE_LIMITED, bucket=bucket)
-        case _:
-            pass
+class EventLog:
+    """Writes the lines of one process' events; of a job that fails again and again, only some."""
+
+    def __init__(self) -> None:
+        self._seldom: defaultdict[str, Seldom] = defaultdict(Seldom)  # by service
+        self._unwell: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Writes the lines of an event, if it has any."""
+        match event:
+            case Concluded():
+                _outcomes(event)
+            case MassStep():
+                _mass_step(event)
+            case WakeUpSent(lane):
+                say(log, LogEvent.LANE_WOKEN, lane=lane.value)
+            case BucketCorrected(bucket):
+                say(log, LogEvent.RATE_LIMITED, bucket=bucket)
+            case BreakerMoved(BreakerState.CLOSED):
+                say(log, LogEvent.BREAKER_CLOSED)
+            case BreakerMoved(BreakerState.KEY_REFUSED, why):
+                say(log, LogEvent.WORKER_KEY_REFUSED, why=why)
+            case BreakerMoved(state):
+                say(log, LogEvent.BREAKER_OPEN, state=state.value)
+            case ServiceFailed(service, why, error):
+                seldom = self._seldom[service]
+                say(log, LogEvent.SERVICE_FAILED, seldom=seldom, error=error, service=service, why=why)
+            case ServiceRestarted(service, why):
+                say(log, LogEvent.SERVICE_RESTARTED, seldom=self._seldom[service], service=service, why=why)
+            case ServiceMoved(service, well=False):
+                self._unwell.add(service)
+            case ServiceMoved(service) if service in self._unwell:
+                self._unwell.discard(service)
+                say(log, LogEvent.SERVICE_RECOVERED, service=service)
+            case _:
+                pass
 
 
 def _outcomes(event: Concluded) -> None:

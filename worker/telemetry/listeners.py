@@ -5,13 +5,13 @@ from __future__ import annotations
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.telemetry.tracing import open_tracer
 from worker.dispatch.events import Emit
-from worker.telemetry import outcome_log
+from worker.telemetry.event_log import EventLog
 from worker.telemetry.watch import watch
 
 
 def listeners(exchange: Exchange) -> list[Emit]:
     """Who is told what this process does."""
-    found: list[Emit] = [outcome_log.write]
+    found: list[Emit] = [EventLog()]
     if watch.metrics is not None:
         watch.metrics.begin(
             signs_with=lambda: exchange.signs_with,
