@@ -426,8 +426,14 @@ class CancelClient:
         self._ring(Lane.STRATEGY, [CancelRequest(order_id) for order_id in revived], waiting=0)
         return revived
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Closes the connections to Redis."""
+        """Closes the connections to Redis; the end of a ``with`` block does so, too."""
         self._server.close()
         if "_app" in self.__dict__:
             self._app.close()

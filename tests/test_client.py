@@ -54,6 +54,14 @@ def test_three_lines_cancel_an_order(control, stack, order_id, monkeypatch):
     assert control.order(order_id)["status"] == "canceled"
 
 
+def test_a_client_can_be_used_for_the_length_of_a_block(stack, order_id):
+    with CancelClient(stack.redis.url) as client:
+        client.cancel(order_id).result(timeout=PATIENCE_S)
+        connections = client._server.connection_pool
+        assert connections._available_connections[0].is_connected
+    assert not any(each.is_connected for each in connections._available_connections)
+
+
 def test_the_clients_name_stands_in_the_result_unless_a_call_gives_another(control, client):
     one, other = ids(2)
     control.place_many([{"order_id": one}, {"order_id": other}])
