@@ -326,4 +326,4 @@ def test_a_worker_that_was_frozen_past_the_lease_sends_nothing_of_what_its_wake_
         sent_ms = [each["received_ms"] for each in crew.cancels() if order_id in each["order_ids"]]
         # (On a busy machine the lease of the one that was sent may run out, too.)
         assert all(later - earlier >= LEASE_S * 1000 for earlier, later in itertools.pairwise(sent_ms))
-        assert "lease_lost" not in worker.log_text()
+        assert worker.log_text().count("event=lease_lost") < len(sent_ms)
