@@ -12,6 +12,8 @@ from conformance.document import Document
 from conformance.left_out import DRAWN, NOT_TAKEN, TAKEN
 from conformance.notes import Noted
 
+SAID_MOST = 10  # departures of one answer: a listing may have thousands of orders
+
 
 @dataclass(slots=True)
 class Findings:
@@ -97,4 +99,7 @@ def _made_up(
 
 
 def _said(noted: Noted, departures: list[str]) -> list[str]:
-    return [f"{noted.test}: {noted.endpoint} {noted.status}: {said}" for said in departures]
+    where = f"{noted.test}: {noted.endpoint} {noted.status}"
+    more = len(departures) - SAID_MOST
+    some = [f"{where}: {said}" for said in departures[:SAID_MOST]]
+    return [*some, f"{where}: {more} more"] if more > 0 else some

@@ -27,6 +27,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
         "test_an_order_that_cannot_be_judged_is_neither_meant_nor_passed_over",
         "test_another_filter_that_leaves_it_out_decides",
         "test_an_order_that_is_named_by_its_id_is_meant_when_the_rest_cannot_be_told",
+        "test_a_named_order_that_was_read_by_itself_has_to_tell_what_a_listing_would_have_filtered_by",
         "test_everything_takes_every_order",
         "test_a_single_ticker_is_the_exchanges_word_for_an_order_that_tells_none",
         "test_limits_and_costs_are_read_as_the_exchange_writes_them",
@@ -37,6 +38,9 @@ TAKEN: dict[str, tuple[str, ...]] = {
     ),
     "an empty page, in several forms": (
         "test_a_listing_without_a_list_and_without_a_cursor_is_an_empty_page",
+    ),
+    "a page that has an error, or may not be all: its orders are canceled, and it proves nothing": (
+        "test_a_page_that_may_not_be_all_says_so_and_its_orders_are_shown",
     ),
     "more fields than documented: they are ignored": (
         "test_what_no_documented_order_holds_is_left_out_of_what_is_kept",
@@ -54,6 +58,7 @@ NOT_TAKEN: dict[str, tuple[str, ...]] = {
         "test_a_cancel_that_removed_nothing_is_no_cancellation",
         "test_an_error_in_a_batch_means_that_it_was_not_applied",
         "test_an_error_in_a_batch_beside_a_count_contradicts_itself",
+        "test_an_error_inside_a_200_means_the_same_for_one_order_as_in_a_batch",
     ),
 }
 
