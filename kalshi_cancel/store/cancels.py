@@ -11,13 +11,11 @@ docs/reference/redis-keys.md.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import math
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,22 +37,18 @@ from kalshi_cancel.store.pending import (
     ClaimRequest,
     Completed,
     Conclusion,
-    DeadLetter,
     Entry,
     Fence,
     Known,
     MakeDeadLetter,
-    OpenCancel,
     Overdue,
     Progress,
     RetryLater,
     Settle,
-    Standing,
     WakeUp,
-    parse_dead_letter,
     parse_entry,
-    parse_open,
 )
+from kalshi_cancel.store.reading import CancelReader
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.server_clock import ServerClock
@@ -65,8 +59,6 @@ log = logging.getLogger(__name__)
 
 # Orders entered by one script (2 ms; 20 where many have joined). One call claims them: fewer take more calls.
 ACCEPT_AT_ONCE = 100
-LIST_AT_ONCE = 500
-LOOK_AT_ONCE = 200  # orders, of four looks each
 UNREADABLE_MOST = 100
 KEPT_MOST_CHARS = 65_536
 DEAD_LIFE_DAYS = 30  # by then somebody has looked at what was given up, or set aside
@@ -96,16 +88,13 @@ class NothingClaimed(StoreError):  # noqa: N818 - named after what has happened
 NOTHING = Claim((), is_more=False, next_due_s=None, tokens_in_s=0.0, coming=0)
 
 
-class CancelStore:
+class CancelStore(CancelReader):
     """The store under one prefix; safe to share between threads."""
 
     def __init__(self, server: redis.Redis, settings: RedisSettings, *, name: str = "") -> None:
-        self._server = server
+        super().__init__(server, settings)
         self._name = name  # of the process, as the audit log and the entries that it has claimed show it
         self._prefix = settings.key_prefix
-        self._keys = Keys(settings.key_prefix)
-        self._celery_prefix = settings.celery_prefix
-        self._record_prefix = results.record_key("", settings.celery_prefix)
         self._record_life_s = settings.result_expires_s
         self._audit = settings.audit
         self._results_at = {  # what scripts have to know to store results
@@ -489,48 +478,6 @@ class CancelStore:
         answers = scripts.surely_each(self._server, self._retry, portions, replicas=self._wait_replicas)
         return [order_id for revived in answers for order_id in revived]
 
-    def dead_letters(self) -> Iterator[DeadLetter]:
-        """What was given up, oldest first, and then what was set aside; read in portions."""
-        start = 0
-        while dead := self._range(self._keys.dead, start):
-            start += len(dead)
-            pipeline = self._server.pipeline(transaction=False)
-            for order_id, _ in dead:
-                pipeline.hmget(
-                    self._keys.dead_letter(order_id), ["request", "requested_by", "accepted_ms", "progress"]
-                )
-            for (order_id, died_ms), fields in zip(dead, self._each(pipeline), strict=True):
-                if fields is None or fields[0] is not None:
-                    yield parse_dead_letter(order_id, died_ms, fields)
-        start = 0
-        while aside := self._range(self._keys.aside, start):
-            start += len(aside)
-            for order_id, at_ms in aside:
-                yield self._aside(order_id, at_ms)
-
-    def dead_letter(self, order_id: str) -> DeadLetter | None:
-        """What was given up or set aside about one order, None when nothing was."""
-        names = ["request", "requested_by", "accepted_ms", "progress"]
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.zscore(self._keys.dead, order_id)
-        pipeline.hmget(self._keys.dead_letter(order_id), names)
-        pipeline.zscore(self._keys.aside, order_id)
-        died_ms, fields, aside_ms = self._each(pipeline)
-        if died_ms is not None and (fields is None or fields[0] is not None):
-            return parse_dead_letter(order_id, died_ms, fields)
-        return None if aside_ms is None else self._aside(order_id, aside_ms)
-
-    def _aside(self, order_id: str, at_ms: float) -> DeadLetter:
-        """What was set aside: a hash as it was, or text; of anything else nothing is shown."""
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.hgetall(self._keys.set_aside(order_id))
-        pipeline.get(self._keys.set_aside(order_id))
-        stored, text = self._each(pipeline)
-        at = utc_text(at_ms / 1000)
-        stored = {"text": text} if text is not None else stored or {}
-        request, progress = CancelRequest(order_id), Progress(0, SPOILT_ENTRY)
-        return DeadLetter(order_id, (), at, at, request, progress, stored)
-
     def lanes_to_wake(self, lanes: Sequence[Lane], *, patience_s: float) -> dict[Lane, bool]:
         """The lanes where something can be claimed and nobody was coming, and whether a sender was told now.
 
@@ -544,138 +491,6 @@ class CancelStore:
             say(log, LogEvent.AUDIT_LOG_INCOMPLETE, seldom=self._gap, count=missing, why=why)
         found = zip(lanes, states, strict=True)
         return {lane: state == _LISTENER_WOKEN for lane, state in found if state}
-
-    def await_records(self, order_ids: Sequence[str], *, timeout_s: float | None) -> Iterator[CancelResult]:
-        """The records of these orders as they come; ends early when the time is over. Raises StoreError."""
-        try:
-            yield from results.await_each(
-                self._server, order_ids, timeout_s=timeout_s, celery_prefix=self._celery_prefix
-            )
-        except redis.RedisError as error:
-            raise StoreError(words(error), may_be_accepted=False) from None
-
-    def standing(self, order_ids: Collection[str]) -> Standing:
-        """Where each of these orders is, looked at in one step of Redis for a portion; raises StoreError."""
-        settled: dict[str, CancelResult] = {}
-        found: dict[str, list[str]] = {"open": [], "dead": [], "lost": []}
-        ids = list(order_ids)
-        for start in range(0, len(ids), LOOK_AT_ONCE):
-            some = ids[start : start + LOOK_AT_ONCE]
-            pipeline = self._server.pipeline(transaction=True)
-            pipeline.mget([self._record_prefix + order_id for order_id in some])
-            for order_id in some:
-                for key_of in (self._keys.pending, self._keys.dead_letter, self._keys.set_aside):
-                    pipeline.exists(key_of(order_id))
-            texts, *there = scripts.call(pipeline.execute)
-            for at, (order_id, text) in enumerate(zip(some, texts, strict=True)):
-                entry, dead, aside = there[3 * at : 3 * at + 3]
-                result = results.readable(order_id, text) if text else None
-                if result is not None:
-                    settled[order_id] = result
-                else:
-                    found["open" if entry else "dead" if dead or aside else "lost"].append(order_id)
-        return Standing(settled, *(tuple(found[name]) for name in ("open", "dead", "lost")))
-
-    def records(self, order_ids: Sequence[str]) -> dict[str, CancelResult]:
-        """The records there are of these orders, by order id."""
-        found: dict[str, CancelResult] = scripts.call(
-            lambda: results.read(self._server, order_ids, self._celery_prefix)
-        )
-        return found
-
-    def record(self, order_id: str) -> CancelResult | None:
-        """The record of one order, if there is one."""
-        return self.records([order_id]).get(order_id)
-
-    def open_cancels(self) -> Iterator[OpenCancel]:
-        """Every entry, risk first, in the order they are due; read in portions, without a lock."""
-        for lane in Lane:
-            for path in self._paths():
-                start = 0
-                while due := self._range(self._keys.due(lane, path), start):
-                    start += len(due)
-                    yield from self._listed(lane, due)
-
-    def open_cancel(self, order_id: str) -> OpenCancel | None:
-        """The entry of one order, or None when nothing is open for it."""
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.exists(self._keys.pending(order_id))
-        pipeline.hmget(self._keys.pending(order_id), ["lane", "path"])
-        is_there, home = self._each(pipeline)
-        if not is_there:
-            return None
-        lane, path = home or ("", "")
-        due = scripts.call(lambda: self._server.zscore(self._keys.due(lane, path), order_id))
-        lane = lane if lane in tuple(Lane) else Lane.RISK
-        return next(self._listed(Lane(lane), [(order_id, math.nan if due is None else due)]), None)
-
-    @staticmethod
-    def _each(pipeline: Any) -> list[Any]:
-        """What each command got; None for a key that holds something else."""
-        answers = scripts.call(lambda: pipeline.execute(raise_on_error=False))
-        for answer in answers:
-            if isinstance(answer, redis.RedisError) and "WRONGTYPE" not in str(answer):
-                scripts.call(functools.partial(_raise, answer))
-        return [None if isinstance(answer, redis.RedisError) else answer for answer in answers]
-
-    def waiting(self, lane: Lane) -> dict[str, int]:
-        """How many entries of a lane there are on each path."""
-        paths = self._paths()
-        pipeline = self._server.pipeline(transaction=False)
-        for path in paths:
-            pipeline.zcount(self._keys.due(lane, path), "-inf", "+inf")
-        return dict(zip(paths, scripts.call(pipeline.execute), strict=True)) if paths else {}
-
-    def _paths(self) -> list[str]:
-        return sorted(scripts.call(lambda: self._server.smembers(self._keys.paths)))
-
-    def _range(self, index: str, start: int) -> list[tuple[str, float]]:
-        end = start + LIST_AT_ONCE - 1
-        members = scripts.call(lambda: self._server.zrange(index, start, end, withscores=True))
-        return [(str(order_id), float(score)) for order_id, score in members]
-
-    def _listed(self, lane: Lane, due: Sequence[tuple[str, float]]) -> Iterator[OpenCancel]:
-        pipeline = self._server.pipeline(transaction=False)
-        pipeline.time()
-        for order_id, _ in due:
-            pipeline.hmget(
-                self._keys.pending(order_id),
-                [
-                    *(
-                        "request",
-                        "requested_by",
-                        "accepted_ms",
-                        "token",
-                        "reported",
-                        "progress",
-                        "claimed_by",
-                    ),
-                    "left_out",
-                ],
-            )
-        (seconds, micros), *entries = self._each(pipeline)
-        now_ms = seconds * 1000 + micros // 1000
-        for (order_id, due_ms), fields in zip(due, entries, strict=True):
-            if fields is not None and fields[0] is None and fields[2] is None:
-                continue  # settled between the two looks
-            next_due_s = 0.0 if math.isnan(due_ms) else (due_ms - now_ms) / 1000
-            try:
-                yield parse_open(order_id, lane, fields or (), now_ms, next_due_s)
-            except UNREADABLE:  # whoever claims it sets it aside
-                nothing, progress = CancelRequest(order_id), Progress(0, SPOILT_ENTRY)
-                now = utc_text(now_ms / 1000)
-                yield OpenCancel(
-                    order_id,
-                    lane,
-                    (),
-                    now,
-                    0.0,
-                    next_due_s,
-                    claimed=False,
-                    unresolved=False,
-                    request=nothing,
-                    progress=progress,
-                )
 
     def _conclusion_row(self, conclusion: Conclusion) -> tuple[Any, ...]:
         """The conclusion as ``lua/conclude.lua`` takes it."""
@@ -729,7 +544,3 @@ def _for_audit(conclusion: Conclusion) -> list[Any]:
         case MakeDeadLetter(progress=progress):
             problem = Progress.parse(progress).last_problem
             return ["dead", problem and problem.code]
-
-
-def _raise(error: Exception) -> None:
-    raise error
