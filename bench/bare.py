@@ -12,8 +12,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from kalshi_cancel.exchange.calls import Routing
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import Canceled, Routing
+from kalshi_cancel.exchange.protocol import Canceled
 from kalshi_cancel.settings.worker import WorkerSettings
 
 THREADS = 8

@@ -15,17 +15,10 @@ from typing import Any
 
 import redis
 
+from kalshi_cancel.exchange.calls import ACCOUNT_LIMITS, API_KEYS, ENDPOINT_COSTS, LIST_ONE_ORDER
 from kalshi_cancel.exchange.client import SKEW_WORTH_A_WARNING_MS, Exchange
 from kalshi_cancel.exchange.key_rights import rights_of
-from kalshi_cancel.exchange.protocol import (
-    ACCOUNT_LIMITS,
-    API_KEYS,
-    ENDPOINT_COSTS,
-    LIST_ONE_ORDER,
-    RETIRED_CODE,
-    Failure,
-    Meaning,
-)
+from kalshi_cancel.exchange.protocol import RETIRED_CODE, Failure, Meaning
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key, permission_warning
 from kalshi_cancel.settings.foreign import foreign_variables
 from kalshi_cancel.settings.reader import SettingsError

@@ -13,18 +13,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import (
+from kalshi_cancel.exchange.calls import (
     ACCOUNT_LIMITS,
     ENDPOINT_COSTS,
     EXCHANGE_STATUS,
     LIST_ONE_ORDER,
-    Canceled,
     Dialect,
-    Failure,
-    Meaning,
     Routing,
 )
+from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.exchange.signing import RequestSigner
 from kalshi_cancel.exchange.transport import Transport
 from kalshi_cancel.model.orders import Order, OrderStatus

@@ -11,22 +11,24 @@ from bodies import ORDER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kalshi_cancel.exchange.protocol import (
+from kalshi_cancel.exchange.calls import (
     ACCOUNT_LIMITS,
     ENDPOINT_COSTS,
     EXCHANGE_STATUS,
     LIST_ONE_ORDER,
     Call,
-    Canceled,
     Dialect,
-    Failure,
-    Meaning,
-    Page,
-    Reply,
     Routing,
     compose_batch,
     compose_cancel,
     compose_read,
+)
+from kalshi_cancel.exchange.protocol import (
+    Canceled,
+    Failure,
+    Meaning,
+    Page,
+    Reply,
     decipher_batch,
     decipher_cancel,
     decipher_list,

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kalshi_cancel.exchange.calls import Routing
 from kalshi_cancel.exchange.clock import BoundedClock, Span
-from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning, Routing
+from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import Order, OrderStatus
 from kalshi_cancel.model.requests import CancelRequest
 from kalshi_cancel.model.results import ConfirmedBy, Outcome, Problem

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kalshi_cancel.client import CancelClient
+from kalshi_cancel.exchange.calls import Routing
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import Routing
 from kalshi_cancel.exchange.signing import KeyProblem, RequestSigner, load_private_key
 from kalshi_cancel.model.fields import BadRequest
 from kalshi_cancel.settings.reader import SettingsError

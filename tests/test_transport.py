@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kalshi_cancel.exchange.protocol import Call
+from kalshi_cancel.exchange.calls import Call
 from kalshi_cancel.exchange.transport import NoReply, NotSent, Transport, TransportError, UnusableEnvironment
 from trials.stack import free_port
 

@@ -14,26 +14,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kalshi_cancel.exchange.clock import BoundedClock, Span
-from kalshi_cancel.exchange.protocol import (
+from kalshi_cancel.exchange.calls import (
     ACCOUNT_LIMITS,
     EXCHANGE_STATUS,
-    GATEWAY_CODE,
     Call,
-    CancelAnswer,
-    Canceled,
     Dialect,
-    Failure,
-    Meaning,
-    Page,
-    ReadAnswer,
-    Reply,
     Routing,
     compose_archive,
     compose_batch,
     compose_cancel,
     compose_list,
     compose_read,
+)
+from kalshi_cancel.exchange.clock import BoundedClock, Span
+from kalshi_cancel.exchange.protocol import (
+    GATEWAY_CODE,
+    CancelAnswer,
+    Canceled,
+    Failure,
+    Meaning,
+    Page,
+    ReadAnswer,
+    Reply,
     decipher_batch,
     decipher_cancel,
     decipher_command,

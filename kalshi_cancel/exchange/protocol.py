@@ -1,8 +1,7 @@
-"""The exchange's protocol: composes calls and deciphers replies, in both dialects, without any I/O.
+"""What the exchange's replies mean, in both dialects, without any I/O.
 
-V1 is the dialect of ``/portfolio/orders`` (retired in production in June 2026), V2 that of
-``/portfolio/events/orders``; reads are common to both. A reply is bytes from a stranger: deciphering
-never raises, and what it cannot understand is UNANSWERED ("may have taken effect"), never a cancellation.
+A reply is bytes from a stranger: deciphering never raises, and what it cannot understand is UNANSWERED ("may
+have taken effect"), never a cancellation.
 
 Only the exchange's own shapes are its word. A gateway in front of it (a CDN, a proxy) answers with pages of
 its own, as HTML or as JSON; they say nothing about an order and are UNANSWERED, whatever their status.
@@ -13,70 +12,28 @@ What each reply means is the table :data:`MEANINGS`; the resolution decides what
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
-from enum import Enum, StrEnum
-from functools import lru_cache
+from enum import Enum
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
+from kalshi_cancel.exchange.calls import LIST_PAGE, Call
+from kalshi_cancel.exchange.moments import parse_date_s, parse_time_ms, parse_ts_ms
 from kalshi_cancel.model.counts import parse_count
 from kalshi_cancel.model.fields import is_order_id
 from kalshi_cancel.model.orders import Order, OrderStatus
 from kalshi_cancel.model.results import Problem
 
-API = "/trade-api/v2"  # the version of the whole API, another numbering than the dialects'
 TEXT_SHOWN_CHARS = 300  # of the exchange's own words in errors and logs
 RETRY_AFTER_MAX_S = 60.0  # a longer pause is not believed: a cancel is money at risk
-LIST_PAGE = 1000  # more is a 400
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 # An error code of the exchange: words in one case, perhaps with a tail (``user_not_found:_5d8c``).
 _OWN_CODE = re.compile(r"([a-z0-9]+(_[a-z0-9]+)*|[A-Z0-9]+(_[A-Z0-9]+)*)(:.*)?", re.DOTALL)
 _TOO_MANY = ("too_many_requests", "rate_limit")
-_NUMBER = re.compile(r"[0-9]{10,20}(\.[0-9]{1,9})?")
-_SECONDS = re.compile(r"[Tt ][0-9]{2}:?[0-9]{2}:?[0-9]{2}(?:[.,]([0-9]{1,3}))?")
 RETIRED_CODE = "deprecated_v1_order_endpoint"
 GATEWAY_CODE = "gateway"  # what stands in front of the exchange has answered in its place
-
-
-class Dialect(StrEnum):
-    """Which generation of the orders API the exchange speaks."""
-
-    V1 = "v1"
-    V2 = "v2"
-
-
-_CANCEL_PATH = {Dialect.V1: f"{API}/portfolio/orders/", Dialect.V2: f"{API}/portfolio/events/orders/"}
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Where an order rests, as far as it is known; all unset means "shard 0, main account"."""
-
-    market_ticker: str | None = None
-    exchange_index: int | None = None
-    subaccount: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One HTTP exchange to be signed and sent; of it, method and ``path`` are signed."""
-
-    method: str
-    path: str
-    query: str = ""
-    body: bytes = b""  # JSON; neither it nor the query is signed
-    is_public: bool = False  # answered to anybody, and so perhaps by a cache
-
-    @property
-    def target(self) -> str:
-        """Path and query as they go on the wire."""
-        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,69 +44,6 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
     clock_s: float | None = None
-
-
-def compose_cancel(dialect: Dialect, order_id: str, routing: Routing) -> Call:
-    """The call that cancels one order; V1 knows no routing."""
-    wanted = _routing_fields(routing) if dialect is Dialect.V2 else {}
-    return Call("DELETE", _CANCEL_PATH[dialect] + order_id, urlencode(wanted))
-
-
-def compose_batch(dialect: Dialect, orders: Sequence[tuple[str, Routing]]) -> Call:
-    """The call that cancels several orders; V1 knows no routing."""
-    if dialect is Dialect.V1:
-        content: dict[str, Any] = {"ids": [order_id for order_id, _ in orders]}
-    else:
-        content = {
-            "orders": [{"order_id": order_id, **_routing_fields(routing)} for order_id, routing in orders]
-        }
-    body = json.dumps(content, separators=(",", ":")).encode()
-    return Call("DELETE", _CANCEL_PATH[dialect] + "batched", body=body)
-
-
-def _routing_fields(routing: Routing) -> dict[str, str | int]:
-    named = {
-        "subaccount": routing.subaccount,
-        "exchange_index": routing.exchange_index,
-        "market_ticker": routing.market_ticker,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def compose_read(order_id: str) -> Call:
-    """The call that reads one order back; it needs no routing."""
-    return Call("GET", f"{API}/portfolio/orders/{order_id}")
-
-
-def compose_list(query: Mapping[str, str | int], cursor: str) -> Call:
-    """The call that lists orders, resting ones unless the query says otherwise, in the largest pages."""
-    wanted = {"status": "resting", "limit": LIST_PAGE, **query, **({"cursor": cursor} if cursor else {})}
-    return Call("GET", f"{API}/portfolio/orders", urlencode(wanted))
-
-
-def compose_archive(query: Mapping[str, str | int], cursor: str) -> Call:
-    """The call that lists orders of the archive, where the exchange moves what ended some time ago."""
-    wanted = {"limit": LIST_PAGE, **query, **({"cursor": cursor} if cursor else {})}
-    return Call("GET", f"{API}/historical/orders", urlencode(wanted))
-
-
-def compose_trigger(order_group_id: str, *, subaccount: int | None, exchange_index: int | None) -> Call:
-    """The call that cancels an order group and closes it for new orders until it is reset.
-
-    Without an address the group is sought in subaccount 0, on shard 0.
-    """
-    routing = Routing(subaccount=subaccount, exchange_index=exchange_index)
-    query = urlencode(_routing_fields(routing))
-    return Call("PUT", f"{API}/portfolio/order_groups/{order_group_id}/trigger", query)
-
-
-# Every subaccount and shard; new orders may be canceled as well during the following minute.
-CANCEL_ALL = Call("DELETE", f"{API}/portfolio/events/orders")
-EXCHANGE_STATUS = Call("GET", f"{API}/exchange/status", is_public=True)
-ACCOUNT_LIMITS = Call("GET", f"{API}/account/limits")
-ENDPOINT_COSTS = Call("GET", f"{API}/account/endpoint_costs")
-API_KEYS = Call("GET", f"{API}/api_keys")
-LIST_ONE_ORDER = Call("GET", f"{API}/portfolio/orders", "limit=1")
 
 
 class Meaning(Enum):
@@ -304,7 +198,7 @@ def _decipher_entry(order_id: str, entry: Mapping[str, Any], reply: Reply) -> Ca
         return _decipher_entry_error(error, reduced_by, reply)
     if isinstance(entry.get("order"), dict):
         return _decipher_v1_success(order_id, entry, reply)
-    return _canceled(reduced_by, _parse_ts_ms(entry.get("ts_ms")), None, reply)
+    return _canceled(reduced_by, parse_ts_ms(entry.get("ts_ms")), None, reply)
 
 
 def _decipher_entry_error(error: object, reduced_by: Decimal | None, reply: Reply) -> Failure:
@@ -463,16 +357,7 @@ def server_time_s(call: Call, reply: Reply) -> float | None:
     cached = call.is_public or "age" in reply.headers
     if cached or (reply.status >= 400 and not _is_own_error(reply.status, _json_object(reply.body))):  # noqa: PLR2004 - HTTP's errors
         return None
-    return _epoch_s(reply.headers.get("date", ""))
-
-
-@lru_cache(maxsize=8)  # the same in all replies of a second
-def _epoch_s(date: str) -> float | None:
-    try:
-        moment = parsedate_to_datetime(date)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return parse_date_s(reply.headers.get("date", ""))
 
 
 def decipher_error(reply: Reply) -> Failure:
@@ -539,8 +424,8 @@ def _retry_after_s(reply: Reply) -> float | None:
     try:
         asked_s = float(told)
     except ValueError:
-        moment_s = _epoch_s(told)
-        now_s = None if "age" in reply.headers else _epoch_s(reply.headers.get("date", ""))
+        moment_s = parse_date_s(told)
+        now_s = None if "age" in reply.headers else parse_date_s(reply.headers.get("date", ""))
         now_s = reply.clock_s if now_s is None else now_s
         if moment_s is None or now_s is None:
             return None
@@ -558,50 +443,6 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)  # NaN and Infinity are no JSON
-
-
-def _parse_ts_ms(value: object) -> int | None:
-    return value if type(value) is int and _MS_FROM <= value < _MS_TO else None
-
-
-# A number that tells a moment is of one of these units, by its size: (from, to, units a second).
-_EPOCHS = ((10**9, 10**10, 1), (10**12, 10**13, 1000), (10**15, 10**16, 10**6), (10**18, 10**19, 10**9))
-_MS_FROM, _MS_TO, _ = _EPOCHS[1]
-
-
-def parse_time_ms(value: object) -> tuple[int | None, int]:
-    """A moment as UTC, ms, and how many ms wide it is told; None where it cannot be read as UTC.
-
-    A year like 1 or 1970 is a moment that was never set, and one without seconds tells too little.
-    """
-    at_ms, within_ms = _number_ms(value) if _is_number(value) else _text_ms(value)
-    if at_ms is None or not _MS_FROM <= at_ms < _MS_TO:
-        return None, 1
-    return at_ms, within_ms if at_ms % 1000 else 1000  # whole seconds may be all that it is kept in
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, str):
-        return _NUMBER.fullmatch(value) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number_ms(value: Any) -> tuple[int | None, int]:
-    number = Decimal(value) if isinstance(value, str) else value
-    units = next((per_s for low, high, per_s in _EPOCHS if low <= number < high), None)
-    return (None if units is None else math.floor(number * 1000 / units)), 1
-
-
-def _text_ms(value: Any) -> tuple[int | None, int]:
-    try:
-        moment = datetime.fromisoformat(value.upper())
-        at_ms = math.floor(moment.timestamp() * 1000 + 0.001) if moment.tzinfo else None
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return None, 1
-    seconds = _SECONDS.search(value)
-    if seconds is None:
-        return None, 1
-    return at_ms, 10 ** (3 - len(seconds[1] or ""))
 
 
 _T = TypeVar("_T")

@@ -37,7 +37,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout, parse_url
 
-from kalshi_cancel.exchange.protocol import Call, Reply
+from kalshi_cancel.exchange.calls import Call
+from kalshi_cancel.exchange.protocol import Reply
 
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "kalshi-cancel"}
 _JSON = {"Content-Type": "application/json"}

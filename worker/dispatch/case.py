@@ -11,8 +11,8 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
+from kalshi_cancel.exchange.calls import Routing
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import Routing
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.model.requests import CancelRequest
 from kalshi_cancel.model.results import Problem

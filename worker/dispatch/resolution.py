@@ -19,8 +19,9 @@ from decimal import Decimal
 from enum import Enum, auto
 from http import HTTPStatus
 
+from kalshi_cancel.exchange.calls import Routing
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Failure, Meaning, ReadAnswer, Routing
+from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Failure, Meaning, ReadAnswer
 from kalshi_cancel.model.orders import Order, OrderStatus
 from kalshi_cancel.model.results import ConfirmedBy, Outcome, Problem
 from worker.dispatch.case import UNDER_WAY_MOST_MS, UNKNOWN_STATUS, Attempt, Case, Instant, Step

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kalshi_cancel.exchange.clock import Span
-from kalshi_cancel.exchange.protocol import Failure, Meaning, parse_time_ms
+from kalshi_cancel.exchange.moments import parse_time_ms
+from kalshi_cancel.exchange.protocol import Failure, Meaning
 from kalshi_cancel.model.mass_request import GROUP_TRIGGER, MassRequest
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.model.requests import CancelRequest, Lane

@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from kalshi_cancel.exchange.protocol import parse_time_ms
+from kalshi_cancel.exchange.moments import parse_time_ms
 from kalshi_cancel.model.orders import Order
 from kalshi_cancel.model.scope import Scope
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from kalshi_cancel.exchange.calls import API_KEYS
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rights import KeyRights, rights_of
-from kalshi_cancel.exchange.protocol import API_KEYS, Failure
+from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.paid_calls import NoTokens, PaidCalls, Target
 

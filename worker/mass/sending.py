@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kalshi_cancel.exchange.calls import CANCEL_ALL, Call, compose_trigger
 from kalshi_cancel.exchange.client import Exchange
-from kalshi_cancel.exchange.protocol import CANCEL_ALL, Call, Failure, compose_trigger
+from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.model.mass_request import CANCEL_ALL as CANCEL_ALL_WORD
 from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.model.times import utc_text

@@ -19,9 +19,10 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from kalshi_cancel import wake_ups
+from kalshi_cancel.exchange.calls import ACCOUNT_LIMITS, ENDPOINT_COSTS
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rotation import Rotation
-from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, ENDPOINT_COSTS, Failure
+from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.model.requests import Lane
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.audit import AuditLog

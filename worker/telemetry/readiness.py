@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from kalshi_cancel.exchange.calls import ACCOUNT_LIMITS
 from kalshi_cancel.exchange.client import SKEW_TO_CORRECT_MS, Exchange
-from kalshi_cancel.exchange.protocol import ACCOUNT_LIMITS, Failure
+from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import StoreError
 from worker.dispatch.services import ServiceState
