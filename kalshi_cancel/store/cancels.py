@@ -103,7 +103,20 @@ class CancelStore(CancelReader):
             "has_audit_log": self._audit,
         }
         self._accept = scripts.load(
-            server, "gather", "audit", "wake_ups", "fenced", "reply", "aside", "buckets", "grant", "accept"
+            server,
+            "gather",
+            "audit",
+            "wake_ups",
+            "fenced",
+            "reply",
+            "aside",
+            "buckets",
+            "grant",
+            "entry_record",
+            "entry_state",
+            "entry_join",
+            "entry_put",
+            "accept",
         )
         self._turn = scripts.load(
             server, "gather", "audit", "wake_ups", "reply", "conclude", "buckets", "claim", "turn"
