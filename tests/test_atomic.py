@@ -131,7 +131,10 @@ def denials(user: str, ran: list[tuple[str, str]]) -> Iterator[tuple[str, tuple[
                 left = replace(part, channels=tuple(each for each in part.channels if each != channel))
                 yield f"&{channel}", (*rights[:at], left, *rights[at + 1 :])
     for key in sorted(keys):
-        yield f"all of {key}", tuple(part.without(key) for part in rights)
+        left = tuple(part.without(key) for part in rights)
+        yield f"all of {key}", left
+        nameless = tuple(replace(part, keys=(*part.keys, ""), channels=(*part.channels, "")) for part in left)
+        yield f"all of {key}, but not what has no name", nameless
     for command, key in ran:
         if not key:
             left = tuple(
@@ -1329,3 +1332,17 @@ def test_whatever_a_producer_lacks_what_it_is_told_is_true_and_what_it_asks_for_
         assert {each.outcome for each in results} == {"canceled"}
         assert len(orders) == 2 * len(lacks)
         assert set(crew.effective().values()) == {1}
+
+
+def test_keys_that_only_different_selectors_allow_are_deleted_all_the_same(scene):
+    [case] = [each for each in CASES if each.script == "forget"]
+    root, *others = USERS["worker"]
+    each_kind = [
+        replace(root, commands=("+del",), keys=(f"{PREFIX}:{kind}:*",)) for kind in ("dead", "aside")
+    ]
+    commands = tuple(command for command in root.commands if command != "+del")
+    trial = Trial(scene, case, "worker")
+    scene.let((replace(root, commands=commands), *others, *each_kind))
+    scene.restore(trial.before, trial.at_ms)
+    assert trial.call() == (trial.answer, None)
+    assert shape(scene.admin) == trial.shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import uuid
 from contextlib import closing
 
@@ -13,13 +12,17 @@ from celery import Celery
 from crew import PATIENCE_S, wait_ready
 
 from kalshi_cancel.client import CancelClient
+from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
-from kalshi_cancel.settings.redis import RedisSettings
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
+from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.redis_errors import can_pass
 from kalshi_cancel.store.scripts import StoreError, connect
 from trials.stack import wait_until
 from worker.broker.entrance import Entrance
+from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.settings import DispatchSettings
 
 SENDERS = 4
 MORE_THAN_THREADS = 40
@@ -158,11 +161,22 @@ def test_results_that_are_never_taken_keep_no_other_from_being_stored_and_are_ke
 
 
 @pytest.fixture
-def entrance(stack):
-    """An entrance whose Redis is gone."""
-    settings = RedisSettings.from_env({**stack.environment, "REDIS_URL": "redis://127.0.0.1:1/0"})
-    store = CancelStore(connect(settings), settings)
-    return Entrance(store, cancel_deadline_s=1, stopping=threading.Event())
+def dispatcher(stack):
+    """A dispatcher whose Redis is gone."""
+    settings = WorkerSettings.from_env({**stack.environment, "REDIS_URL": "redis://127.0.0.1:1/0"})
+    server = connect(settings.redis)
+    return Dispatcher(
+        CancelStore(server, settings.redis),
+        Exchange.from_settings(settings),
+        Pacer(server, settings.redis.key_prefix, Limits(1, 1, 1, 1)),
+        DispatchSettings.of(settings, lanes=tuple(Lane), senders=1),
+    )
+
+
+@pytest.fixture
+def entrance(dispatcher):
+    """An entrance beside it."""
+    return Entrance(dispatcher._store, cancel_deadline_s=1, stopping=dispatcher.stopping)
 
 
 def counted(error):
@@ -193,9 +207,9 @@ def test_what_cannot_pass_is_tried_once(entrance):
     assert len(asked) == 1
 
 
-def test_a_worker_that_ends_waits_for_nothing(entrance):
+def test_a_worker_that_ends_waits_for_nothing(dispatcher, entrance):
     ask, asked = counted(StoreError("gone", may_be_accepted=False))
-    entrance._stopping.set()
+    dispatcher.stop()
     with pytest.raises(StoreError, match="gone"):
         entrance.until_done(ask)
     assert len(asked) == 1

@@ -118,6 +118,17 @@ def test_a_thread_that_dies_is_said_loudly_shown_and_replaced(services, told, ca
     ] == ["CRITICAL"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_of_a_job_whose_round_has_no_end_nobody_says_that_it_works_again(services, told, caplog):
+    job = Job(sys.exit, then=threading.Event().wait)
+    services.start(Service("monitor", job, hangs_after_s=None))
+    wait_for("another round", lambda: job.rounds == 2)
+    assert failure(services) == {}
+    assert [each.well for each in told if isinstance(each, ServiceMoved)] == [True, True]
+    assert "event=service_restarted" in caplog.text
+    assert "event=service_recovered" not in caplog.text
+
+
 def test_a_thread_that_hangs_is_replaced_and_is_not_the_one_that_counts_when_it_goes_on(services, told):
     hanging = threading.Event()
     job = Job(hanging.wait)

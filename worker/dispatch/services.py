@@ -169,13 +169,12 @@ class Services:
         job = next((job for job in thread.jobs if job.busy), found)
         job.failure = failure
         self._emit(ServiceRestarted(job.service.name, failure))
-        self._emit(ServiceMoved(job.service.name, well=False))
         self._begin(thread)
-        if (
-            job.service.hangs_after_s is None and thread.running is not None
-        ):  # its round has no end to be good
+        # Where a round has no end, none can be good.
+        is_well = job.service.hangs_after_s is None and thread.running is not None
+        if is_well:
             job.failure = ""
-            self._emit(ServiceMoved(job.service.name, well=True))
+        self._emit(ServiceMoved(job.service.name, well=is_well))
 
     def _begin(self, thread: _Thread) -> None:
         # What hangs may go on one day: by then it is not the one that counts, and ends.

@@ -94,8 +94,9 @@ def _greet(instance: Any, **_: Any) -> None:
 
 
 @signals.worker_process_init.connect
-def _leave_the_port_to_the_parent(**_: Any) -> None:
+def _begin_a_process_of_the_pool(**_: Any) -> None:
     watch.leave_the_port()
+    _collect_garbage_seldom()
 
 
 @signals.worker_process_shutdown.connect
@@ -110,6 +111,7 @@ def _begin(sender: Any, **_: Any) -> None:
     if _stopping.is_set():  # told to end while it was opened
         mine.stop()
         return
+    _collect_garbage_seldom()
     mine.begin()
     if not _forks(sender.controller):
         mine.doers.senders.start(mine.services)
@@ -119,7 +121,6 @@ def _begin(sender: Any, **_: Any) -> None:
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda *_: mine.doers.rotation.look_now())
     watch.serve(mine.readiness, mine.services)
-    _collect_garbage_seldom()
 
 
 def _collect_garbage_seldom() -> None:
@@ -129,7 +130,7 @@ def _collect_garbage_seldom() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # thousands of orders are made at once, and stay for a while, too
+    gc.set_threshold(20_000, 10, 5)  # thousands of orders are made at once, and stay for a while, too
 
 
 @signals.worker_shutdown.connect

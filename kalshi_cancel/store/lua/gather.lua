@@ -55,8 +55,8 @@ end
 local may_on_any_key = {}  -- by command
 local function may(one)  -- asked without the values, which may be megabytes
   local command, key = one[1], one[2]
-  if may_on_any_key[command] == nil then  -- whoever may run it on the key without a name may run it on any
-    may_on_any_key[command] = redis.acl_check_cmd(command, '', '', '')
+  if may_on_any_key[command] == nil then  -- two names that only a pattern for every key has in common
+    may_on_any_key[command] = redis.acl_check_cmd(command, '', '', '') and redis.acl_check_cmd(command, '\0', '\0', '\0')
   end
   if may_on_any_key[command] then return true end
   if command == 'DEL' then return redis.acl_check_cmd(unpack(one)) end
@@ -80,7 +80,11 @@ local function check()
 end
 
 local function flush()
-  if #deleted > 1 then writes[#writes + 1] = deleted end
+  if #deleted > 1 and may(deleted) then
+    writes[#writes + 1] = deleted
+  else  -- one by one they may be allowed, each by another selector of the user's
+    for at = 2, #deleted do write('DEL', deleted[at]) end
+  end
   check()
   for _, one in ipairs(writes) do
     if #one - 2 <= GATHERED_MOST then
