@@ -190,9 +190,9 @@ class LogEvent(Enum):
         "Redis refused a command",
         "doing why order_id request_id lane task_id count code trace_id repeats",
         (
-            "Redis refuses what `doing` says, and will keep refusing: a permission is missing, or a key has "
-            "a wrong type. A result or message that cannot be stored is kept with the messages that cannot "
-            "be understood, if Redis allows that."
+            "Redis refuses the step named in `doing`, and will refuse it again: a permission is missing, or "
+            "a key has the wrong type. If Redis allows it, the result or message is kept with the unreadable "
+            "messages."
         ),
         "Fix what `why` names.",
     )
@@ -223,8 +223,8 @@ class LogEvent(Enum):
         "exchange refuses this key",
         "status code why key_id",
         (
-            "401 or 403, for good. Workers with another key try; if there is none, the cancels are "
-            "`refused`. Logged once for each reason."
+            "The exchange answers 401 or 403 permanently. Workers with another key try. If no other key "
+            "works, the cancels are `refused`. Logged once for each reason."
         ),
         "At once: check key, scope and environment with `cancelctl doctor`.",
     )
@@ -284,7 +284,7 @@ class LogEvent(Enum):
         _WARNING,
         "signing with the exchange's clock",
         "skew_ms",
-        "This host's clock is more than five seconds off, or the exchange refused its timestamp.",
+        "This host's clock is five seconds off or more, or the exchange refused its timestamp.",
         "Set the clock right (NTP).",
     )
     RATE_LIMITED = (
@@ -490,7 +490,7 @@ class LogEvent(Enum):
         "doing request_id lane trace_id task_id count",
         (
             "A bug of ours, with its traceback. `doing` says where. Pending cancels stay in Redis and "
-            "are tried again; a message is kept with those that cannot be understood."
+            "are tried again. A message that caused the error is kept with the unreadable messages."
         ),
         _TELL_US,
     )
@@ -527,10 +527,10 @@ As text, a line is `event=SLUG`, the text, then the fields as `name=value`. In J
 and `event` and the fields are beside it. Celery's own lines have no `event`. A line that repeats is written
 at most every ten seconds; `repeats` says how many were left out.
 
-Each order has one line with its outcome: `cancel_settled`, `cancel_failed` or `cancel_given_up`. If several
-asked for the same order, the line has the first `request_id` that came before a worker claimed it;
-`cancelctl history ORDER_ID` shows all. An order that was final before a mass cancel reached it has no further
-line: the report lists it.
+Each cancel that is settled or given up has one line with its outcome: `cancel_settled`, `cancel_failed` or
+`cancel_given_up`. Several producers may ask for the same order. Then the line has the first `request_id` that
+came before a worker claimed the cancel; `cancelctl history ORDER_ID` shows all. An order that was final
+before a mass cancel reached it has no further line: the report lists it.
 """
 
 

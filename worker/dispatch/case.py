@@ -19,7 +19,7 @@ from kalshi_cancel.model.results import Problem
 
 # An end while our attempt was under way is its doing. Of a slow or lost one only the beginning counts:
 # a cancel reaches the exchange within tens of milliseconds, and a later end is perhaps not ours.
-UNDER_WAY_MOST_MS = 50
+UNDER_WAY_MOST_MS = 100
 HISTORY_MOST = 20  # the latest failures of a case that are kept for the operator
 UNKNOWN_STATUS = "unknown_status"
 # What one key was told of an order is asked again after this: a key may be given more rights.

@@ -165,12 +165,17 @@ class Dispatcher:
         self._put_down_all()
 
     def _granted(self, wake_up: WakeUp | None) -> Completion:
-        """What becomes of a claim that came with a wake-up; too old, it is left to its lease."""
+        """What becomes of a claim that came with a wake-up; too old, it is left to its lease.
+
+        It goes back while the breaker is open: it may have opened since the worker was idle.
+        """
         if wake_up is None or wake_up.claim is None:
             return Completion()
         self._is_idle = False
         if time.monotonic() > wake_up.since + LEASE_S / 2:  # nobody was listening
             return Completion()
+        if not self.breaker.is_closed:
+            return self._executor.return_claim(wake_up.claim)
         with self._for_all_lanes.one_more():
             return self._see_through(wake_up.claim, wake_up.since)
 

@@ -93,7 +93,7 @@ OF_THE_WORKER = (
         "exchange_calls_total",
         "counter",
         ("operation", "status", "code"),
-        "HTTP calls by what the whole call was answered; status none: no reply, code ok: what was asked for.",
+        "HTTP calls, by the answer to the whole call. Status `none`: no reply. Code `ok`: it was done.",
     ),
     Meter(
         "exchange_call_seconds",
