@@ -166,3 +166,14 @@ def test_a_cancel_is_never_settled_before_it_was_asked_for(crew):
         pending = [crew.client.cancel_many(order_ids[::2]), other.cancel_many(order_ids[1::2])]
         for result in (each for one in pending for each in one.results(timeout=PATIENCE_S)):
             assert result.requested_at <= result.settled_at
+
+
+@pytest.mark.parametrize("told_late_s", [0.0, 0.0005, 0.000999])
+def test_the_earliest_moment_allows_for_times_that_are_told_in_whole_milliseconds(told_late_s):
+    clock = ServerClock(server=None)
+    asked_s = time.monotonic() - 60.0
+    server_is_ahead_s = 1_000_000.0  # of our monotonic clock
+    told_s = asked_s + server_is_ahead_s - told_late_s
+    clock.heard(told_s, asked_s=asked_s)
+    event_s = asked_s + 5.0
+    assert clock.earliest_s(event_s + server_is_ahead_s) <= event_s + 1e-6

@@ -17,6 +17,7 @@ from kalshi_cancel.store.scripts import StoreError
 
 # What was heard counts for so long: the clocks of two hosts drift apart, and answers take time.
 HEARD_FOR_S = 10.0
+TOLD_TO_S = 0.001  # scripts tell whole milliseconds: it may be so much later
 # Answers are late by less than this; what differs by more is a clock that was set.
 SET_S = 2.0
 
@@ -35,7 +36,7 @@ class ServerClock:
         """Takes notice of what an answer of the server has just told; it was asked for at ``asked_s``."""
         now_s = time.monotonic()
         if asked_s is not None:
-            self._at_most_s = epoch_s - asked_s
+            self._at_most_s = epoch_s + TOLD_TO_S - asked_s
         ahead_s = epoch_s - now_s
         with self._lock:
             known = self._ahead_s
