@@ -21,7 +21,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from celery import Celery
-from crew import Crew
+from crew import Crew, serves
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from kalshi_cancel.client import CancelClient
 from kalshi_cancel.sandbox.control import Control
-from trials.stack import RedisServer, Stack
+from trials.stack import Part, RedisServer, Stack
 
 READ_LAG_S = 0.5  # how long the workers here expect reads to lag; the sandbox lags less
 LOG_TAIL_CHARS = 6_000
@@ -238,3 +238,12 @@ def pytest_runtest_makereport(item, call):
         for worker in stack.workers:
             text = worker.log_text()[-LOG_TAIL_CHARS:]
             report.sections.append((f"log of {worker.log_path.stem} (end)", text))
+
+
+@pytest.fixture
+def worker(stack: Stack, control: Control, client: CancelClient) -> Iterator[Part]:
+    """The session's worker; it is the same process at the end, and serves."""
+    worker = stack.workers[0]
+    yield worker
+    assert worker.process.poll() is None, worker.log_text()[-3000:]
+    serves(control, client)

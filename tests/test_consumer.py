@@ -26,15 +26,6 @@ KEPT = "kalshi-cancel:unreadable"
 
 
 @pytest.fixture
-def worker(stack, control, client):
-    """The session's worker; it is the same process at the end, and serves."""
-    worker = stack.workers[0]
-    yield worker
-    assert worker.process.poll() is None, worker.log_text()[-3000:]
-    serves(control, client)
-
-
-@pytest.fixture
 def push(stack, worker):
     """Puts an item into a queue as it is, past every library."""
 

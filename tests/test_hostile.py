@@ -10,21 +10,11 @@ import json
 import uuid
 
 import pytest
-from crew import serves
 from envelopes import SURROGATE, nested
 
 from trials.stack import wait_until
 
 PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def worker(stack, control, client):
-    """The session's worker; it is the same process at the end, and serves."""
-    worker = stack.workers[0]
-    yield worker
-    assert worker.process.poll() is None, worker.log_text()[-3000:]
-    serves(control, client)
 
 
 # -- what somebody has put into Redis

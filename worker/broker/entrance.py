@@ -1,4 +1,4 @@
-"""The entrance enters what messages ask for into the store, and keeps the text of what cannot be entered."""
+"""The entrance of messages into the store: what cannot be entered is kept as text."""
 
 from __future__ import annotations
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -26,7 +24,6 @@ from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.model.orders import OrderStatus
 from kalshi_cancel.model.requests import write_path
-from kalshi_cancel.model.results import CancelResult, Outcome
 from kalshi_cancel.store.pending import (
     Claim,
     Completed,
@@ -57,6 +54,7 @@ from worker.dispatch.resolution import (
     after_search,
 )
 from worker.dispatch.settings import ALONE, DispatchSettings, Neighbors
+from worker.dispatch.walk import Clocks, Walk, result_of
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +69,6 @@ BACK_OFF_MOST_OVERDUE_S = 30.0  # once the waiters were told "unresolved"
 PATIENCE_S = 0.25
 # Reads lag writes by about 360 ms: sooner, a listing would not show what a lost batch has canceled.
 LISTINGS_CATCH_UP_S = 0.4
-# A call with less time than this is not worth starting for somebody who then hears "unresolved".
-WORTH_A_CALL_S = 0.05
 _PERHAPS_OF_ITS_SIZE = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.FORBIDDEN,
@@ -161,15 +157,15 @@ class Executor:
             walks = self._walks(claim, [], slot, since)
         return Completion([self._retry_later(walk, 0.0) for walk in walks], (), since)
 
-    def _walks(self, claim: Claim, calls: list[CallMade], slot: ReadSlot, since: float) -> list[_Walk]:
+    def _walks(self, claim: Claim, calls: list[CallMade], slot: ReadSlot, since: float) -> list[Walk]:
         key_id = self._exchange.signs_with[0]
         clocks = self._clocks() if any(entry.interrupted for entry in claim.entries) else None
         return [
-            _Walk(self._case(entry, key_id, clocks), entry, calls, slot, since, key_id=key_id)
+            Walk(self._case(entry, key_id, clocks), entry, calls, slot, since, key_id=key_id)
             for entry in claim.entries
         ]
 
-    def _execute(self, walks: Sequence[_Walk], claim: Claim) -> Sequence[Conclusion]:
+    def _execute(self, walks: Sequence[Walk], claim: Claim) -> Sequence[Conclusion]:
         if len(walks) > 1 and claim.bucket == "read":
             return self._read_together(walks)
         if len(walks) > 1:
@@ -180,7 +176,7 @@ class Executor:
 
     # -- one order
 
-    def _see_through(self, walk: _Walk) -> Conclusion:
+    def _see_through(self, walk: Walk) -> Conclusion:
         walk.paid_at = walk.since
         try:
             verdict = self._first_step(walk)
@@ -188,7 +184,7 @@ class Executor:
             return self._retry_later(walk, self._pause_after(open_still))
         return self._settle(walk, verdict)
 
-    def _first_step(self, walk: _Walk) -> Verdict:
+    def _first_step(self, walk: Walk) -> Verdict:
         """A step, and those that tenacity has follow it: most cancels need none, and are not kept by it."""
         try:
             return self._take_step(walk)
@@ -202,7 +198,7 @@ class Executor:
 
         return self._retrying(next_step)
 
-    def _take_step(self, walk: _Walk) -> Verdict:
+    def _take_step(self, walk: Walk) -> Verdict:
         """One signed exchange and what follows from it; raises _NotKnownYet."""
         entry, case = walk.entry, walk.case
         if not self._leases.is_held(entry):
@@ -229,7 +225,7 @@ class Executor:
         asked_at = self._now(walk, ago_s=time.monotonic() - made.began)
         return self._known(walk, case, after_read(case, made.answer, asked_at, self._lags))
 
-    def _cancel(self, walk: _Walk, paid: Payment) -> Verdict:
+    def _cancel(self, walk: Walk, paid: Payment) -> Verdict:
         """Asks for the cancel, and what follows from the answer; raises _NotKnownYet."""
         case, order_id = walk.case.sending(self._now(walk)), walk.entry.order_id
         made = self._send(
@@ -245,7 +241,7 @@ class Executor:
     def _send(
         self,
         operation: str,
-        walks: Sequence[_Walk],
+        walks: Sequence[Walk],
         paid: Payment,
         ask: Callable[[], _Answer],
         failure_in: Callable[[_Answer], Failure | None] | None = None,
@@ -256,14 +252,14 @@ class Executor:
         walks[0].calls.append(made.call)
         return made
 
-    def _known(self, walk: _Walk, case: Case, decided: Verdict | Next) -> Verdict:
+    def _known(self, walk: Walk, case: Case, decided: Verdict | Next) -> Verdict:
         """The verdict, if it is one; else raises _NotKnownYet."""
         walk.case = case if isinstance(decided, Verdict) else decided.case
         if isinstance(decided, Next):
             raise _NotKnownYet(walk, decided)
         return decided
 
-    def _search(self, walk: _Walk) -> Verdict:
+    def _search(self, walk: Walk) -> Verdict:
         """Looks into the archive, which pays for itself; raises _NotKnownYet."""
         case, asked = walk.case, self._now(walk)
         missing_for_s = (asked.age_ms - (case.first_unknown_age_ms or 0)) / 1000
@@ -272,7 +268,7 @@ class Executor:
             raise _NotKnownYet(walk, Next(case, Pause.NONE, found.wait_s))
         return self._known(walk, case, after_search(case, found, asked, self._lags))
 
-    def _pay(self, walk: _Walk, bucket: str) -> Payment:
+    def _pay(self, walk: Walk, bucket: str) -> Payment:
         """Takes the tokens of the walk's next call, unless the claim has; raises _NotKnownYet."""
         limits = self._calls.limits
         cost = limits.cancel_cost if walk.case.step is Step.CANCEL else limits.read_cost
@@ -311,7 +307,7 @@ class Executor:
 
     # -- several orders in one call
 
-    def _cancel_batch(self, walks: Sequence[_Walk], claim: Claim) -> list[Conclusion]:
+    def _cancel_batch(self, walks: Sequence[Walk], claim: Claim) -> list[Conclusion]:
         if not all(self._leases.is_held(walk.entry) for walk in walks):
             return [self._retry_later(walk, 0.0) for walk in walks]  # frozen past the lease: see _take_step
         clocks = self._clocks()
@@ -337,7 +333,7 @@ class Executor:
         ]
 
     def _whole_batch(
-        self, walks: Sequence[_Walk], failure: Failure, *, was_affordable: bool
+        self, walks: Sequence[Walk], failure: Failure, *, was_affordable: bool
     ) -> list[Conclusion]:
         """A failure of the whole call is not any order's own: a refusal may be the size's, or one order's.
 
@@ -361,7 +357,7 @@ class Executor:
             return [self._retry_later(walk, pause_s, path="reads") for walk in walks]
         return [self._conclude(walk, after_cancel(walk.case, failure, self._now(walk))) for walk in walks]
 
-    def _read_together(self, walks: Sequence[_Walk]) -> list[Conclusion]:
+    def _read_together(self, walks: Sequence[Walk]) -> list[Conclusion]:
         """Looks for many in listings of canceled orders, as long as that is cheaper than one by one."""
         missing = {walk.entry.order_id: walk for walk in walks}
         conclusions: list[Conclusion] = []
@@ -390,7 +386,7 @@ class Executor:
         # What is not among the canceled ones is executed, or shown late: that only its own read-back tells.
         return conclusions + [self._retry_later(walk, 0.0, path="read") for walk in missing.values()]
 
-    def _conclude(self, walk: _Walk, decided: Verdict | Next) -> Conclusion:
+    def _conclude(self, walk: Walk, decided: Verdict | Next) -> Conclusion:
         if isinstance(decided, Verdict):
             return self._settle(walk, decided)
         walk.case = decided.case
@@ -403,14 +399,14 @@ class Executor:
         engine = self._exchange.engine_now()
         return None if engine is None else f"{engine.low_ms:.0f}:{engine.high_ms:.0f}"
 
-    def _settle(self, walk: _Walk, verdict: Verdict) -> Conclusion:
+    def _settle(self, walk: Walk, verdict: Verdict) -> Conclusion:
         """The outcome; or the entry for workers with another key, which may do or see more than this."""
         left = None
         if verdict.is_of_the_key:
             left = self._left_to_others(walk, walk.case.left_to_others(walk.key_id, self._now(walk)))
-        return left or Settle(walk.entry, _result(walk, verdict))
+        return left or Settle(walk.entry, result_of(walk, verdict))
 
-    def _left_to_others(self, walk: _Walk, case: Case) -> Conclusion | None:
+    def _left_to_others(self, walk: Walk, case: Case) -> Conclusion | None:
         """The entry for workers with another key; None where this was not turned away, or is the last."""
         turned_away = case.keys_turned_away(self._now(walk)) if case.turned_away else frozenset()
         if walk.key_id not in turned_away:
@@ -440,10 +436,10 @@ class Executor:
     def _clocks(self) -> Clocks:
         return Clocks(self._exchange.now_ms(), self._exchange.engine_now())
 
-    def _now(self, walk: _Walk, *, ago_s: float = 0.0) -> Instant:
+    def _now(self, walk: Walk, *, ago_s: float = 0.0) -> Instant:
         return walk.instant(self._clocks(), ago_s=ago_s)
 
-    def _retry_later(self, walk: _Walk, pause_s: float, path: str = "") -> Conclusion:
+    def _retry_later(self, walk: Walk, pause_s: float, path: str = "") -> Conclusion:
         """The entry for the store again, at its old place while the breaker is open; or too old for it."""
         progress = walk.case.to_json(walk.key_id)
         if walk.entry.age_s > self._cancel_max_age_s and walk.entry.reported:  # nobody is left without a word
@@ -453,62 +449,10 @@ class Executor:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """The exchange's two clocks at one moment, read once for all orders of a call; see Instant."""
-
-    front_ms: int
-    engine: Span | None
-
-
-class _Walk:
-    """One claimed entry: what is known so far, and by when its waiters want to hear."""
-
-    def __init__(
-        self,
-        case: Case,
-        entry: Entry,
-        calls: list[CallMade],
-        slot: ReadSlot,
-        since: float,
-        *,
-        key_id: str,
-    ) -> None:
-        self.case = case
-        self.entry = entry
-        self.calls = calls  # made for all entries of the claim
-        self.since = since  # when it was claimed, and its first call paid for (monotonic)
-        self.paid_at: float | None = None  # when the tokens of its next call were taken (monotonic)
-        self.reads_only = False  # claimed to be read back
-        self.slot = slot
-        self.key_id = key_id  # of the key that signs for it
-        self._claimed = time.monotonic()
-        self._deadline = self._claimed + entry.deadline_left_s
-
-    def age_ms(self, *, ago_s: float = 0.0) -> int:
-        """How long before now, or before a moment ``ago_s`` ago, the cancel was accepted."""
-        return round((self.entry.age_s + time.monotonic() - self._claimed - ago_s) * 1000)
-
-    def instant(self, clocks: Clocks, *, ago_s: float = 0.0) -> Instant:
-        """The moment that the clocks show, or one ``ago_s`` before, in this cancel's life."""
-        ago_ms, engine = ago_s * 1000, clocks.engine
-        if engine is not None and ago_ms:
-            engine = engine.moved(-ago_ms)
-        return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine)
-
-    def is_overdue(self) -> bool:
-        """Whether the waiters are told ``unresolved``, now or already: no short pauses, and no end."""
-        return self.entry.reported or self._deadline - time.monotonic() < WORTH_A_CALL_S
-
-    def time_left_s(self) -> float:
-        """How long a call may take."""
-        return math.inf if self.is_overdue() else self._deadline - time.monotonic()
-
-
 class _NotKnownYet(Exception):  # noqa: N818 - no error, the reason to ask again
     """The outcome is not known yet: the one exception that is asked again for."""
 
-    def __init__(self, walk: _Walk, decided: Next, *, abandoned: bool = False) -> None:
+    def __init__(self, walk: Walk, decided: Next, *, abandoned: bool = False) -> None:
         super().__init__(walk.entry.order_id)
         self.walk = walk
         self.decided = decided
@@ -522,7 +466,7 @@ def _raised(state: RetryCallState) -> _NotKnownYet:
     return error
 
 
-def _draw_pause_s(decided: Next, walk: _Walk) -> float:
+def _draw_pause_s(decided: Next, walk: Walk) -> float:
     if decided.pause is Pause.NONE:
         return decided.at_least_s
     most_s = BACK_OFF_MOST_READ_S if decided.case.step.reads else BACK_OFF_MOST_S
@@ -555,26 +499,3 @@ def _span(noted: str | None) -> Span | None:
         return Span(float(low_ms), float(high_ms))
     except ValueError:
         return None
-
-
-def _result(walk: _Walk, verdict: Verdict) -> CancelResult:
-    order, entry = verdict.order, walk.entry
-    # A canceled order has nothing left by definition ("zeroed"), also where the reply shows no order.
-    left = Decimal(0) if verdict.outcome is Outcome.CANCELED else None
-    if order is not None:
-        # A number that contradicts the order's end (an older state's, perhaps) is not known to be true.
-        left = None if order.status.terminal and order.remaining_count else order.remaining_count
-    return CancelResult(
-        order_id=entry.order_id,
-        outcome=verdict.outcome,
-        status=verdict.status,
-        reduced_by=verdict.reduced_by,
-        fill_count=order.fill_count if order else None,
-        remaining_count=left,
-        confirmed_by=verdict.confirmed_by,
-        attempts=walk.case.attempts,
-        requested_at=entry.requested_at,
-        exchange_ts_ms=verdict.exchange_ts_ms,
-        error=verdict.problem,
-        order=order.fields() if order else None,
-    )
