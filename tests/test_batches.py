@@ -8,7 +8,7 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from crew import PATIENCE_S, SENDERS, ids
+from crew import PATIENCE_S, SENDERS, SETTLED_PATIENCE_S, ids
 
 from kalshi_cancel.model.requests import Lane
 from trials.stack import wait_until
@@ -283,7 +283,7 @@ def test_a_batch_turned_away_over_its_size_like_over_the_budget_still_ends(crew)
         order_ids = crew.place(100)
         pending = apart.client.cancel_many([{"order_id": each, "deadline_s": 60} for each in order_ids])
         apart.start()
-        results = pending.results(timeout=PATIENCE_S)
+        results = pending.results(timeout=SETTLED_PATIENCE_S)
     turned_away = [call for call in batches(crew) if call["status"] == 429]
     print(f"turned away: {[len(each['order_ids']) for each in turned_away]}")
     assert {result.outcome for result in results} == {"canceled"}
