@@ -62,6 +62,12 @@ def serves(control: Control, client: CancelClient, *, within_s: float = PROMPT_S
     assert time.monotonic() - asked <= within_s
 
 
+def wait_idle(client: CancelClient, number: int) -> None:
+    """Waits until so many workers of the client's database say that they are idle."""
+    server = client._server
+    wait_until(lambda: server.hlen("kalshi-cancel:idle") >= number, within_s=PATIENCE_S, what="they are idle")
+
+
 class Crew:
     """Redis and the sandbox in one folder, with workers that come and go."""
 

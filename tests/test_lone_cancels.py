@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from crew import PATIENCE_S, ids
+from crew import PATIENCE_S, ids, wait_idle
 
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.protocol import Failure, Meaning
@@ -216,6 +216,16 @@ def test_what_is_not_a_lone_new_cancel_is_due(idle, accept_it):
     assert idle.server.hlen(idle.keys.idle) == 1, "a worker is idle all the while"
 
 
+def test_who_stops_listening_takes_back_its_offer_and_what_nobody_has_come_to(idle):
+    idle.accept("a")
+    idle.become_idle()
+    [claim] = idle.store.stop_listening(BOTH)
+    assert [entry.order_id for entry in claim.entries] == ["a"]
+    idle.accept("b")
+    assert [entry.order_id for entry in idle.claim().entries] == ["b"]
+    assert idle.store.stop_listening(BOTH) == []
+
+
 def test_the_claim_of_a_wake_up_ends_with_its_lease_and_is_fenced_from_then_on(idle):
     [order_id] = ids(1)
     idle.become_idle(lease_s=0.05)
@@ -280,17 +290,11 @@ def test_a_wake_up_that_carries_no_claim_is_a_wake_up_like_any_other(idle, text)
 # -- through real workers
 
 
-def idle_workers(client_of, number):
-    """Waits until so many workers of a database say that they are idle."""
-    server = client_of._server
-    wait_until(lambda: server.hlen("kalshi-cancel:idle") >= number, within_s=PATIENCE_S, what="they are idle")
-
-
 def test_a_lone_cancel_is_sent_and_settled_without_another_claim(crew):
     with crew.apart() as apart:
         apart.start()
         for _ in range(10):
-            idle_workers(apart.client, 1)
+            wait_idle(apart.client, 1)
             [order_id] = crew.place()
             result = apart.client.cancel(order_id).result(timeout=PATIENCE_S)
             assert (result.outcome, result.attempts, result.confirmed_by) == ("canceled", 1, "cancel")
@@ -301,7 +305,7 @@ def test_a_lone_cancel_is_sent_and_settled_without_another_claim(crew):
 def test_a_wake_up_that_killed_workers_have_taken_is_made_up_for_within_seconds(crew):
     with crew.apart(workers=2) as apart:
         workers = apart.start()
-        idle_workers(apart.client, 2)
+        wait_idle(apart.client, 2)
         [order_id] = crew.place()
         with crew.frozen(*workers):
             pending = apart.client.cancel(order_id)
@@ -351,7 +355,7 @@ def test_a_worker_that_was_frozen_past_the_lease_sends_nothing_of_what_its_wake_
 
         def calls_for_one():
             """How many there are for an order whose claim the worker gets when its lease is over."""
-            idle_workers(apart.client, 1)
+            wait_idle(apart.client, 1)
             [order_id] = crew.place()
             with crew.frozen(worker):
                 pending = apart.client.cancel(order_id)

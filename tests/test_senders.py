@@ -33,11 +33,13 @@ class Work:
     def __init__(self):
         self.pool = None
         self.at_it = []
+        self.listened = []  # at each call, whether its pool did
         self.finished = None
         self.may_end = threading.Event()
 
     def serve(self, *, wake_up, beat):
         beat()
+        self.listened.append(self.pool.listens)
         self.at_it.append(wake_up)
         assert self.may_end.wait(PATIENCE_S)
         return 0.0
@@ -72,6 +74,12 @@ class Crew:
         self.work.at_it.clear()
         return self
 
+    def end(self):
+        self.work.may_end.set()
+        self.services.stop()
+        self.services.join(self.senders.names, PATIENCE_S)
+        self.server.close()
+
     def settled(self, free=SENDERS - 1):
         wait_until(
             lambda: len(self.senders._free) == free and self.listening() == 1,
@@ -95,10 +103,7 @@ class Crew:
 def crew(own_redis):
     crew = Crew(own_redis)
     yield crew.start()
-    crew.work.may_end.set()
-    crew.services.stop()
-    crew.services.join(crew.senders.names, PATIENCE_S)
-    crew.server.close()
+    crew.end()
 
 
 def test_one_listens_and_while_it_works_another_does(crew):
@@ -136,6 +141,19 @@ def test_who_is_drafted_does_nothing_else_until_it_is_told(crew):
     crew.wait_at_it(1 + len(drafted))
 
 
+def test_the_pool_listens_before_its_senders_look_for_the_first_time_or_none_of_them_would_be_idle(own_redis):
+    class Slow(Services):
+        def start(self, *services, **how):
+            super().start(*services, **how)
+            wait_until(lambda: len(crew.work.at_it) == SENDERS, within_s=PATIENCE_S, what="each has looked")
+
+    crew = Crew(own_redis)
+    crew.services = Slow()
+    crew.start()
+    crew.end()
+    assert crew.work.listened == [True] * SENDERS
+
+
 def test_one_that_is_free_is_called_and_where_none_is_nobody_is(crew):
     for at_work in range(1, SENDERS):
         crew.completions.call_next()
@@ -152,6 +170,15 @@ def test_what_was_given_to_senders_that_have_ended_goes_back(crew):
     crew.senders.finish()
     assert crew.work.finished == [NOTHING]
     crew.senders.finish()
+    assert crew.work.finished == []
+
+
+def test_once_they_have_ended_it_is_said_that_nobody_listens(crew):
+    crew.services.stop()
+    crew.services.join(crew.senders.names, PATIENCE_S)
+    crew.accept()
+    crew.senders.finish()
+    assert crew.server.exists(*map(crew.keys.listeners, BOTH), *map(crew.keys.wake_up, BOTH)) == 0
     assert crew.work.finished == []
 
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import pytest
-from crew import PATIENCE_S
+from crew import PATIENCE_S, wait_idle, wait_ready
 
 from trials.stack import wait_until
 
@@ -49,6 +49,18 @@ def test_a_worker_that_has_just_worked_ends_at_once_with_exit_code_zero(crew):
     results = crew.client.cancel_many(crew.place(20)).results(PATIENCE_S)
     assert Counter(result.outcome for result in results) == {"canceled": 20}
     terminate(worker, within_s=3.0)
+
+
+def test_nothing_is_claimed_for_an_idle_worker_that_has_ended(crew):
+    [worker] = crew.workers(1)
+    wait_idle(crew.client, 1)
+    terminate(worker, within_s=3.0)
+    [order_id] = crew.place()
+    pending = crew.client.cancel(order_id)
+    assert not crew.client.status(order_id).open.claimed
+    wait_ready(crew.stack.spawn_worker("-P", "processes", "-c", "2"))
+    result = pending.result(timeout=PATIENCE_S)
+    assert (result.outcome, result.attempts) == ("canceled", 1)
 
 
 def test_a_call_in_flight_is_finished_and_its_result_stored_before_the_end(crew):

@@ -415,6 +415,20 @@ class CancelStore(CancelReader):
             pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
 
+    def stop_listening(self, lanes: Sequence[Lane]) -> list[Claim]:
+        """Takes back what :meth:`show_listeners` said, as this worker ends; what nobody came to is its own.
+
+        Other workers that listen say so again within a second. Raises StoreError.
+        """
+        pipeline = self._server.pipeline()  # a transaction: no wake-up comes in between
+        pipeline.hdel(self._keys.idle, self._name)
+        pipeline.delete(*(self._keys.listeners(lane) for lane in lanes))
+        for lane in lanes:
+            pipeline.lpop(self._keys.wake_up(lane))
+        _, _, *left = scripts.call(pipeline.execute)
+        wake_ups = (self._wake_up(text) for text in left if text is not None)
+        return [wake_up.claim for wake_up in wake_ups if wake_up.claim is not None]
+
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""
         pipeline = self._server.pipeline()

@@ -71,8 +71,8 @@ class Senders:
         """Starts them."""
         self._dispatcher.pool = self
         self._completions.call_next = self._call_next
+        self._running = services  # before they look: whoever then finds nothing is idle
         services.start(*(sender.service for sender in self._senders))
-        self._running = services
 
     def show_listeners(self) -> None:
         """Says in Redis that somebody listens; raises StoreError."""
@@ -82,11 +82,14 @@ class Senders:
 
     def finish(self) -> None:
         """Once they have ended: what was claimed for one that did not come to it goes back at once."""
-        claims = []
-        for sender in self._senders:
-            while sender.given:
-                claims.append(sender.given.popleft().claim)
-        self._dispatcher.finish([claim for claim in claims if claim is not None])
+        given = [sender.given.popleft().claim for sender in self._senders for _ in range(len(sender.given))]
+        claims = [claim for claim in given if claim is not None]
+        if self.listens:
+            try:
+                claims += self._store.stop_listening(self._lanes)
+            except StoreError as error:  # it is forgotten within seconds
+                say_failed(log, error, "say that nobody listens")
+        self._dispatcher.finish(claims)
 
     # -- as the dispatcher needs them
 
