@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kalshi_cancel.exchange.clock import FORGOTTEN_AFTER_S, BoundedClock, Span
+from kalshi_cancel.exchange.clock import ANSWERS, FORGOTTEN_AFTER_S, LONGER, AnswerTimes, BoundedClock, Span
 
 OFFSET_MS = 3_200.0
 
@@ -116,3 +118,14 @@ def test_the_bounds_hold_the_truth_however_it_drifts_and_whenever_it_was_told(
         assert clock.surely_at(now_s) is not None
     span = clock.surely_at(now_s + later_s)
     assert span.low_ms - 0.5 <= truth_ms(now_s + later_s) <= span.high_ms + 0.5
+
+
+def test_answers_tell_how_long_the_next_may_take_and_old_ones_are_forgotten():
+    times = AnswerTimes()
+    for took_s in (0.5, *[0.004] * (ANSWERS - 2)):
+        times.learn(took_s)
+    assert times.longest_s == math.inf
+    times.learn(0.01)
+    assert times.longest_s == LONGER * 0.5
+    times.learn(0.02)
+    assert times.longest_s == LONGER * 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from kalshi_cancel.exchange.calls import (
     Routing,
 )
 from kalshi_cancel.exchange.client import Exchange
+from kalshi_cancel.exchange.clock import ANSWERS
 from kalshi_cancel.exchange.protocol import Canceled, Failure, Meaning
 from kalshi_cancel.exchange.signing import RequestSigner
 from kalshi_cancel.exchange.transport import Transport
@@ -392,6 +394,16 @@ def test_before_any_answer_the_skew_is_not_known(connect):
     exchange = connect()
     assert exchange.skew_ms is None
     assert abs(exchange.now_ms() - time.time() * 1000) < 1000
+
+
+def test_answered_cancels_tell_how_soon_one_takes_effect_and_what_failed_does_not(connect, control):
+    control.place_many([{"order_id": f"o-{at}"} for at in range(ANSWERS)])
+    exchange = connect()
+    for at in range(ANSWERS):
+        assert exchange.effect_within_s == math.inf
+        failed(exchange, "o-none")
+        canceled(exchange, f"o-{at}")
+    assert 0 < exchange.effect_within_s < TIME_LEFT_S
 
 
 def test_an_answer_without_a_usable_date_changes_nothing(connect, control):

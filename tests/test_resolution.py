@@ -386,6 +386,16 @@ def test_what_was_removed_is_null_when_it_ended_while_no_attempt_was_under_way(a
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, None)
 
 
+@pytest.mark.parametrize(("effect_ms", "removed"), [(70, Decimal(10)), (20, None)])
+def test_what_ended_later_than_cancels_take_at_present_is_perhaps_not_our_doing(effect_ms, removed):
+    case = case_of().sending(replace(at(T0), effect_ms=effect_ms))
+    lost = replace(onward(after_cancel(case, LOST, T0 + 1_000)), remaining=Decimal(10), filled=Decimal(0))
+    kept = Case.from_json(lost.request, lost.to_json())
+    verdict = after_read_at(kept, order(CANCELED, last_update_ms=T0 + 60), T0 + 1_300)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, removed)
+
+
 def test_what_was_removed_is_null_when_it_ended_after_the_attempt_was_given_up_on():
     lost = onward(after_cancel(sent(), LOST, T0 + 40))
     lost = onward(after_read_at(lost, order(RESTING), T0 + 50))

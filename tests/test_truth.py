@@ -12,6 +12,7 @@ from decimal import Decimal
 import pytest
 from crew import PATIENCE_S
 
+from kalshi_cancel.exchange.clock import ANSWERS
 from trials.stack import wait_until
 
 ZERO, WHOLE = Decimal(0), Decimal("10.00")
@@ -23,9 +24,9 @@ def crew(crew):
     return crew
 
 
-def teach_the_clock(crew):
-    """Has the worker see a cancel of its own answered: from then on it knows the engine's clock."""
-    for order_id in crew.place(2):
+def teach_the_clock(crew, cancels=2):
+    """Has the worker see cancels of its own answered: from then on it knows the engine's clock."""
+    for order_id in crew.place(cancels):
         assert crew.client.cancel(order_id).result(timeout=PATIENCE_S).outcome == "canceled"
 
 
@@ -203,6 +204,7 @@ def test_what_a_stale_read_has_shown_less_later_fills_is_what_our_lost_cancel_re
     """The reads lag, so the one after the lost cancel still shows what was left before it."""
     teach_the_clock(crew)
     crew.control.configure(latency_s=0.05)  # longer than what the clock is known to
+    teach_the_clock(crew, ANSWERS)  # and how long a cancel takes now
     proven = 0
     for order_id in crew.place(6, read_lag_s=0.3):
         crew.control.decrease(order_id, to="6.00", ago_s=1.0)

@@ -26,7 +26,7 @@ from kalshi_cancel.exchange.calls import (
     compose_list,
     compose_read,
 )
-from kalshi_cancel.exchange.clock import BoundedClock, Span
+from kalshi_cancel.exchange.clock import AnswerTimes, BoundedClock, Span
 from kalshi_cancel.exchange.protocol import (
     GATEWAY_CODE,
     CancelAnswer,
@@ -90,6 +90,7 @@ class Exchange:
         self.dialect = dialect
         self._front = BoundedClock()
         self._engine = BoundedClock()
+        self._cancel_times = AnswerTimes()
         self._follows_front = False  # our own clock is not good enough to sign with
         self._last_timestamp_ms = 0
         self._warned_skew_ms = 0
@@ -240,6 +241,11 @@ class Exchange:
         roughly = None if front is None else front.moved(0.0, unsure_ms=ENGINE_OFF_FRONT_MS)
         return self._engine.surely_at(now_s) or roughly
 
+    @property
+    def effect_within_s(self) -> float:
+        """How long after its sending a cancel may take effect, as the last ones tell; perhaps infinite."""
+        return self._cancel_times.longest_s
+
     def close(self) -> None:
         """Closes the connections."""
         self._transport.close()
@@ -305,6 +311,7 @@ class Exchange:
             # All lie between sending and answer: the first bounds the clock from above, the last from below.
             within_ms = max(each.ts_within_ms for each in stamped)
             self._engine.learn(Span(last, first + within_ms), sent_s=sent_s, received_s=received_s)
+            self._cancel_times.learn(received_s - sent_s)
 
     def _move_to_v2(self) -> None:
         with self._lock:

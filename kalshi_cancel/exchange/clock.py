@@ -12,13 +12,18 @@ effect, *not before us* when it lies wholly after that, and else nobody can tell
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 # Two clocks that are both corrected by NTP may part by twice its largest correction, 500 millionths.
 DRIFT = 0.001
 # A clock may be set. What nothing has confirmed for so long is not known any more.
 FORGOTTEN_AFTER_S = 900.0
+# So many answers tell how long one takes, and one more may take so much longer than the slowest of them.
+ANSWERS = 20
+LONGER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,23 @@ class BoundedClock:
         if self._offset is None or age_s > FORGOTTEN_AFTER_S:
             return None
         return _aged(self._offset, age_s)
+
+
+class AnswerTimes:
+    """How long the last answers took; shared by all threads."""
+
+    def __init__(self) -> None:
+        self._took_s: deque[float] = deque(maxlen=ANSWERS)
+
+    def learn(self, took_s: float) -> None:
+        """Another answer took so long."""
+        self._took_s.append(took_s)
+
+    @property
+    def longest_s(self) -> float:
+        """So long the next may take, if nothing has changed; infinite until enough is known."""
+        took_s = tuple(self._took_s)
+        return LONGER * max(took_s) if len(took_s) == ANSWERS else math.inf
 
 
 def _aged(offset: Span, age_s: float) -> Span:

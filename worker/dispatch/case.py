@@ -17,8 +17,8 @@ from kalshi_cancel.model.orders import Order
 from kalshi_cancel.model.requests import CancelRequest
 from kalshi_cancel.model.results import Problem
 
-# An end while our attempt was under way is its doing. Of a slow or lost one only the beginning counts:
-# a cancel reaches the exchange within tens of milliseconds, and a later end is perhaps not ours.
+# An end while our attempt was under way is its doing. Of a slow or lost one only the beginning counts: a
+# cancel reaches the exchange within tens of milliseconds at most, and a later end is perhaps not ours.
 UNDER_WAY_MOST_MS = 100
 HISTORY_MOST = 20  # the latest failures of a case that are kept for the operator
 UNKNOWN_STATUS = "unknown_status"
@@ -44,20 +44,26 @@ class Instant:
     """A moment in a cancel's life: on the exchange's two clocks, and since the cancel was accepted.
 
     ``engine`` is the clock that stamps orders, None while it is not known; ``exchange_ms``, the front's, is
-    for people to read. What took how long is told by the age.
+    for people to read. What took how long is told by the age. ``effect_ms``: how long after this moment a
+    cancel that is sent at it may have its effect.
     """
 
     exchange_ms: int
     age_ms: int
     engine: Span | None = None
+    effect_ms: int = UNDER_WAY_MOST_MS
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The sending of a cancel: when, on the engine's clock as it was known then, and at what age."""
+    """The sending of a cancel: when, on the engine's clock as it was known then, and at what age.
+
+    An end later than ``effect_ms`` after it is perhaps not its doing.
+    """
 
     age_ms: int
     engine: Span | None = None
+    effect_ms: int = UNDER_WAY_MOST_MS
 
 
 @dataclass(slots=True)  # thousands are made a second: frozen, each would take three times as long
@@ -261,7 +267,7 @@ class Case:
 
     def sending(self, now: Instant) -> Case:
         """The case once a cancel is about to be sent."""
-        attempt = Attempt(now.age_ms, now.engine)
+        attempt = Attempt(now.age_ms, now.engine, now.effect_ms)
         if not self.attempts and not self.history:  # no progress yet: most of thousands a second
             return Case(
                 self.request,
@@ -311,8 +317,8 @@ def _says_something(value: object) -> bool:
 
 def _told(attempt: Attempt) -> list[float | None]:
     if attempt.engine is None:
-        return [attempt.age_ms, None, None]
-    return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms]
+        return [attempt.age_ms, None, None, attempt.effect_ms]
+    return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms, attempt.effect_ms]
 
 
 def _plain(name: str, told: Any) -> Any:
@@ -323,8 +329,9 @@ def _plain(name: str, told: Any) -> Any:
 
 
 def _attempt(told: Any) -> Attempt:
-    age_ms, low_ms, high_ms = told
-    return Attempt(int(age_ms), None if low_ms is None else Span(float(low_ms), float(high_ms)))
+    age_ms, low_ms, high_ms, effect_ms = told
+    engine = None if low_ms is None else Span(float(low_ms), float(high_ms))
+    return Attempt(int(age_ms), engine, int(effect_ms))
 
 
 def _problem(told: Any) -> Problem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import random
 import threading
 import time
@@ -38,7 +39,7 @@ from kalshi_cancel.store.scripts import StoreError, say_failed
 from worker.dispatch.archive import Archive, NotNow
 from worker.dispatch.batch_size import NEVER_TOO_MANY, BatchSize
 from worker.dispatch.breaker import CircuitBreaker
-from worker.dispatch.case import Attempt, Case, Instant, Step
+from worker.dispatch.case import UNDER_WAY_MOST_MS, Attempt, Case, Instant, Step
 from worker.dispatch.events import CallMade
 from worker.dispatch.leases import Leases
 from worker.dispatch.paid_calls import Made, NoTokens, PaidCalls, Payment, Target, kept_share
@@ -434,7 +435,8 @@ class Executor:
         return case.interrupted(attempt, Instant(clocks.front_ms, round(entry.age_s * 1000), clocks.engine))
 
     def _clocks(self) -> Clocks:
-        return Clocks(self._exchange.now_ms(), self._exchange.engine_now())
+        effect_ms = min(self._exchange.effect_within_s * 1000, UNDER_WAY_MOST_MS)
+        return Clocks(self._exchange.now_ms(), self._exchange.engine_now(), math.ceil(effect_ms))
 
     def _now(self, walk: Walk, *, ago_s: float = 0.0) -> Instant:
         return walk.instant(self._clocks(), ago_s=ago_s)

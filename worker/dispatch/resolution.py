@@ -24,7 +24,7 @@ from kalshi_cancel.exchange.clock import Span
 from kalshi_cancel.exchange.protocol import CancelAnswer, Canceled, Failure, Meaning, ReadAnswer
 from kalshi_cancel.model.orders import Order, OrderStatus
 from kalshi_cancel.model.results import ConfirmedBy, Outcome, Problem
-from worker.dispatch.case import UNDER_WAY_MOST_MS, UNKNOWN_STATUS, Attempt, Case, Instant, Step
+from worker.dispatch.case import UNKNOWN_STATUS, Attempt, Case, Instant, Step
 
 # A 404 on a read proves nothing by itself (reads lag writes): so many, over at least the read lag, do.
 NOT_FOUND_READS_FOR_PROOF = 3
@@ -297,7 +297,7 @@ def _removed(case: Case, order: Order, asked: Instant) -> Decimal | None:
         return None
     if case.last_doubt.age_ms - (case.shown_age_ms or 0) > SHOWN_RECENTLY_MS:
         return None  # somebody may have changed its size since
-    under_way_ms = min(case.unanswered_age_ms - case.last_doubt.age_ms, UNDER_WAY_MOST_MS)
+    under_way_ms = min(case.unanswered_age_ms - case.last_doubt.age_ms, case.last_doubt.effect_ms)
     if not sent.is_before(end) or end.high_ms > sent.high_ms + under_way_ms:
         return None  # it came when no attempt was under way: perhaps somebody else's
     removed = case.remaining - (order.fill_count - case.filled)

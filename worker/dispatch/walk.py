@@ -21,10 +21,11 @@ WORTH_A_CALL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The exchange's two clocks at one moment, read once for all orders of a call; see Instant."""
+    """What a moment is by the exchange's clocks, read once for all orders of a call; see Instant."""
 
     front_ms: int
     engine: Span | None
+    effect_ms: int
 
 
 class Walk:
@@ -60,7 +61,7 @@ class Walk:
         ago_ms, engine = ago_s * 1000, clocks.engine
         if engine is not None and ago_ms:
             engine = engine.moved(-ago_ms)
-        return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine)
+        return Instant(clocks.front_ms - round(ago_ms), self.age_ms(ago_s=ago_s), engine, clocks.effect_ms)
 
     def is_overdue(self) -> bool:
         """Whether the waiters are told ``unresolved``, now or already: no short pauses, and no end."""
