@@ -31,6 +31,9 @@ from kalshi_cancel.store.scripts import connect
 # What this service is made for and tested with.
 REDIS_AT_LEAST = 7
 VALKEY_AT_LEAST = 8
+# RSA signatures of so many calls take a third of a core, and more calls take more.
+RSA_SIGNATURE_S = 0.0003
+RSA_SINGLES_MOST_PER_S = 1_000
 MEMORY_WORTH_A_WARNING = 0.8  # of maxmemory; beyond it Redis refuses to accept cancels
 # The exchange accepts +-10 s; what we measure is exact to half a second, and calls take time too.
 SKEW_TOO_LARGE_MS = 9_000
@@ -327,12 +330,11 @@ def _examine_exchange(
         return
     yield _ok("signed read", f"key {settings.api_key_id} and its signature are accepted")
     yield _examine_rights(exchange, settings.api_key_id)
-    yield _examine_limits(exchange)
+    yield from _examine_limits(exchange, len(_shards(status)) - 1)
 
 
 def _examine_status(base_url: str, status: Mapping[str, Any]) -> Finding:
-    shards = status.get("exchange_index_statuses")
-    statuses = [shard for shard in shards if isinstance(shard, Mapping)] if isinstance(shards, list) else []
+    statuses = _shards(status)
 
     def paused(what: str) -> str | None:
         if status.get(what) is False:
@@ -361,6 +363,12 @@ def _examine_status(base_url: str, status: Mapping[str, Any]) -> Finding:
             "check that KALSHI_BASE_URL is the exchange's",
         )
     return _ok("exchange", f"{base_url} is reachable; exchange and trading are active")
+
+
+def _shards(status: Mapping[str, Any] | Failure) -> list[Mapping[str, Any]]:
+    """The states of the exchange's shards; empty where it does not tell."""
+    shards = None if isinstance(status, Failure) else status.get("exchange_index_statuses")
+    return [shard for shard in shards if isinstance(shard, Mapping)] if isinstance(shards, list) else []
 
 
 def _examine_clock(exchange: Exchange, redis_ahead_ms: float | None = None) -> Finding:
@@ -432,21 +440,33 @@ def _examine_rights(exchange: Exchange, key_id: str) -> Finding:
     return _ok("key rights", "this key may cancel, and it sees all subaccounts")
 
 
-def _examine_limits(exchange: Exchange) -> Finding:
+def _examine_limits(exchange: Exchange, shards: int) -> Iterator[Finding]:
+    """What the account may do; ``shards``: how many have a bucket of their own."""
     limits, costs = exchange.fetch(ACCOUNT_LIMITS), exchange.fetch(ENDPOINT_COSTS)
     for answer in (limits, costs):
         if isinstance(answer, Failure):
-            return _warning("limits", _words(answer), "run this again; without them the budget is unknown")
+            yield _warning("limits", _words(answer), "run this again; without them the budget is unknown")
+            return
     assert not isinstance(limits, Failure)
     assert not isinstance(costs, Failure)
     known = Limits.parse(limits, costs)
     if known is None:
-        return _warning(
+        yield _warning(
             "limits",
             "the account's limits or the costs of calls came in a form that is not known",
             "see the exchange's changelog, and whether there is a newer version of this service",
         )
-    return _ok(
+        return
+    singles = max(shards, 0) * known.write_refill / known.cancel_cost
+    _, algorithm = exchange.signs_with
+    if algorithm != "Ed25519" and singles > RSA_SINGLES_MOST_PER_S:
+        yield _warning(
+            "signatures",
+            f"the buckets of {shards} shards pay for {singles:g} single cancels a second, each of which is"
+            f" signed; an RSA signature takes about {RSA_SIGNATURE_S * 1000:g} ms of a core",
+            "use an Ed25519 key: it signs about seven times as fast",
+        )
+    yield _ok(
         "limits",
         f"tier {limits.get('usage_tier')}: read {known.read_refill:g} tokens/s (bucket"
         f" {known.read_capacity:g}), write {known.write_refill:g} tokens/s (bucket {known.write_capacity:g});"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+from claims import claim_request
 from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient
@@ -44,6 +45,7 @@ from kalshi_cancel.store.pending import (
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import StoreError, connect
 from kalshi_cancel.store.stats import Stats
+from kalshi_cancel.store.steps import Filled, Line, Snapshot
 from trials.stack import ROOT, RedisServer
 from worker.broker.channel import Taken
 
@@ -54,6 +56,11 @@ LONG_S = 600.0
 BY_WAKE_UP = "(whoever took the wake-up)"
 BOTH = (Lane.RISK, Lane.STRATEGY)
 QUEUES = ["risk", "cancels"]
+ANY_PATH = Snapshot(
+    0,
+    tuple(Line(lane, path, 0, 9) for lane in BOTH for path in ("write", "write:2", "read", "reads")),
+    tuple((name, Filled(1e6, 1e6, 1.0)) for name in ("read", "write", "write:2")),
+)
 MASS = "a-mass"
 # What only observes, wakes somebody up, or strikes off a list: it may fail, and changes nothing else.
 OBSERVERS = re.compile(rf"{PREFIX}:(audit|audit:head|counts|idle|wake_up:\w+|lists|list:\w+:left)")
@@ -189,7 +196,7 @@ class Parts:
         )
 
     def claim(self, **wanted: Any) -> list[Entry]:
-        claims = self.store.turn((), a_claim_request(**wanted))[1]
+        claims = self.store.turn((), a_claim_request(**wanted)).claims
         return [entry for claim in claims for entry in claim.entries]
 
     def put_down(self, conclusions: Sequence[Conclusion], wanted: ClaimRequest | None = None) -> None:
@@ -223,7 +230,9 @@ class Parts:
 
 
 def a_claim_request(**wanted: Any) -> ClaimRequest:
-    return ClaimRequest(BOTH, **{"at_most": 5, "lease_s": LONG_S, "exchange_ms": "1:2", **wanted})
+    """Of whatever is due on any path: a look before it would fail where the claim is to fail."""
+    usual = {"snapshot": ANY_PATH, "at_most": 5, "lease_s": LONG_S, "exchange_ms": "1:2"}
+    return claim_request(BOTH, **{**usual, **wanted})
 
 
 def a_result(order_id: str, outcome: Outcome = Outcome.CANCELED) -> CancelResult:
@@ -798,7 +807,7 @@ CASES = [
 # The part of each answer that decides something; the rest is about who is woken up, the audit log, or tokens.
 DECIDES: dict[str, Callable[[Any], Any]] = {
     "accept": lambda answer: answer[2:],
-    "turn": lambda answer: [answer[0], [call[2] for call in answer[1][5:]] if len(answer) > 1 else None],
+    "turn": lambda answer: [answer[0], [call[2] for call in answer[1][6:]] if len(answer) > 1 else None],
     "lanes_to_wake": lambda answer: [state > 0 for state in answer[2:]],
     "note": lambda _answer: None,
     "levels": lambda _answer: None,

@@ -20,6 +20,7 @@ from decimal import Decimal
 
 import pytest
 import redis
+from claims import claim_from
 from crew import PATIENCE_S
 from here import cancelctl
 from pyarrow import parquet
@@ -646,7 +647,7 @@ def test_a_retry_is_noted_with_who_and_why(audit_log, env, here):
     store = CancelStore(connect(settings), settings)
     for order_id in ("a", "b"):
         store.accept([CancelRequest(order_id)], lane=Lane.RISK, default_deadline_s=1)
-    claimed = store.claim(tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
+    claimed = claim_from(store, tuple(Lane), at_most=2, lease_s=60, exchange_ms=None)
     store.conclude([MakeDeadLetter(entry, "") for entry in claimed.entries])
     assert (
         here("retry", "a", "nobody", "--by", "ann", "--why", "the exchange is back")[0] == Exit.NOT_KNOWN_HERE

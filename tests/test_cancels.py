@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 import pytest
+from claims import claim_from, claim_request
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,7 +31,7 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.store import results
 from kalshi_cancel.store.cancels import CancelStore, Fenced
 from kalshi_cancel.store.keys import Keys
-from kalshi_cancel.store.pending import ClaimRequest, Fence, Known, MakeDeadLetter, RetryLater, Settle
+from kalshi_cancel.store.pending import Fence, Known, MakeDeadLetter, RetryLater, Settle
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.workers import WorkerRegistry, WorkerShown
 from trials.stack import wait_until
@@ -97,7 +98,7 @@ class Shortcuts:
         return entries
 
     def claim_call(self, at_most=1, *, lanes=BOTH, lease_s=LONG_S, exchange_ms=None):
-        return self.store.claim(lanes, at_most=at_most, lease_s=lease_s, exchange_ms=exchange_ms)
+        return claim_from(self.store, lanes, at_most=at_most, lease_s=lease_s, exchange_ms=exchange_ms)
 
     def claim_one(self, **how):
         [entry] = self.claim(1, **how)
@@ -947,7 +948,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(lease_s=leases)
     def be_idle(self, lease_s):
-        offer = ClaimRequest(BOTH, at_most=1, lease_s=lease_s, exchange_ms=None, idle_s=LONG_S)
+        offer = claim_request(BOTH, lease_s=lease_s, idle_s=LONG_S)
         self.dispatcher.store.show_listeners(BOTH, life_s=LONG_S, idle=offer)
         self.offered_s = lease_s
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from claims import claim_from
 from cutter import Cutter
 from here import cancelctl
 
@@ -123,7 +124,7 @@ def here(idle_env, monkeypatch, capsys):
 
 
 def claim_one(store):
-    [entry] = store.claim(tuple(Lane), at_most=1, lease_s=60, exchange_ms=None).entries
+    [entry] = claim_from(store, tuple(Lane), at_most=1, lease_s=60, exchange_ms=None).entries
     return entry
 
 
@@ -237,7 +238,7 @@ def test_the_risk_lane_deadline_and_reason_are_in_the_store(idle, store, order_i
     entry = store.open_cancel(order_id)
     assert entry.lane is Lane.RISK
     assert entry.request.reason == "limit"
-    [claimed] = store.claim([Lane.RISK], at_most=1, lease_s=1, exchange_ms=None).entries
+    [claimed] = claim_from(store, [Lane.RISK], at_most=1, lease_s=1, exchange_ms=None).entries
     assert 0 < claimed.deadline_left_s <= 7
 
 
@@ -406,7 +407,7 @@ def test_open_lists_what_is_waiting_claimed_and_unresolved(here, store):
         here("cancel", "--no-wait", order_id, *options, "--requested-by", f"desk of {order_id}")
     held = claim_one(store)
     assert held.order_id == "held"
-    for entry in store.claim([Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
+    for entry in claim_from(store, [Lane.STRATEGY], at_most=2, lease_s=60, exchange_ms=None).entries:
         progress, pause_s = (PROGRESS, 90) if entry.order_id == "tried" else ("", 0)
         store.conclude([RetryLater(entry, progress, pause_s)])
     unresolved = CancelResult("tried", Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")

@@ -10,16 +10,21 @@ from contextlib import ExitStack
 
 import pytest
 from buckets import Account, usable
+from claims import claim_from, claims_from
 from crew import PATIENCE_S, SENDERS, ids
 
+from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
-from kalshi_cancel.store.pending import ClaimRequest, Known
+from kalshi_cancel.store.pending import Known
 from kalshi_cancel.store.rate_limits import Limits
 from kalshi_cancel.store.scripts import connect
 from trials.stack import wait_until
+from worker.dispatch.dispatcher import Dispatcher
 from worker.dispatch.read_slots import ReadSlots
+from worker.dispatch.settings import DispatchSettings
 
 ON_THE_WAY_S = (
     0.2  # kalshi_cancel/store/lua/buckets.lua: what a full bucket misses in this time is not counted on
@@ -54,8 +59,14 @@ def test_strategy_cannot_take_the_last_fifth_and_risk_can(account):
 
 
 def claimed(account, store, lane, at_most=1000):
-    return store.claim(
-        [lane], at_most=at_most, lease_s=60, exchange_ms=None, risk_reserve=RESERVE, cancel_cost=CANCEL_COST
+    return claim_from(
+        store,
+        [lane],
+        at_most=at_most,
+        lease_s=60,
+        exchange_ms=None,
+        risk_reserve=RESERVE,
+        cancel_cost=CANCEL_COST,
     )
 
 
@@ -98,8 +109,7 @@ def shards(account):
             self.store.accept(requests, lane=Lane.RISK, default_deadline_s=60)
 
         def claims(self, calls, at_most=1):
-            wanted = ClaimRequest((Lane.RISK,), at_most=at_most, lease_s=60, exchange_ms=None, calls=calls)
-            return self.store.turn((), wanted)[1]
+            return claims_from(self.store, (Lane.RISK,), at_most=at_most, calls=calls)
 
     return Shards()
 
@@ -232,10 +242,10 @@ def test_what_was_never_sent_is_claimed_before_what_is_to_be_read_back(account):
     store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", 0.0))
     store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
     wanted = {"at_most": 5, "lease_s": 60, "exchange_ms": None, "reads_after_s": 1.0}
-    assert [each.order_id for each in store.claim([Lane.RISK], **wanted).entries] == [new]
-    nothing = store.claim([Lane.RISK], **wanted, reads=0)
+    assert [each.order_id for each in claim_from(store, [Lane.RISK], **wanted).entries] == [new]
+    nothing = claim_from(store, [Lane.RISK], **wanted, reads=0)
     assert (nothing.entries, nothing.is_more, nothing.next_due_s) == ((), False, pytest.approx(60, abs=5))
-    assert [each.order_id for each in store.claim([Lane.RISK], **wanted, reads=1).entries] == [old]
+    assert [each.order_id for each in claim_from(store, [Lane.RISK], **wanted, reads=1).entries] == [old]
 
 
 def test_a_read_back_that_has_waited_for_long_goes_first(account):
@@ -243,7 +253,7 @@ def test_a_read_back_that_has_waited_for_long_goes_first(account):
     [old], [new] = ids(1), ids(1)
     store.accept([CancelRequest(old)], lane=Lane.RISK, default_deadline_s=60, known=Known("", "read", -9.0))
     store.accept([CancelRequest(new)], lane=Lane.RISK, default_deadline_s=60)
-    claim = store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None, reads_after_s=1.0)
+    claim = claim_from(store, [Lane.RISK], at_most=5, lease_s=60, exchange_ms=None, reads_after_s=1.0)
     assert [each.order_id for each in claim.entries] == [old]
 
 
@@ -338,6 +348,35 @@ def test_under_load_the_shards_own_buckets_are_spent_too(crew):
     assert sum(len(body["orders"]) for body in stories) == len(orders)
     assert all(sum(call["orders"] for call in body["calls"]) == len(body["orders"]) for body in stories)
     assert [call for call in crew.control.calls() if call["status"] == 429] == []
+
+
+def test_who_is_given_a_claim_is_busy_before_it_begins_or_none_would_be_left_to_risk(shared_crew, account):
+    """Two senders were just given claims and are slow to begin, one has the turn, and the fourth looks."""
+
+    class Pool:
+        listens = True
+
+        def draft(self):
+            return range(2)
+
+        def dismiss(self, _others, given):
+            if given:  # (the first turn only looks what there is)
+                rooms.append((len(given), dispatcher.lanes_with_room))
+                dispatcher.stopping.set()
+
+    rooms = []
+    environment = {**shared_crew.stack.environment, "KALSHI_BATCH_MOST": "1"}
+    settings = WorkerSettings.from_env(environment)
+    store = CancelStore(account.server, account.settings)
+    store.accept([CancelRequest(each) for each in ids(4)], lane=Lane.STRATEGY, default_deadline_s=60)
+    exchange = Exchange.from_settings(settings)
+    dispatcher = Dispatcher(
+        store, exchange, account.pacer, DispatchSettings.of(settings, lanes=tuple(Lane), senders=4)
+    )
+    dispatcher.pool = Pool()
+    dispatcher.serve()
+    exchange.close()
+    assert rooms == [(2, (Lane.RISK,))]
 
 
 def test_a_hand_is_free_for_risk_while_all_others_wait_for_slow_answers(crew):

@@ -109,6 +109,23 @@ def test_the_account_s_limits_and_the_cost_of_a_cancel_are_told(env, exchange):
     assert "a cancel costs 2: 50 cancels/s" in told
 
 
+@pytest.mark.parametrize(("tier", "advised"), [("basic", False), ("advanced", False), ("prestige", True)])
+def test_where_single_calls_are_the_limit_an_ed25519_key_is_advised(env, exchange, tier, advised):
+    exchange.configure(tier=tier)
+    found = report(env)
+    assert ("signatures" in found) == advised
+    if advised:
+        assert "3 shards pay for 12000 single cancels a second" in found["signatures"].found
+        assert "Ed25519" in found["signatures"].advice
+
+
+def test_an_ed25519_key_needs_no_such_advice(env, tmp_path):
+    keys = Keys(tmp_path, algorithm="ed25519")
+    with SandboxServer(keys={KEY_ID: keys.public_path.read_text()}, tier="prestige") as server:
+        mine = {"KALSHI_BASE_URL": server.url, "KALSHI_PRIVATE_KEY_PATH": str(keys.private_path)}
+        assert "signatures" not in report(env | mine)
+
+
 def test_a_producer_is_examined_without_key_and_exchange(own_redis):
     found = report({"REDIS_URL": own_redis.url}, producer=True)
     assert list(found) == ["settings", *REDIS_CHECKS]

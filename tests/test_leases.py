@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from buckets import Account
+from claims import claim_from
 from crew import PATIENCE_S
 
 from kalshi_cancel.model.requests import CancelRequest, Lane
@@ -175,7 +176,7 @@ def claimed(store, *order_ids, lease_s=LEASE_S):
 
 
 def claim(store, at_most, *, lease_s=LEASE_S):
-    return store.claim((Lane.RISK,), at_most=at_most, lease_s=lease_s, exchange_ms=None).entries
+    return claim_from(store, (Lane.RISK,), at_most=at_most, lease_s=lease_s, exchange_ms=None).entries
 
 
 def due_in_s(store, account, order_id):

@@ -7,6 +7,7 @@ import uuid
 from contextlib import contextmanager
 
 import pytest
+from claims import claim_from
 from crew import ids
 
 from kalshi_cancel.model.requests import CancelRequest, Lane
@@ -45,7 +46,7 @@ class Dispatcher:
 
     def settle(self, *order_ids):
         """Cancels these, if they are open."""
-        claim = self.store.claim([Lane.RISK], at_most=100_000, lease_s=0.001, exchange_ms=None)
+        claim = claim_from(self.store, [Lane.RISK], at_most=100_000, lease_s=0.001, exchange_ms=None)
         done = [
             Settle(each, CancelResult(each.order_id, Outcome.CANCELED))
             for each in claim.entries

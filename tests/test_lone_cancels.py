@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from claims import claim_from, claim_request
 from crew import PATIENCE_S, ids, wait_idle
 
 from kalshi_cancel.exchange.client import Exchange
@@ -19,7 +20,7 @@ from kalshi_cancel.settings.redis import RedisSettings
 from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.keys import Keys
-from kalshi_cancel.store.pending import ClaimRequest, Fence, Known, Settle, WakeUp
+from kalshi_cancel.store.pending import Fence, Known, Settle, WakeUp
 from kalshi_cancel.store.rate_limits import Limits, Pacer
 from kalshi_cancel.store.scripts import connect
 from trials.stack import wait_until
@@ -30,7 +31,7 @@ from worker.dispatch.settings import DispatchSettings
 BOTH = (Lane.RISK, Lane.STRATEGY)
 LONG_S = 600.0
 WORST_S = 5.0  # promised after a worker's death
-IDLE = ClaimRequest(BOTH, at_most=5, lease_s=LONG_S, exchange_ms="1000:2000", idle_s=LONG_S)
+IDLE = claim_request(BOTH, at_most=5, lease_s=LONG_S, exchange_ms="1000:2000", idle_s=LONG_S)
 
 
 class Idle:
@@ -52,7 +53,7 @@ class Idle:
         self.server.close()
 
     def become_idle(self, **offer):
-        _, [claim] = self.store.turn((), replace(IDLE, **offer))
+        [claim] = self.store.turn((), replace(IDLE, **offer)).claims
         assert claim.entries == ()
 
     def accept(self, *order_ids, lane=Lane.STRATEGY, known=None, fence=None, **fields):
@@ -66,7 +67,7 @@ class Idle:
         return wake_up.claim
 
     def claim(self):
-        return self.store.claim(BOTH, at_most=5, lease_s=LONG_S, exchange_ms=None)
+        return claim_from(self.store, BOTH, at_most=5, lease_s=LONG_S, exchange_ms=None)
 
     def tokens(self, bucket="write"):
         return self.pacer.levels([bucket])[bucket].tokens
@@ -344,7 +345,7 @@ def test_while_the_breaker_is_open_what_a_wake_up_carries_goes_back_unsent(crew,
         dispatcher.stopping.set()
         dispatcher.serve(wake_up=wake_up)
         assert crew.sent()[order_id] == 0
-        [entry] = store.claim(BOTH, at_most=5, lease_s=LONG_S, exchange_ms=None).entries
+        [entry] = claim_from(store, BOTH, at_most=5, lease_s=LONG_S, exchange_ms=None).entries
         assert entry.order_id == order_id
         server.close()
 

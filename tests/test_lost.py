@@ -10,6 +10,7 @@ import uuid
 from contextlib import closing
 
 import pytest
+from claims import claim_from
 from crew import ids
 
 from kalshi_cancel.cli.exits import Exit
@@ -121,7 +122,7 @@ def test_a_wait_that_has_no_time_looks_all_the_same(forgetful, client):
 def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(forgetful, client, store):
     gone, settled, rests = ids(3)
     pending = client.cancel_many([gone, settled, rests])
-    for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
+    for entry in claim_from(store, (Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == settled:
             store.conclude([Settle(entry, CancelResult(settled, Outcome.CANCELED))])
     with forgetful.client() as redis:
@@ -142,7 +143,7 @@ def test_of_several_the_lost_ones_are_named_and_the_others_can_be_waited_for(for
 def test_what_was_given_up_is_not_said_to_be_worked_on(forgetful, client, store):
     dead, rests = ids(2)
     pending = client.cancel_many([dead, rests])
-    for entry in store.claim((Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
+    for entry in claim_from(store, (Lane.STRATEGY,), at_most=100, lease_s=60, exchange_ms=None).entries:
         if entry.order_id == dead:
             store.conclude([MakeDeadLetter(entry, "")])
     with forgetful.client() as redis:
@@ -194,7 +195,7 @@ def test_an_outage_that_loses_nothing_ends_no_wait(tmp_path, order_id):
             server.start()
             settings = RedisSettings.at(server.url)
             store = CancelStore(connect(settings), settings)
-            [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
+            [entry] = claim_from(store, (Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
             store.conclude([Settle(entry, CancelResult(order_id, Outcome.CANCELED))])
             assert told().outcome == "canceled"
     finally:

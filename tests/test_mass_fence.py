@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 from celery import Celery
+from claims import claim_from
 from crew import PATIENCE_S
 
 from kalshi_cancel.model.mass_request import MassRequest
@@ -376,7 +377,7 @@ def test_what_is_settled_while_the_report_is_made_is_in_it_and_a_dead_letter_is_
     store.accept([CancelRequest("late"), CancelRequest("dead")], lane=Lane.RISK, default_deadline_s=60)
     entries = {
         each.order_id: each
-        for each in store.claim([Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
+        for each in claim_from(store, [Lane.RISK], at_most=5, lease_s=60, exchange_ms=None).entries
     }
     store.conclude([MakeDeadLetter(entries.pop("dead"), "")])
     result = CancelResult("late", Outcome.CANCELED, reduced_by=Decimal(10))

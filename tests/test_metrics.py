@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from claims import claim_from
 from prometheus_client.parser import text_string_to_metric_families
 
 from kalshi_cancel.client import CancelClient
@@ -278,7 +279,7 @@ def make_older(store, order_id, *, by_s):
 
 
 def take(store, at_most):
-    return store.claim([Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
+    return claim_from(store, [Lane.STRATEGY], at_most=at_most, lease_s=30, exchange_ms=None).entries
 
 
 def test_what_is_open_is_counted_by_lane_with_the_age_of_the_oldest_also_when_that_is_claimed(store, stats):

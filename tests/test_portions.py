@@ -7,6 +7,7 @@ import uuid
 from decimal import Decimal
 
 import pytest
+from claims import claim_from
 from crew import ids
 
 from kalshi_cancel.model.fields import TEXT_MAX_CHARS
@@ -121,7 +122,7 @@ def test_many_requesters_with_long_names_take_small_steps(steps_of):
         for name in names:
             requests = [CancelRequest(each, requested_by=name) for each in order_ids]
             dispatcher.store.accept(requests, lane=Lane.RISK, default_deadline_s=600)
-        claim = dispatcher.store.claim([Lane.RISK], at_most=BATCH_LIMIT, lease_s=60, exchange_ms=None)
+        claim = claim_from(dispatcher.store, [Lane.RISK], at_most=BATCH_LIMIT, lease_s=60, exchange_ms=None)
         done = [Settle(each, CancelResult(each.order_id, Outcome.CANCELED)) for each in claim.entries]
         assert dispatcher.store.conclude(done) == [True] * 100
         result = dispatcher.store.record(order_ids[0])

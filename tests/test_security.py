@@ -20,6 +20,7 @@ import here
 import pytest
 import redis
 from celery import Celery
+from claims import claim_from
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from test_top import Terminal
@@ -215,7 +216,7 @@ def test_a_dead_letter_is_kept_seen_and_revived_without_one_denial(guarded, as_p
         server.delete("kalshi-cancel:idle")  # or it would be claimed for the worker
         as_producer.cancel(order_id)
         store = CancelStore(server, settings)  # in a worker's senders, and with its permissions
-        claim = store.claim(list(Lane), at_most=1, lease_s=1, exchange_ms=None)
+        claim = claim_from(store, list(Lane), at_most=1, lease_s=1, exchange_ms=None)
         assert store.conclude([MakeDeadLetter(entry, "") for entry in claim.entries]) == [True]
         assert [each.order_id for each in as_producer.dead_letters()] == [order_id]
         assert order_id in cancelctl(guarded, "monitor", "dead", "--json").stdout
@@ -517,7 +518,7 @@ def test_a_store_in_a_producers_hands_claims_and_settles_nothing(guarded, as_pro
     with as_user(guarded.redis, "producer") as server:
         store = CancelStore(server, settings)
         with pytest.raises(StoreError, match=DENIED):
-            store.claim([Lane.STRATEGY], at_most=1, lease_s=1, exchange_ms=None)
+            claim_from(store, [Lane.STRATEGY], at_most=1, lease_s=1, exchange_ms=None)
         with pytest.raises(StoreError, match=DENIED):
             store.keep_unreadable("x")
     guarded.control.configure(exchange_paused=False)

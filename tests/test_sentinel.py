@@ -130,8 +130,8 @@ def test_a_failover_under_load_loses_nothing_that_was_replicated_and_work_goes_o
     if trouble is killed:
         old.start()
     old.part.signal(signal.SIGCONT)
-    wait_until(guarded.redis.is_settled, what="the old primary as a replica of the new one")
-    assert guarded.redis.primary() is not old
+    # (On a busy machine the Sentinels may move it once more, back to the old one.)
+    wait_until(guarded.redis.is_settled, what="one primary that all agree on, with its replicas")
     assert guarded.accept(*guarded.place(1)).result(PATIENCE_S).outcome == "canceled"
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from buckets import Account
+from claims import claim_from
 from crew import PATIENCE_S, ids
 
 from kalshi_cancel.exchange.protocol import Failure, Meaning
@@ -191,7 +192,7 @@ def test_an_entry_without_a_place_in_line_gets_one(store):
 
     def is_claimed():
         sweeping.mend()
-        claim = store.claim((Lane.RISK,), at_most=1, lease_s=1.0, exchange_ms=None)
+        claim = claim_from(store, (Lane.RISK,), at_most=1, lease_s=1.0, exchange_ms=None)
         return [each.order_id for each in claim.entries] == [order_id]
 
     wait_until(is_claimed, within_s=PATIENCE_S, what="it was found")

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import pyte
 import pytest
+from claims import claim_from
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,7 +208,7 @@ def test_lanes_have_what_is_open_claimed_unresolved_and_how_old(store, settings)
     wait_for_age(store, late)
     accept(store, 2, exchange_index=1)
     accept(store, 3, lane=Lane.RISK)
-    held = store.claim((Lane.RISK,), at_most=2, lease_s=60, exchange_ms=None).entries
+    held = claim_from(store, (Lane.RISK,), at_most=2, lease_s=60, exchange_ms=None).entries
     unresolved = CancelResult(late, Outcome.UNRESOLVED, settled_at="2026-11-22T10:00:00.000Z")
     wait_until(lambda: store.report([unresolved]), what="its deadline to pass")
     snapshot = Watcher(settings).snapshot()
@@ -225,7 +226,7 @@ def test_a_long_lane_is_counted_whole_and_looked_at_where_it_is_next_due_and_whe
     store, settings
 ):
     accept(store, 1)
-    [entry] = store.claim((Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
+    [entry] = claim_from(store, (Lane.STRATEGY,), at_most=1, lease_s=60, exchange_ms=None).entries
     store.conclude([RetryLater(entry, "", pause_s=3600)])  # at the very end of the line
     wait_for_age(store, entry.order_id)
     accept(store, 3 * ENDS)
@@ -486,7 +487,7 @@ def test_it_shows_what_changes(terminal, store):
     accept(store, 7)
     terminal.wait_for(r"^strategy +7 ")
     terminal.wait_for(r"^ACCEPTED 0\.7/s: strategy 0\.7$")
-    store.claim((Lane.STRATEGY,), at_most=4, lease_s=60, exchange_ms=None)
+    claim_from(store, (Lane.STRATEGY,), at_most=4, lease_s=60, exchange_ms=None)
     terminal.wait_for(r"^strategy +7 +4 ")
 
 

@@ -243,8 +243,8 @@ class Exchange:
 
     @property
     def effect_within_s(self) -> float:
-        """How long after its sending a cancel may take effect, as the last ones tell; perhaps infinite."""
-        return self._cancel_times.longest_s
+        """Within this a cancel usually takes effect, as the last ones tell; perhaps infinite."""
+        return self._cancel_times.usual_s
 
     def close(self) -> None:
         """Closes the connections."""

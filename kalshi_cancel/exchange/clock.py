@@ -13,6 +13,7 @@ effect, *not before us* when it lies wholly after that, and else nobody can tell
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 DRIFT = 0.001
 # A clock may be set. What nothing has confirmed for so long is not known any more.
 FORGOTTEN_AFTER_S = 900.0
-# So many answers tell how long one takes, and one more may take so much longer than the slowest of them.
+# So many answers tell how long one takes. It may take so many times as long as most of them.
 ANSWERS = 20
 LONGER = 2.0
 
@@ -138,10 +139,10 @@ class AnswerTimes:
         self._took_s.append(took_s)
 
     @property
-    def longest_s(self) -> float:
-        """So long the next may take, if nothing has changed; infinite until enough is known."""
+    def usual_s(self) -> float:
+        """Within this most answers come, if nothing has changed; infinite until enough is known."""
         took_s = tuple(self._took_s)
-        return LONGER * max(took_s) if len(took_s) == ANSWERS else math.inf
+        return LONGER * statistics.median(took_s) if len(took_s) == ANSWERS else math.inf
 
 
 def _aged(offset: Span, age_s: float) -> Span:

@@ -45,6 +45,7 @@ from kalshi_cancel.store.pending import (
     Progress,
     RetryLater,
     Settle,
+    Turn,
     WakeUp,
     parse_entry,
 )
@@ -52,6 +53,7 @@ from kalshi_cancel.store.reading import CancelReader
 from kalshi_cancel.store.redis_errors import words
 from kalshi_cancel.store.scripts import StoreError
 from kalshi_cancel.store.server_clock import ServerClock
+from kalshi_cancel.store.steps import Snapshot
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import Seldom, say
 
@@ -119,7 +121,17 @@ class CancelStore(CancelReader):
             "accept",
         )
         self._turn = scripts.load(
-            server, "gather", "audit", "wake_ups", "reply", "conclude", "buckets", "claim", "turn"
+            server,
+            "gather",
+            "audit",
+            "wake_ups",
+            "reply",
+            "conclude",
+            "buckets",
+            "lines",
+            "steps",
+            "claim",
+            "turn",
         )
         self._wait_replicas = settings.wait_replicas
         self.clock = ServerClock(server)
@@ -259,14 +271,11 @@ class CancelStore(CancelReader):
         asked = {"order_id": result.order_id, "record": record, "audit": said, **self._results_at}
         return bool(self._run(self._refuse, scripts.asking(self._prefix, **asked)))
 
-    def turn(
-        self, completed: Sequence[Completed], wanted: ClaimRequest | None
-    ) -> tuple[list[bool], list[Claim]]:
+    def turn(self, completed: Sequence[Completed], wanted: ClaimRequest | None) -> Turn:
         """One step for senders: stores what they completed, and claims what they ask for, if anything.
 
-        False for each conclusion whose entry was another's by now (nothing is done about it). With a
-        request there is at least one claim; if nothing could be claimed, one without entries. Raises
-        StoreError: nothing was done; or NothingClaimed: what was completed is stored.
+        Nothing is done about a conclusion whose entry was another's by now. Raises StoreError: nothing was
+        done; or NothingClaimed: what was completed is stored.
         """
         conclusions = [each for sender in completed for each in sender.conclusions]
         audit_log = (
@@ -281,42 +290,33 @@ class CancelStore(CancelReader):
         # Nobody would know of a claim that a failover throws away: what it sends would be somebody else's.
         concluded, *claimed = scripts.surely(self._server, self._turn, args)
         done = [bool(each) for each in concluded]
-        if not claimed:
-            return done, []
+        if wanted is None:
+            return Turn(done, [])
         if claimed[0] is None:
             raise NothingClaimed(words(redis.ResponseError(claimed[1])), done)
-        now_ms, coming, more, next_due_ms, held_up_ms, *calls = claimed[0]
+        now_ms, coming, more, held_up_ms, lines, buckets, *calls = claimed[0]
         self.clock.heard(now_ms / 1000, asked_s=asked_s)
-        next_due_s = max(next_due_ms - now_ms, 0) / 1000 if next_due_ms else None
-        nothing = Claim((), bool(more), next_due_s, held_up_ms / 1000, coming)
-        return done, self._parse_calls(calls, nothing, now_ms) or [nothing]
+        snapshot = Snapshot.parse(now_ms, lines, buckets)
+        nothing = Claim((), bool(more), snapshot.next_due_s(reads=wanted.reads), held_up_ms / 1000, coming)
+        return Turn(done, self._parse_calls(calls, nothing, now_ms) or [nothing], snapshot)
 
     def _claim_asked(self, wanted: ClaimRequest) -> dict[str, Any]:
         """What is wanted as ``lua/claim.lua`` takes it."""
         return {
-            "at_most": wanted.at_most,
+            "steps": [step.told() for step in wanted.steps],
             "calls": wanted.calls,
+            "reads": wanted.reads,
             "lease_ms": round(wanted.lease_s * 1000),
             "exchange_ms": "" if wanted.exchange_ms is None else wanted.exchange_ms,
-            "risk_share": wanted.risk_reserve,
-            "cancel_cost": wanted.cancel_cost,
-            "read_cost": wanted.read_cost,
-            "list_cost": wanted.list_cost,
             "worker": self._name,
-            "reads": wanted.reads,
-            "reads_after_ms": round(wanted.reads_after_s * 1000),
             **({"idle_ms": round(wanted.idle_s * 1000), "offer": wanted.offer} if wanted.idle_s else {}),
-            "lanes": [(lane.value, self._celery_prefix + lane.queue) for lane in wanted.lanes],
+            "lanes": [lane.value for lane in wanted.lanes],
+            "queues": [self._celery_prefix + lane.queue for lane in wanted.lanes],
         }
-
-    def claim(self, lanes: Sequence[Lane], **wanted: Any) -> Claim:
-        """Takes tokens and the due entries that they pay for, for one call; see :class:`ClaimRequest`."""
-        _, [claim] = self.turn((), ClaimRequest(tuple(lanes), **wanted))
-        return claim
 
     def conclude(self, conclusions: Sequence[Conclusion]) -> list[bool]:
         """Stores what a sender completed; see :meth:`turn`."""
-        return self.turn([Completed(conclusions)], None)[0]
+        return self.turn([Completed(conclusions)], None).done
 
     def _audit_entry_of(self, completed: Completed) -> str:
         """What the audit log is to say of it, without its first brace."""

@@ -15,6 +15,7 @@ from typing import Any, Self
 from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.model.results import CancelResult, Problem
 from kalshi_cancel.model.times import utc_text
+from kalshi_cancel.store.steps import Snapshot, Step
 
 SPOILT_ENTRY = Problem("spoilt_entry", "what is stored of it cannot be read: it is set aside")
 # What reading a stored text raises that somebody has spoilt, or a newer version has written.
@@ -97,35 +98,33 @@ class Claim:
 class WakeUp:
     """A wake-up; ``claim``: of a lone cancel that was claimed in the step that accepted it.
 
-    It was claimed at ``since`` (monotonic) at the earliest.
+    It was claimed at ``since`` (monotonic) at the earliest. ``is_counted``: its sender counts as busy.
     """
 
     claim: Claim | None = None
     since: float = 0.0
+    is_counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What senders are ready to claim: one call's worth of what is due, the first lane first.
+    """What senders are ready to claim: one call's worth of what is due, by these steps.
 
-    Up to ``at_most`` cancels, or one read-back, for ``lease_s``; where calls are for one order each, up to
-    ``calls`` of them. ``exchange_ms``, this moment on the engine's clock (its bounds), is recorded with the
-    first claim of each; ``risk_reserve`` is the share of each write bucket that only the risk lane may touch.
-    At most ``reads`` of the calls are read-backs, and each counts as due ``reads_after_s`` later than it is.
-    If nothing is found, the worker counts as idle for ``idle_s``: a lone cancel may be claimed for it.
+    It is theirs for ``lease_s``. Where calls are for one order each, there are up to ``calls`` of them; at
+    most ``reads`` of those are read-backs. ``exchange_ms``, this moment on the engine's clock (its bounds),
+    is recorded with the first claim of each. If nothing is found, the worker counts as idle for ``idle_s``:
+    a lone cancel may be claimed for it, which costs ``cancel_cost``. ``risk_reserve`` is the share of each
+    write bucket that only the risk lane may touch.
     """
 
     lanes: tuple[Lane, ...]
-    at_most: int
+    steps: tuple[Step, ...]
     lease_s: float
     exchange_ms: str | int | None
     calls: int = 1
-    risk_reserve: float = 0.0
     reads: int = 1_000
-    reads_after_s: float = 0.0
+    risk_reserve: float = 0.0
     cancel_cost: float = 2.0
-    read_cost: float = 2.0
-    list_cost: float = 10.0
     idle_s: float = 0.0
 
     @property
@@ -180,6 +179,19 @@ class Completed:
 
     conclusions: Sequence[Conclusion]
     done: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn came to; ``done`` tells of each conclusion whether its entry was still the sender's.
+
+    If anything was asked for, there is at least one claim, without entries if nothing could be claimed, and a
+    snapshot of what is left.
+    """
+
+    done: list[bool]
+    claims: list[Claim]
+    snapshot: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +350,7 @@ def parse_dead_letter(order_id: str, died_ms: float, fields: Sequence[Any] | Non
 
 
 def parse_entry(fields: Sequence[Any], now_ms: int) -> Entry:
-    """What ``lua/claim.lua`` gives of a claimed entry; raises one of ``UNREADABLE``."""
+    """What ``lua/steps.lua`` gives of a claimed entry; raises one of ``UNREADABLE``."""
     order_id, token, request, progress, sent, first_sent_ms, lane, accepted_ms, *rest = fields
     deadline_ms, reported, first_sent_age = rest
     return Entry(

@@ -2,7 +2,7 @@
 
 The exchange's own model: a bucket refills continuously up to a capacity; there is one for reads, one for
 unscoped writes, and one for the single cancels of each shard from 1. Cancels are paid for in the step that
-claims them (``lua/claim.lua``); what follows from an answer is paid for here.
+claims them (``lua/steps.lua``); what follows from an answer is paid for here.
 """
 
 from __future__ import annotations

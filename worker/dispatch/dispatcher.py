@@ -31,6 +31,7 @@ from kalshi_cancel.store.pending import (
 )
 from kalshi_cancel.store.rate_limits import Pacer
 from kalshi_cancel.store.scripts import StoreError, say_failed
+from kalshi_cancel.store.steps import Snapshot
 from kalshi_cancel.telemetry.log_events import LogEvent
 from kalshi_cancel.telemetry.logs import Seldom, about, say
 from worker.dispatch.breaker import BreakerState, CircuitBreaker
@@ -38,6 +39,7 @@ from worker.dispatch.completions import Completions
 from worker.dispatch.events import BreakerMoved, Claimed, Concluded, LeaseLost
 from worker.dispatch.executor import Completion, Executor
 from worker.dispatch.leases import LEASE_S, Leases
+from worker.dispatch.planner import plan
 from worker.dispatch.settings import ALONE, DispatchSettings, Neighbors
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class Dispatcher:
         self._staying: defaultdict[_WaitsFor, threading.Lock] = defaultdict(threading.Lock)
         self._called_at = -math.inf
         self._busy = _Busy()
+        self._snapshot = Snapshot(), time.monotonic()  # what the last turn has left, and when
         self._is_idle = False  # nothing was due, and nothing is under way
         self.pool: Pool = _Nobody()
         self._no_store = Seldom()
@@ -172,11 +175,11 @@ class Dispatcher:
         if wake_up is None or wake_up.claim is None:
             return Completion()
         self._is_idle = False
-        if time.monotonic() > wake_up.since + LEASE_S / 2:  # nobody was listening
-            return Completion()
-        if not self.breaker.is_closed:
-            return self._executor.return_claim(wake_up.claim)
-        with self._for_all_lanes.one_more():
+        with self._for_all_lanes.one_more(is_counted=wake_up.is_counted):
+            if time.monotonic() > wake_up.since + LEASE_S / 2:  # nobody was listening
+                return Completion()
+            if not self.breaker.is_closed:
+                return self._executor.return_claim(wake_up.claim)
             return self._see_through(wake_up.claim, wake_up.since)
 
     def _see_through(self, claim: Claim, since: float) -> Completion:
@@ -250,8 +253,8 @@ class Dispatcher:
         asked = time.monotonic()
         try:
             wanted = self._claim_request(lanes, calls=1 + len(others))
-            done, claims = self._store.turn([each.completed for each in completed], wanted)
-            not_stored = []
+            turn = self._store.turn([each.completed for each in completed], wanted)
+            claims, not_stored = turn.claims, []
         except NothingClaimed as error:
             not_stored = []
             self._release(completed)
@@ -265,13 +268,17 @@ class Dispatcher:
                 del not_stored[0]
             return None
         finally:
-            self.pool.dismiss(others, [WakeUp(claim, asked) for claim in claims[1:]])
+            given = [WakeUp(claim, asked, is_counted=True) for claim in claims[1:]]
+            self._for_all_lanes.count(len(given))  # now: the sender that is left to risk must not follow them
+            self.pool.dismiss(others, given)
             for each in not_stored:
                 self._completions.leave(each)
         self._release(completed)
+        if turn.snapshot is not None and lanes == self._lanes:
+            self._snapshot = turn.snapshot, time.monotonic()
         self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
         self._call_more(claims[0])
-        self._emit_concluded(completed, done)
+        self._emit_concluded(completed, turn.done)
         return claims[0], asked
 
     def _call_more(self, claim: Claim) -> None:
@@ -299,20 +306,29 @@ class Dispatcher:
         return True
 
     def _claim_request(self, lanes: tuple[Lane, ...], *, calls: int) -> ClaimRequest:
-        limits = self._pacer.limits
+        limits, reads = self._pacer.limits, self._executor.read_slots
         may_be_idle = self.pool.listens and lanes == self._lanes and self._busy.number == 0
+        snapshot, seen_at = self._snapshot
+        steps = plan(
+            snapshot,
+            limits,
+            lanes,
+            free_senders=calls,
+            batch_limit=self._executor.batch_size.limit,
+            reserve=self._risk_reserve,
+            ago_s=time.monotonic() - seen_at,
+            reads=reads.free,
+            reads_after_s=reads.after_s,
+        )
         return ClaimRequest(
             lanes,
-            at_most=self._executor.batch_size.limit,
+            steps,
             lease_s=LEASE_S,
             exchange_ms=self._executor.engine_now(),
             calls=calls,
+            reads=reads.free,
             risk_reserve=self._risk_reserve,
-            reads=self._executor.read_slots.free,
-            reads_after_s=self._executor.read_slots.after_s,
             cancel_cost=limits.cancel_cost,
-            read_cost=limits.read_cost,
-            list_cost=limits.list_cost,
             idle_s=IDLE_S if may_be_idle else 0.0,
         )
 
@@ -340,7 +356,7 @@ class Dispatcher:
         give_up = None
         while held.conclusions and done is None:
             try:
-                done, _ = self._store.turn([held.completed], None)
+                done = self._store.turn([held.completed], None).done
             except StoreError as error:
                 if not error.can_pass:
                     self._put_down_each(held, error)
@@ -451,12 +467,17 @@ class _Room:
         """Whether one more sender would be let in."""
         return self._busy < self._most
 
+    def count(self, number: int) -> None:
+        """Counts so many as busy that are on their way, and will say so."""
+        with self._lock:
+            self._busy += number
+
     @contextmanager
-    def one_more(self) -> Iterator[bool]:
+    def one_more(self, *, is_counted: bool = False) -> Iterator[bool]:
         """Counts the body's thread as busy, unless enough are: then it is given False."""
         with self._lock:
-            wanted = self._busy < self._most
-            self._busy += wanted
+            wanted = is_counted or self._busy < self._most
+            self._busy += wanted and not is_counted
         try:
             yield wanted
         finally:

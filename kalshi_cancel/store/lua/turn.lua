@@ -1,6 +1,6 @@
 -- turn: one step of senders: stores what they have done, and takes up what is due next.
 --
--- (after audit.lua, wake_ups.lua, gather.lua, reply.lua, conclude.lua, buckets.lua, claim.lua) asked: record_prefix ·
+-- (after audit.lua, wake_ups.lua, gather.lua, reply.lua, conclude.lua, buckets.lua, lines.lua, steps.lua, claim.lua) asked: record_prefix ·
 --       life_s · audit (entries of the audit log: each a body's JSON without its first brace) · claim (what
 --       claim.lua expects, if anything is to be claimed); rows: conclusions (see conclude.lua)
 -- returns { for each conclusion whether it was done (1, 0), then the claims, if there were to be any; null where
