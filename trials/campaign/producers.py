@@ -106,8 +106,10 @@ class Producers:
         except StoreError as refusal:
             error = refusal
         except Exception as unexpected:  # noqa: BLE001 - producers are promised StoreError and nothing else
-            self.problems.append(f"a producer got {unexpected!r}")
-            return True
+            if not ask.raw:  # (what Celery itself raises of a cut connection is not ours)
+                self.problems.append(f"a producer got {unexpected!r}")
+                return True
+            error = StoreError(f"Celery raised {unexpected!r}", may_be_accepted=True)
         took_s = time.monotonic() - asked
         with self._lock:
             self.slowest_s = max(self.slowest_s, took_s)
