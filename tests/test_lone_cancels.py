@@ -220,11 +220,12 @@ def test_what_is_not_a_lone_new_cancel_is_due(idle, accept_it):
 def test_who_stops_listening_takes_back_its_offer_and_what_nobody_has_come_to(idle):
     idle.accept("a")
     idle.become_idle()
-    [claim] = idle.store.stop_listening(BOTH)
-    assert [entry.order_id for entry in claim.entries] == ["a"]
+    [(lane, wake_up)] = idle.store.stop_listening(BOTH).items()
+    assert lane is Lane.STRATEGY
+    assert [entry.order_id for entry in wake_up.claim.entries] == ["a"]
     idle.accept("b")
     assert [entry.order_id for entry in idle.claim().entries] == ["b"]
-    assert idle.store.stop_listening(BOTH) == []
+    assert idle.store.stop_listening(BOTH) == {}
 
 
 def test_the_claim_of_a_wake_up_ends_with_its_lease_and_is_fenced_from_then_on(idle):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -58,27 +58,34 @@ class Store:
         there = self.tokens[step.bucket] - step.keep - step.share * 600.0
         if step.together:
             return step.most if there >= step.cost else 0
-        return max(min(step.most, int(there // step.cost)), 0)
+        behind = self.due(step.lane, step.behind) if step.behind else 0
+        return max(min(step.most, int(there // step.cost) - behind), 0)
 
     def execute(self, steps, calls):
         """The calls: each as its step, and the lane and the due moment of each of its orders."""
         made: list[tuple[Step, list[tuple[str, int]]]] = []
         for step in steps:
-            if len(made) >= calls or (made and len(made[-1][1]) > 1):
-                break
-            if sum(self.due(step.lane, path) for path in step.paths) < step.least:
-                continue
-            left, taken = self.paid_for(step), []
-            for path in step.paths:
-                count = min(left, self.due(step.lane, path))
-                line = self.waiting.get((step.lane, path), [])
-                taken += [(path, at_ms) for at_ms in line[:count]]
-                del line[:count]
-                left -= count
-            if taken:
-                self.tokens[step.bucket] -= step.cost if step.together else step.cost * len(taken)
+            for _ in range(step.times):
+                is_full = len(made) >= calls or (made and len(made[-1][1]) > 1)
+                taken = [] if is_full else self.take(step)
+                if not taken:
+                    break
                 made.append((step, taken))
         return made
+
+    def take(self, step):
+        if sum(self.due(step.lane, path) for path in step.paths) < step.least:
+            return []
+        left, taken = self.paid_for(step), []
+        for path in step.paths:
+            count = min(left, self.due(step.lane, path))
+            line = self.waiting.get((step.lane, path), [])
+            taken += [(path, at_ms) for at_ms in line[:count]]
+            del line[:count]
+            left -= count
+        if taken:
+            self.tokens[step.bucket] -= step.cost if step.together else step.cost * len(taken)
+        return taken
 
     def more(self, steps):
         """Whether one of the steps could be executed now."""
@@ -110,9 +117,11 @@ def test_risk_goes_first_also_what_has_come_in_since_the_snapshot(seen, store, f
     steps = a_plan(seen, free_senders=free_senders)
     lanes = [step.lane for step in steps]
     assert lanes == sorted(lanes, key=BOTH.index)
-    could = store.more([step for step in steps if step.lane is Lane.RISK])
+    of_risk = [step for step in steps if step.lane is Lane.RISK]
+    could = store.more(of_risk)
     made = store.execute(steps, free_senders)
     assert not could or made[0][0].lane is Lane.RISK
+    assert all(step.lane is Lane.RISK for step, _ in made) or not store.more(of_risk)
 
 
 @given(stores(), st.integers(1, 8))
@@ -123,10 +132,31 @@ def test_there_is_a_step_for_whatever_may_have_come_in(seen, free_senders):
     }
 
 
-@given(stores(), st.integers(1, 8))
-def test_nobody_comes_away_empty_while_something_is_due_and_paid_for(store, free_senders):
-    made = store.execute(a_plan(store, free_senders=free_senders), free_senders)
-    assert made or not store.more(a_plan(store))
+@given(stores(), stores(), st.integers(1, 8))
+def test_nobody_comes_away_empty_while_something_is_due_and_paid_for(seen, store, free_senders):
+    steps = a_plan(seen, free_senders=free_senders)
+    made = store.execute(steps, free_senders)
+    could_be_more = store.more(a_plan(store))
+    assert made or not could_be_more
+    assert store.more(steps) == could_be_more, "others are woken where there is more"
+
+
+def test_what_has_come_in_for_risk_gets_all_free_senders_before_what_was_seen_of_strategy():
+    store = Store(now_ms=1_000)
+    store.add(Lane.STRATEGY, "write:1", 50)
+    steps = a_plan(store, free_senders=8)
+    store.add(Lane.RISK, "write:1", 20)
+    assert [step.lane for step, _ in store.execute(steps, 8)] == [Lane.RISK] * 8
+
+
+def test_cancels_that_have_come_in_without_a_shard_keep_their_tokens_from_shards():
+    store = Store(now_ms=1_000)
+    store.tokens |= {"write:1": 0.0, "write": 60.0}
+    store.add(Lane.RISK, "write:1", 30)
+    steps = a_plan(store)
+    store.add(Lane.RISK, "write", 25, at_ms=999)
+    [(step, taken)] = store.execute(steps, 1)
+    assert (step.behind, len(taken)) == ("write", 5)
 
 
 @given(st.dictionaries(st.sampled_from(PATHS[1:4]), st.integers(1, 5), min_size=1), st.integers(1, 8))
@@ -296,6 +326,23 @@ def test_before_anything_was_seen_cancels_are_asked_for_on_the_usual_paths():
     assert [(step.lane, *step.paths) for step in steps] == [
         (lane, path) for lane in BOTH for path in ("write", "reads", "reads", "read")
     ]
+
+
+def test_a_turn_of_one_lane_keeps_what_was_seen_of_the_others_and_learns_of_every_bucket():
+    store = Store(now_ms=1_000)
+    for lane in BOTH:
+        store.add(lane, "write:1", 3)
+    earlier = replace(store.snapshot(), buckets=())
+    store.add(Lane.RISK, "write:2")
+    seen = store.snapshot()
+    of_risk = replace(seen, lines=tuple(line for line in seen.lines if line.lane is Lane.RISK))
+    merged = of_risk.with_lines_of(earlier, [Lane.RISK])
+    assert sorted((line.lane, line.path) for line in merged.lines) == [
+        (Lane.RISK, "write:1"),
+        (Lane.RISK, "write:2"),
+        (Lane.STRATEGY, "write:1"),
+    ]
+    assert ("write:2",) in [step.paths for step in a_plan(merged)]
 
 
 def test_where_a_newer_version_left_off_is_read_back():

@@ -396,6 +396,16 @@ def test_what_ended_later_than_cancels_take_at_present_is_perhaps_not_our_doing(
     assert (verdict.outcome, verdict.reduced_by) == (Outcome.CANCELED, removed)
 
 
+def test_attempts_that_a_version_without_it_has_noted_are_read():
+    lost = onward(after_cancel(case_of().sending(replace(at(T0), effect_ms=20)), LOST, T0 + 1_000))
+    noted = json.loads(lost.to_json())
+    assert len(noted["last_doubt"]) == 3, "which that version can read, too"
+    assert Case.from_json(lost.request, json.dumps(noted)).last_doubt == lost.last_doubt
+    del noted["effect_ms"]
+    older = Case.from_json(lost.request, json.dumps(noted))
+    assert older.last_doubt == replace(lost.last_doubt, effect_ms=UNDER_WAY_MOST_MS)
+
+
 def test_what_was_removed_is_null_when_it_ended_after_the_attempt_was_given_up_on():
     lost = onward(after_cancel(sent(), LOST, T0 + 40))
     lost = onward(after_read_at(lost, order(RESTING), T0 + 50))

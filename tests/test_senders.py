@@ -178,8 +178,10 @@ def test_once_they_have_ended_it_is_said_that_nobody_listens(crew):
     crew.services.join(crew.senders.names, PATIENCE_S)
     crew.accept()
     crew.senders.finish()
-    assert crew.server.exists(*map(crew.keys.listeners, BOTH), *map(crew.keys.wake_up, BOTH)) == 0
+    crew.senders.show_listeners()
+    assert crew.server.exists(*map(crew.keys.listeners, BOTH)) == 0
     assert crew.work.finished == []
+    assert crew.server.lrange(crew.keys.wake_up(Lane.STRATEGY), 0, -1) == ["1"], "another worker is to look"
 
 
 def test_where_the_listener_hangs_another_takes_its_place(crew, monkeypatch):

@@ -415,10 +415,11 @@ class CancelStore(CancelReader):
             pipeline.set(self._keys.listeners(lane), 1, px=round(life_s * 1000))
         scripts.call(pipeline.execute)
 
-    def stop_listening(self, lanes: Sequence[Lane]) -> list[Claim]:
-        """Takes back what :meth:`show_listeners` said, as this worker ends; what nobody came to is its own.
+    def stop_listening(self, lanes: Sequence[Lane]) -> dict[Lane, WakeUp]:
+        """Takes back what :meth:`show_listeners` said, as this worker ends; the wake-ups that nobody came to.
 
-        Other workers that listen say so again within a second. Raises StoreError.
+        What they carry is the caller's to return, who then has to :meth:`wake_up` another sender. Other
+        workers that listen say so again within a second. Raises StoreError.
         """
         pipeline = self._server.pipeline()  # a transaction: no wake-up comes in between
         pipeline.hdel(self._keys.idle, self._name)
@@ -426,8 +427,11 @@ class CancelStore(CancelReader):
         for lane in lanes:
             pipeline.lpop(self._keys.wake_up(lane))
         _, _, *left = scripts.call(pipeline.execute)
-        wake_ups = (self._wake_up(text) for text in left if text is not None)
-        return [wake_up.claim for wake_up in wake_ups if wake_up.claim is not None]
+        return {lane: self._wake_up(text) for lane, text in zip(lanes, left, strict=True) if text is not None}
+
+    def wake_up(self, lane: Lane) -> None:
+        """Has the next sender that listens to the lane look what is due; raises StoreError."""
+        scripts.ask(self._server, "LPUSH", self._keys.wake_up(lane), 1)
 
     def keep_unreadable(self, message: str) -> None:
         """Keeps a message that nobody can understand, for inspection; the latest hundred are kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kalshi_cancel.model.requests import Lane
@@ -38,8 +38,14 @@ class Snapshot:
 
     def next_due_s(self, *, reads: int) -> float | None:
         """In how many seconds something is due next, read-backs only if there may be any; None: never."""
-        heads = [line.head_ms for line in self.lines if reads > 0 or not line.path.startswith("read")]
+        heads = [line.head_ms for line in self.lines if reads > 0 or line.path.startswith("write")]
         return max(min(heads) - self.at_ms, 0) / 1000 if heads else None
+
+    def with_lines_of(self, earlier: Snapshot, lanes: Sequence[Lane]) -> Snapshot:
+        """With the lines of other lanes than these, as they were."""
+        return replace(
+            self, lines=self.lines + tuple(each for each in earlier.lines if each.lane not in lanes)
+        )
 
     @classmethod
     def parse(cls, at_ms: int, lines: Iterable[Sequence[Any]], buckets: Iterable[Sequence[Any]]) -> Snapshot:
@@ -51,12 +57,13 @@ class Snapshot:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # dozens are made for each turn: frozen, each would take three times as long
 class Step:
     """One call: up to ``most`` orders of these paths in turn, paid from ``bucket``.
 
     Each costs ``cost`` tokens, or all ``together``. ``keep`` tokens and a ``share`` of the capacity stay in
-    the bucket. ``reads``: it is a read-back. Where fewer than ``least`` are due it is left out.
+    the bucket, and those of what is due on the path ``behind``. ``reads``: it is a read-back. Where fewer
+    than ``least`` are due it is left out. ``times``: it may be so many calls.
     """
 
     lane: Lane
@@ -69,6 +76,8 @@ class Step:
     together: bool = False
     reads: bool = False
     least: int = 1
+    behind: str = ""
+    times: int = 1
 
     def told(self) -> dict[str, Any]:
         """As ``lua/steps.lua`` takes it."""
@@ -83,4 +92,6 @@ class Step:
             "together": self.together,
             "reads": self.reads,
             "least": self.least,
+            "behind": self.behind,
+            "times": self.times,
         }

@@ -144,7 +144,9 @@ class Case:
         nested = {name: asdict(value) for name in _PROBLEMS if (value := getattr(self, name)) is not None}
         attempts = {name: _told(value) for name in _ATTEMPTS if (value := getattr(self, name)) is not None}
         counts = {name: str(value) for name in _COUNTS if (value := getattr(self, name)) is not None}
-        known = {**stored, **nested, **attempts, **counts, "routing": asdict(self.routing)}
+        # (By itself, so that a version without it can read the attempts.)
+        effect = {"effect_ms": self.last_doubt.effect_ms} if self.last_doubt is not None else {}
+        known = {**stored, **nested, **attempts, **effect, **counts, "routing": asdict(self.routing)}
         return json.dumps(known, separators=(",", ":"))
 
     @classmethod
@@ -180,6 +182,8 @@ class Case:
         known |= {name: _problem(stored[name]) for name in _PROBLEMS if name in stored}
         known |= {name: _attempt(stored[name]) for name in _ATTEMPTS if name in stored}
         known |= {name: _count(stored[name]) for name in _COUNTS if name in stored}
+        if "last_doubt" in known and "effect_ms" in stored:
+            known["last_doubt"] = replace(known["last_doubt"], effect_ms=int(stored["effect_ms"]))
         noted = stored.get("routing", {})
         # Routing that a later request added fills what was not known.
         routing = {
@@ -317,8 +321,8 @@ def _says_something(value: object) -> bool:
 
 def _told(attempt: Attempt) -> list[float | None]:
     if attempt.engine is None:
-        return [attempt.age_ms, None, None, attempt.effect_ms]
-    return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms, attempt.effect_ms]
+        return [attempt.age_ms, None, None]
+    return [attempt.age_ms, attempt.engine.low_ms, attempt.engine.high_ms]
 
 
 def _plain(name: str, told: Any) -> Any:
@@ -329,9 +333,8 @@ def _plain(name: str, told: Any) -> Any:
 
 
 def _attempt(told: Any) -> Attempt:
-    age_ms, low_ms, high_ms, effect_ms = told
-    engine = None if low_ms is None else Span(float(low_ms), float(high_ms))
-    return Attempt(int(age_ms), engine, int(effect_ms))
+    age_ms, low_ms, high_ms = told
+    return Attempt(int(age_ms), None if low_ms is None else Span(float(low_ms), float(high_ms)))
 
 
 def _problem(told: Any) -> Problem:

@@ -274,9 +274,10 @@ class Dispatcher:
             for each in not_stored:
                 self._completions.leave(each)
         self._release(completed)
-        if turn.snapshot is not None and lanes == self._lanes:
-            self._snapshot = turn.snapshot, time.monotonic()
-        self._is_idle = wanted.idle_s > 0 and not claims[0].entries and claims[0].tokens_in_s == 0
+        if turn.snapshot is not None:
+            self._snapshot = turn.snapshot.with_lines_of(self._snapshot[0], lanes), time.monotonic()
+        is_none_due = claims[0].next_due_s is None or claims[0].next_due_s > 0
+        self._is_idle = wanted.idle_s > 0 and not claims[0].entries and is_none_due
         self._call_more(claims[0])
         self._emit_concluded(completed, turn.done)
         return claims[0], asked

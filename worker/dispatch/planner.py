@@ -97,6 +97,7 @@ class _Lane:
         self._limits = may.limits
         self._batch_limit = may.batch_limit
         self._share = share
+        self._times = 1  # how many calls each step may be
         # (Since the snapshot the first of a line may have become due.)
         self._due = {line.path: max(line.due, 1) for line in lines if line.due or line.head_ms <= may.now_ms}
 
@@ -112,7 +113,7 @@ class _Lane:
             if step.most > 1:  # a call for many has its turn to itself
                 break
             self._take(step)
-        return steps + self._in_case(steps)
+        return steps + self._in_case(free_senders)
 
     def _next(self) -> Step | None:
         """The next call; None: nothing that is due can be paid for."""
@@ -150,7 +151,7 @@ class _Lane:
         many = min(paid, self._batch_limit, due, paid - self._due.get(WRITE, 0))
         lacking = self._lacks(shards)
         if many > 1 and self._lends_to(shards) and (lacking or many >= min(due, WORTH_A_CALL)):
-            return self._together(tuple(reversed(shards)), many)
+            return self._lending(shards, many)
         return None if lacking else self._single(shards[0])
 
     def _lacks(self, shards: Sequence[str]) -> bool:
@@ -161,32 +162,36 @@ class _Lane:
         refills_fast = self._bucket(WRITE).refill * SINGLE_CALL_S >= self._limits.cancel_cost
         return self._lacks(shards) or refills_fast
 
-    def _in_case(self, planned: Sequence[Step]) -> list[Step]:
-        """A step for every path, in case something waits there by now."""
-        has_step = {step.paths[0] for step in planned}
+    def _in_case(self, free_senders: int) -> list[Step]:
+        """Steps for every path, in case more waits there by now than was seen."""
         shards = self._shards([name for name in self._buckets if _is_shard(name)])
-        steps = [] if WRITE in has_step else [self._together((WRITE,), self._batch_limit)]
-        steps += [self._single(path) for path in shards if path not in has_step]
+        self._times = free_senders
+        steps = [self._together((WRITE,), self._batch_limit), *map(self._single, shards)]
         if self._may.reads > 0:
-            steps += [] if READS in has_step else [self._listing(), self._read(READS)]
             others = [line.path for line in self._lines if line.path not in (WRITE, READ, READS, *shards)]
-            steps += [self._read(path) for path in (READ, *others) if path not in has_step]
-        if shards and self._batch_limit > 1 and self._lends_to(shards):
-            steps.append(self._together(tuple(reversed(shards)), self._batch_limit))
+            steps += [self._listing(), *map(self._read, (READS, READ, *others))]
+        if shards and self._batch_limit > 1:  # (by then their own buckets are empty)
+            steps.append(self._lending(shards, self._batch_limit))
         return steps
 
     # -- the kinds of steps
 
-    def _together(self, paths: tuple[str, ...], most: int) -> Step:
-        return Step(self._lane, paths, WRITE, self._limits.cancel_cost, most, self._share)
+    def _together(self, paths: tuple[str, ...], most: int, behind: str = "") -> Step:
+        cost = self._limits.cancel_cost
+        return Step(self._lane, paths, WRITE, cost, most, self._share, behind=behind, times=self._times)
+
+    def _lending(self, shards: Sequence[str], most: int) -> Step:
+        """Many of shards, from what the unscoped bucket's own cancels leave."""
+        return self._together(tuple(reversed(shards)), most, behind=WRITE)
 
     def _single(self, path: str) -> Step:
-        return Step(self._lane, (path,), path, self._limits.cancel_cost, 1, self._share)
+        return Step(self._lane, (path,), path, self._limits.cancel_cost, 1, self._share, times=self._times)
 
     def _read(self, path: str) -> Step:
         """One read-back; also where a newer version than this one left off."""
         cost = self._limits.read_cost
-        return Step(self._lane, (path,), READ, cost, keep=self._kept_for_listings(cost), reads=True)
+        keep = self._kept_for_listings(cost)
+        return Step(self._lane, (path,), READ, cost, keep=keep, reads=True, times=self._times)
 
     def _listing(self) -> Step:
         """One listing for many, if that is cheaper than to read each."""

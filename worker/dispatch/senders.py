@@ -66,6 +66,8 @@ class Senders:
         self._senders = [_Sender(f"sender-{at + 1}", self._serve) for at in range(number)]
         self.names = {sender.service.name for sender in self._senders}
         self._running: Services | None = None
+        self._showing = threading.Lock()  # that somebody listens
+        self._has_ended = False
 
     def start(self, services: Services) -> None:
         """Starts them."""
@@ -76,20 +78,29 @@ class Senders:
 
     def show_listeners(self) -> None:
         """Says in Redis that somebody listens; raises StoreError."""
-        if self._running is not None:
-            offer = self._dispatcher.idle_offer()
-            self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
+        with self._showing:
+            if self._running is not None and not self._has_ended:
+                offer = self._dispatcher.idle_offer()
+                self._store.show_listeners(self._lanes, life_s=LISTENERS_LIFE_S, idle=offer)
 
     def finish(self) -> None:
         """Once they have ended: what was claimed for one that did not come to it goes back at once."""
-        given = [sender.given.popleft().claim for sender in self._senders for _ in range(len(sender.given))]
-        claims = [claim for claim in given if claim is not None]
-        if self.listens:
-            try:
-                claims += self._store.stop_listening(self._lanes)
-            except StoreError as error:  # it is forgotten within seconds
-                say_failed(log, error, "say that nobody listens")
+        given = [sender.given.popleft() for sender in self._senders for _ in range(len(sender.given))]
+        left: dict[Lane, WakeUp] = {}
+        try:
+            if self.listens:
+                with self._showing:
+                    self._has_ended = True
+                    left = self._store.stop_listening(self._lanes)
+        except StoreError as error:  # it is forgotten within seconds
+            say_failed(log, error, "say that nobody listens")
+        claims = [each.claim for each in (*given, *left.values()) if each.claim is not None]
         self._dispatcher.finish(claims)
+        try:
+            for lane in left:
+                self._store.wake_up(lane)
+        except StoreError as error:  # the sweeper finds what nobody works on
+            say_failed(log, error, "wake another worker up")
 
     # -- as the dispatcher needs them
 

@@ -10,8 +10,7 @@
 --                first_sent_age (ms since accepted_ms) } } };
 --         a first call without a bucket: of entries that are none (the key holds something else), the order ids
 --
--- What to claim is decided in worker/dispatch/planner.py, by what the last turn has left. A call for several orders is the last one.
--- When more could be claimed, another sender is woken.
+-- worker/dispatch/planner.py has planned, by what the last turn had left. A call for several is the last one. If there is more, another is woken.
 
 local LAST_TOKEN_MOST = 2 ^ 52  -- beyond that, Lua's numbers are not all different
 
@@ -25,10 +24,10 @@ local function execute_all(wanted)  -- the calls, and which lanes were looked at
   local calls, looked, token = {}, {}, last_token()
   local first, most, reads = token, wanted.calls, wanted.reads
   for _, step in ipairs(wanted.steps) do
-    if #calls >= most then break end
-    looked[step.lane] = true
-    local call = (not step.reads or reads > 0) and execute(step, token, wanted)
-    if call then
+    for _ = 1, #calls < most and step.times or 0 do
+      looked[step.lane] = true
+      local call = #calls < most and (not step.reads or reads > 0) and execute(step, token, wanted)
+      if not call then break end
       calls[#calls + 1] = call
       token = token + #call[3]
       if step.reads then reads = reads - 1 end
@@ -46,13 +45,13 @@ local function look_again(wanted, reads, due)  -- by lane, whether a step could 
     for _, path in ipairs(step.paths) do waiting = waiting + (due[line(step.lane, path)] or 0) end
     if waiting >= step.least and (not step.reads or reads > 0) then
       local wait = wait_ms(state(step.bucket), step.cost, reserve(step))
-      if wait == 0 then more[step.lane] = true elseif held_up_ms == 0 or wait < held_up_ms then held_up_ms = wait end
+      if paid_for(step) > 0 then more[step.lane] = true elseif wait > 0 and (held_up_ms == 0 or wait < held_up_ms) then held_up_ms = wait end
     end
   end
   return more, held_up_ms
 end
 
-local function say_idle(wanted, is_idle)  -- whoever has found nothing is idle; who has work, or waits for tokens, is not
+local function say_idle(wanted, is_idle)  -- whoever has found nothing is idle; who has work, or sees some that waits, is not
   local key, offer = prefix .. ':idle', wanted.offer
   if is_idle and offer then
     offer.until_ms = now_ms + wanted.idle_ms
@@ -65,11 +64,11 @@ end
 local function claim(wanted)
   local calls, looked, reads = execute_all(wanted)
   local lines, levels = snapshot(wanted.lanes, redis.call('SMEMBERS', prefix .. ':paths'))
-  local due, coming, is_more = {}, 0, 0
-  for _, each in ipairs(lines) do due[line(each[1], each[2])] = each[4] end
+  local due, all_due, coming, is_more = {}, 0, 0, 0
+  for _, each in ipairs(lines) do due[line(each[1], each[2])], all_due = each[4], all_due + each[4] end
   local more, held_up_ms = look_again(wanted, reads, due)
   for lane in pairs(looked) do gather('HSET', prefix .. ':claimed_ms', lane, now_ms) end
-  say_idle(wanted, #calls == 0 and held_up_ms == 0)
+  say_idle(wanted, #calls == 0 and all_due == 0)
   flush()
   for at, lane in ipairs(wanted.lanes) do
     coming = coming + length(wanted.queues[at])

@@ -17,7 +17,7 @@ local function number_due(due)
 end
 
 local function snapshot(lanes, paths)  -- { { lane, path, when its head is due (ms), number due } .. }, { { bucket, .. } .. }
-  local lines, levels = {}, {}
+  local lines, levels, seen = {}, {}, {}
   for _, lane in ipairs(lanes) do
     for _, path in ipairs(paths) do
       local due = line(lane, path)
@@ -26,13 +26,17 @@ local function snapshot(lanes, paths)  -- { { lane, path, when its head is due (
       if at_ms then lines[#lines + 1] = { lane, path, at_ms, at_ms <= now_ms and number_due(due) or 0 } end
     end
   end
-  for _, name in ipairs({ 'read', 'write', unpack(paths) }) do
-    if levels[name] == nil and (name == 'read' or string.sub(name, 1, 5) == 'write') then
-      local bucket = state(name)
-      -- (in thousandths: Redis hands over whole numbers)
-      levels[name] = { name, math.floor(bucket.tokens * 1000), math.floor(bucket.capacity * 1000), math.floor(bucket.refill * 1000) }
-      levels[#levels + 1] = levels[name]
-    end
+  local function see(name)
+    if seen[name] then return end
+    local bucket = state(name)
+    seen[name] = true
+    -- (in thousandths: Redis hands over whole numbers)
+    levels[#levels + 1] = { name, math.floor(bucket.tokens * 1000), math.floor(bucket.capacity * 1000), math.floor(bucket.refill * 1000) }
   end
-  return lines, { unpack(levels) }
+  see('read')
+  see('write')
+  for _, path in ipairs(paths) do
+    if string.find(path, '^write:%d+$') then see(path) end
+  end
+  return lines, levels
 end

@@ -2,7 +2,8 @@
 --
 -- Expects `prefix`, `now_ms`, gather.lua, buckets.lua and lines.lua. A step: lane · paths (to take from, in turn) · most (orders) ·
 --       bucket (that pays) · cost (of an order, or `together`: of all) · keep, share (tokens, and part of the capacity, that
---       stay in it) · reads (whether it is a read-back) · least (orders that must be due)
+--       stay in it) · reads (whether it is a read-back) · least (orders that must be due) · behind (a path: what is due
+--       there keeps its tokens) · times (how many calls it may be)
 --
 -- An entry whose lease ran out is due like any other. `sent` is what it was before this claim: 1 means that a claimer vanished and an
 -- answer may be lost. A claim that is to read back leaves it as it was. The token fences: only the latest claim's token settles,
@@ -15,6 +16,7 @@ local function reserve(step) return step.keep + step.share * state(step.bucket).
 
 local function paid_for(step)  -- how many orders there are tokens for
   local orders = math.floor((state(step.bucket).tokens - reserve(step)) / step.cost)
+  if step.behind ~= '' then orders = orders - number_due(line(step.lane, step.behind)) end
   return step.together and orders >= 1 and step.most or math.min(orders, step.most)
 end
 
