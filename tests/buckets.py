@@ -40,7 +40,7 @@ class Account:
     def pass_time(self, seconds):
         """Moves every moment of the buckets back."""
         for key in self.buckets():
-            for field in ("at_us", "share_at_us", "since_us"):
+            for field in ("at_us", "share_at_us", "since_us", "nothing_us"):
                 if self.server.hexists(key, field):
                     self.server.hincrby(key, field, -round(seconds * 1e6))
 

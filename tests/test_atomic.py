@@ -934,6 +934,7 @@ MOMENTS = {
         "let",
         "within_us",
         "before",
+        "nothing_us",
     ),
     *("first_sent_age", "fence", "token"),
 }

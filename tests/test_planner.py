@@ -198,7 +198,7 @@ def test_nothing_starves_however_much_comes_in_on_other_paths(path, arrivals, la
     """While there are tokens, what is due goes out within a bounded number of turns."""
     store = Store(refill=4_000.0)
     store.add(lane, path)
-    # A head start; then the shards' buckets, of which the fullest pays first, have been brought level.
+    # A head start; then the shards' buckets, of which the fullest pays first, are level.
     bound = HEAD_START_MS // TURN_MS + 3 * int(600.0 / LIMITS.cancel_cost) + 10
     for turn in range(bound):
         steps = a_plan(store)

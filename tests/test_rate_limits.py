@@ -171,8 +171,8 @@ def test_an_outage_of_redis_is_an_error_for_who_asks_and_none_for_who_reports_a_
 
 
 def turned_away(account, tokens=2, *, taken_ago_s=0.0, by=None):
-    """A call of so many tokens, taken so long ago, is answered with a 429."""
-    (by or account.pacer).correct("write", tokens, taken_at=time.monotonic() - taken_ago_s)
+    """A call of so many tokens, taken so long ago, gets a 429; whether the tokens must have been there."""
+    return (by or account.pacer).correct("write", tokens, taken_at=time.monotonic() - taken_ago_s)
 
 
 def share(account):
@@ -200,6 +200,20 @@ def test_who_corrects_a_bucket_is_told_and_nobody_else(account):
     for pacer in pacers:
         turned_away(account, by=pacer)
     assert told == ["write"]
+
+
+def test_what_is_turned_away_while_nothing_is_let_through_for_a_second_lacks_no_tokens(account):
+    """Its size may be the reason; also where it is turned away several times within that second."""
+    told = []
+    for _ in range(4):
+        told.append(turned_away(account, 44))
+        after_the_hold(account, 0.35)
+    assert told == [False, False, True, True]
+    [bucket] = account.buckets()
+    account.server.hincrbyfloat(
+        bucket, "spent", 46
+    )  # this call's tokens, and those of one that was let through
+    assert not turned_away(account, 44)
 
 
 def test_a_corrected_bucket_stands_still_for_a_moment(account):

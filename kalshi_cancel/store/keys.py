@@ -329,9 +329,11 @@ KEYS = (
         "P:bucket:{bucket}",
         "hash",
         "A token bucket: `tokens`, `at_us`, `spent`, `share`, `share_at_us`, and of its last 429: "
-        "`since_us`, `spent_by`, `let`, `within_us`, `before`, `refused`.",
+        "`since_us`, `spent_by`, `let`, `within_us`, `before`, `nothing_us`, `refused`.",
         "*all workers: as many as shards*",
-        _fields("tokens at_us spent share share_at_us since_us spent_by let within_us before refused"),
+        _fields(
+            "tokens at_us spent share share_at_us since_us spent_by let within_us before nothing_us refused"
+        ),
     ),
     Key(
         "P:workers",

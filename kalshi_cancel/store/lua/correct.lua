@@ -19,9 +19,9 @@ local MEASURED_US = 3000000
 local NOTHING_LET_US = 1000000
 
 local bucket, cost = bucket_state(asked.bucket), asked.tokens
-local known = fields(bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before') or {}
+local known = fields(bucket.key, 'since_us', 'spent_by', 'let', 'within_us', 'before', 'nothing_us') or {}
 local since_us, let, within_us = number(known[1]), number(known[3]) or 0, number(known[4]) or 0
-local before = number(known[5]) or 1
+local before, nothing_us = number(known[5]) or 1, number(known[6])
 if since_us and since_us > now_us + HOLD_US then since_us = nil end  -- the clock was set back
 local is_news = not since_us or now_us - asked.taken_ms_ago * 1000 >= since_us
 
@@ -42,7 +42,11 @@ if within_us > 0 and within_us < MEASURED_US then
 elseif is_news then
   gather('HSET', bucket.key, 'share', math.max(LEAST, before * FIRST_SHARE))
 end
-gather('HSET', bucket.key, 'let', string.format('%.3f', let), 'within_us', string.format('%.0f', within_us), 'before', before)
+-- Since when nothing was let through: batches that are turned away again and again, each within less time, tell it together.
+if is_news and (let >= 0.001 or not nothing_us or within_us == 0) then nothing_us = now_us end
+gather('HSET', bucket.key, 'let', string.format('%.3f', let), 'within_us', string.format('%.0f', within_us), 'before', before,
+  'nothing_us', string.format('%.0f', nothing_us or now_us))
 flush()
-local is_affordable = let < 0.001 and within_us >= NOTHING_LET_US and bucket.full_refill * within_us / 1e6 >= cost
+local nothing_for_us = let < 0.001 and nothing_us and now_us - nothing_us or 0
+local is_affordable = nothing_for_us >= NOTHING_LET_US and bucket.full_refill * nothing_for_us / 1e6 >= cost
 return { is_news and 1 or 0, is_affordable and 1 or 0 }
