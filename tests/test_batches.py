@@ -12,6 +12,7 @@ from crew import PATIENCE_S, SENDERS, SETTLED_PATIENCE_S, ids
 
 from kalshi_cancel.model.requests import Lane
 from trials.stack import wait_until
+from worker.dispatch.batch_size import BatchSize
 
 BATCH_MOST = 100
 
@@ -275,6 +276,27 @@ def test_where_a_gateway_lets_only_single_calls_pass_they_are_made(crew, status)
     print(f"turned away: {[len(call['order_ids']) for call in batches(crew)]}")
     assert {result.outcome for result in results} == {"canceled"}
     assert len(batches(crew)) < 100
+
+
+def test_batches_that_are_turned_away_one_after_the_other_for_a_while_are_tried_in_halves(monkeypatch):
+    moments = iter([0.0, 0.2, 0.4, 0.6, 0.9, 1.1, 1.1, 1.1, 1.1])
+    monkeypatch.setattr("worker.dispatch.batch_size.time.monotonic", lambda: next(moments))
+    size = BatchSize(100)
+    for _ in range(5):
+        size.turned_away(26)
+        assert size._limit == 100
+    size.turned_away(26)
+    assert size._limit == 13
+
+
+def test_a_batch_that_goes_through_tells_that_those_turned_away_were_not_too_large(monkeypatch):
+    monkeypatch.setattr("worker.dispatch.batch_size.TURNED_AWAY_S", 0.0)
+    size = BatchSize(100)
+    for _ in range(3):
+        for _ in range(4):
+            size.turned_away(26)
+        size.accepted(26)
+    assert size.limit == 100
 
 
 def test_a_batch_turned_away_over_its_size_like_over_the_budget_still_ends(crew):

@@ -18,7 +18,10 @@ from celery import Celery
 from crew import PATIENCE_S
 
 from kalshi_cancel.client import CancelClient
+from kalshi_cancel.model.results import CancelResult, Outcome
+from kalshi_cancel.model.times import utc_text
 from kalshi_cancel.settings.redis import RedisSettings
+from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.scripts import connect
 from kalshi_cancel.store.server_clock import HEARD_FOR_S, ServerClock
 from trials.stack import ROOT, RedisServer, wait_until
@@ -139,6 +142,15 @@ def test_it_is_asked_for_once_and_goes_on_while_redis_is_away(server):
         server.kill()
         first = clock.now_s()
         wait_until(lambda: clock.now_s() > first, what="it goes on")
+
+
+def test_a_clock_that_is_a_moment_behind_settles_nothing_before_it_was_asked_for(server):
+    settings = RedisSettings.at(server.url)
+    with closing(connect(settings)) as client:
+        ahead = CancelResult("a", Outcome.REFUSED, requested_at=utc_text(time.time() + 60.0))
+        assert CancelStore(client, settings).refuse(ahead)
+        stored = CancelStore(client, settings).records(["a"])["a"]
+    assert stored.settled_at == stored.requested_at == ahead.requested_at
 
 
 def test_without_redis_it_is_this_hosts(server):

@@ -537,7 +537,7 @@ class CancelStore(CancelReader):
         """Its record; what is settled is settled now, by the server's clock, unless it says otherwise."""
         now, settled_at = self.clock.now(), result.settled_at
         if settled_at is None and result.outcome is not Outcome.UNRESOLVED:
-            settled_at = now
+            settled_at = max(now, result.requested_at or now)  # (this clock may be a millisecond behind)
         return results.record_parts(result, date_done=settled_at or now, settled_at=settled_at)
 
     def _run(self, script: Any, args: Sequence[Any], *, may_be_accepted: bool = False) -> Any:

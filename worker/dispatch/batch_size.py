@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 
 # What a batch was refused for may have been its size: that is believed for so long.
 REFUSED_SIZE_STANDS_S = 60.0
+# Batches that were turned away one after the other, so many in so long a time, may be too large.
+TURNED_AWAY = 5
+TURNED_AWAY_S = 1.0
 # Orders that no exchange calls too many for one call.
 NEVER_TOO_MANY = 4
 # How long all go out alone to find the one that spoils every call.
@@ -27,6 +30,8 @@ class BatchSize:
         self._refused = most + 1
         self._refused_until = 0.0
         self._alone_until = 0.0
+        self._turned_away = 0
+        self._turned_away_since = 0.0
 
     @property
     def limit(self) -> int:
@@ -37,9 +42,21 @@ class BatchSize:
 
     def accepted(self, size: int) -> None:
         """A batch of this size went through: the next may be larger, below what was refused lately."""
+        self._turned_away = 0
         if size >= self._limit:
             ceiling = self._refused - 1 if time.monotonic() < self._refused_until else self._most
             self._limit = min(max(size, (size + ceiling + 1) // 2), ceiling)
+
+    def turned_away(self, size: int) -> None:
+        """A batch of this size got a 429: if all of them do for a while, they may be too large."""
+        now = time.monotonic()
+        if not self._turned_away:
+            self._turned_away_since = now
+        self._turned_away += 1
+        if self._turned_away >= TURNED_AWAY and now - self._turned_away_since >= TURNED_AWAY_S:
+            self._turned_away = 0
+            if size > NEVER_TOO_MANY:
+                self.refused(size)
 
     def refused(self, size: int) -> None:
         """A batch of this size was refused: it is tried in halves."""

@@ -347,6 +347,8 @@ class Executor:
         turned_away = failure.no_usable_answer and failure.problem.http_status in _PERHAPS_OF_ITS_SIZE
         if turned_away or (was_affordable and len(walks) > NEVER_TOO_MANY):
             self.batch_size.refused(len(walks))
+        elif failure.meaning is Meaning.BUSY:
+            self.batch_size.turned_away(len(walks))
         if failure.may_have_taken_effect or failure.meaning is Meaning.NOT_FOUND:
             clocks = self._clocks()
             for walk in walks:
