@@ -26,6 +26,9 @@ class Account:
         self.pacer = self.another_workers(limits)
         self.pacer.set_limits(limits)
 
+    def close(self):
+        self.server.close()
+
     def another_workers(self, limits=LIMITS):
         return Pacer(self.server, self.prefix, limits)
 

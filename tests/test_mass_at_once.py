@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import pytest
+from buckets import Account
 from crew import PATIENCE_S, about_orders, ids
 
+from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.model.requests import CancelRequest, Lane
 from kalshi_cancel.settings.redis import RedisSettings
+from kalshi_cancel.settings.worker import WorkerSettings
 from kalshi_cancel.store.cancels import CancelStore
 from kalshi_cancel.store.pending import Known
 from kalshi_cancel.store.scripts import connect
 from trials.stack import KEY_ID, wait_until
+from worker.dispatch.paid_calls import PaidCalls
+from worker.mass.key_sight import KeySight
 
 EVERYTHING = {"everything": True}
 SOON_S = 2.0  # with room for a busy machine; what it must not wait for takes longer
@@ -274,6 +280,16 @@ def test_the_prediction_counts_ids_that_the_exchange_does_not_know(crew, live, u
     assert report["flat"], report["why_not_flat"]
     assert unknown <= report["plan"]["ids_not_listed"] <= unknown + live
     assert predicted_s > READ_LAG_S, "what is not there is known only after the lag"
+
+
+def test_what_the_key_sees_is_asked_once_there_are_tokens_for_it(crew):
+    """A listing that proves takes the last ones, and while read-backs wait the next are soon gone."""
+    settings = WorkerSettings.from_env(crew.stack.environment)
+    with closing(Exchange.from_settings(settings)) as exchange, closing(Account(crew.redis.url)) as account:
+        account.pacer.take("read", account.tokens("read"))
+        rights = KeySight(exchange, PaidCalls(account.pacer)).read(PATIENCE_S)
+    assert rights is not None
+    assert rights.may_cancel
 
 
 def test_a_listing_does_not_wait_for_the_read_backs_of_thousands(crew):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from kalshi_cancel.exchange.calls import API_KEYS
 from kalshi_cancel.exchange.client import Exchange
 from kalshi_cancel.exchange.key_rights import KeyRights, rights_of
 from kalshi_cancel.exchange.protocol import Failure
 from kalshi_cancel.store.scripts import StoreError
-from worker.dispatch.paid_calls import NoTokens, PaidCalls, Target
+from worker.dispatch.paid_calls import PaidCalls, Target
+
+# Its tokens are waited for: a listing has mostly taken the last, and read-backs leave no more than these.
+TOKENS_WITHIN_S = 5.0
 
 
 class KeySight:
@@ -45,8 +49,14 @@ class KeySight:
             self._answered.set()
 
     def _rights(self) -> KeyRights | None:
-        paid = self._calls.take("read", self._calls.limits.list_cost)  # as dear: the default
-        if isinstance(paid, NoTokens):
+        give_up = time.monotonic() + TOKENS_WITHIN_S
+
+        def wait(seconds: float) -> bool:
+            time.sleep(min(seconds, TOKENS_WITHIN_S))
+            return time.monotonic() < give_up
+
+        paid = self._calls.take_in_time("read", self._calls.limits.list_cost, wait)  # as dear: the default
+        if paid is None:
             self.failure = "no_tokens"
             return None
         self._key_id = self._exchange.signs_with[0]
